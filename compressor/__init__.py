@@ -1,0 +1,41 @@
+"""Weight sharing for any torch model: a few learnt values per layer, one small safetensors file.
+
+The names below are imported on first use, so that ``compress --help`` and ``compress inspect`` need no torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from compressor.core import Compressor
+    from compressor.formats.loader import load, load_state_dict
+    from compressor.policy import Policy, Recipe, Rule, Stage
+    from compressor.scheme import SCHEMES
+
+__version__ = "0.1.0"
+__all__ = ["SCHEMES", "Compressor", "Policy", "Recipe", "Rule", "Stage", "__version__", "load", "load_state_dict"]
+
+_HOME = {
+    "Compressor": "compressor.core",
+    "Policy": "compressor.policy",
+    "Recipe": "compressor.policy",
+    "Rule": "compressor.policy",
+    "SCHEMES": "compressor.scheme",
+    "Stage": "compressor.policy",
+    "load": "compressor.formats.loader",
+    "load_state_dict": "compressor.formats.loader",
+}
+
+
+def __getattr__(name: str) -> object:
+    """Import the module of a public name on first use."""
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_HOME[name]), name)
+
+
+def __dir__() -> list[str]:
+    """List the public names, imported or not."""
+    return sorted(__all__)

@@ -1,0 +1,32 @@
+"""The recipes that ship with the package, by name."""
+
+from __future__ import annotations
+
+from importlib import resources
+
+from compressor.formats.errors import MissingError, did_you_mean
+
+__all__ = ["list_recipes", "recipe_text"]
+
+_FOLDER = resources.files(__name__) / "recipes"
+
+
+def list_recipes() -> list[str]:
+    """Give the names of the shipped recipes, sorted.
+
+    >>> "learnt4" in list_recipes()
+    True
+    """
+    return sorted(entry.name.removesuffix(".toml") for entry in _FOLDER.iterdir() if entry.name.endswith(".toml"))
+
+
+def recipe_text(name: str) -> str:
+    """Give the TOML text of a shipped recipe; raises MissingError with the nearest name.
+
+    >>> "[[stage" in recipe_text("learnt4")
+    True
+    """
+    if name not in list_recipes():
+        known = ", ".join(list_recipes())
+        raise MissingError(f"no recipe {name!r}.{did_you_mean(name, list_recipes())} Shipped recipes: {known}.")
+    return (_FOLDER / f"{name}.toml").read_text(encoding="utf-8")
