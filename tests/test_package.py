@@ -70,7 +70,9 @@ def test_links_are_links() -> None:
         assert (package / name).resolve() == package.parent / name
 
 
-@pytest.mark.parametrize("statement", ["import compressor", "import compressor.cli.main", "import compressor.model_zoo"])
+@pytest.mark.parametrize(
+    "statement", ["import compressor", "import compressor.cli.main", "import compressor.model_zoo"]
+)
 def test_import_is_light(statement: str) -> None:
     assert not HEAVY & modules_after(statement)
 

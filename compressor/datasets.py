@@ -1,0 +1,241 @@
+"""Image data sets: the built-in digits, Fashion-MNIST's files, and whatever timm can open.
+
+``load_data`` gives a ``Dataset``: its preprocessing, its splits and loaders of batches
+(images float32[n, C, H, W], labels int64[n]).
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import os
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.data import DataLoader, RandomSampler
+from torch.utils.data import Dataset as TorchDataset
+
+from compressor.formats.errors import MissingError, UsageError
+from compressor.splits import ArraySplit, Batch, ImageSplit
+
+__all__ = ["FASHION_MNIST_DIR", "Dataset", "load_data"]
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+FASHION_MNIST_DIR = Path("/usr/share/datasets/fashion-mnist")
+"""Where Debian's package dataset-fashion-mnist puts its files."""
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A data set ready for training and evaluation.
+
+    Args:
+        name: as given on the command line.
+        version: changes whenever splits or preprocessing do; part of cache keys.
+        input_size: (C, H, W) of one image.
+        mean, std: of the normalisation, one value per channel.
+        num_classes: number of labels.
+        train, validation, test: the splits; ``test`` is None where the data has none.
+        workers: processes that open pictures; 0 for data held in memory.
+    """
+
+    name: str
+    version: str
+    input_size: tuple[int, int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    num_classes: int
+    train: TorchDataset[Any]
+    validation: TorchDataset[Any]
+    test: TorchDataset[Any] | None
+    workers: int = 0
+
+    @property
+    def evaluated(self) -> str:
+        """The split that final figures are measured on: test, or validation where there is no test split."""
+        return "validation" if self.test is None else "test"
+
+    def train_loader(self, batch_size: int, seed: int) -> DataLoader[Any]:
+        """Give shuffled training batches; the order follows ``seed`` alone, and goes on from epoch to epoch."""
+        count = len(self.train)  # type: ignore[arg-type]
+        order = torch.Generator().manual_seed(seed)
+        return DataLoader(
+            self.train,
+            batch_size,
+            sampler=RandomSampler(self.train, generator=order),  # type: ignore[arg-type]
+            drop_last=count > batch_size and count % batch_size == 1,  # batch norm cannot train on one image
+            generator=order,
+            **self._loading(self.train),
+        )
+
+    def eval_loader(self, batch_size: int, split: str | None = None) -> DataLoader[Any]:
+        """Give all images of a split in order; by default of the ``evaluated`` one."""
+        data = {"train": self.train, "validation": self.validation, "test": self.test}[split or self.evaluated]
+        if data is None:
+            raise UsageError(f"{self.name} has no {split} split")
+        return DataLoader(data, batch_size, **self._loading(data))
+
+    def _loading(self, data: TorchDataset[Any]) -> dict[str, Any]:
+        whole = {"collate_fn": _as_it_is} if isinstance(data, ArraySplit) else {}
+        return {"num_workers": self.workers, "persistent_workers": self.workers > 0, **whole}
+
+
+def _as_it_is(batch: Batch) -> Batch:
+    return batch
+
+
+def load_data(
+    name: str = "digits",
+    data_dir: str | Path | None = None,
+    *,
+    config: Mapping[str, Any] | None = None,
+    download: bool = False,
+) -> Dataset:
+    """Open a data set: ``digits``, ``fashion-mnist``, a name of timm's, or ``""`` for a folder of pictures.
+
+    Args:
+        name: for timm's names see ``timm.data.create_dataset``.
+        data_dir: where the files are.
+        config: for pictures, the preprocessing as ``timm.data.resolve_data_config`` gives it.
+        download: let torchvision fetch a data set of its own into ``data_dir``.
+
+    Raises:
+        MissingError: files are absent, damaged or not laid out as expected.
+
+    Example:
+        >>> data = load_data("digits")
+        >>> len(data.train), len(data.validation), len(data.test), data.input_size
+        (1078, 359, 360, (1, 32, 32))
+    """
+    if name == "digits":
+        return _digits()
+    if name == "fashion-mnist":
+        return _fashion_mnist(Path(data_dir) if data_dir else FASHION_MNIST_DIR)
+    return _pictures(name, data_dir, config or {}, download)
+
+
+def _digits() -> Dataset:
+    from sklearn.datasets import load_digits
+
+    bunch = load_digits()
+    small = torch.from_numpy(bunch.images).float().unsqueeze(1) / 16
+    images = F.interpolate(small, size=(32, 32), mode="bilinear", align_corners=False)
+    labels = torch.from_numpy(bunch.target).long()
+    order = torch.from_numpy(np.random.RandomState(0).permutation(1797))
+    parts = order[:1078], order[1078:1437], order[1437:]
+    mean, std = 0.3056, 0.3231  # of the training split
+
+    def split(part: Tensor, shift: int = 0) -> ArraySplit:
+        return ArraySplit(images[part], labels[part], mean=mean, std=std, fill=-mean / std, shift=shift)
+
+    train, validation, test = split(parts[0], shift=2), split(parts[1]), split(parts[2])
+    return Dataset("digits", "digits-1", (1, 32, 32), (mean,), (std,), 10, train, validation, test)
+
+
+def _fashion_mnist(folder: Path) -> Dataset:
+    images, labels = _idx_pair(folder, "train", 60_000)
+    mean, std = 0.286, 0.353
+
+    def split(images: Tensor, labels: Tensor, shift: int = 0, flip: bool = False) -> ArraySplit:
+        return ArraySplit(images, labels, mean=mean, std=std, pad=2, shift=shift, flip=flip)
+
+    train = split(images[:55_000], labels[:55_000], shift=2, flip=True)
+    validation, test = split(images[55_000:], labels[55_000:]), split(*_idx_pair(folder, "t10k", 10_000))
+    return Dataset("fashion-mnist", "fashion-mnist-1", (1, 32, 32), (mean,), (std,), 10, train, validation, test)
+
+
+def _idx_pair(folder: Path, part: str, count: int) -> tuple[Tensor, Tensor]:
+    """Read images uint8[n, 1, 28, 28] and labels int64[n]."""
+    images = _idx(folder / f"{part}-images-idx3-ubyte.gz", (count, 28, 28))
+    labels = _idx(folder / f"{part}-labels-idx1-ubyte.gz", (count,))
+    return images.unsqueeze(1), labels.long()
+
+
+def _idx(path: Path, shape: tuple[int, ...]) -> Tensor:
+    """Read one gzipped IDX file of bytes: 0, 0, type 8, number of axes, then each axis as a big-endian uint32."""
+    if not path.is_file():
+        raise MissingError(
+            f"Fashion-MNIST: no file {path}; install it (apt-get install dataset-fashion-mnist) or name its folder "
+            "with --data-dir"
+        )
+    header = bytes([0, 0, 8, len(shape)]) + np.array(shape, ">u4").tobytes()
+    try:
+        data = gzip.decompress(path.read_bytes())
+    except (OSError, EOFError, zlib.error) as exc:
+        raise MissingError(f"{path}: cannot be unpacked ({exc}); fetch it again") from exc
+    if not data.startswith(header) or len(data) != len(header) + np.prod(shape):
+        raise MissingError(f"{path}: not the expected {'x'.join(map(str, shape))} bytes of Fashion-MNIST")
+    return torch.from_numpy(np.frombuffer(data, np.uint8, offset=len(header)).reshape(shape).copy())
+
+
+def _pictures(name: str, data_dir: str | Path | None, config: Mapping[str, Any], download: bool) -> Dataset:
+    from timm.data import create_transform
+
+    if data_dir is not None and not Path(data_dir).is_dir():
+        raise MissingError(f"--data-dir {data_dir}: no such folder")
+    keys = ("input_size", "mean", "std", "interpolation", "crop_pct", "crop_mode")
+    known = {key: config[key] for key in keys if key in config}
+    size = tuple(known.setdefault("input_size", (3, 224, 224)))
+    mode = "L" if size[0] == 1 else "RGB"
+    sources = {split: _source(name, data_dir, split, mode, download) for split in ("train", "validation")}
+    if data_dir is not None and (Path(data_dir) / "test").is_dir():
+        sources["test"] = _source(name, data_dir, "test", mode, download)
+    classes = _class_count(sources, data_dir)
+    views = {
+        split: ImageSplit(source, create_transform(**known, is_training=split == "train"), mode)
+        for split, source in sources.items()
+    }
+    mean, std = (tuple(known.get(key, default)) for key, default in (("mean", IMAGENET_MEAN), ("std", IMAGENET_STD)))
+    workers = min(4, os.cpu_count() or 1)
+    version = _fingerprint(sources)
+    return Dataset(
+        name or "folder", version, size, mean, std, classes,
+        views["train"], views["validation"], views.get("test"), workers,
+    )  # fmt: skip
+
+
+def _source(name: str, data_dir: str | Path | None, split: str, mode: str, download: bool) -> Any:
+    from timm.data import create_dataset
+
+    if name.partition("/")[0].lower() in ("hfids", "tfds", "wds"):
+        raise UsageError(f"--dataset {name}: streams have no length and cannot be used; name a folder or hfds/...")
+    root = None if data_dir is None else str(data_dir)
+    try:
+        return create_dataset(name, root, split, download=download, input_img_mode=mode)
+    except (RuntimeError, OSError, AssertionError, ImportError, ValueError) as exc:
+        raise MissingError(f"data set {name or data_dir}, split {split}: {' '.join(str(exc).split())}") from exc
+
+
+def _class_count(sources: Mapping[str, Any], data_dir: str | Path | None) -> int:
+    """Count the classes, having made sure that the splits are apart and name the same ones."""
+    readers = {split: getattr(source, "reader", source) for split, source in sources.items()}
+    maps = {split: getattr(reader, "class_to_idx", None) for split, reader in readers.items()}
+    for split, reader in readers.items():
+        if hasattr(reader, "samples") and data_dir is not None and Path(reader.root) == Path(data_dir):
+            raise MissingError(f"{data_dir}: no folder for {split}; expected train/CLASS/*.jpg and val/CLASS/*.jpg")
+        if maps[split] != maps["train"]:
+            odd = sorted(set(maps[split] or {}) ^ set(maps["train"] or {}))
+            raise MissingError(f"{data_dir}: train and {split} have different classes: {', '.join(odd[:5])}")
+    if not maps["train"]:
+        raise MissingError("the data set does not say its classes")
+    return len(maps["train"])
+
+
+def _fingerprint(sources: Mapping[str, Any]) -> str:
+    """Give a short hash of which pictures, with which labels, are in which split."""
+    digest = hashlib.sha256()
+    for split, source in sources.items():
+        reader = getattr(source, "reader", source)
+        digest.update(f"{split} {len(reader)}\n".encode())
+        root = str(getattr(reader, "root", ""))
+        for path, target in getattr(reader, "samples", ()):
+            digest.update(f"{os.path.relpath(path, root)} {target}\n".encode())
+    return f"pictures-{digest.hexdigest()[:16]}"
