@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from compressor.core import Compressor
     from compressor.formats.loader import load, load_state_dict
-    from compressor.policy import Policy, Recipe, Rule, Stage
+    from compressor.policy import Policy, Rule
+    from compressor.recipe import Recipe, Stage
     from compressor.scheme import SCHEMES
 
 __version__ = "0.1.0"
@@ -20,10 +21,10 @@ __all__ = ["SCHEMES", "Compressor", "Policy", "Recipe", "Rule", "Stage", "__vers
 _HOME = {
     "Compressor": "compressor.core",
     "Policy": "compressor.policy",
-    "Recipe": "compressor.policy",
+    "Recipe": "compressor.recipe",
     "Rule": "compressor.policy",
     "SCHEMES": "compressor.scheme",
-    "Stage": "compressor.policy",
+    "Stage": "compressor.recipe",
     "load": "compressor.formats.loader",
     "load_state_dict": "compressor.formats.loader",
 }
