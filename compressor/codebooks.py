@@ -1,0 +1,133 @@
+"""Codebooks for weights as they stand: one-dimensional k-means, near-optimal and reproducible.
+
+All sums are float64 prefix sums over sorted data, so the same weights give the same codebook on any machine
+and any number of threads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from compressor.group import Group
+from compressor.sites import Site
+
+__all__ = ["fit_codebook", "optimal_codebook"]
+
+Floats = NDArray[np.floating[Any]]
+MAX_EDGES = 513  # candidate cluster borders of the dynamic programme: K * 513^2 operations
+MAX_CODEWORDS_EXACT = 256
+MAX_ITERATIONS = 100
+
+
+def optimal_codebook(weights: Floats, codewords: int, importance: Floats | None = None) -> NDArray[np.float32]:
+    """Find the K values with the least (weighted) squared error to ``weights``.
+
+    A dynamic programme over a few hundred candidate borders finds the global shape, Lloyd's iterations finish
+    it. With no more than K distinct weights those are returned, and sharing is exact.
+
+    Args:
+        weights: float[n], finite, n >= 1.
+        codewords: K, at least 1.
+        importance: float[n] >= 0, the weight of each squared error; None: all equal.
+
+    Returns:
+        float32[K'], ascending, K' <= K.
+
+    Example:
+        >>> optimal_codebook(np.array([0.0, 0.1, 1.0, 1.1]), 2).tolist()
+        [0.05000000074505806, 1.0499999523162842]
+
+    Reference: Wang, Song, "Ckmeans.1d.dp", The R Journal 3(2), 2011, for the dynamic programme.
+    """
+    order = np.argsort(weights, kind="stable") if importance is not None else None
+    values = (weights[order] if order is not None else np.sort(weights)).astype(np.float64)
+    distinct = np.flatnonzero(np.diff(values)) + 1
+    if len(distinct) < codewords:
+        return values[np.concatenate([[0], distinct])].astype(np.float32)
+    mass = np.ones_like(values) if importance is None else _positive(importance[order].astype(np.float64))
+    sums = _PrefixSums(values, mass)
+    centres = sums.means(_initial_borders(values, sums, codewords))
+    return np.unique(_lloyd(values, sums, centres).astype(np.float32))
+
+
+def fit_codebook(group: Group, codewords: int, importance: Mapping[Site, Tensor] | None) -> Tensor:
+    """Find the best codebook for all weights of a group; float32[K'] on the group's device."""
+    weights = torch.cat([group.latent(site).detach().float().reshape(-1) for site in group.sites])
+    weighing = None
+    if importance is not None:
+        weighing = torch.cat([importance[site].float().reshape(-1) for site in group.sites]).cpu().numpy()
+    return torch.from_numpy(optimal_codebook(weights.cpu().numpy(), codewords, weighing)).to(weights.device)
+
+
+def _positive(importance: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Lift zero importance a little, so that every cluster has a mean."""
+    return importance + max(float(importance.mean()), 1e-300) * 1e-3
+
+
+class _PrefixSums:
+    """Mass, first and second moment of every run of the sorted values."""
+
+    def __init__(self, values: NDArray[np.float64], mass: NDArray[np.float64]) -> None:
+        self.centre = float(values.mean())
+        shifted = values - self.centre  # or the squares cancel when the spread is small beside the mean
+        self.mass, self.first, self.second = (
+            np.concatenate([[0.0], np.cumsum(mass * shifted**power)]) for power in (0, 1, 2)
+        )
+
+    def means(self, borders: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Mean of each run between neighbouring borders; empty runs are dropped."""
+        borders = np.unique(borders)
+        mean: NDArray[np.float64] = np.diff(self.first[borders]) / np.diff(self.mass[borders]) + self.centre
+        return mean
+
+    def costs(self, edges: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Squared error of every run edges[i]..edges[j] about its mean, float64[E, E]; inf unless i < j."""
+        mass, first, second = (s[edges][None, :] - s[edges][:, None] for s in (self.mass, self.first, self.second))
+        with np.errstate(divide="ignore", invalid="ignore"):
+            cost = np.maximum(second - first**2 / mass, 0)
+        return np.where(mass > 0, cost, np.inf)
+
+
+def _initial_borders(values: NDArray[np.float64], sums: _PrefixSums, codewords: int) -> NDArray[np.int64]:
+    count = len(values)
+    if codewords > MAX_CODEWORDS_EXACT:
+        return np.linspace(0, count, codewords + 1).astype(np.int64)
+    by_rank = np.linspace(0, count, MAX_EDGES // 2 + 1).astype(np.int64)
+    by_value = np.searchsorted(values, np.linspace(values[0], values[-1], MAX_EDGES // 2))  # for the tails
+    edges = np.unique(np.concatenate([by_rank, by_value]))
+    cost = sums.costs(edges)
+    best, choices = cost[0], []
+    for _ in range(min(codewords, len(edges) - 1) - 1):
+        total = best[:, None] + cost
+        choice = total.argmin(axis=0)
+        choices.append(choice)
+        best = np.minimum(best, total[choice, np.arange(len(edges))])
+        choice[best < total[choice, np.arange(len(edges))]] = -1  # one cluster fewer is as good
+    return edges[_trace_back(choices, len(edges) - 1)]
+
+
+def _trace_back(choices: list[NDArray[np.int64]], last: int) -> NDArray[np.int64]:
+    borders = [last]
+    for choice in reversed(choices):
+        if choice[borders[-1]] >= 0:
+            borders.append(int(choice[borders[-1]]))
+    return np.array([0, *reversed(borders)], dtype=np.int64)
+
+
+def _lloyd(values: NDArray[np.float64], sums: _PrefixSums, centres: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Alternate nearest centre and mean until the borders stand still."""
+    borders = np.empty(0, dtype=np.int64)
+    for _ in range(MAX_ITERATIONS):
+        inner = np.searchsorted(values, (centres[1:] + centres[:-1]) / 2, side="right")
+        moved = np.concatenate([[0], inner, [len(values)]])
+        if np.array_equal(moved, borders):
+            break
+        borders = moved
+        centres = sums.means(borders)
+    return centres

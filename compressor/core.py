@@ -1,0 +1,268 @@
+"""Compressor: prepare, fine-tune, finish. It ties policy, groups, losses and packing together."""
+
+from __future__ import annotations
+
+import copy as copying
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.optim import Optimizer
+from torch.optim.swa_utils import update_bn
+from torch.utils.data import DataLoader
+
+from compressor.formats.errors import MissingError, UsageError
+from compressor.formats.record import Codebook, SharedTensor
+from compressor.group import Group
+from compressor.losses import distillation
+from compressor.packing import Packed, SharedModel, decoded
+from compressor.policy import Fate, Policy
+from compressor.sharing import attach, detach, set_weight
+from compressor.sites import Site
+from compressor.training import Epoch, evaluate, make_optimizer, train
+
+__all__ = ["Compressor"]
+
+CODEBOOK_LR = 1.0
+Batches = Iterable[tuple[Tensor, Tensor]]
+
+
+class Compressor:
+    """Let the weights of a model share values, fine-tune it, and pack it.
+
+    Everything is validated at once: rules, schemes, settings, weights.
+
+    Args:
+        model: any module; a timm model is rebuilt by name when its file is loaded.
+        policy: what is shared how.
+        model_args: the arguments it was built with by ``timm.create_model``, beside its name.
+        copy: work on a copy, at ``job.model``; otherwise on the model itself.
+        teacher: the model to distil from: "dense" for the model as it was, another module, or None.
+        distill: weight of the distillation loss, 0 to 1; the task's has the rest.
+        temperature: of the distillation's softmax.
+        seed: of everything random in ``finetune``.
+
+    Raises PolicyError where the policy does not fit the model, MissingError for weights that are not finite.
+
+    Example:
+        >>> from compressor.policy import Rule
+        >>> job = Compressor(nn.Sequential(nn.Linear(16, 16)), Policy([Rule("*", scheme="kmeans", bits=2)]))
+        >>> packed = job.prepare().finish()
+        >>> len(job.model[0].weight.unique())
+        4
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        policy: Policy,
+        *,
+        model_args: Mapping[str, Any] | None = None,
+        copy: bool = True,
+        teacher: Literal["dense"] | nn.Module | None = "dense",
+        distill: float = 0.5,
+        temperature: float = 2.0,
+        seed: int = 0,
+    ) -> None:
+        self.model = copying.deepcopy(model) if copy else model
+        self.policy, self.model_args, self.seed = policy, dict(model_args or {}), seed
+        self.distill, self.temperature = distill, temperature
+        self.fates: list[Fate] = policy.plan(self.model)
+        self.dense = {fate.site.name: _finite(fate.site).clone() for fate in self.fates if fate.scheme}
+        wanted = teacher if distill > 0 else None
+        self.teacher = _frozen(copying.deepcopy(model) if isinstance(wanted, str) else wanted)
+        self.groups: list[Group] = []
+        self.steps = self.total_steps = 0
+
+    def prepare(self, calibration: Batches | None = None) -> Compressor:
+        """Make codebooks and indices from the weights, and let the model compute with them.
+
+        Args:
+            calibration: (inputs, targets) batches; the squared gradients on them weigh the weights' errors.
+        """
+        if self.groups:
+            raise UsageError("prepare() has been called: the model is shared already")
+        importance = self._squared_gradients(calibration) if calibration is not None else None
+        self.groups = [Group(fate.scheme, [fate.site]) for fate in self.fates if fate.scheme]
+        for group in self.groups:
+            group.scheme.fit(group, importance)
+        attach(self.model, self.groups)
+        return self
+
+    def param_groups(self, lr: float, weight_decay: float = 0.0) -> list[dict[str, Any]]:
+        """Give the parameters for an optimiser: no decay on shared weights, codebooks, norms and biases.
+
+        Decay would draw latent weights off their codewords and whole codebooks to zero.
+        """
+        self._prepared("param_groups()")
+        latents = {id(group.latent(site)) for group in self.groups for site in group.sites}
+        codebooks = {id(p) for group in self.groups for p in group.parameters()}
+        decayed, plain, books = [], [], []
+        for parameter in self.model.parameters():
+            if id(parameter) in codebooks:
+                books.append(parameter)
+            else:
+                (plain if id(parameter) in latents or parameter.ndim < 2 else decayed).append(parameter)
+        return [
+            {"params": parameters, "lr": rate, "weight_decay": decay}
+            for parameters, rate, decay in (
+                (plain, lr, 0.0), (books, lr * CODEBOOK_LR, 0.0), (decayed, lr, weight_decay)
+            )
+            if parameters
+        ]  # fmt: skip
+
+    def attach(self, optimizer: Optimizer, total_steps: int) -> None:
+        """Let the schemes follow an optimiser's steps; nothing else is to be remembered in your own loop."""
+        self._prepared("attach()")
+        if total_steps < 1:
+            raise UsageError(f"total_steps must be at least 1, got {total_steps}")
+        self.total_steps = total_steps
+        optimizer.register_step_post_hook(lambda *_: self._advance())
+
+    @torch.no_grad()
+    def _advance(self) -> None:
+        self.steps += 1
+        for group in self.groups:
+            group.scheme.advance(group, min(1.0, self.steps / self.total_steps))
+
+    def loss(self, output: Tensor, target: Tensor, inputs: Tensor | None = None) -> Tensor:
+        """Give task loss (cross entropy), distillation and penalties in one.
+
+        Args:
+            output: float[batch, classes], logits.
+            target: int[batch], or float[batch, classes].
+            inputs: what the model was given; needed to ask the teacher.
+        """
+        task = functional.cross_entropy(output, target)
+        if self.teacher is not None:
+            if inputs is None:
+                raise UsageError("distillation needs the inputs: loss(output, target, inputs=x), or teacher=None")
+            with torch.no_grad():
+                wanted = self.teacher.to(inputs.device)(inputs)
+            task = (1 - self.distill) * task + self.distill * distillation(output, wanted, self.temperature)
+        return task + self.penalty()
+
+    def penalty(self) -> Tensor:
+        """Give the sum of the schemes' own terms of the loss; 0 where they have none."""
+        terms = [term for group in self.groups if (term := group.scheme.penalty(group)) is not None]
+        return torch.stack(terms).sum() if terms else torch.zeros(())
+
+    def finetune(
+        self,
+        train_loader: DataLoader[Any],
+        val: Batches | None = None,
+        epochs: int = 4,
+        lr: float = 1e-3,
+        opt: str = "adamw",
+        sched: str = "cosine",
+        weight_decay: float = 0.0,
+        on_epoch: Callable[[Epoch, float | None], None] | None = None,
+        on_step: Callable[[int, int], None] | None = None,
+    ) -> Compressor:
+        """Train shared weights and codebooks; names and values of the options as in timm.
+
+        Args:
+            val: batches to evaluate on after each epoch.
+            on_epoch: told after each epoch, with top-1 on ``val`` where there is one.
+            on_step: told after each step: steps done, and in all.
+        """
+        self._prepared("finetune()")
+        torch.manual_seed(self.seed)
+        optimizer, schedule = make_optimizer(
+            self.param_groups(lr, weight_decay), opt, lr, sched, epochs, train_loader
+        )
+        self.attach(optimizer, self.steps + max(1, epochs * len(train_loader)))
+
+        def told(epoch: Epoch) -> None:
+            top1 = evaluate(self.model, val).top1 if val is not None else None
+            if on_epoch is not None:
+                on_epoch(epoch, top1)
+
+        train(self.model, train_loader, self.loss, optimizer, schedule, epochs, told, on_step)
+        return self
+
+    def finish(self, calibration: Batches | None = None) -> Packed:
+        """Snap every weight to its codeword and make ``job.model`` an ordinary module again.
+
+        Args:
+            calibration: batches to estimate BatchNorm statistics on anew.
+        """
+        self._prepared("finish()")
+        with torch.no_grad():
+            shares = [group.scheme.share(group) for group in self.groups]
+        sites = {site.name: site for group in self.groups for site in group.sites}
+        detach(self.model)
+        books: list[Codebook] = []
+        tensors: dict[str, SharedTensor] = {}
+        for shared in shares:
+            for name, tensor in shared.tensors.items():
+                tensors[name] = replace(tensor, book=tensor.book + len(books))
+            books.extend(shared.books)
+        for name, tensor in tensors.items():
+            set_weight(sites[name], decoded(tensor, books[tensor.book]))
+        self.groups = []
+        if calibration is not None:
+            _estimate_batch_norm(self.model, calibration)
+        return Packed.of(SharedModel(self.model, tensors, tuple(books)), self)
+
+    def undo(self) -> nn.Module:
+        """Take the sharing off and give the weights their values from before."""
+        self._prepared("undo()")
+        sites = [site for group in self.groups for site in group.sites]
+        detach(self.model)
+        for site in sites:
+            set_weight(site, self.dense[site.name])
+        self.groups = []
+        return self.model
+
+    def state_dict(self) -> dict[str, Any]:
+        """Give all that training changes, but for your optimiser: for an exact resume in your own loop."""
+        self._prepared("state_dict()")
+        return {"model": self.model.state_dict(), "steps": self.steps}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where ``state_dict()`` was taken; call ``prepare()`` and ``attach()`` as then."""
+        self._prepared("load_state_dict()")
+        self.model.load_state_dict(state["model"])
+        self.steps = state["steps"]
+
+    def _prepared(self, call: str) -> None:
+        if not self.groups:
+            raise UsageError(f"{call} needs prepare() before it")
+
+    def _squared_gradients(self, calibration: Batches) -> dict[Site, Tensor]:
+        """Estimate how much the loss minds an error in each weight: the diagonal of the Fisher information."""
+        sites = [fate.site for fate in self.fates if fate.scheme]
+        total = {site: torch.zeros_like(site.tensor, dtype=torch.float32) for site in sites}
+        was_training = self.model.training
+        self.model.eval()
+        for inputs, targets in calibration:
+            value = functional.cross_entropy(self.model(inputs), targets)
+            gradients = torch.autograd.grad(value, [site.tensor for site in sites], allow_unused=True)
+            for site, gradient in zip(sites, gradients, strict=True):
+                if gradient is not None:
+                    total[site] += gradient.float().square()
+        self.model.train(was_training)
+        return total
+
+
+def _finite(site: Site) -> Tensor:
+    tensor = site.tensor.detach()
+    bad = int((~torch.isfinite(tensor)).sum())
+    if bad:
+        raise MissingError(f"{site.name}: {bad:,} of {tensor.numel():,} weights are NaN or infinite; repair or ignore it")
+    return tensor
+
+
+def _frozen(teacher: nn.Module | None) -> nn.Module | None:
+    return teacher.eval().requires_grad_(False) if teacher is not None else None
+
+
+def _estimate_batch_norm(model: nn.Module, calibration: Batches) -> None:
+    """Estimate BatchNorm statistics with the weights as they are now."""
+    was_training = model.training
+    update_bn(calibration, model)
+    model.train(was_training)

@@ -1,0 +1,174 @@
+"""From a model whose weights are shared to the content of a packed file, and its report."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from os import PathLike
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from compressor.formats.errors import MissingError, UsageError
+from compressor.formats.loader import build_model, check_fits
+from compressor.formats.packed import pack, write
+from compressor.formats.reader import PackedFile
+from compressor.formats.record import Codebook, Content, RawTensor, SharedTensor, decode
+from compressor.report import Report
+
+if TYPE_CHECKING:
+    from compressor.core import Compressor
+
+__all__ = ["Packed", "SharedModel", "decoded"]
+
+DTYPES = {
+    torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64",
+    torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL",
+}  # fmt: skip
+PREPROCESSING = ("input_size", "mean", "std", "interpolation", "crop_pct", "crop_mode")
+
+
+def decoded(tensor: SharedTensor, book: Codebook) -> Tensor:
+    """Expand a shared tensor by the file's own decoder."""
+    weights = np.ascontiguousarray(decode(tensor, book))
+    found = torch.from_numpy(weights.view(np.int16) if tensor.dtype == "BF16" else weights)
+    return found.view(torch.bfloat16) if tensor.dtype == "BF16" else found
+
+
+@dataclass(frozen=True)
+class SharedModel:
+    """A model whose weights are snapped, with the shared tensors they are decoded from."""
+
+    model: nn.Module
+    tensors: Mapping[str, SharedTensor]
+    books: tuple[Codebook, ...]
+
+
+class Packed:
+    """A compressed model, ready to be saved and reported on.
+
+    Args:
+        content: what the file will hold.
+    """
+
+    def __init__(self, content: Content) -> None:
+        self.content = content
+        self._bytes: tuple[str, bytes] | None = None
+
+    @classmethod
+    def of(cls, shared: SharedModel, job: Compressor) -> Packed:
+        """Gather everything from a finished model."""
+        states = _states(shared.model)
+        aliases = _aliases(states)
+        cfg = getattr(shared.model, "pretrained_cfg", None)
+        return cls(
+            Content(
+                sites={name: shared.tensors[name] for name in states if name in shared.tensors},
+                books=shared.books,
+                untouched={n: _raw(n, t) for n, t in states.items() if n not in shared.tensors and n not in aliases},
+                aliases=aliases,
+                model={"name": cfg["architecture"], "args": job.model_args} if _from_timm(cfg) else None,
+                preprocessing=_preprocessing(cfg),
+                recipe={"stage": [{"rule": [rule.to_dict() for rule in job.policy.rules]}]},
+                provenance=_provenance(shared, job),
+            )
+        )
+
+    def note(self, **facts: Any) -> None:
+        """Add facts to the provenance: JSON values, such as the accuracy measured; and the recipe, if named so."""
+        recipe = facts.pop("recipe", self.content.recipe)
+        self.content = replace(self.content, recipe=recipe, provenance={**self.content.provenance, **facts})
+        self._bytes = None
+
+    def save(self, path: str | PathLike[str], codec: str = "auto", force: bool = False) -> int:
+        """Write the file, verified, and give its size in bytes.
+
+        Raises UsageError where it exists and ``force`` is not set, MissingError where the model cannot be rebuilt
+        from its name and ``model_args``.
+        """
+        if self.content.model is not None:
+            _rebuilds(self.content)
+        return write(path, self.content, codec=codec, force=force)
+
+    def to_bytes(self, codec: str = "auto") -> bytes:
+        """Give the bytes of the file."""
+        if self._bytes is None or self._bytes[0] != codec:
+            self._bytes = codec, pack(self.content, codec)
+        return self._bytes[1]
+
+    def report(self, codec: str = "auto") -> Report:
+        """Give sizes, entropies and errors, all read off the file's bytes."""
+        with PackedFile.from_bytes(self.to_bytes(codec)) as file:
+            return Report.of(file)
+
+
+def _rebuilds(content: Content) -> None:
+    assert content.model is not None
+    name, args = content.model["name"], content.model["args"]
+    try:
+        check_fits(content, build_model(name, args, device="meta"))
+    except MissingError as error:
+        raise MissingError(f"timm's {name} built with {args or 'no arguments'} is not this model: {error}; pass model_args") from None
+
+
+def _states(model: nn.Module) -> dict[str, Tensor]:
+    states = model.state_dict()
+    for name, value in states.items():
+        if not isinstance(value, Tensor):
+            raise UsageError(f"state {name!r} is a {type(value).__name__}, not a tensor: it cannot be packed")
+    return dict(states)
+
+
+def _aliases(states: Mapping[str, Tensor]) -> dict[str, str]:
+    """Find names that show the very same memory: tied tensors."""
+    first: dict[Any, str] = {}
+    aliases = {}
+    for name, tensor in states.items():
+        if tensor.numel():
+            stored = first.setdefault((tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype), name)
+            if stored != name:
+                aliases[name] = stored
+    return aliases
+
+
+def _raw(name: str, tensor: Tensor) -> RawTensor:
+    if tensor.dtype not in DTYPES or tensor.layout is not torch.strided or tensor.is_quantized or tensor.is_meta:
+        kind = "meta" if tensor.is_meta else f"{tensor.layout} {tensor.dtype}"
+        raise UsageError(f"{name}: a {kind} tensor cannot be packed; make it a dense one")
+    flat = tensor.detach().cpu().contiguous().reshape(-1)
+    return RawTensor(DTYPES[tensor.dtype], tuple(tensor.shape), flat.view(torch.uint8).numpy().tobytes())
+
+
+def _from_timm(cfg: Any) -> bool:
+    return isinstance(cfg, dict) and bool(cfg.get("architecture"))
+
+
+def _preprocessing(cfg: Any) -> dict[str, Any] | None:
+    if not isinstance(cfg, dict):
+        return None
+    known = {key: cfg[key] for key in PREPROCESSING if cfg.get(key) is not None}
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in known.items()} or None
+
+
+def _provenance(shared: SharedModel, job: Compressor) -> dict[str, Any]:
+    states = shared.model.state_dict()
+    rules = {fate.site.name: fate.rule for fate in job.fates if fate.scheme}
+    return {
+        "sqnr": [_sqnr(job.dense[name], states[name]) for name in states if name in shared.tensors],
+        "rules": [rules[name] for name in states if name in shared.tensors],
+        "left": {fate.site.name: fate.reason for fate in job.fates if not fate.scheme},
+        "parameters": sum(parameter.numel() for parameter in shared.model.parameters()),
+        "seed": job.seed,
+        "versions": {name: importlib.metadata.version(name) for name in ("timm-compressor", "timm", "torch")},
+    }
+
+
+def _sqnr(dense: Tensor, shared: Tensor) -> float | None:
+    """Signal to quantisation noise in dB, to two digits; None where nothing was lost."""
+    signal = float(dense.double().square().sum())
+    noise = float((dense.double() - shared.to(dense.device).double()).square().sum())
+    return round(10 * math.log10(signal / noise), 2) if noise > 0 and signal > 0 else None

@@ -1,0 +1,194 @@
+"""Policies: which tensor is shared by which scheme. Ordered rules, the first that matches wins."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any
+
+from torch import nn
+
+import compressor.schemes  # noqa: F401  (registers them)
+from compressor.formats.errors import PolicyError, did_you_mean
+from compressor.scheme import Scheme, make_scheme, scheme_settings
+from compressor.sites import Site, find_tensors
+
+__all__ = ["Fate", "Policy", "Rule"]
+
+
+@dataclass(frozen=True, init=False)
+class Rule:
+    """What to do with the tensors a pattern matches.
+
+    Args:
+        match: a glob (``*`` matches dots too), or a regular expression after ``re:``; it is held against the
+            tensor's name and the names of all modules above it. Norms, biases and embeddings of places are
+            matched only by a glob that spells out the tensor's own last name, such as ``*.norm1.weight``.
+        scheme: id of a scheme; None: that of the policy's last rule, with its settings.
+        types: class names of which the tensor's module must be one; empty: any.
+        settings: settings of the scheme, or ``bits``.
+
+    Example:
+        >>> Rule("layer4", scheme="learnt", bits=2)
+        Rule('layer4', scheme='learnt', bits=2)
+    """
+
+    match: str
+    scheme: str | None
+    types: tuple[str, ...]
+    ignored: bool
+    settings: Mapping[str, Any]
+
+    def __init__(
+        self, match: str = "*", scheme: str | None = None, *, types: Sequence[str] = (), **settings: Any
+    ) -> None:
+        for name, value in (("match", match), ("scheme", scheme), ("types", tuple(types)), ("settings", settings)):
+            object.__setattr__(self, name, value)
+        object.__setattr__(self, "ignored", False)
+        if match.startswith("re:"):
+            _compile(match)
+
+    @classmethod
+    def ignore(cls, match: str, types: Sequence[str] = ()) -> Rule:
+        """Leave what matches as it is.
+
+        >>> Rule.ignore("conv1")
+        Rule.ignore('conv1')
+        """
+        rule = cls(match, types=types)
+        object.__setattr__(rule, "ignored", True)
+        return rule
+
+    def matches(self, site: Site) -> bool:
+        """Whether the rule speaks of this tensor."""
+        if self.types and not site.types & set(self.types):
+            return False
+        if not site.default:
+            return site.named_by(self.match)
+        return any(self._matches_path(path) for path in site.paths())
+
+    def _matches_path(self, path: str) -> bool:
+        if self.match.startswith("re:"):
+            return _compile(self.match).fullmatch(path) is not None
+        return fnmatchcase(path, self.match)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Give the rule as TOML-ready values."""
+        head: dict[str, Any] = {"match": self.match}
+        if self.types:
+            head["types"] = list(self.types)
+        if self.ignored:
+            return {**head, "ignore": True}
+        return {**head, **({"scheme": self.scheme} if self.scheme else {}), **self.settings}
+
+    def __repr__(self) -> str:
+        said = {"types": self.types} if self.types else {}
+        said |= {} if self.ignored or self.scheme is None else {"scheme": self.scheme}
+        parts = [repr(self.match), *(f"{key}={value!r}" for key, value in {**said, **self.settings}.items())]
+        return f"Rule{'.ignore' if self.ignored else ''}({', '.join(parts)})"
+
+
+@dataclass(frozen=True)
+class Fate:
+    """What becomes of one tensor: the scheme that shares it, or why it is left alone; and by which rule."""
+
+    site: Site
+    rule: int | None
+    scheme: Scheme | None
+    reason: str = ""
+
+
+class Policy:
+    """Ordered rules; the first that matches a tensor wins.
+
+    Raises PolicyError for a scheme or setting that does not exist, at once.
+
+    Example:
+        >>> policy = Policy([Rule("fc", bits=8), Rule("*", scheme="kmeans", bits=4)])
+        >>> policy.schemes
+        (KMeans(codewords=256), KMeans(codewords=16))
+    """
+
+    def __init__(self, rules: Sequence[Rule]) -> None:
+        if not rules:
+            raise PolicyError("a policy needs at least one rule, such as Rule('*', scheme='learnt', bits=4)")
+        self.given = tuple(rules)
+        self.schemes = tuple(None if rule.ignored else _scheme_of(rule, rules[-1]) for rule in rules)
+
+    @property
+    def rules(self) -> tuple[Rule, ...]:
+        """The rules with scheme and all settings spelt out."""
+        return tuple(
+            rule if scheme is None else Rule(rule.match, scheme.id, types=rule.types, **scheme_settings(scheme))
+            for rule, scheme in zip(self.given, self.schemes, strict=True)
+        )
+
+    def plan(self, model: nn.Module) -> list[Fate]:
+        """Give the fate of every tensor that is shared by default or named by a rule, in state-dict order.
+
+        Raises PolicyError where a rule matches nothing, or nothing at all is shared.
+        """
+        tensors = find_tensors(model)
+        fates = [fate for site in tensors if (fate := self._fate(site)) is not None]
+        self._all_rules_match(tensors)
+        if not any(fate.scheme for fate in fates):
+            raise PolicyError(_nothing_shared(fates))
+        return fates
+
+    def _fate(self, site: Site) -> Fate | None:
+        for number, (rule, scheme) in enumerate(zip(self.given, self.schemes, strict=True)):
+            if rule.matches(site):
+                if scheme is None:
+                    return Fate(site, number, None, f"ignored by rule {number + 1} ({rule.match})")
+                return Fate(site, number, *_worth_sharing(site, scheme))
+        return Fate(site, None, None, "no rule matches it") if site.default else None
+
+    def _all_rules_match(self, tensors: Sequence[Site]) -> None:
+        for number, rule in enumerate(self.given, 1):
+            if not any(rule.matches(site) for site in tensors):
+                known = {path for site in tensors for path in site.paths() if site.default}
+                near = did_you_mean(rule.match.removeprefix("re:").strip("*."), known)
+                raise PolicyError(f"rule {number} ({rule.match!r}) matches no tensor that can share values.{near}")
+
+
+def _compile(match: str) -> re.Pattern[str]:
+    try:
+        return re.compile(match.removeprefix("re:"))
+    except re.error as error:
+        raise PolicyError(f"rule {match!r} is not a regular expression: {error}") from None
+
+
+def _scheme_of(rule: Rule, last: Rule) -> Scheme:
+    if rule.scheme is not None:
+        return make_scheme(rule.scheme, rule.settings)
+    if last.scheme is None:
+        raise PolicyError(f"rule {rule.match!r} names no scheme, and neither does the last rule")
+    inherited = scheme_settings(make_scheme(last.scheme, last.settings))
+    changed = make_scheme(last.scheme, rule.settings)
+    own = {key: value for key, value in scheme_settings(changed).items() if _says(rule, changed, key)}
+    return make_scheme(last.scheme, {**inherited, **own})
+
+
+def _says(rule: Rule, changed: Scheme, key: str) -> bool:
+    bits = rule.settings.get("bits")
+    return key in rule.settings or (bits is not None and key in changed.settings_for_bits(bits))
+
+
+def _worth_sharing(site: Site, scheme: Scheme) -> tuple[Scheme | None, str]:
+    tensor = site.tensor
+    if not tensor.is_floating_point():
+        return None, f"holds {tensor.dtype}, not floating point"
+    if tensor.element_size() > 4:
+        return None, f"holds {tensor.dtype}, which a packed file keeps as it is"
+    values = scheme.stored_values(tensor.numel())
+    if tensor.numel() <= values:
+        return None, f"{tensor.numel():,} weights are no more than the {values:,} values they would share"
+    return scheme, ""
+
+
+def _nothing_shared(fates: Sequence[Fate]) -> str:
+    if not fates:
+        return "nothing to share: the model has no Linear, Conv, Embedding or attention weights, and no rule names others"
+    return f"nothing to share: all {len(fates)} tensors are left alone; {fates[0].site.name}: {fates[0].reason}"

@@ -1,0 +1,275 @@
+"""What a packed file holds, tensor by tensor: every figure is computed from the bytes that were written.
+
+Nothing here imports torch, so that ``compress inspect`` answers at once.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tabulate import tabulate
+
+from compressor.formats.dtypes import ITEM_SIZES
+from compressor.formats.reader import PackedFile
+from compressor.formats.record import Codebook, SharedTensor, Table, decode
+
+__all__ = ["Report", "Row", "Totals"]
+
+SCHEMA_VERSION = 1
+FLOATING = ("F64", "F32", "F16", "BF16")
+DTYPE_ORDER = list(ITEM_SIZES)  # safetensors lays wide dtypes first
+LARGEST = 10  # rows shown unless all are asked for
+
+
+@dataclass(frozen=True)
+class Row:
+    """One shared tensor. Sizes in bytes; entropy and coded in bits per weight; SQNR in dB, None where exact."""
+
+    site: str
+    shape: tuple[int, ...]
+    weights: int
+    scheme: str
+    bits: int
+    used: int
+    allowed: int
+    zeros: float
+    entropy: float
+    codec: str
+    coded: float
+    indices: int
+    codebook: int
+    overhead: int
+    ratio: float
+    sqnr: float | None
+    rule: str
+
+
+@dataclass(frozen=True)
+class Totals:
+    """The whole file. Sizes in bytes; ``file`` is exactly the sum of the five parts after it."""
+
+    dense: int
+    file: int
+    indices: int
+    codebooks: int
+    untouched: int
+    header: int
+    checksums: int
+    ratio: float
+    parameters: int
+    bits_per_parameter: float
+    unique_weights: int
+
+
+class Report:
+    """Sizes, entropies and errors of a packed file.
+
+    Args:
+        rows: one per shared tensor, in the file's order.
+        totals: of the whole file.
+        left: reasons by tensor that could have been shared and was not.
+        provenance: what the file says of its making: seed, accuracy, versions.
+    """
+
+    def __init__(self, rows: Sequence[Row], totals: Totals, left: Mapping[str, str], provenance: Mapping[str, Any]):
+        self.rows, self.totals, self.left, self.provenance = list(rows), totals, dict(left), dict(provenance)
+
+    @classmethod
+    def of(cls, file: PackedFile) -> Report:
+        """Read the figures off an open packed file."""
+        rows, values = [], []
+        users = [sum(site.book == number for site in file.sites.values()) for number in range(len(file.books))]
+        for position, name in enumerate(file.sites):
+            shared = file.shared(name)
+            book = file.books[shared.book]
+            histogram = _histogram(shared, book)
+            values.append(_values_used(shared, book, histogram))
+            rows.append(_row(file, position, shared, book, histogram, users[shared.book]))
+        unique = len(np.unique(np.concatenate(values))) if values else 0
+        return cls(rows, _totals(file, rows, unique), file.provenance.get("left", {}), file.provenance)
+
+    def to_json(self) -> dict[str, Any]:
+        """Give all figures as one JSON-ready dictionary with a schema version."""
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "sites": [{**asdict(row), "shape": list(row.shape)} for row in self.rows],
+            "left": self.left,
+            "totals": asdict(self.totals),
+            "provenance": self.provenance,
+        }
+
+    def to_markdown(self) -> str:
+        """Give the table of all tensors and the totals as Markdown."""
+        headers, cells, align = _cells(self.rows, list(COLUMNS))
+        return f"{tabulate(cells, headers, 'pipe', colalign=align, disable_numparse=True)}\n\n{self.summary()}"
+
+    def table(self, width: int = 120, everything: bool = False) -> str:
+        """Give the table as text no wider than ``width`` characters, the largest tensors only unless ``everything``.
+
+        Columns are dropped from the least telling on until it fits.
+        """
+        largest = sorted(self.rows, key=lambda row: -row.indices)[: None if everything else LARGEST]
+        shown = [row for row in self.rows if row in largest]
+        columns = list(COLUMNS)
+        text = _text(shown, columns)
+        for column in DROPPED_FIRST:
+            if max(map(len, text.splitlines())) <= width:
+                break
+            columns.remove(column)
+            text = _text(shown, columns)
+        more = [f"({len(self.rows) - len(shown)} more: --all)"] if len(shown) < len(self.rows) else []
+        left = [f"left alone: {name}: {reason}" for name, reason in self.left.items()]
+        few = left if everything or len(left) <= 4 else [f"{len(left)} tensors left alone: --all says why"]
+        return "\n".join([text, *more, *few, self.summary()])
+
+    def summary(self) -> str:
+        """Give the totals in two lines."""
+        t = self.totals
+        parts = "codebooks", "untouched", "header", "checksums"
+        split = " + ".join([f"indices {t.indices:,}", *(f"{part} {getattr(t, part):,}" for part in parts)])
+        return (
+            f"whole file  {t.dense:,} -> {t.file:,} bytes ({t.ratio:.2f}x) = {split}\n"
+            f"{t.bits_per_parameter:.3f} bits over each of {t.parameters:,} parameters, "
+            f"{t.unique_weights:,} unique weight values"
+        )
+
+
+COLUMNS = {
+    "site": lambda r: r.site,
+    "shape": lambda r: "x".join(map(str, r.shape)),
+    "weights": lambda r: f"{r.weights:,}",
+    "scheme": lambda r: r.scheme,
+    "bits": lambda r: str(r.bits),
+    "codewords": lambda r: f"{r.used}/{r.allowed}",
+    "zeros": lambda r: f"{100 * r.zeros:.1f} %",
+    "entropy": lambda r: f"{r.entropy:.3f}",
+    "codec": lambda r: r.codec,
+    "coded": lambda r: f"{r.coded:.3f}",
+    "indices": lambda r: f"{r.indices:,}",
+    "codebook": lambda r: f"{r.codebook:,}",
+    "overhead": lambda r: f"{r.overhead:,}",
+    "ratio": lambda r: f"{r.ratio:.2f}x",
+    "SQNR": lambda r: "exact" if r.sqnr is None else f"{r.sqnr:.1f} dB",
+    "rule": lambda r: r.rule,
+}
+DROPPED_FIRST = ("codec", "scheme", "rule", "overhead", "codebook", "bits", "zeros", "shape", "codewords", "weights")
+LEFT_ALIGNED = ("site", "shape", "scheme", "codec", "rule")
+
+
+def _cells(rows: Sequence[Row], columns: Sequence[str]) -> tuple[list[str], list[list[str]], list[str]]:
+    align = ["left" if column in LEFT_ALIGNED else "right" for column in columns]
+    return list(columns), [[COLUMNS[column](row) for column in columns] for row in rows], align
+
+
+def _text(rows: Sequence[Row], columns: Sequence[str]) -> str:
+    headers, cells, align = _cells(rows, columns)
+    return tabulate(cells, headers, "plain", colalign=align if cells else None, disable_numparse=True)
+
+
+def _histogram(shared: SharedTensor, book: Codebook) -> NDArray[np.int64]:
+    return np.bincount(shared.indices, minlength=book.shape[1])
+
+
+def _values_used(shared: SharedTensor, book: Codebook, histogram: NDArray[np.int64]) -> NDArray[np.float32]:
+    """Give the distinct values of a tensor; the codewords used tell them unless each group has its own."""
+    books, _, length = book.shape
+    if books == 1 and length == 1 and shared.scale is None and shared.offset is None:
+        return book.expand().reshape(-1)[histogram > 0]
+    return np.unique(decode(shared, book)).astype(np.float32)
+
+
+def _zeros(shared: SharedTensor, book: Codebook, histogram: NDArray[np.int64]) -> float:
+    weights = math.prod(shared.shape)
+    if book.shape[0] == 1 and book.shape[2] == 1 and shared.offset is None and shared.scale is None:
+        return int(histogram[book.expand().reshape(-1) == 0].sum()) / weights
+    return 1 - int(np.count_nonzero(decode(shared, book))) / weights
+
+
+def _entropy(histogram: NDArray[np.int64]) -> float:
+    share = histogram[histogram > 0] / histogram.sum()
+    return float(-(share * np.log2(share)).sum()) + 0.0
+
+
+def _row(
+    file: PackedFile, position: int, shared: SharedTensor, book: Codebook, histogram: NDArray[np.int64], users: int
+) -> Row:
+    entry = list(file.sites.values())[position]
+    weights = math.prod(entry.shape)
+    book_bytes = _book_bytes(shared, book) // users  # a book several tensors share is split evenly
+    overhead = file.site_overhead(entry.name)
+    rule, scheme = _rule(file, position)
+    sqnr = file.provenance.get("sqnr", [])
+    return Row(
+        site=entry.name,
+        shape=entry.shape,
+        weights=weights,
+        scheme=scheme,
+        bits=max(book.shape[1] - 1, 0).bit_length(),
+        used=int((histogram > 0).sum()),
+        allowed=book.shape[1],
+        zeros=_zeros(shared, book, histogram),
+        entropy=_entropy(histogram) * entry.count / weights,
+        codec=entry.codec,
+        coded=8 * entry.size / weights,
+        indices=entry.size,
+        codebook=book_bytes,
+        overhead=overhead,
+        ratio=weights * ITEM_SIZES[entry.dtype] / (entry.size + book_bytes + overhead),
+        sqnr=sqnr[position] if position < len(sqnr) else None,
+        rule=rule,
+    )
+
+
+def _book_bytes(shared: SharedTensor, book: Codebook) -> int:
+    table = book.values.size * ITEM_SIZES[book.dtype] if isinstance(book, Table) else 0
+    spread = sum(part.size for part in (shared.scale, shared.offset) if part is not None)
+    return table + spread * ITEM_SIZES[shared.scale_dtype]
+
+
+def _rule(file: PackedFile, position: int) -> tuple[str, str]:
+    """Give pattern and scheme of the rule a tensor was shared by, where recipe and provenance tell."""
+    numbers = file.provenance.get("rules", [])
+    stages = (file.recipe or {}).get("stage", [])
+    if position >= len(numbers) or not stages:
+        return "", ""
+    rule = stages[-1]["rule"][numbers[position]]
+    return str(rule["match"]), str(rule.get("scheme", ""))
+
+
+def _totals(file: PackedFile, rows: Sequence[Row], unique: int) -> Totals:
+    sizes = file.sizes()
+    weights = sum(row.weights for row in rows)
+    kept = sum(math.prod(raw.shape) for raw in file.untouched.values() if raw.dtype in FLOATING)
+    parameters = file.provenance.get("parameters", weights + kept)
+    dense = dense_size(file)
+    return Totals(
+        dense=dense,
+        file=sizes.file,
+        indices=sizes.indices,
+        codebooks=sizes.codebooks,
+        untouched=sizes.untouched,
+        header=sizes.header,
+        checksums=sizes.checksums,
+        ratio=dense / sizes.file,
+        parameters=parameters,
+        bits_per_parameter=8 * sizes.file / max(parameters, 1),
+        unique_weights=unique,
+    )
+
+
+def dense_size(file: PackedFile) -> int:
+    """Give the bytes of the plain ``.safetensors`` file that would hold the same tensors dense."""
+    tensors = [(name, e.dtype, e.shape) for entries in (file.sites, file.untouched) for name, e in entries.items()]
+    header, offset = {}, 0
+    for name, dtype, shape in sorted(tensors, key=lambda t: (-DTYPE_ORDER.index(t[1]), t[0])):
+        end = offset + math.prod(shape) * ITEM_SIZES[dtype]
+        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [offset, end]}
+        offset = end
+    length = len(json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode())
+    return 8 + -(-length // 8) * 8 + offset

@@ -1,0 +1,161 @@
+"""Schemes: how codebook and indices are found while training.
+
+A scheme is one file in ``schemes/``: a frozen dataclass of settings, constructible with no arguments,
+registered by ``@register``, with five functions and nothing else. Nothing else is edited; the contract tests
+find it in ``SCHEMES``. A scheme sees a Group and never the optimiser, the trainer or the modules.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import MISSING, asdict, dataclass, fields
+from typing import Any, ClassVar, TypeVar
+
+import numpy as np
+import torch
+from pydantic import TypeAdapter, ValidationError
+from torch import Tensor
+
+from compressor.formats.errors import PolicyError, did_you_mean
+from compressor.formats.record import Codebook, SharedTensor, Table, index_dtype
+from compressor.group import Group
+from compressor.sites import Site
+
+__all__ = ["SCHEMES", "Scheme", "Shared", "make_scheme", "register", "share_scalars"]
+
+
+@dataclass(frozen=True)
+class Shared:
+    """What a scheme hands to the file half: books, and the tensors by name that refer to them by position."""
+
+    books: tuple[Codebook, ...]
+    tensors: Mapping[str, SharedTensor]
+
+
+class Scheme(ABC):
+    """A frozen dataclass of settings and the five functions of a scheme."""
+
+    id: ClassVar[str]
+    paper: ClassVar[str]
+
+    @classmethod
+    def settings_for_bits(cls, bits: int) -> dict[str, Any]:
+        """Give the settings that ``bits`` stands for; raises PolicyError for bits the scheme cannot take."""
+        if not 1 <= bits <= 16:
+            raise PolicyError(f"scheme {cls.id!r} takes 1 to 16 bits, got {bits}")
+        return {"codewords": 2**bits}
+
+    @abstractmethod
+    def stored_values(self, weights: int) -> int:
+        """Count the codebook values stored for a tensor of so many weights, to tell whether sharing pays."""
+
+    @abstractmethod
+    def fit(self, group: Group, importance: Mapping[Site, Tensor] | None) -> None:
+        """Set the group's codebook and indices from its weights; ``importance`` weighs the squared errors."""
+
+    @abstractmethod
+    def weight(self, group: Group, site: Site, latent: Tensor) -> Tensor:
+        """Give the weight the network computes with, differentiable in ``latent`` and the codebook."""
+
+    def advance(self, group: Group, progress: float) -> None:
+        """Do what is due as training progresses, 0 to 1; called after every step, under no_grad."""
+        del group, progress
+
+    def penalty(self, group: Group) -> Tensor | None:
+        """Give a term to add to the loss, or None."""
+        del group
+        return None
+
+    @abstractmethod
+    def share(self, group: Group) -> Shared:
+        """Give the shared tensors; decoding them gives the weights ``weight`` gave last."""
+
+
+def share_scalars(group: Group, codebook: Tensor, indices: Mapping[Site, Tensor]) -> Shared:
+    """Bring a scalar codebook and its indices into canonical form: ascending, nothing twice.
+
+    Args:
+        codebook: float32[K].
+        indices: int[shape] by site of ``group``, each in 0..K-1.
+    """
+    latents = {site: group.latent(site) for site in indices}
+    dtypes = {DTYPE_NAMES[latent.dtype] for latent in latents.values()}
+    dtype = dtypes.pop() if len(dtypes) == 1 else "F32"  # one dtype: the codebook needs no more digits than it
+    given = Table.of(codebook.detach().cpu().numpy(), dtype)
+    values, position = np.unique(given.values.reshape(-1), return_inverse=True)
+    renamed = np.empty(len(position), dtype=index_dtype(len(values)))
+    renamed[np.argsort(codebook.detach().cpu().numpy(), kind="stable")] = position
+    tensors = {
+        site.name: SharedTensor(
+            shape=tuple(latent.shape),
+            book=0,
+            indices=renamed.take(indices[site].detach().cpu().numpy().reshape(-1)),
+            dtype=DTYPE_NAMES[latent.dtype],
+        )
+        for site, latent in latents.items()
+    }
+    return Shared((Table(values.reshape(1, -1, 1), dtype),), tensors)
+
+
+DTYPE_NAMES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
+
+
+SCHEMES: dict[str, type[Scheme]] = {}
+S = TypeVar("S", bound=type[Scheme])
+
+
+def register(cls: S) -> S:
+    """Add a scheme class to ``SCHEMES`` under its id, which must be free."""
+    if cls.id in SCHEMES:
+        raise PolicyError(f"scheme id {cls.id!r} is taken by {SCHEMES[cls.id].__module__}")
+    SCHEMES[cls.id] = cls
+    return cls
+
+
+def make_scheme(name: str, settings: Mapping[str, Any]) -> Scheme:
+    """Build a scheme from its id and settings, ``bits`` among them if wished.
+
+    Raises PolicyError, naming the nearest known word, for what no scheme or setting is called.
+
+    Example:
+        >>> make_scheme("kmeans", {"bits": 2})
+        KMeans(codewords=4)
+    """
+    if name not in SCHEMES:
+        known = ", ".join(sorted(SCHEMES))
+        raise PolicyError(f"no scheme {name!r}.{did_you_mean(name, SCHEMES)} Known schemes: {known}.")
+    cls = SCHEMES[name]
+    known_settings = [f.name for f in fields(cls)]  # type: ignore[arg-type]
+    for key in settings:
+        if key not in (*known_settings, "bits"):
+            near = did_you_mean(key, [*known_settings, "bits"])
+            raise PolicyError(f"scheme {name!r} has no setting {key!r}.{near} Its settings: {', '.join(known_settings)}.")
+    given = dict(settings)
+    if "bits" in given:
+        given = {**cls.settings_for_bits(_whole(name, given.pop("bits"))), **given}
+    try:
+        made: Scheme = TypeAdapter(cls).validate_python(given)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        raise PolicyError(f"scheme {name!r}, setting {key!r}: {first['msg']}, got {first['input']!r}") from None
+    return made
+
+
+def _whole(name: str, bits: Any) -> int:
+    if not isinstance(bits, int) or isinstance(bits, bool):
+        raise PolicyError(f"scheme {name!r}: bits must be a whole number, got {bits!r}")
+    return bits
+
+
+def scheme_settings(scheme: Scheme) -> dict[str, Any]:
+    """Give all settings of a scheme as TOML-ready values; ``make_scheme`` gives the scheme back."""
+    return asdict(scheme)  # type: ignore[call-overload, no-any-return]
+
+
+def describe(cls: type[Scheme]) -> dict[str, Any]:
+    """Give id, first docstring line, settings with defaults, and paper of a scheme."""
+    defaults = {f.name: f.default for f in fields(cls) if f.default is not MISSING}  # type: ignore[arg-type]
+    return {"id": cls.id, "summary": (cls.__doc__ or "").splitlines()[0], "settings": defaults, "paper": cls.paper}
+

@@ -1,0 +1,111 @@
+"""Learnt hash: weights, codebook and the assignment between them are trained together."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Annotated, ClassVar
+
+import torch
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+from torch import Tensor
+
+from compressor.codebooks import fit_codebook
+from compressor.group import Group
+from compressor.lookup import nearest, straight_through
+from compressor.scheme import Scheme, Shared, register, share_scalars
+from compressor.sites import Site
+
+RESEEDS = 10  # times in a training run that unused codewords are put to use again
+LAST_RESEED = 0.8  # after which they no longer are, so that the network can settle
+
+
+@register
+@dataclass(frozen=True)
+class Learnt(Scheme):
+    """Hash each weight to its nearest codeword inside the network, and learn weights and codewords together.
+
+    The hash is a layer: logits ``-(w - c_k)^2``, a max over k, a lookup of ``c``; as stock operators a 1x1
+    convolution, a max-pooling over channels and a deconvolution. It computes exactly what the file will hold,
+    so nothing changes when training ends. Backwards, a codeword gets the gradients of its weights, and the
+    latent weight gets its own straight through.
+
+    The soft hash of DKM (softmax instead of max) has slope ``2 Var(c) / tau``: near 1 for every weight where
+    ``tau`` is half the squared spacing, and for 2 % of the weights at its customary cold 1e-4. Straight-through is
+    the first, at the cost of one lookup; see docs/decisions.
+
+    Args:
+        codewords: K, the number of values a tensor may take.
+
+    Reference: Cho, Alizadeh-Vahid, Adya, Rastegari, "DKM: Differentiable k-Means Clustering Layer", ICLR 2022.
+    """
+
+    id: ClassVar[str] = "learnt"
+    paper: ClassVar[str] = 'after Cho et al., "DKM", ICLR 2022; Chen et al., "HashedNets", ICML 2015'
+
+    codewords: Annotated[int, Field(ge=1, le=65536, strict=True)] = 16
+
+    def stored_values(self, weights: int) -> int:
+        """One per codeword."""
+        del weights
+        return self.codewords
+
+    def fit(self, group: Group, importance: Mapping[Site, Tensor] | None) -> None:
+        """Start from the codebook with the least error."""
+        group.set_codebook(fit_codebook(group, self.codewords, importance), learnt=True)
+        group.register_buffer("reseeds", torch.zeros((), dtype=torch.int64))
+
+    def weight(self, group: Group, site: Site, latent: Tensor) -> Tensor:
+        """Hash the latent weights to their nearest codewords."""
+        del site
+        codebook = group.codebook().sort().values  # training may have let codewords overtake each other
+        return straight_through(latent, codebook, nearest(latent.detach().float(), codebook.detach()))
+
+    def advance(self, group: Group, progress: float) -> None:
+        """Ten times in a run, put codewords that no weight uses back to use."""
+        due = math.floor(min(progress, LAST_RESEED) * RESEEDS)
+        if due > int(group.reseeds):  # type: ignore[arg-type]
+            group.reseeds.fill_(due)  # type: ignore[operator]
+            _reseed(group)
+
+    def share(self, group: Group) -> Shared:
+        """Give the codebook and each weight's nearest codeword in it."""
+        codebook = group.codebook().detach().sort().values
+        nearest_now = {site: nearest(group.latent(site).detach().float(), codebook) for site in group.sites}
+        return share_scalars(group, codebook, nearest_now)
+
+
+def _reseed(group: Group) -> None:
+    """Split the cluster with the largest squared error for each codeword that no weight uses.
+
+    An unused codeword has no gradient for ever. The halves of a bell or a box have their means about 0.8
+    standard deviations from the middle, and an eighth of the squared error each.
+    """
+    values = group.values.detach()
+    order = values.argsort()
+    count, mean, error = _clusters(group, values[order] * group.unit)
+    for unused in torch.nonzero(count == 0).flatten().tolist():
+        widest = int(error.argmax())
+        if float(error[widest]) <= 0:
+            return
+        spread = 0.8 * (error[widest] / count[widest]).sqrt()
+        mean[unused], mean[widest] = mean[widest] - spread, mean[widest] + spread
+        for half in (unused, widest):
+            values[order[half]] = (mean[half] / group.unit).to(values.dtype)
+        count[unused] = count[widest] = count[widest] / 2
+        error[unused] = error[widest] = error[widest] / 8
+
+
+def _clusters(group: Group, codebook: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Count, mean and squared error of the weights nearest to each codeword, float64[K] each."""
+    count, first, second = torch.zeros(3, len(codebook), dtype=torch.float64, device=codebook.device)
+    for site in group.sites:
+        latent = group.latent(site).detach().reshape(-1)
+        indices = nearest(latent.float(), codebook)
+        offset = latent.double() - codebook.double()[indices]
+        count += torch.bincount(indices, minlength=len(codebook))
+        first += torch.bincount(indices, offset, len(codebook))
+        second += torch.bincount(indices, offset.square(), len(codebook))
+    shift = first / count.clamp(min=1)
+    return count, codebook.double() + shift, (second - first * shift).clamp(min=0)

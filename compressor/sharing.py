@@ -1,0 +1,85 @@
+"""Put groups on a model and take them off again: the only user of ``torch.nn.utils.parametrize``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from compressor.formats.errors import UsageError
+from compressor.group import Group
+from compressor.sites import Site
+
+__all__ = ["CONTAINER", "attach", "cached_weights", "detach"]
+
+CONTAINER = "weight_sharing"
+
+
+class SharedWeight(nn.Module):
+    """The parametrisation of one site: latent weights in, shared weights out."""
+
+    def __init__(self, group: Group, site: Site) -> None:
+        super().__init__()
+        self._where = [(group, site)]  # in a list, so that the group is not registered once more
+
+    def forward(self, latent: Tensor) -> Tensor:
+        """Give the weight the network computes with, in the latent's dtype."""
+        group, site = self._where[0]
+        return group.scheme.weight(group, site, latent).to(latent.dtype)
+
+
+class Groups(nn.ModuleList):
+    """All groups of a model; the identity when called, for a Sequential calls whatever hangs on it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Give ``x`` back."""
+        return x
+
+
+def attach(model: nn.Module, groups: Sequence[Group]) -> None:
+    """Let the model compute with shared weights; the groups hang in one container module on it."""
+    if hasattr(model, CONTAINER):
+        raise UsageError("the model is being compressed already: finish() or undo() that first")
+    for group in groups:
+        for site in group.sites:
+            for module, attribute in site.owners:
+                with _order_kept(module):
+                    # unsafe: shape and dtype stay as they are by construction, so the trial run is spared
+                    parametrize.register_parametrization(module, attribute, SharedWeight(group, site), unsafe=True)
+    model.add_module(CONTAINER, Groups(groups))
+
+
+def detach(model: nn.Module) -> None:
+    """Take all groups off: same Parameter objects, classes and state-dict order as before, latent values."""
+    for group in getattr(model, CONTAINER):
+        for site in group.sites:
+            for module, attribute in site.owners:
+                order = module.__dict__.pop("_order_before_sharing", None)
+                parametrize.remove_parametrizations(module, attribute, leave_parametrized=False)
+                for name in order or ():
+                    if name in module._parameters:
+                        module._parameters[name] = module._parameters.pop(name)
+    delattr(model, CONTAINER)
+
+
+@contextmanager
+def _order_kept(module: nn.Module) -> Iterator[None]:
+    """Remember the order of the module's parameters, which removal would otherwise change."""
+    module.__dict__.setdefault("_order_before_sharing", list(module._parameters))
+    yield
+
+
+@contextmanager
+def cached_weights() -> Iterator[None]:
+    """Compute each shared weight once inside: some layers read theirs several times in a forward pass."""
+    with parametrize.cached():
+        yield
+
+
+def set_weight(site: Site, value: Tensor) -> None:
+    """Set a site's tensor in place, all owners with it."""
+    with torch.no_grad():
+        site.tensor.copy_(value)
