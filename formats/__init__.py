@@ -1,0 +1,7 @@
+"""The file half: shared tensors to bytes and back. It knows nothing of training.
+
+``SPEC.md`` states the format, ``record`` what a file can say, ``packed`` writes, ``reader`` reads with
+numpy alone, ``loader`` makes torch tensors and timm models of it.
+"""
+
+from compressor.formats import codecs as codecs

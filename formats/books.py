@@ -1,0 +1,104 @@
+"""Codebooks in the metadata and in the file, and what makes them canonical."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from compressor.formats.dtypes import ITEM_SIZES, from_storage
+from compressor.formats.errors import FormatError
+from compressor.formats.fields import MAX_DIM, float_dtype, whole
+from compressor.formats.record import Codebook, Grid, Table
+
+__all__ = ["TableEntry", "book_fields", "check_book", "parse_book", "read_table"]
+
+MAX_GRID = 1 << 16
+
+
+@dataclass(frozen=True)
+class TableEntry:
+    """A stored codebook: dtype, [B, K, d] as stored, and whether its negatives count too."""
+
+    dtype: str
+    stored: tuple[int, int, int]
+    mirrored: bool
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """B, K, d with mirrored codewords counted in K."""
+        books, codewords, length = self.stored
+        return books, codewords * (2 if self.mirrored else 1), length
+
+    @property
+    def size(self) -> int:
+        """Bytes in the file."""
+        return math.prod(self.stored) * ITEM_SIZES[self.dtype]
+
+
+def parse_book(entry: Any, number: int) -> TableEntry | Grid:
+    """Read one entry of ``books``; raises FormatError."""
+    what = f"codebook {number}"
+    if not isinstance(entry, list) or len(entry) < 2:
+        raise FormatError(f'{what} is {ascii(entry)[:80]}, expected [dtype, K] or ["grid", start, step, count]')
+    if entry[0] == "grid":
+        return _grid(entry, what)
+    dtype = float_dtype(entry[0], f"dtype of {what}")
+    if entry[2:] not in ([], ["mirrored"]):
+        raise FormatError(f'{what}: {ascii(entry[2:])[:80]} after the shape, expected nothing or "mirrored"')
+    sizes = entry[1] if isinstance(entry[1], list) else [1, entry[1], 1]
+    if len(sizes) != 3 or (sizes is entry[1] and sizes[::2] == [1, 1]):
+        raise FormatError(f"{what}: shape {ascii(sizes)[:80]}, expected [B, K, d], or K alone for B = d = 1")
+    books, codewords, length = (whole(size, f"a size of {what}", 1, MAX_DIM) for size in sizes)
+    return TableEntry(dtype, (books, codewords, length), bool(entry[2:]))
+
+
+def _grid(entry: list[Any], what: str) -> Grid:
+    if len(entry) != 4 or any(type(value) not in (int, float) for value in entry[1:3]):
+        raise FormatError(f'{what} is {ascii(entry)[:80]}, expected ["grid", start, step, count]')
+    count = whole(entry[3], f"count of {what}", 1, MAX_GRID)
+    try:
+        start, step = float(entry[1]), float(entry[2])
+    except OverflowError as error:
+        raise FormatError(f"{what}: values are not finite in float32") from error
+    grid = Grid(start, step, count)
+    check_book(grid, what)
+    return grid
+
+
+def book_fields(book: Codebook) -> list[Any]:
+    """Give the entry of a codebook in ``books``: the inverse of ``parse_book``.
+
+    >>> book_fields(Table.of([1.0, 2.0], "F16")), book_fields(Grid(-1.0, 0.5, 4))
+    (['F16', 2], ['grid', -1.0, 0.5, 4])
+    """
+    if isinstance(book, Grid):
+        return ["grid", float(book.start), float(book.step), book.count]
+    books, codewords, length = book.values.shape
+    shape = codewords if books == length == 1 else [books, codewords, length]
+    return [book.dtype, shape, *(["mirrored"] if book.mirrored else [])]
+
+
+def read_table(data: memoryview, entry: TableEntry, what: str, ascending: bool) -> Table:
+    """Decode a stored codebook; raises FormatError where it is not canonical."""
+    table = Table(from_storage(data, entry.dtype).reshape(entry.stored), entry.dtype, entry.mirrored)
+    check_book(table, what, ascending)
+    return table
+
+
+def check_book(book: Codebook, what: str, ascending: bool = True) -> None:
+    """Raise FormatError unless all codewords are finite and, where asked, ascend by their first component."""
+    if isinstance(book, Grid):
+        last = book.start + (book.count - 1) * book.step
+        if not max(abs(book.start), abs(book.step), abs(last)) <= float(np.finfo(np.float32).max):
+            raise FormatError(f"{what}: values are not finite in float32")
+        if book.step < 0 or book.step == 0 < book.count - 1:
+            raise FormatError(f"{what}: step {book.step}, expected above 0")
+        return
+    finite = np.isfinite(book.values)
+    if not finite.all():
+        raise FormatError(f"{what}: codeword {np.argwhere(~finite)[0, 1]} is not finite")
+    if ascending and (np.diff(book.values[:, :, 0], axis=1) < 0).any():
+        raise FormatError(f"{what}: codewords do not ascend, expected them sorted")

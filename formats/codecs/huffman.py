@@ -1,0 +1,164 @@
+"""Canonical Huffman: short codes for frequent indices.
+
+Huffman, "A Method for the Construction of Minimum-Redundancy Codes", 1952. Lengths are limited by package-merge:
+Larmore, Hirschberg, "A Fast Algorithm for Optimal Length-Limited Huffman Codes", 1990.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+from bitarray import bitarray
+from bitarray.util import canonical_decode, canonical_huffman
+from numpy.typing import NDArray
+
+from compressor.formats.codec import Codec, Stream, register
+from compressor.formats.errors import FormatError
+from compressor.formats.record import index_dtype
+
+__all__ = ["CHUNK", "LIMIT", "Huffman", "code_table", "limited_lengths"]
+
+LIMIT = 15  # longest code: a length takes 4 bits, a decoding table 2**15 entries
+CHUNK = 1 << 16  # indices coded together; each chunk begins on a byte and can be decoded alone
+
+
+@register
+@dataclass(frozen=True)
+class Huffman(Codec):
+    """Code lengths (4 bits a codeword, low half first), chunk sizes (u32 each), chunks (first bit highest).
+
+    One used codeword has the one-bit code 0. No indices, no bytes.
+    """
+
+    id: ClassVar[str] = "huffman"
+    max_codewords: ClassVar[int] = 1 << LIMIT
+
+    def encode(self, indices: NDArray[Any], stream: Stream) -> bytes:
+        """Code with the lengths that suit the indices' own histogram."""
+        if not stream.count:
+            return b""
+        lengths = limited_lengths(np.bincount(indices, minlength=stream.codewords))
+        codes = code_table(lengths)
+        chunks = []
+        for start in range(0, stream.count, CHUNK):
+            bits = bitarray(endian="big")
+            bits.encode(codes, indices[start : start + CHUNK].tolist())
+            chunks.append(bits.tobytes())
+        padded = np.append(lengths, np.uint8(0)) if len(lengths) % 2 else lengths
+        sizes = np.array([len(chunk) for chunk in chunks], "<u4")
+        return (padded[::2] | padded[1::2] << 4).tobytes() + sizes.tobytes() + b"".join(chunks)
+
+    def decode(self, data: memoryview, stream: Stream) -> NDArray[Any]:
+        """Decode; raises FormatError unless lengths, sizes, counts and padding are all exact."""
+        if not stream.count:
+            if len(data):
+                raise FormatError(f"indices of {stream.name!r}: {len(data)} bytes for no indices, expected none")
+            return np.empty(0, index_dtype(stream.codewords))
+        lengths, chunks = _split(data, stream)
+        indices = np.empty(stream.count, index_dtype(stream.codewords))
+        for number, chunk in enumerate(chunks):
+            wanted = indices[number * CHUNK : (number + 1) * CHUNK]
+            wanted[:] = _decode_chunk(chunk, lengths, len(wanted), f"indices of {stream.name!r}, chunk {number}")
+        return indices
+
+    def code_lengths(self, histogram: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Give the lengths of the code for ``histogram``; a codeword it lacks costs the longest."""
+        lengths = limited_lengths(histogram)
+        return np.where(lengths > 0, lengths, LIMIT).astype(np.float64)
+
+    def max_count(self, size: int, codewords: int) -> int | None:
+        """Bound the count by one bit an index."""
+        return 8 * size
+
+
+def limited_lengths(histogram: NDArray[np.int64]) -> NDArray[np.uint8]:
+    """Give the code length of every codeword, uint8[K], 0 where unused, none above LIMIT.
+
+    >>> limited_lengths(np.array([5, 2, 0, 1])).tolist()
+    [1, 2, 0, 2]
+    """
+    used = np.flatnonzero(histogram)
+    lengths = np.zeros(len(histogram), np.uint8)
+    counts, symbols = canonical_huffman({int(symbol): int(histogram[symbol]) for symbol in used})[1:]
+    if len(counts) <= LIMIT + 1:
+        lengths[symbols] = np.repeat(np.arange(len(counts)), counts)
+    else:
+        lengths[used] = _package_merge(histogram[used])
+    return lengths
+
+
+def _package_merge(counts: NDArray[np.int64]) -> NDArray[np.uint8]:
+    """Give the best code lengths up to LIMIT: each symbol's length is how often its coin is bought."""
+    leaves = [(int(count), (symbol,)) for symbol, count in enumerate(counts)]
+    packages: list[tuple[int, tuple[int, ...]]] = []
+    for _ in range(LIMIT):
+        coins = sorted(leaves + packages)
+        pairs = zip(coins[::2], coins[1::2], strict=False)
+        packages = [(one[0] + two[0], one[1] + two[1]) for one, two in pairs]
+    bought = [symbol for _, symbols in packages[: len(counts) - 1] for symbol in symbols]
+    return np.bincount(bought, minlength=len(counts)).astype(np.uint8)
+
+
+def code_table(lengths: NDArray[np.uint8]) -> dict[int, bitarray]:
+    """Give the canonical code: codewords by (length, index), each code the last plus one.
+
+    >>> {symbol: code.to01() for symbol, code in code_table(np.array([1, 2, 0, 2], np.uint8)).items()}
+    {0: '0', 1: '10', 3: '11'}
+    """
+    codes = {}
+    code = length = 0
+    for symbol in np.lexsort((np.arange(len(lengths)), lengths)).tolist():
+        if lengths[symbol]:
+            code <<= int(lengths[symbol]) - length
+            length = int(lengths[symbol])
+            codes[symbol] = bitarray(f"{code:0{length}b}")
+            code += 1
+    return codes
+
+
+def _split(data: memoryview, stream: Stream) -> tuple[NDArray[np.uint8], list[memoryview]]:
+    """Read the code lengths and cut the stream in chunks."""
+    count = -(-stream.count // CHUNK)
+    table = -(-stream.codewords // 2)
+    start = table + 4 * count
+    if len(data) < start:
+        raise FormatError(f"indices of {stream.name!r}: {len(data)} bytes, expected {start} of tables at least")
+    lengths = np.frombuffer(data[:table], np.uint8)
+    lengths = np.stack([lengths & 15, lengths >> 4], 1).reshape(-1)
+    _check_lengths(lengths, stream)
+    ends = start + np.cumsum(np.frombuffer(data[table:start], "<u4").astype(np.int64))
+    if ends[-1] != len(data):
+        raise FormatError(f"indices of {stream.name!r}: chunks end at byte {ends[-1]}, expected {len(data)}")
+    begins = [start, *ends[:-1].tolist()]
+    return lengths[: stream.codewords], [data[a:b] for a, b in zip(begins, ends.tolist(), strict=True)]
+
+
+def _check_lengths(lengths: NDArray[np.uint8], stream: Stream) -> None:
+    """Demand a complete code: an over-subscribed or incomplete one decodes to nonsense without complaint."""
+    if lengths[stream.codewords :].any():
+        raise FormatError(f"indices of {stream.name!r}: code length given for more than {stream.codewords} codewords")
+    used = lengths[lengths > 0].astype(np.int64)
+    if len(used) == 1 and used[0] == 1:
+        return
+    kraft = int((1 << LIMIT - used).sum())
+    if kraft != 1 << LIMIT:
+        fault = "over-subscribed" if kraft > 1 << LIMIT else "incomplete"
+        raise FormatError(f"indices of {stream.name!r}: {fault} code, Kraft sum {kraft / (1 << LIMIT):.6g}, expected 1")
+
+
+def _decode_chunk(chunk: memoryview, lengths: NDArray[np.uint8], count: int, label: str) -> NDArray[Any]:
+    bits = bitarray(endian="big")
+    bits.frombytes(bytes(chunk))
+    order = np.lexsort((np.arange(len(lengths)), lengths))
+    symbols = order[lengths[order] > 0].tolist()
+    per_length = np.bincount(lengths[lengths > 0], minlength=LIMIT + 1).tolist()
+    try:
+        decoded = np.fromiter(canonical_decode(bits, per_length, symbols), np.uint32, count=count)
+    except ValueError as error:
+        raise FormatError(f"{label}: {len(chunk)} bytes do not hold its {count} indices") from error
+    end = int(lengths[decoded].sum(dtype=np.int64))
+    if -(-end // 8) != len(chunk) or bits[end:].any():
+        raise FormatError(f"{label}: {len(chunk)} bytes, expected {-(-end // 8)} with zero padding")
+    return decoded

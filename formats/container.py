@@ -1,0 +1,159 @@
+"""The outer shell: a safetensors file of four byte tensors and one metadata string."""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Mapping
+from typing import Any
+
+from compressor.formats.errors import FormatError, UnsupportedError
+
+__all__ = ["BLOBS", "KEY", "MAX_DEPTH", "MAX_HEADER", "canonical_json", "header_bytes", "parse_header", "read_json"]
+
+KEY = "timm-compressor"
+BLOBS = ("indices", "codebooks", "untouched", "checksums")
+MAX_HEADER = 16 << 20
+MAX_DEPTH = 24
+
+_NEXT_STEP = "pack it with `compress pack MODEL --checkpoint-path FILE`, or train with `compress MODEL`"
+_OTHER_KINDS = {
+    b"PK\x03\x04": "a zip archive (perhaps a .pth checkpoint)",
+    b"\x80\x02": "a pickle (perhaps a .pth checkpoint)",
+    b"\x80\x03": "a pickle (perhaps a .pth checkpoint)",
+    b"\x80\x04": "a pickle (perhaps a .pth checkpoint)",
+    b"\x80\x05": "a pickle (perhaps a .pth checkpoint)",
+    b"GGUF": "a GGUF file",
+    b"\x89HDF": "an HDF5 file",
+    b"\x1f\x8b": "a gzip file",
+}
+
+
+def canonical_json(fields: object) -> str:
+    r"""Give the one JSON text of ``fields``: sorted keys, no spaces, ASCII, no NaN.
+
+    >>> canonical_json({"b": [1, 2], "a": "é"})
+    '{"a":"\\u00e9","b":[1,2]}'
+    """
+    return json.dumps(fields, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def header_bytes(metadata: str, sizes: Mapping[str, int]) -> bytes:
+    """Give the first 8 + n bytes of a file with this metadata and these blob sizes.
+
+    >>> header_bytes("{}", {"indices": 2, "codebooks": 0, "untouched": 0, "checksums": 4})[8:62]
+    b'{"__metadata__":{"timm-compressor":"{}"},"indices":{"d'
+    """
+    header: dict[str, Any] = {"__metadata__": {KEY: metadata}}
+    start = 0
+    for blob in BLOBS:
+        end = start + sizes[blob]
+        header[blob] = {"dtype": "U8", "shape": [sizes[blob]], "data_offsets": [start, end]}
+        start = end
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return struct.pack("<Q", len(text)) + text
+
+
+def recognise(start: bytes) -> None:
+    """Raise UnsupportedError where the first bytes are those of another kind of file."""
+    for magic, kind in _OTHER_KINDS.items():
+        if start.startswith(magic):
+            raise UnsupportedError(f"this is {kind}, not a packed file; {_NEXT_STEP}")
+
+
+def read_json(text: str | bytes, what: str) -> Any:
+    """Parse JSON without duplicate keys, NaN, Infinity or more than MAX_DEPTH levels."""
+    try:
+        value = json.loads(text, object_pairs_hook=_no_duplicates, parse_constant=_no_constant)
+    except FormatError as error:
+        raise FormatError(f"{what}: {error}") from error
+    except RecursionError as error:
+        raise FormatError(f"{what}: nested too deeply, expected at most {MAX_DEPTH} levels") from error
+    except ValueError as error:  # not JSON, not UTF-8, a number of too many digits
+        raise FormatError(f"{what}: not valid JSON ({str(error)[:80]})") from error
+    level = [value]
+    for _ in range(MAX_DEPTH):
+        level = [child for node in level for child in _children(node)]
+    if level:
+        raise FormatError(f"{what}: nested too deeply, expected at most {MAX_DEPTH} levels")
+    return value
+
+
+def _children(node: Any) -> list[Any]:
+    return list(node.values()) if isinstance(node, dict) else node if isinstance(node, list) else []
+
+
+def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    fields: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in fields:
+            raise FormatError(f"key {key[:80]!r} given twice")
+        fields[key] = value
+    return fields
+
+
+def _no_constant(literal: str) -> None:
+    raise FormatError(f"{literal} is not a number here")
+
+
+def parse_header(text: bytes, data_size: int) -> tuple[str, dict[str, int]]:
+    """Check the safetensors header; give the metadata string and the size of each blob.
+
+    Args:
+        text: the n bytes after the length.
+        data_size: bytes of the file after the header.
+
+    Raises:
+        UnsupportedError: a plain safetensors file.
+        FormatError: anything else than what ``header_bytes`` gives for this metadata and these sizes.
+    """
+    header = read_json(text, "header")
+    if not isinstance(header, dict):
+        raise FormatError("header: expected a JSON object")
+    notes = header.get("__metadata__")
+    if not isinstance(notes, dict) or KEY not in notes:
+        if all(isinstance(entry, dict) and ("data_offsets" in entry or entry is notes) for entry in header.values()):
+            raise UnsupportedError(f"this is a plain safetensors file, not a packed one; {_NEXT_STEP}")
+        raise FormatError(f"header: no metadata {KEY!r}, expected a packed file")
+    metadata = notes[KEY]
+    if not isinstance(metadata, str):
+        raise FormatError(f"header: metadata {KEY!r} is not a string")
+    unknown = sorted({*header} - {"__metadata__", *BLOBS} | {*notes} - {KEY})
+    missing = [blob for blob in BLOBS if blob not in header]
+    if unknown or missing:
+        fault = f"unknown field {unknown[0][:80]!r}" if unknown else f"no tensor {missing[0]!r}"
+        raise FormatError(f"header: {fault}, expected {', '.join(BLOBS)}")
+    sizes = _blob_sizes(header)
+    _check_end(sum(sizes.values()), data_size)
+    if header_bytes(metadata, sizes)[8:] != text:
+        raise FormatError("header: not in canonical form (order, spaces, padding or escapes)")
+    return metadata, sizes
+
+
+def _blob_sizes(header: dict[str, Any]) -> dict[str, int]:
+    sizes: dict[str, int] = {}
+    start = 0
+    for blob in BLOBS:
+        entry = header[blob]
+        offsets = entry.get("data_offsets") if isinstance(entry, dict) else None
+        if not (isinstance(offsets, list) and len(offsets) == 2 and all(type(offset) is int for offset in offsets)):
+            raise FormatError(f"header: tensor {blob!r} has no two whole data_offsets")
+        if offsets[0] != start or offsets[1] < start:
+            raise FormatError(f"header: tensor {blob!r} at {offsets}, expected to begin at {start}: hole or overlap")
+        size = offsets[1] - start
+        if entry != {"dtype": "U8", "shape": [size], "data_offsets": offsets}:
+            raise FormatError(f"header: tensor {blob!r}, expected dtype U8 and shape [{size}]")
+        sizes[blob] = size
+        start = offsets[1]
+    return sizes
+
+
+def _check_end(declared: int, actual: int) -> None:
+    if declared > actual:
+        raise FormatError(
+            f"the file ends {declared - actual:,} bytes early ({actual:,} of {declared:,} data bytes): "
+            "incomplete download? Fetch it again"
+        )
+    if declared < actual:
+        raise FormatError(f"{actual - declared:,} bytes after the end of the data: not written by this tool")

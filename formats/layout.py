@@ -1,0 +1,68 @@
+"""Where every part of a packed file lies. Writer, reader and report all follow this one list."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from compressor.formats.books import TableEntry
+from compressor.formats.container import BLOBS
+from compressor.formats.dtypes import ITEM_SIZES
+from compressor.formats.errors import FormatError
+from compressor.formats.metadata import Metadata
+
+__all__ = ["Key", "Part", "check_sizes", "layout"]
+
+Key = tuple[str, str | int]
+"""What a part holds: indices, scale, offset or untouched of a name; or codebook of a number."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """Bytes [start, start + size) of the data, with one checksum: entry ``number`` of ``checksums``."""
+
+    key: Key
+    blob: str
+    start: int
+    size: int
+    number: int
+
+    def __str__(self) -> str:
+        kind, which = self.key
+        return f"codebook {which}" if kind == "codebook" else f"{kind} of {which!r}"
+
+
+def layout(metadata: Metadata) -> dict[Key, Part]:
+    """List all parts in file order."""
+    parts: dict[Key, Part] = {}
+    start = 0
+    for key, blob, size in _walk(metadata):
+        parts[key] = Part(key, blob, start, size, len(parts))
+        start += size
+    return parts
+
+
+def _walk(metadata: Metadata) -> Iterator[tuple[Key, str, int]]:
+    for site in metadata.sites.values():
+        yield ("indices", site.name), "indices", site.size
+    for number, book in enumerate(metadata.books):
+        if isinstance(book, TableEntry):
+            yield ("codebook", number), "codebooks", book.size
+    for site in metadata.sites.values():
+        if site.scale is not None:
+            yield ("scale", site.name), "codebooks", site.groups * ITEM_SIZES[site.scale]
+        if site.offset is not None:
+            yield ("offset", site.name), "codebooks", site.groups * ITEM_SIZES[site.offset]
+    for raw in metadata.untouched.values():
+        yield ("untouched", raw.name), "untouched", raw.size
+
+
+def check_sizes(parts: Mapping[Key, Part], sizes: Mapping[str, int]) -> None:
+    """Raise FormatError unless the parts fill each blob exactly."""
+    declared = dict.fromkeys(BLOBS, 0)
+    for part in parts.values():
+        declared[part.blob] += part.size
+    declared["checksums"] = 4 * (len(parts) + 1)
+    for blob in BLOBS:
+        if declared[blob] != sizes[blob]:
+            raise FormatError(f"blob {blob!r} has {sizes[blob]:,} bytes, expected {declared[blob]:,} by the metadata")

@@ -1,0 +1,207 @@
+"""Packed files as torch tensors and timm models: the only module of the file half that imports torch."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import timm
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from compressor.formats.errors import MissingError, did_you_mean
+from compressor.formats.reader import PackedFile
+from compressor.formats.record import Content, RawTensor
+
+__all__ = ["build_model", "check_fits", "load", "load_state_dict"]
+
+_TORCH = {
+    "BOOL": torch.bool, "U8": torch.uint8, "I8": torch.int8, "F8_E5M2": torch.float8_e5m2,
+    "F8_E4M3": torch.float8_e4m3fn, "U16": torch.uint16, "I16": torch.int16, "F16": torch.float16,
+    "BF16": torch.bfloat16, "U32": torch.uint32, "I32": torch.int32, "F32": torch.float32,
+    "U64": torch.uint64, "I64": torch.int64, "F64": torch.float64,
+}  # fmt: skip
+_MAX_CLASSES = 1_000_000
+_MAX_CHANNELS = 4_096
+_MAX_IMAGE = 8_192
+_SHOWN = 5
+_RANDOM_FILLS = {
+    "uniform_", "normal_", "trunc_normal_", "erfinv_", "kaiming_uniform_", "kaiming_normal_",
+    "xavier_uniform_", "xavier_normal_", "orthogonal_",
+}  # fmt: skip
+
+
+def load_state_dict(path: str | os.PathLike[str], names: Iterable[str] | None = None) -> dict[str, Tensor]:
+    """Read tensors of a packed file; only what is asked for is read and decoded.
+
+    Args:
+        path: the file.
+        names: the tensors wanted; None for all. An alias shares the tensor it stands for.
+
+    Raises:
+        MissingError: a name that the file has not.
+        FileError: the file is damaged, hostile or of another kind.
+    """
+    with PackedFile.open(path) as file:
+        return _tensors(file, names)
+
+
+def load(path: str | os.PathLike[str], model: nn.Module | None = None) -> nn.Module:
+    """Give the model of a packed file, in eval mode.
+
+    Args:
+        path: the file.
+        model: the module to fill; None builds the timm model that the file names, without downloading anything.
+
+    Raises:
+        MissingError: no such model in timm, or its tensors are not those of the file.
+        FileError: the file is damaged, hostile or of another kind.
+    """
+    with PackedFile.open(path) as file:
+        target = _build_named(file) if model is None else model
+        check_fits(file, target)
+        _fill(target, file, assign=_on_meta(target))
+        if model is None and _on_meta(target):  # buffers that are computed, not saved
+            target = _build_named(file, "cpu")
+            _fill(target, file, assign=True)
+        if file.preprocessing:
+            known: dict[str, Any] = dict(getattr(target, "pretrained_cfg", {}))
+            target.pretrained_cfg = known | _tuples(file.preprocessing)  # type: ignore[assignment]
+    return target.eval()
+
+
+def build_model(name: str, args: Mapping[str, Any], device: str = "meta") -> nn.Module:
+    """Build a timm model by name, never downloading; on ``meta`` it has shapes but no memory.
+
+    Args:
+        name: a name that ``timm.is_model`` knows.
+        args: of num_classes, in_chans, img_size, global_pool; nothing else is passed on.
+        device: where its tensors are. Weights are not initialised: they are for loading into.
+
+    Raises:
+        MissingError: unknown to this timm, or arguments that are not allowed.
+    """
+    if not timm.is_model(name):
+        hint = did_you_mean(name, timm.list_models())
+        raise MissingError(f"timm {timm.__version__} has no model {name!r}.{hint} For another module: load(model=...)")
+    _check_args(name, args)
+    try:
+        with torch.device(device), _WithoutRandomFills():
+            return timm.create_model(name, pretrained=False, **_tuples(args))
+    except (TypeError, ValueError, AssertionError, RuntimeError) as error:
+        raise MissingError(f"timm {timm.__version__} cannot build {name!r} with {dict(args)}: {error}") from error
+
+
+def check_fits(content: Content | PackedFile, model: nn.Module) -> None:
+    """Raise MissingError, listing the keys, unless names and shapes are those of the model's state dict."""
+    stored = _shapes(content)
+    wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    missing = [f"{name} {wanted[name]} is missing" for name in wanted if name not in stored]
+    extra = [f"{name} {stored[name]} is unknown to the model" for name in stored if name not in wanted]
+    common = [name for name in wanted if name in stored]
+    unlike = [f"{name} {stored[name]} vs {wanted[name]}" for name in common if stored[name] != wanted[name]]
+    faults = unlike + missing + extra
+    if faults:
+        more = f" and {len(faults) - _SHOWN} more" if len(faults) > _SHOWN else ""
+        raise MissingError(
+            f"file and {type(model).__name__} differ (file vs model): {'; '.join(faults[:_SHOWN])}{more}; "
+            f"check num_classes, in_chans and the timm version (here {timm.__version__})"
+        )
+
+
+def _shapes(content: Content | PackedFile) -> dict[str, tuple[int, ...]]:
+    shapes = {name: site.shape for name, site in content.sites.items()}
+    shapes.update({name: raw.shape for name, raw in content.untouched.items()})
+    return {**shapes, **{alias: shapes[name] for alias, name in content.aliases.items()}}
+
+
+def _tuples(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Turn the lists of JSON into the tuples that timm expects."""
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()}
+
+
+class _WithoutRandomFills(TorchFunctionMode):
+    """Leave out the random initialisation, most of the time a constructor takes; its weights are replaced anyway."""
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if getattr(function, "__name__", "") in _RANDOM_FILLS:
+            return args[0] if args else (kwargs or {})["tensor"]
+        return function(*args, **(kwargs or {}))
+
+
+def _check_args(name: str, args: Mapping[str, Any]) -> None:
+    """Allow only what cannot do harm: the arguments may come from a hostile file."""
+    allowed = {
+        "num_classes": lambda value: _whole(value, 0, _MAX_CLASSES),
+        "in_chans": lambda value: _whole(value, 1, _MAX_CHANNELS),
+        "img_size": lambda value: all(
+            _whole(size, 1, _MAX_IMAGE) for size in (value if isinstance(value, list | tuple) else [value])
+        ),
+        "global_pool": lambda value: isinstance(value, str) and len(value) < 32,
+    }
+    for key, value in args.items():
+        if key not in allowed or not allowed[key](value):
+            raise MissingError(f"model {name!r}: {key} = {ascii(value)[:80]} is not allowed, only {', '.join(allowed)}")
+
+
+def _whole(value: Any, low: int, high: int) -> bool:
+    return type(value) is int and low <= value <= high
+
+
+def _build_named(file: PackedFile, device: str = "meta") -> nn.Module:
+    """Build the model that the file names."""
+    if file.model is None:
+        raise MissingError(f"{file.label} names no timm model: give the module to fill, load(path, model=...)")
+    name, args = file.model.get("name"), file.model.get("args", {})
+    if not isinstance(name, str) or not isinstance(args, dict):
+        raise MissingError(f"{file.label}: model {ascii(dict(file.model))[:80]}, expected a name and args")
+    return build_model(name, args, device)
+
+
+def _tensors(file: PackedFile, names: Iterable[str] | None) -> dict[str, Tensor]:
+    known = {name: name for name in (*file.sites, *file.untouched)} | dict(file.aliases)
+    decoded: dict[str, Tensor] = {}
+    tensors: dict[str, Tensor] = {}
+    for name in known if names is None else names:
+        if name not in known:
+            raise MissingError(f"{file.label}: no tensor {name!r}.{did_you_mean(name, known)}")
+        source = known[name]
+        if source not in decoded:
+            decoded[source] = _shared(file, source) if source in file.sites else _raw(file.raw(source))
+        tensors[name] = decoded[source]
+    return tensors
+
+
+def _shared(file: PackedFile, name: str) -> Tensor:
+    weights = torch.from_numpy(file.tensor(name))
+    return weights.view(torch.bfloat16) if file.sites[name].dtype == "BF16" else weights
+
+
+def _raw(raw: RawTensor) -> Tensor:
+    if not raw.data:
+        return torch.empty(raw.shape, dtype=_TORCH[raw.dtype])
+    data = torch.from_numpy(np.frombuffer(raw.data, np.uint8).copy())
+    return data.view(_TORCH[raw.dtype]).reshape(raw.shape)
+
+
+def _fill(model: nn.Module, file: PackedFile, assign: bool) -> None:
+    """Copy the tensors into the model's own, or put them in their place."""
+    model.load_state_dict(_tensors(file, None), strict=True, assign=assign)
+    if assign:  # assigned one by one, tied parameters have come apart
+        for alias, name in file.aliases.items():
+            _tie(model, alias, name)
+
+
+def _tie(model: nn.Module, alias: str, name: str) -> None:
+    owner, _, attribute = alias.rpartition(".")
+    source_owner, _, source = name.rpartition(".")
+    setattr(model.get_submodule(owner), attribute, getattr(model.get_submodule(source_owner), source))
+
+
+def _on_meta(model: nn.Module) -> bool:
+    return any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers()))

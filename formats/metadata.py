@@ -1,0 +1,116 @@
+"""The metadata of a packed file: what it holds, checked before a byte of it is read."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from compressor.formats.books import TableEntry, parse_book
+from compressor.formats.codec import CODECS
+from compressor.formats.dtypes import ITEM_SIZES
+from compressor.formats.entries import RawEntry, SiteEntry, parse_raws, parse_site
+from compressor.formats.errors import FormatError, UnsupportedError
+from compressor.formats.fields import parse_name
+from compressor.formats.record import Grid
+
+__all__ = ["OBJECTS", "VERSION", "Metadata", "parse_metadata"]
+
+VERSION = 1
+OBJECTS = ("model", "preprocessing", "recipe", "provenance")
+_KEYS = {"version", "requires", "books", "sites", "untouched", "aliases", *OBJECTS}
+
+
+@dataclass(frozen=True)
+class Metadata:
+    """All entries of a packed file, in file order, and the JSON they came from."""
+
+    books: tuple[TableEntry | Grid, ...]
+    sites: Mapping[str, SiteEntry]
+    untouched: Mapping[str, RawEntry]
+    aliases: Mapping[str, str]
+    fields: Mapping[str, Any]
+
+
+def parse_metadata(fields: Any, max_memory: int) -> Metadata:
+    """Check every field and give the typed entries.
+
+    Raises:
+        UnsupportedError: a newer version, a required feature or a codec unknown here.
+        FormatError: anything that SPEC.md does not allow.
+    """
+    if not isinstance(fields, dict):
+        raise FormatError("metadata: expected a JSON object")
+    _check_version(fields)
+    unknown = sorted({*fields} - _KEYS)
+    if unknown:
+        raise FormatError(f"metadata: unknown key {unknown[0][:80]!r}, expected {', '.join(sorted(_KEYS))}")
+    for key in OBJECTS:
+        if key in fields and not (isinstance(fields[key], dict) and fields[key]):
+            raise FormatError(f"metadata: {key!r} is not an object, or an empty one")
+    books = tuple(parse_book(entry, number) for number, entry in enumerate(_list(fields, "books")))
+    sites: dict[str, SiteEntry] = {}
+    for record in _list(fields, "sites"):
+        site = parse_site(record, books)
+        _add(sites, site.name, site)
+    untouched: dict[str, RawEntry] = {}
+    for record in _list(fields, "untouched"):
+        for raw in parse_raws(record):
+            _add(untouched, raw.name, raw, sites)
+    metadata = Metadata(books, sites, untouched, _aliases(fields, {*sites, *untouched}), fields)
+    _check_whole(metadata, max_memory)
+    return metadata
+
+
+def _check_version(fields: dict[str, Any]) -> None:
+    version = fields.get("version")
+    if type(version) is not int or version < 1:
+        raise FormatError(f"metadata: version {version!r}, expected {VERSION}")
+    if version > VERSION:
+        raise UnsupportedError(f"format version {version}, this release reads up to {VERSION}: upgrade timm-compressor")
+    requires = fields.get("requires")
+    if not isinstance(requires, list) or not all(isinstance(feature, str) for feature in requires):
+        raise FormatError("metadata: 'requires' is not a list of features")
+    unknown = [feature for feature in requires if feature not in CODECS]
+    if unknown:
+        raise UnsupportedError(f"the file needs {unknown[0][:80]!r}, unknown to this release: upgrade timm-compressor")
+
+
+def _check_whole(metadata: Metadata, max_memory: int) -> None:
+    """Check what only all the entries together can tell."""
+    codecs = sorted({site.codec for site in metadata.sites.values()})
+    if metadata.fields["requires"] != codecs:
+        raise FormatError(f"metadata: 'requires' is {metadata.fields['requires']}, but the sites use {codecs}")
+    orphans = {*range(len(metadata.books))} - {site.book for site in metadata.sites.values()}
+    if orphans:
+        raise FormatError(f"metadata: codebook {min(orphans)} is used by no tensor")
+    dense = sum(site.weights * ITEM_SIZES[site.dtype] for site in metadata.sites.values())
+    dense += sum(math.prod(raw.shape) * ITEM_SIZES[raw.dtype] for raw in metadata.untouched.values())
+    if dense > max_memory:
+        raise FormatError(f"the tensors take {dense:,} bytes, more than the {max_memory:,} allowed (max_memory)")
+
+
+def _add(entries: dict[str, Any], name: str, entry: object, others: Collection[str] = ()) -> None:
+    if name in entries or name in others:
+        raise FormatError(f"metadata: tensor {name!r} given twice")
+    entries[name] = entry
+
+
+def _list(fields: dict[str, Any], key: str) -> list[Any]:
+    value = fields.get(key, [])
+    if not isinstance(value, list):
+        raise FormatError(f"metadata: {key!r} is not a list")
+    return value
+
+
+def _aliases(fields: dict[str, Any], names: set[str]) -> dict[str, str]:
+    aliases = fields.get("aliases", {})
+    if not isinstance(aliases, dict):
+        raise FormatError("metadata: 'aliases' is not an object")
+    for alias, name in aliases.items():
+        if parse_name(alias) in names:
+            raise FormatError(f"metadata: tensor {alias!r} given twice")
+        if not isinstance(name, str) or name not in names:
+            raise FormatError(f"alias {alias!r} stands for {ascii(name)[:80]}, expected a tensor of this file")
+    return aliases
