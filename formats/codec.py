@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
@@ -101,3 +102,6 @@ def check_indices(indices: NDArray[Any], stream: Stream) -> None:
             f"indices of {stream.name!r}: index {indices[where]} at position {where}, "
             f"expected less than {stream.codewords} codewords"
         )
+
+
+import_module("compressor.formats.codecs")  # last, since each codec there registers itself here
