@@ -49,11 +49,11 @@ def optimal_codebook(weights: Floats, codewords: int, importance: Floats | None 
     values = (weights[order] if order is not None else np.sort(weights)).astype(np.float64)
     distinct = np.flatnonzero(np.diff(values)) + 1
     if len(distinct) < codewords:
-        return values[np.concatenate([[0], distinct])].astype(np.float32)
+        return np.asarray(values[np.concatenate([[0], distinct])], dtype=np.float32)
     mass = np.ones_like(values) if importance is None else _positive(importance[order].astype(np.float64))
     sums = _PrefixSums(values, mass)
     centres = sums.means(_initial_borders(values, sums, codewords))
-    return np.unique(_lloyd(values, sums, centres).astype(np.float32))
+    return np.asarray(np.unique(_lloyd(values, sums, centres).astype(np.float32)))
 
 
 def fit_codebook(group: Group, codewords: int, importance: Mapping[Site, Tensor] | None) -> Tensor:

@@ -100,7 +100,9 @@ class Compressor:
         self._prepared("param_groups()")
         latents = {id(group.latent(site)) for group in self.groups for site in group.sites}
         codebooks = {id(p) for group in self.groups for p in group.parameters()}
-        decayed, plain, books = [], [], []
+        decayed: list[Tensor] = []
+        plain: list[Tensor] = []
+        books: list[Tensor] = []
         for parameter in self.model.parameters():
             if id(parameter) in codebooks:
                 books.append(parameter)
@@ -171,9 +173,7 @@ class Compressor:
         """
         self._prepared("finetune()")
         torch.manual_seed(self.seed)
-        optimizer, schedule = make_optimizer(
-            self.param_groups(lr, weight_decay), opt, lr, sched, epochs, train_loader
-        )
+        optimizer, schedule = make_optimizer(self.param_groups(lr, weight_decay), opt, lr, sched, epochs, train_loader)
         self.attach(optimizer, self.steps + max(1, epochs * len(train_loader)))
 
         def told(epoch: Epoch) -> None:
@@ -253,7 +253,8 @@ def _finite(site: Site) -> Tensor:
     tensor = site.tensor.detach()
     bad = int((~torch.isfinite(tensor)).sum())
     if bad:
-        raise MissingError(f"{site.name}: {bad:,} of {tensor.numel():,} weights are NaN or infinite; repair or ignore it")
+        count = f"{bad:,} of {tensor.numel():,} weights are NaN or infinite"
+        raise MissingError(f"{site.name}: {count}; repair the model or ignore the tensor by a rule")
     return tensor
 
 

@@ -98,7 +98,7 @@ class Group(nn.Module):
                 saved = state_dict.get(prefix + name)
                 if tensor is not None and isinstance(saved, Tensor) and saved.shape != tensor.shape:
                     tensor.data = tensor.new_empty(saved.shape)
-        super()._load_from_state_dict(state_dict, prefix, *rest)  # type: ignore[arg-type]
+        super()._load_from_state_dict(state_dict, prefix, *rest)
 
     def extra_repr(self) -> str:
         """Name scheme and sites."""

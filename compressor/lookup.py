@@ -84,7 +84,7 @@ class _Lookup(Function):
         return codebook.index_select(0, indices.reshape(-1)).view(indices.shape)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         (indices,) = ctx.saved_tensors
         return _scatter(gradient, indices, ctx.codewords), None
@@ -98,7 +98,7 @@ class _StraightThrough(Function):
         return codebook.index_select(0, indices.reshape(-1)).view(indices.shape)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor | None, None]:
         (indices,) = ctx.saved_tensors
         to_codebook = _scatter(gradient, indices, ctx.codewords) if ctx.needs_input_grad[1] else None

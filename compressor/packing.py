@@ -71,7 +71,7 @@ class Packed:
                 books=shared.books,
                 untouched={n: _raw(n, t) for n, t in states.items() if n not in shared.tensors and n not in aliases},
                 aliases=aliases,
-                model={"name": cfg["architecture"], "args": job.model_args} if _from_timm(cfg) else None,
+                model=_named(cfg, job.model_args),
                 preprocessing=_preprocessing(cfg),
                 recipe={"stage": [{"rule": [rule.to_dict() for rule in job.policy.rules]}]},
                 provenance=_provenance(shared, job),
@@ -112,7 +112,8 @@ def _rebuilds(content: Content) -> None:
     try:
         check_fits(content, build_model(name, args, device="meta"))
     except MissingError as error:
-        raise MissingError(f"timm's {name} built with {args or 'no arguments'} is not this model: {error}; pass model_args") from None
+        built = f"timm's {name} built with {args or 'no arguments'}"
+        raise MissingError(f"{built} is not this model: {error}; pass model_args") from None
 
 
 def _states(model: nn.Module) -> dict[str, Tensor]:
@@ -143,8 +144,10 @@ def _raw(name: str, tensor: Tensor) -> RawTensor:
     return RawTensor(DTYPES[tensor.dtype], tuple(tensor.shape), flat.view(torch.uint8).numpy().tobytes())
 
 
-def _from_timm(cfg: Any) -> bool:
-    return isinstance(cfg, dict) and bool(cfg.get("architecture"))
+def _named(cfg: Any, args: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Give timm's name and arguments, where the model is timm's."""
+    known = isinstance(cfg, dict) and cfg.get("architecture")
+    return {"name": cfg["architecture"], "args": dict(args)} if known else None
 
 
 def _preprocessing(cfg: Any) -> dict[str, Any] | None:

@@ -84,7 +84,7 @@ class Rule:
         return {**head, **({"scheme": self.scheme} if self.scheme else {}), **self.settings}
 
     def __repr__(self) -> str:
-        said = {"types": self.types} if self.types else {}
+        said: dict[str, Any] = {"types": self.types} if self.types else {}
         said |= {} if self.ignored or self.scheme is None else {"scheme": self.scheme}
         parts = [repr(self.match), *(f"{key}={value!r}" for key, value in {**said, **self.settings}.items())]
         return f"Rule{'.ignore' if self.ignored else ''}({', '.join(parts)})"
@@ -190,5 +190,5 @@ def _worth_sharing(site: Site, scheme: Scheme) -> tuple[Scheme | None, str]:
 
 def _nothing_shared(fates: Sequence[Fate]) -> str:
     if not fates:
-        return "nothing to share: the model has no Linear, Conv, Embedding or attention weights, and no rule names others"
+        return "nothing to share: no Linear, Conv, Embedding or attention weights, and no rule names other tensors"
     return f"nothing to share: all {len(fates)} tensors are left alone; {fates[0].site.name}: {fates[0].reason}"

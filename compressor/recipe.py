@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Annotated, Any
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
@@ -43,7 +43,7 @@ class Stage:
     """A policy and the training under it."""
 
     policy: Policy
-    training: Training = Training()
+    training: Training = field(default_factory=Training)
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ class Recipe:
         """Give the recipe as TOML- and JSON-ready values, all settings spelt out."""
         return {
             "stage": [
-                {**asdict(stage.training), "rule": [rule.to_dict() for rule in stage.policy.rules]}  # type: ignore[call-overload]
+                {**asdict(stage.training), "rule": [rule.to_dict() for rule in stage.policy.rules]}
                 for stage in self.stages
             ]
         }
@@ -96,7 +96,7 @@ class Recipe:
         return hash(str(self.to_dict()))
 
 
-TRAINING_KEYS = [field.name for field in fields(Training)]  # type: ignore[arg-type]
+TRAINING_KEYS = [setting.name for setting in fields(Training)]
 
 
 def _stage(data: Mapping[str, Any], where: str) -> Stage:
@@ -112,8 +112,8 @@ def _stage(data: Mapping[str, Any], where: str) -> Stage:
 
 def _rule(data: Mapping[str, Any], where: str) -> Rule:
     settings = dict(data)
-    match, scheme, ignore = (settings.pop(key, default) for key, default in (("match", "*"), ("scheme", None), ("ignore", False)))
-    types = settings.pop("types", [])
+    match, scheme = settings.pop("match", "*"), settings.pop("scheme", None)
+    ignore, types = settings.pop("ignore", False), settings.pop("types", [])
     _is(match, str, f"{where}, match")
     _is(ignore, bool, f"{where}, ignore")
     _is(types, list, f"{where}, types")
@@ -145,4 +145,5 @@ def _tables(value: Any, where: str) -> Sequence[Mapping[str, Any]]:
 def _only_known(data: Mapping[str, Any], known: Sequence[str], where: str) -> None:
     for key in data:
         if key not in known:
-            raise PolicyError(f"{where}: unknown key {key!r}.{did_you_mean(key, known)} Known keys: {', '.join(known)}.")
+            near = did_you_mean(key, known)
+            raise PolicyError(f"{where}: unknown key {key!r}.{near} Known keys: {', '.join(known)}.")

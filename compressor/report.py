@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -140,7 +140,7 @@ class Report:
         )
 
 
-COLUMNS = {
+COLUMNS: dict[str, Callable[[Row], str]] = {
     "site": lambda r: r.site,
     "shape": lambda r: "x".join(map(str, r.shape)),
     "weights": lambda r: f"{r.weights:,}",

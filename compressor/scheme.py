@@ -10,7 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, fields
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar, cast
 
 import numpy as np
 import torch
@@ -102,14 +102,15 @@ DTYPE_NAMES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16
 
 
 SCHEMES: dict[str, type[Scheme]] = {}
-S = TypeVar("S", bound=type[Scheme])
+S = TypeVar("S")
 
 
-def register(cls: S) -> S:
+def register(cls: type[S]) -> type[S]:
     """Add a scheme class to ``SCHEMES`` under its id, which must be free."""
-    if cls.id in SCHEMES:
-        raise PolicyError(f"scheme id {cls.id!r} is taken by {SCHEMES[cls.id].__module__}")
-    SCHEMES[cls.id] = cls
+    scheme = cast(type[Scheme], cls)  # pydantic's decorator hides the base class from the type checker
+    if scheme.id in SCHEMES:
+        raise PolicyError(f"scheme id {scheme.id!r} is taken by {SCHEMES[scheme.id].__module__}")
+    SCHEMES[scheme.id] = scheme
     return cls
 
 
@@ -130,7 +131,8 @@ def make_scheme(name: str, settings: Mapping[str, Any]) -> Scheme:
     for key in settings:
         if key not in (*known_settings, "bits"):
             near = did_you_mean(key, [*known_settings, "bits"])
-            raise PolicyError(f"scheme {name!r} has no setting {key!r}.{near} Its settings: {', '.join(known_settings)}.")
+            has = ", ".join(known_settings)
+            raise PolicyError(f"scheme {name!r} has no setting {key!r}.{near} Its settings: {has}.")
     given = dict(settings)
     if "bits" in given:
         given = {**cls.settings_for_bits(_whole(name, given.pop("bits"))), **given}
@@ -158,4 +160,3 @@ def describe(cls: type[Scheme]) -> dict[str, Any]:
     """Give id, first docstring line, settings with defaults, and paper of a scheme."""
     defaults = {f.name: f.default for f in fields(cls) if f.default is not MISSING}  # type: ignore[arg-type]
     return {"id": cls.id, "summary": (cls.__doc__ or "").splitlines()[0], "settings": defaults, "paper": cls.paper}
-

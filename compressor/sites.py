@@ -42,7 +42,7 @@ class Site:
 
     @property
     def default(self) -> bool:
-        """Whether it is shared without being named: a weight matrix or kernel, not a norm, bias or embedding of places."""
+        """Whether it is shared without being named: a weight matrix or kernel, not a norm, bias or table of places."""
         tensor = self.tensor
         usual = any(isinstance(m, SHARED_BY_DEFAULT) and a in LEAVES_BY_DEFAULT for m, a in self.owners)
         return usual and tensor.is_floating_point() and tensor.ndim >= 2
