@@ -66,8 +66,9 @@ def fit_codebook(group: Group, codewords: int, importance: Mapping[Site, Tensor]
 
 
 def _positive(importance: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Lift zero importance a little, so that every cluster has a mean."""
-    return importance + max(float(importance.mean()), 1e-300) * 1e-3
+    """Lift zero importance a little, so that every cluster has a mean; all zero means all equal."""
+    mean = float(importance.mean())
+    return importance / mean + 1e-3 if mean > 0 else np.ones_like(importance)
 
 
 class _PrefixSums:

@@ -26,7 +26,6 @@ from compressor.training import Epoch, evaluate, make_optimizer, train
 
 __all__ = ["Compressor"]
 
-CODEBOOK_LR = 1.0
 Batches = Iterable[tuple[Tensor, Tensor]]
 
 
@@ -99,22 +98,14 @@ class Compressor:
         """
         self._prepared("param_groups()")
         latents = {id(group.latent(site)) for group in self.groups for site in group.sites}
-        codebooks = {id(p) for group in self.groups for p in group.parameters()}
+        codebooks = {id(values) for group in self.groups for values in group.parameters()}
         decayed: list[Tensor] = []
         plain: list[Tensor] = []
-        books: list[Tensor] = []
         for parameter in self.model.parameters():
-            if id(parameter) in codebooks:
-                books.append(parameter)
-            else:
-                (plain if id(parameter) in latents or parameter.ndim < 2 else decayed).append(parameter)
-        return [
-            {"params": parameters, "lr": rate, "weight_decay": decay}
-            for parameters, rate, decay in (
-                (plain, lr, 0.0), (books, lr * CODEBOOK_LR, 0.0), (decayed, lr, weight_decay)
-            )
-            if parameters
-        ]  # fmt: skip
+            free = parameter.ndim < 2 or id(parameter) in latents | codebooks
+            (plain if free else decayed).append(parameter)
+        groups = (plain, 0.0), (decayed, weight_decay)
+        return [{"params": params, "lr": lr, "weight_decay": decay} for params, decay in groups if params]
 
     def attach(self, optimizer: Optimizer, total_steps: int) -> None:
         """Let the schemes follow an optimiser's steps; nothing else is to be remembered in your own loop."""

@@ -1,0 +1,100 @@
+"""The one-dimensional k-means against brute force, and its reproducibility."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from compressor.codebooks import optimal_codebook
+
+
+def error(weights: np.ndarray, codebook: np.ndarray, importance: np.ndarray | None = None) -> float:
+    squared = (weights[:, None].astype(np.float64) - codebook[None, :].astype(np.float64)) ** 2
+    return float((squared.min(axis=1) * (1 if importance is None else importance)).sum())
+
+
+def brute_force(weights: np.ndarray, codewords: int, importance: np.ndarray) -> float:
+    """The least error over every way of cutting the sorted weights into runs."""
+    order = np.argsort(weights)
+    values, mass = weights[order].astype(np.float64), importance[order]
+    best = np.inf
+    for cuts in itertools.combinations(range(1, len(values)), codewords - 1):
+        borders = [0, *cuts, len(values)]
+        runs = [slice(a, b) for a, b in itertools.pairwise(borders)]
+        means = [np.average(values[run], weights=mass[run]) for run in runs]
+        total = sum((mass[run] * (values[run] - mean) ** 2).sum() for run, mean in zip(runs, means, strict=True))
+        best = min(best, total)
+    return best
+
+
+@given(
+    st.lists(st.integers(-50, 50), min_size=5, max_size=11, unique=True), st.integers(1, 4), st.integers(0, 2**32 - 1)
+)
+@settings(max_examples=60, deadline=None)
+def test_optimal_on_small_sets(values: list[int], codewords: int, seed: int) -> None:
+    weights = np.array(values, dtype=np.float32)
+    even = np.ones(len(weights))
+    assert error(weights, optimal_codebook(weights, codewords)) <= brute_force(weights, codewords, even) * (1 + 1e-5) + 1e-3
+    importance = np.random.default_rng(seed).uniform(0.5, 2.0, len(weights))
+    found = optimal_codebook(weights, codewords, importance)
+    assert error(weights, found, importance) <= brute_force(weights, codewords, importance) * 1.02 + 1e-3
+
+
+SHAPES = {
+    "normal": lambda rng, n: rng.normal(size=n),
+    "laplace": lambda rng, n: rng.laplace(size=n),
+    "student": lambda rng, n: rng.standard_t(4, size=n),
+    "uniform": lambda rng, n: rng.uniform(size=n),
+    "bimodal": lambda rng, n: np.concatenate([rng.normal(-3, 1, n // 2), rng.normal(3, 0.2, n - n // 2)]),
+    "offset": lambda rng, n: 100 + 0.005 * rng.normal(size=n),
+    "negative": lambda rng, n: -rng.exponential(size=n),
+    "sparse": lambda rng, n: rng.normal(size=n) * (rng.uniform(size=n) < 0.1),
+}
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("codewords", [2, 3, 16])
+def test_no_restart_of_lloyd_does_better(shape: str, codewords: int) -> None:
+    """Twenty random starts of plain k-means find nothing more than 0.1 % better."""
+    rng = np.random.default_rng(0)
+    weights = SHAPES[shape](rng, 4000).astype(np.float32)
+    found = error(weights, optimal_codebook(weights, codewords))
+    for _ in range(20):
+        centres = np.sort(rng.choice(weights, codewords, replace=False)).astype(np.float64)
+        for _ in range(60):
+            nearest = np.abs(weights[:, None] - centres[None, :]).argmin(axis=1)
+            used = np.unique(nearest)
+            centres = np.array([weights[nearest == k].astype(np.float64).mean() for k in used])
+        assert found <= error(weights, centres) * 1.001
+
+
+def test_every_centre_is_the_mean_of_its_members() -> None:
+    weights = np.random.default_rng(1).standard_t(4, 20_000).astype(np.float32)
+    codebook = optimal_codebook(weights, 16)
+    nearest = np.abs(weights[:, None] - codebook[None, :]).argmin(axis=1)
+    means = [weights[nearest == k].astype(np.float64).mean() for k in range(16)]
+    np.testing.assert_allclose(codebook, means, rtol=1e-3, atol=1e-4)
+
+
+def test_few_distinct_values_come_back_as_they_are() -> None:
+    weights = np.array([3.0, -1.0, 3.0, 0.5] * 10, dtype=np.float32)
+    assert optimal_codebook(weights, 8).tolist() == [-1.0, 0.5, 3.0]
+    assert optimal_codebook(weights, 3).tolist() == [-1.0, 0.5, 3.0]
+
+
+@given(st.permutations(list(range(50))))
+@settings(max_examples=20, deadline=None)
+def test_the_order_of_the_weights_does_not_matter(order: list[int]) -> None:
+    weights = np.random.default_rng(2).normal(size=50).astype(np.float32)
+    assert optimal_codebook(weights[order], 5).tobytes() == optimal_codebook(weights, 5).tobytes()
+
+
+def test_importance_draws_codewords() -> None:
+    weights = np.linspace(0, 1, 1001, dtype=np.float32)
+    upper = np.where(weights > 0.5, 100.0, 1.0)
+    assert (optimal_codebook(weights, 8, upper) > 0.5).sum() > 5
+    assert len(optimal_codebook(weights, 8, np.zeros(1001))) == 8

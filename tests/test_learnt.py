@@ -1,0 +1,125 @@
+"""The learnt hash: what the layer computes, its invariances, and that no codeword stays unused."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from compressor.core import Compressor
+from compressor.group import Group
+from compressor.lookup import nearest
+from compressor.policy import Policy, Rule
+from compressor.schemes.learnt import Learnt
+from compressor.sites import find_tensors
+
+
+def from_stock_operators(weights: Tensor, codebook: Tensor) -> Tensor:
+    """The hash as a convolution, a max-pooling over channels and a deconvolution, one codebook behind all three."""
+    signal, codewords = weights.reshape(-1, 1, 1), len(codebook)
+    logits = functional.conv1d(signal, 2 * codebook.reshape(-1, 1, 1), -codebook.square())
+    channels_last = logits.transpose(1, 2)
+    highest, where = functional.max_pool1d(channels_last, codewords, return_indices=True)
+    one_hot = functional.max_unpool1d(torch.ones_like(highest), where, codewords).transpose(1, 2)
+    return functional.conv_transpose1d(one_hot, codebook.reshape(-1, 1, 1)).reshape(weights.shape)
+
+
+def group_of(weights: Tensor, scheme: Learnt) -> Group:
+    layer = nn.Linear(*reversed(weights.shape), bias=False)
+    with torch.no_grad():
+        layer.weight.copy_(weights)
+    group = Group(scheme, find_tensors(layer))
+    scheme.fit(group, None)
+    return group
+
+
+def hashed(group: Group) -> Tensor:
+    site = group.sites[0]
+    return group.scheme.weight(group, site, group.latent(site))
+
+
+@pytest.mark.parametrize("codewords", [2, 3, 16])
+def test_the_layer_is_convolution_pooling_and_deconvolution(codewords: int) -> None:
+    torch.manual_seed(0)
+    group = group_of(torch.randn(40, 25), Learnt(codewords=codewords))
+    latent, codebook = group.latent(group.sites[0]).detach(), group.codebook().detach().sort().values
+    assert torch.equal(hashed(group), from_stock_operators(latent, codebook))
+
+
+def test_gradients_are_the_scatter_and_the_straight_through() -> None:
+    torch.manual_seed(0)
+    group = group_of(torch.randn(40, 25), Learnt(codewords=4))
+    latent = group.latent(group.sites[0])
+    gradient = torch.randn(40, 25)
+    hashed(group).backward(gradient)
+    assert latent.grad is not None and group.values.grad is not None
+    assert torch.equal(latent.grad, gradient)
+    codebook = group.codebook().detach()
+    chosen = nearest(latent.detach(), codebook)
+    sums = torch.stack([gradient[chosen == k].sum() for k in range(4)])
+    torch.testing.assert_close(group.values.grad * group.unit, sums * 4 / 1000, rtol=1e-4, atol=1e-5)
+
+
+def test_under_gradient_descent_a_codeword_moves_as_its_weights_do() -> None:
+    """With all weights in equal clusters and one gradient g everywhere, each codeword moves by lr * g."""
+    group = group_of(torch.tensor([[-2.0, -2.0, 2.0, 2.0]]), Learnt(codewords=2))
+    before = group.codebook().detach().clone()
+    hashed(group).backward(torch.full((1, 4), 0.5))
+    torch.optim.SGD(group.parameters(), lr=0.1).step()
+    torch.testing.assert_close(group.codebook().detach(), before - 0.1 * 0.5)
+
+
+def test_scaling_the_weights_scales_the_hash() -> None:
+    torch.manual_seed(0)
+    weights = torch.randn(20, 20)
+    small, large = group_of(weights, Learnt(codewords=8)), group_of(weights * 1024, Learnt(codewords=8))
+    assert torch.equal(hashed(small) * 1024, hashed(large))
+
+
+def test_codewords_that_overtake_each_other_change_nothing() -> None:
+    torch.manual_seed(0)
+    group = group_of(torch.randn(20, 20), Learnt(codewords=4))
+    expected = hashed(group).detach().clone()
+    group.values.data = group.values.data[[2, 0, 3, 1]]
+    assert torch.equal(hashed(group), expected)
+    shared = group.scheme.share(group)
+    values = shared.books[0].expand().ravel()  # type: ignore[union-attr]
+    assert (values[1:] > values[:-1]).all()
+
+
+def test_unused_codewords_are_put_back_to_use() -> None:
+    torch.manual_seed(0)
+    scheme = Learnt(codewords=4)
+    group = group_of(torch.randn(50, 20), scheme)
+    group.values.data = torch.tensor([-1.0, 1.0, 50.0, 60.0])
+    assert len(hashed(group).unique()) == 2
+    with torch.no_grad():
+        scheme.advance(group, 0.05)
+        assert len(hashed(group).unique()) == 2, "not due before a tenth of the run"
+        scheme.advance(group, 0.1)
+    assert len(hashed(group).unique()) == 4
+    group.values.data = torch.tensor([-1.0, 1.0, 50.0, 60.0])
+    with torch.no_grad():
+        scheme.advance(group, 0.8)
+        group.values.data = torch.tensor([-1.0, 1.0, 50.0, 60.0])
+        scheme.advance(group, 1.0)
+    assert len(hashed(group).unique()) == 2, "no longer near the end"
+
+
+def test_weights_and_codebook_are_learnt_together() -> None:
+    """From random weights, a shared layer of four values learns a target made of four others."""
+    torch.manual_seed(0)
+    target = torch.tensor([-0.8, -0.2, 0.3, 0.9])[torch.randint(4, (8, 16))]
+    inputs = torch.randn(512, 16)
+    job = Compressor(nn.Linear(16, 8, bias=False), Policy([Rule("*", scheme="learnt", bits=2)]), teacher=None).prepare()
+    opt = torch.optim.Adam(job.param_groups(lr=0.02))
+    job.attach(opt, 600)
+    first = None
+    for _ in range(600):
+        loss = functional.mse_loss(job.model(inputs), inputs @ target.T)
+        first = first or loss.item()
+        opt.zero_grad()
+        loss.backward()
+        opt.step()
+    assert first is not None and loss.item() < 0.02 * first

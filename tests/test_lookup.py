@@ -1,0 +1,66 @@
+"""Gather, scatter and nearest codeword against slow obvious twins."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from torch import Tensor
+
+from compressor.lookup import lookup, nearest, straight_through
+
+finite = st.floats(-(2.0**99), 2.0**99, width=32)
+
+
+def slow_nearest(weights: Tensor, codebook: Tensor) -> Tensor:
+    bounds = (codebook[1:] + codebook[:-1]) / 2
+    return torch.stack([(bounds < w).sum() for w in weights.reshape(-1)]).reshape(weights.shape).int()
+
+
+@given(arrays(np.float32, st.integers(1, 60), elements=finite), arrays(np.float32, st.integers(1, 40), elements=finite))
+@settings(max_examples=200, deadline=None)
+def test_nearest_is_the_number_of_bounds_below(weights: np.ndarray, codebook: np.ndarray) -> None:
+    ascending = torch.from_numpy(np.unique(codebook))
+    given_weights = torch.from_numpy(weights)
+    assert torch.equal(nearest(given_weights, ascending), slow_nearest(given_weights, ascending))
+
+
+@pytest.mark.parametrize("codewords", [1, 2, 3, 16, 200, 1024, 5000])
+def test_nearest_agrees_with_bucketize_on_many_weights(codewords: int) -> None:
+    torch.manual_seed(codewords)
+    weights, codebook = torch.randn(3, 70_001), torch.randn(codewords).sort().values
+    bounds = (codebook[1:] + codebook[:-1]) / 2
+    on_bounds = torch.cat([weights.reshape(-1), bounds, codebook])
+    assert torch.equal(nearest(on_bounds, codebook), torch.bucketize(on_bounds, bounds, out_int32=True))
+
+
+def test_nearest_with_crowded_bounds_falls_back_and_is_right() -> None:
+    codebook = torch.tensor([0.0, 1e-6, 2e-6, 1.0, 2.0])
+    weights = torch.linspace(-1e-6, 3e-6, 101)
+    assert torch.equal(nearest(weights, codebook), slow_nearest(weights, codebook))
+
+
+def test_lookup_gradient_is_the_weighted_bincount() -> None:
+    torch.manual_seed(0)
+    codebook = torch.randn(5, dtype=torch.float64, requires_grad=True)
+    indices = torch.randint(5, (7, 11), dtype=torch.int32)
+    gradient = torch.randn(7, 11, dtype=torch.float64)
+    lookup(codebook, indices).backward(gradient)
+    expected = np.bincount(indices.reshape(-1).numpy(), gradient.reshape(-1).numpy(), 5)
+    assert codebook.grad is not None
+    np.testing.assert_allclose(codebook.grad.numpy(), expected, rtol=1e-12)
+    assert torch.autograd.gradcheck(lambda c: lookup(c, indices), codebook)
+
+
+def test_straight_through_gives_both_gradients() -> None:
+    latent = torch.randn(6, requires_grad=True)
+    codebook = torch.tensor([-1.0, 1.0], requires_grad=True)
+    gradient = torch.arange(6.0)
+    indices = nearest(latent.detach(), codebook.detach())
+    straight_through(latent, codebook, indices).backward(gradient)
+    assert latent.grad is not None and codebook.grad is not None
+    assert torch.equal(latent.grad, gradient)
+    assert codebook.grad.tolist() == [float(gradient[indices == k].sum()) for k in (0, 1)]

@@ -1,0 +1,101 @@
+"""Reports: every figure against the obvious way to get it, every byte accounted for."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.torch
+import timm
+import torch
+
+from compressor import Compressor, Policy, Rule
+from compressor.formats.reader import PackedFile
+from compressor.packing import Packed
+from compressor.report import Report
+
+
+@pytest.fixture(scope="module")
+def packed() -> tuple[Compressor, Packed]:
+    torch.manual_seed(0)
+    model = timm.create_model("test_resnet", num_classes=10, in_chans=1)
+    policy = Policy([Rule("fc", bits=6), Rule.ignore("conv1"), Rule("*", scheme="learnt", codewords=3)])
+    job = Compressor(model, policy, model_args={"num_classes": 10, "in_chans": 1}).prepare()
+    return job, job.finish()
+
+
+def test_rows_say_what_the_weights_are(packed: tuple[Compressor, Packed]) -> None:
+    job, result = packed
+    for row in result.report().rows:
+        weights = job.model.state_dict()[row.site]
+        values, counts = weights.unique(return_counts=True)
+        share = counts.double() / weights.numel()
+        assert row.shape == tuple(weights.shape)
+        assert row.used == len(values)
+        assert row.zeros == pytest.approx(float((weights == 0).double().mean()))
+        assert row.entropy == pytest.approx(float(-(share * share.log2()).sum()))
+        noise = (job.dense[row.site] - weights).double().square().sum()
+        signal = job.dense[row.site].double().square().sum()
+        assert row.sqnr == pytest.approx(float(10 * (signal / noise).log10()), abs=0.006)
+        assert row.coded >= row.entropy - 1e-9
+        assert row.rule in ("fc", "*") and row.scheme == "learnt"
+        assert row.allowed == (64 if row.site == "fc.weight" else 3)
+
+
+def test_the_parts_sum_to_the_file(packed: tuple[Compressor, Packed], tmp_path: Path) -> None:
+    _, result = packed
+    report, t = result.report(), result.report().totals
+    size = result.save(tmp_path / "small.safetensors")
+    assert t.file == size == t.indices + t.codebooks + t.untouched + t.header + t.checksums
+    assert t.indices == sum(row.indices for row in report.rows)
+    assert t.codebooks == sum(row.codebook for row in report.rows)
+    assert sum(row.overhead for row in report.rows) < t.header + t.checksums
+
+
+def test_dense_size_is_that_of_the_real_file(packed: tuple[Compressor, Packed]) -> None:
+    job, result = packed
+    t = result.report().totals
+    assert t.dense == len(safetensors.torch.save(job.model.state_dict()))
+    assert t.parameters == sum(p.numel() for p in job.model.parameters())
+    everything = np.unique(np.concatenate([job.model.state_dict()[row.site].ravel() for row in result.report().rows]))
+    assert t.unique_weights == len(everything)
+
+
+@pytest.mark.parametrize("width", [80, 100, 120, 160])
+def test_tables_fit_the_width(packed: tuple[Compressor, Packed], width: int) -> None:
+    report = packed[1].report()
+    for everything in (False, True):
+        text = report.table(width, everything)
+        assert max(map(len, text.splitlines())) <= width
+        assert all(column in text for column in ("site", "entropy", "coded", "indices", "ratio", "SQNR"))
+    assert all(row.site in report.table(width, everything=True) for row in report.rows)
+    assert "ignored by rule 2 (conv1)" in report.table(width, everything=True)
+
+
+def test_json_and_markdown(packed: tuple[Compressor, Packed]) -> None:
+    report = packed[1].report()
+    said = json.loads(json.dumps(report.to_json()))
+    assert said["schema_version"] == 1
+    assert [row["site"] for row in said["sites"]] == [row.site for row in report.rows]
+    assert report.to_markdown().count("\n|") == len(report.rows) + 1
+
+
+def test_reading_a_report_imports_no_torch(packed: tuple[Compressor, Packed], tmp_path: Path) -> None:
+    path = tmp_path / "small.safetensors"
+    packed[1].save(path)
+    code = (
+        "import sys; from compressor.formats.reader import PackedFile; from compressor.report import Report; "
+        f"Report.of(PackedFile.open({str(path)!r})).table(); assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_report_of_a_file_is_that_of_its_maker(packed: tuple[Compressor, Packed], tmp_path: Path) -> None:
+    path = tmp_path / "small.safetensors"
+    packed[1].save(path)
+    with PackedFile.open(path) as file:
+        assert Report.of(file).to_json() == packed[1].report().to_json()
