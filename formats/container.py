@@ -52,6 +52,8 @@ def header_bytes(metadata: str, sizes: Mapping[str, int]) -> bytes:
         start = end
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
+    if len(text) > MAX_HEADER:
+        raise FormatError(f"header of {len(text):,} bytes, expected at most {MAX_HEADER:,}")
     return struct.pack("<Q", len(text)) + text
 
 

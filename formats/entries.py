@@ -6,6 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from compressor.formats.books import TableEntry
 from compressor.formats.codec import codec_class
 from compressor.formats.dtypes import ITEM_SIZES
@@ -13,7 +15,7 @@ from compressor.formats.errors import FormatError
 from compressor.formats.fields import MAX_DIM, float_dtype, parse_name, parse_shape, whole
 from compressor.formats.record import Grid, group_count, index_count
 
-__all__ = ["RawEntry", "SiteEntry", "parse_raws", "parse_site"]
+__all__ = ["RawEntry", "SiteEntry", "check_raw", "parse_raws", "parse_site"]
 
 MAX_SIZE = (1 << 62) - 1
 _OPTIONS = {"dtype", "axis", "block", "vector_axis", "scale", "offset"}
@@ -142,3 +144,9 @@ def parse_raws(record: Any) -> list[RawEntry]:
             raise FormatError(f"stored dtype of {names[0]!r} is its own dtype, expected another")
     shape = parse_shape(record[1], f"tensor {names[0]!r}")
     return [RawEntry(name, dtype, shape, stored) for name in names]
+
+
+def check_raw(data: bytes | memoryview, dtype: str, what: str) -> None:
+    """Raise FormatError where bytes are no values of ``dtype``: only truth values can be wrong."""
+    if dtype == "BOOL" and np.frombuffer(data, np.uint8).max(initial=0) > 1:
+        raise FormatError(f"{what} holds truth values other than 0 and 1")

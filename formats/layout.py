@@ -11,7 +11,7 @@ from compressor.formats.dtypes import ITEM_SIZES
 from compressor.formats.errors import FormatError
 from compressor.formats.metadata import Metadata
 
-__all__ = ["Key", "Part", "check_sizes", "layout"]
+__all__ = ["Key", "Part", "blob_sizes", "check_sizes", "layout"]
 
 Key = tuple[str, str | int]
 """What a part holds: indices, scale, offset or untouched of a name; or codebook of a number."""
@@ -57,12 +57,18 @@ def _walk(metadata: Metadata) -> Iterator[tuple[Key, str, int]]:
         yield ("untouched", raw.name), "untouched", raw.size
 
 
+def blob_sizes(parts: Mapping[Key, Part]) -> dict[str, int]:
+    """Sum the parts of each blob; checksums are one of each part and one of the header."""
+    sizes = dict.fromkeys(BLOBS, 0)
+    for part in parts.values():
+        sizes[part.blob] += part.size
+    sizes["checksums"] = 4 * (len(parts) + 1)
+    return sizes
+
+
 def check_sizes(parts: Mapping[Key, Part], sizes: Mapping[str, int]) -> None:
     """Raise FormatError unless the parts fill each blob exactly."""
-    declared = dict.fromkeys(BLOBS, 0)
-    for part in parts.values():
-        declared[part.blob] += part.size
-    declared["checksums"] = 4 * (len(parts) + 1)
+    declared = blob_sizes(parts)
     for blob in BLOBS:
         if declared[blob] != sizes[blob]:
             raise FormatError(f"blob {blob!r} has {sizes[blob]:,} bytes, expected {declared[blob]:,} by the metadata")

@@ -14,10 +14,12 @@ import numpy as np
 from compressor.formats.atomic import check_writable, write_atomically
 from compressor.formats.books import book_fields, check_book
 from compressor.formats.codec import CODECS, Codec, Stream, check_indices, codec_class
-from compressor.formats.container import BLOBS, canonical_json, header_bytes, read_json
+from compressor.formats.container import canonical_json, header_bytes, read_json
 from compressor.formats.dtypes import FLOATS, from_storage, to_storage
+from compressor.formats.entries import check_raw
 from compressor.formats.errors import FormatError, IntegrityError, UnsupportedError, UsageError
-from compressor.formats.layout import Key, check_sizes, layout
+from compressor.formats.fields import parse_name
+from compressor.formats.layout import Key, blob_sizes, layout
 from compressor.formats.metadata import OBJECTS, VERSION, parse_metadata
 from compressor.formats.reader import MAX_MEMORY, PackedFile
 from compressor.formats.record import Content, RawTensor, SharedTensor, Table, index_count
@@ -67,18 +69,22 @@ def _pack(content: Content, codec: str) -> bytes:
         codecs[name], parts["indices", name] = _encode(name, site, content, candidates)
     parts.update(_codebook_parts(content, codecs))
     for name, raw in content.untouched.items():
-        parts["untouched", name] = _stored(name, raw)
-    text = canonical_json(_metadata(content, codecs, parts))
-    metadata = parse_metadata(read_json(text, "metadata"), MAX_MEMORY)
-    order = layout(metadata)
-    sizes = dict.fromkeys(BLOBS, 0)
+        parts["untouched", parse_name(name)] = _stored(name, raw)
+    text = _text(_metadata(content, codecs, parts))
+    order = layout(parse_metadata(read_json(text, "metadata"), MAX_MEMORY))
     for key, part in order.items():
-        sizes[part.blob] += len(parts[key])
-    sizes["checksums"] = 4 * (len(order) + 1)
-    check_sizes(order, sizes)
-    header = header_bytes(text, sizes)
+        if len(parts[key]) != part.size:
+            raise FormatError(f"{part} has {len(parts[key]):,} bytes, expected {part.size:,}")
+    header = header_bytes(text, blob_sizes(order))
     checksums = [zlib.crc32(parts[key]) for key in order] + [zlib.crc32(header)]
     return b"".join([header, *(parts[key] for key in order), np.array(checksums, "<u4").tobytes()])
+
+
+def _text(fields: dict[str, Any]) -> str:
+    try:
+        return canonical_json(fields)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise FormatError(f"model, preprocessing, recipe or provenance is not JSON ({error})") from error
 
 
 def _encode(name: str, site: SharedTensor, content: Content, candidates: list[str]) -> tuple[str, bytes]:
@@ -86,6 +92,10 @@ def _encode(name: str, site: SharedTensor, content: Content, candidates: list[st
     if not 0 <= site.book < len(content.books):
         raise FormatError(f"codebook of {name!r} is {site.book}, expected less than {len(content.books)}")
     _, codewords, length = content.books[site.book].shape
+    if length > 1 and not 0 <= site.vector_axis < len(site.shape):
+        raise FormatError(
+            f"vector_axis of {name!r} is {site.vector_axis}, expected an axis of shape {list(site.shape)}"
+        )
     count = index_count(site.shape, length, site.vector_axis)
     if site.indices.shape != (count,) or site.indices.dtype.kind != "u":
         got = f"{site.indices.dtype}{list(site.indices.shape)}"
@@ -131,6 +141,7 @@ def _exact(values: Any, dtype: str, what: str) -> bytes:
 
 def _stored(name: str, raw: RawTensor) -> bytes:
     if raw.stored in ("", raw.dtype):
+        check_raw(raw.data, raw.dtype, f"untouched {name!r}")
         return raw.data
     if raw.dtype not in FLOATS:
         raise FormatError(f"untouched {name!r} is {raw.dtype}, expected it stored as it is")

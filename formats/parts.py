@@ -102,10 +102,12 @@ class PackedParts:
 
     def _read_header(self) -> tuple[str, dict[str, int]]:
         """Check the header and its checksum, which is the last four bytes of the file."""
-        recognise(bytes(self.source.read(0, min(8, self.source.size))))
+        start = bytes(self.source.read(0, min(9, self.source.size)))
+        if start[8:] != b"{":  # else a header of 640 bytes would pass for a pickle
+            recognise(start)
         if self.source.size < 8:
             raise FormatError(f"{self.source.size} bytes, too short for a packed file")
-        length = struct.unpack("<Q", self.source.read(0, 8))[0]
+        length = struct.unpack("<Q", start[:8])[0]
         if length > min(MAX_HEADER, self.source.size - 8):
             raise FormatError(
                 f"header of {length:,} bytes in a file of {self.source.size:,}: not a packed file, or cut"

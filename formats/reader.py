@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from compressor.formats.books import TableEntry, read_table
 from compressor.formats.codec import Stream, codec_class
 from compressor.formats.dtypes import from_storage, to_storage
-from compressor.formats.entries import SiteEntry
+from compressor.formats.entries import SiteEntry, check_raw
 from compressor.formats.errors import FileError, FormatError, MissingError, did_you_mean
 from compressor.formats.parts import MAX_MEMORY, PackedParts, Sizes
 from compressor.formats.record import Codebook, Content, Indices, RawTensor, SharedTensor, decode, finish_decode
@@ -136,8 +136,7 @@ class PackedFile(PackedParts):
         entry = self.untouched[name]
         with self._named():
             data = self._part(("untouched", name))
-            if entry.dtype == "BOOL" and np.frombuffer(data, np.uint8).max(initial=0) > 1:
-                raise FormatError(f"untouched {name!r} holds truth values other than 0 and 1")
+            check_raw(data, entry.dtype, f"untouched {name!r}")
         if entry.stored == entry.dtype:
             return RawTensor(entry.dtype, entry.shape, bytes(data))
         return RawTensor(

@@ -18,7 +18,7 @@ from compressor.formats.codec import Codec, Stream, register
 from compressor.formats.errors import FormatError
 from compressor.formats.record import index_dtype
 
-__all__ = ["CHUNK", "LIMIT", "Huffman", "code_table", "limited_lengths"]
+__all__ = ["CHUNK", "LIMIT", "Huffman", "code_table", "limited_lengths", "package_merge"]
 
 LIMIT = 15  # longest code: a length takes 4 bits, a decoding table 2**15 entries
 CHUNK = 1 << 16  # indices coded together; each chunk begins on a byte and can be decoded alone
@@ -85,12 +85,16 @@ def limited_lengths(histogram: NDArray[np.int64]) -> NDArray[np.uint8]:
     if len(counts) <= LIMIT + 1:
         lengths[symbols] = np.repeat(np.arange(len(counts)), counts)
     else:
-        lengths[used] = _package_merge(histogram[used])
+        lengths[used] = package_merge(histogram[used])
     return lengths
 
 
-def _package_merge(counts: NDArray[np.int64]) -> NDArray[np.uint8]:
-    """Give the best code lengths up to LIMIT: each symbol's length is how often its coin is bought."""
+def package_merge(counts: NDArray[np.int64]) -> NDArray[np.uint8]:
+    """Give the best code lengths up to LIMIT: each symbol's length is how often its coin is bought.
+
+    >>> package_merge(np.array([5, 2, 1])).tolist()
+    [1, 2, 2]
+    """
     leaves = [(int(count), (symbol,)) for symbol, count in enumerate(counts)]
     packages: list[tuple[int, tuple[int, ...]]] = []
     for _ in range(LIMIT):

@@ -1,0 +1,277 @@
+"""A file is put in place whole or not at all."""
+
+from __future__ import annotations
+
+import errno
+import os
+import resource
+import secrets
+import stat
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from compressor.formats import atomic
+from compressor.formats.atomic import check_writable, write_atomically
+from compressor.formats.errors import CompressorError, IntegrityError, ResourceError, UsageError
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_new_file(tmp_path: Path) -> None:
+    write_atomically(tmp_path / "a", b"new")
+    assert (tmp_path / "a").read_bytes() == b"new"
+    assert names(tmp_path) == ["a"]
+
+
+@pytest.mark.parametrize(("mask", "mode"), [(0o022, 0o644), (0o077, 0o600), (0, 0o666)])
+def test_mode_is_by_the_umask(tmp_path: Path, mask: int, mode: int) -> None:
+    old = os.umask(mask)
+    try:
+        write_atomically(tmp_path / "a", b"new")
+    finally:
+        os.umask(old)
+    assert stat.S_IMODE((tmp_path / "a").stat().st_mode) == mode
+
+
+@pytest.mark.parametrize("act", [check_writable, lambda path, force: write_atomically(path, b"new", force=force)])
+def test_existing_file_needs_force(tmp_path: Path, act: Callable[[Path, bool], None]) -> None:
+    path = tmp_path / "a"
+    path.write_bytes(b"old")
+    with pytest.raises(UsageError, match=r"a exists: .*--force") as caught:
+        act(path, False)
+    assert caught.value.exit_code == 2
+    assert path.read_bytes() == b"old"
+    act(path, True)
+    assert names(tmp_path) == ["a"]
+
+
+def test_check_leaves_nothing(tmp_path: Path) -> None:
+    check_writable(tmp_path / "a", False)
+    assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize("act", [check_writable, lambda path, force: write_atomically(path, b"new", force=force)])
+@pytest.mark.parametrize(
+    ("target", "text"),
+    [("absent/a", "does not exist: make it first"), (".", "is a folder"), ("fifo", "not a regular file"),
+     ("file/a", "cannot be written: Not a directory"), ("x" * 300, "File name too long"), ("loop", "cannot be written"),
+     ("a\0b", "cannot be written")],
+)  # fmt: skip
+def test_targets_that_cannot_be(tmp_path: Path, act: Callable[[Path, bool], None], target: str, text: str) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "file").touch()
+    (tmp_path / "loop").symlink_to("loop")
+    before = names(tmp_path)
+    with pytest.raises(ResourceError, match=text) as caught:
+        act(tmp_path / target, True)
+    assert caught.value.exit_code == 6
+    assert "\n" not in str(caught.value)
+    assert names(tmp_path) == before
+
+
+def test_read_only_folder_is_told_before_the_work(tmp_path: Path) -> None:
+    """In a child that is not root, since root may write anywhere."""
+    folder = tmp_path / "locked"
+    folder.mkdir(mode=0o555)
+    os.chmod(tmp_path, 0o755)
+    code = (
+        "import os, sys\n"
+        "from compressor.formats.atomic import check_writable\n"
+        "from compressor.formats.errors import ResourceError\n"
+        "if os.getuid() == 0: os.setuid(65534)\n"
+        "try: check_writable(sys.argv[1], False)\n"
+        "except ResourceError as error: print(error)"
+    )
+    path = folder / "a"
+    for parent in tmp_path.parents[:3]:
+        if os.stat(parent).st_uid == os.getuid() and parent.name.startswith("pytest"):
+            os.chmod(parent, 0o755)
+    done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True)
+    assert "cannot be written: Permission denied" in done.stdout
+
+
+def test_link_is_kept_and_its_target_replaced(tmp_path: Path) -> None:
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "deep" / "real").write_bytes(b"old")
+    (tmp_path / "link").symlink_to("deep/real")
+    write_atomically(tmp_path / "link", b"new", force=True)
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "deep" / "real").read_bytes() == b"new"
+
+
+def test_dangling_link_gets_its_target(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to("real")
+    write_atomically(tmp_path / "link", b"new")
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "real").read_bytes() == b"new"
+
+
+def test_failed_verification_leaves_the_old_file(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"old")
+
+    def verify(path: Path) -> None:
+        assert path.read_bytes() == b"new"
+        raise IntegrityError("no good")
+
+    with pytest.raises(IntegrityError):
+        write_atomically(tmp_path / "a", b"new", verify, force=True)
+    assert (tmp_path / "a").read_bytes() == b"old"
+    assert names(tmp_path) == ["a"]
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit, MemoryError])
+def test_interrupted_verification_leaves_nothing(tmp_path: Path, error: type[BaseException]) -> None:
+    def verify(path: Path) -> None:
+        raise error
+
+    with pytest.raises(error):
+        write_atomically(tmp_path / "a", b"new", verify)
+    assert names(tmp_path) == []
+
+
+def test_file_made_meanwhile_is_kept(tmp_path: Path) -> None:
+    def verify(path: Path) -> None:
+        (tmp_path / "a").write_bytes(b"of another process")
+
+    with pytest.raises(UsageError, match="made by another process"):
+        write_atomically(tmp_path / "a", b"new", verify)
+    assert (tmp_path / "a").read_bytes() == b"of another process"
+    assert names(tmp_path) == ["a"]
+
+
+class Failing:
+    """A system call that fails at its n-th use."""
+
+    def __init__(self, call: str, nth: int) -> None:
+        self.call, self.nth, self.count = getattr(os, call), nth, 0
+        self.acts_first = call == "close"  # or the descriptor would leak
+
+    def __call__(self, *args: object, **options: object) -> object:
+        self.count += 1
+        if self.count != self.nth:
+            return self.call(*args, **options)
+        if self.acts_first:
+            self.call(*args, **options)
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+
+@pytest.mark.parametrize("old", [b"", b"old"])
+@pytest.mark.parametrize("call", ["open", "write", "fsync", "link", "replace", "statvfs", "close"])
+def test_nth_call_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str, old: bytes) -> None:
+    """A call fails at its first, second, ... use until it was not used so often: the old file is whole each time."""
+    path = tmp_path / "a"
+    for nth in range(1, 20):
+        path.write_bytes(old) if old else path.unlink(missing_ok=True)
+        failing = Failing(call, nth)
+        with monkeypatch.context() as patch:
+            patch.setattr(os, call, failing)
+            try:
+                write_atomically(path, b"new", force=bool(old))
+            except ResourceError as error:
+                assert "Input/output error" in str(error)  # noqa: PT017
+        assert names(tmp_path) in (["a"], [])
+        if failing.count < nth:
+            assert path.read_bytes() == b"new"
+            return
+        # once the name is given only syncing the folder can fail: the new file is then there in full
+        assert (path.read_bytes() if path.exists() else b"") in (old, b"new")
+    pytest.fail("never succeeded")
+
+
+@pytest.mark.parametrize("code", [errno.EPERM, errno.ENOTSUP, errno.ENOSYS])
+def test_file_systems_without_hard_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
+    def refuse(*paths: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, "link", refuse)
+    write_atomically(tmp_path / "a", b"new")
+    assert names(tmp_path) == ["a"]
+
+
+def test_file_systems_without_rename_say_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*paths: object) -> None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr(os, "link", refuse)
+    monkeypatch.setattr(os, "replace", refuse)
+    with pytest.raises(ResourceError, match="Function not implemented"):
+        write_atomically(tmp_path / "a", b"new")
+    assert names(tmp_path) == []
+
+
+def test_full_disk_is_told_before_writing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    status = os.statvfs(tmp_path)
+    values = list(status)
+    values[4] = 0  # f_bavail
+    monkeypatch.setattr(os, "statvfs", lambda path: os.statvfs_result(values))
+    with pytest.raises(ResourceError, match="needs 3 bytes, but 0 are free"):
+        write_atomically(tmp_path / "a", b"new")
+    assert names(tmp_path) == []
+
+
+def test_file_size_limit(tmp_path: Path) -> None:
+    """A real refusal of the kernel, in a child whose files may have 1,000 bytes."""
+    code = (
+        "import resource, signal, sys\n"
+        "from compressor.formats.atomic import write_atomically\n"
+        "from compressor.formats.errors import ResourceError\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
+        "try: write_atomically(sys.argv[1], bytes(5000))\n"
+        "except ResourceError as error: print(error)"
+    )
+    assert resource.RLIMIT_FSIZE
+    done = subprocess.run([sys.executable, "-c", code, tmp_path / "a"], capture_output=True, text=True, check=True)
+    assert "cannot be written: File too large" in done.stdout
+    assert names(tmp_path) == []
+
+
+def test_planted_temporary_is_not_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "victim").write_bytes(b"victim")
+    monkeypatch.setattr(secrets, "token_hex", lambda size: "0" * 2 * size)
+    planted = tmp_path / f".timm-compressor-{atomic._MACHINE}-{os.getpid()}-{'0' * 16}.tmp"
+    planted.symlink_to("victim")
+    with pytest.raises(ResourceError, match="File exists"):
+        write_atomically(tmp_path / "a", b"new")
+    assert (tmp_path / "victim").read_bytes() == b"victim"
+    assert planted.is_symlink()
+
+
+def test_litter_of_the_dead_is_swept_and_of_the_living_kept(tmp_path: Path) -> None:
+    child = subprocess.Popen([sys.executable, "-c", "pass"])
+    child.wait()
+    dead = f".timm-compressor-{atomic._MACHINE}-{child.pid}-{'a' * 16}.tmp"
+    living = f".timm-compressor-{atomic._MACHINE}-{os.getpid()}-{'b' * 16}.tmp"
+    elsewhere = f".timm-compressor-00000000-{child.pid}-{'c' * 16}.tmp"
+    for name in (dead, living, elsewhere, "other.tmp"):
+        (tmp_path / name).touch()
+    write_atomically(tmp_path / "a", b"new")
+    assert names(tmp_path) == sorted([living, elsewhere, "other.tmp", "a"])
+
+
+def test_two_writers_never_mix(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    errors: list[CompressorError] = []
+
+    def writer(letter: bytes) -> None:
+        for _ in range(20):
+            try:
+                write_atomically(path, letter * 100_000, force=True)
+            except CompressorError as error:
+                errors.append(error)
+
+    threads = [threading.Thread(target=writer, args=(letter,)) for letter in (b"x", b"y")]
+    for thread in threads:
+        thread.start()
+    while any(thread.is_alive() for thread in threads):
+        if path.exists():
+            assert len(set(path.read_bytes())) == 1
+    assert not errors
+    assert names(tmp_path) == ["a"]
