@@ -69,7 +69,7 @@ class Packed:
             Content(
                 sites={name: shared.tensors[name] for name in states if name in shared.tensors},
                 books=shared.books,
-                untouched={n: _raw(n, t) for n, t in states.items() if n not in shared.tensors and n not in aliases},
+                untouched={n: _raw(t) for n, t in states.items() if n not in shared.tensors and n not in aliases},
                 aliases=aliases,
                 model=_named(cfg, job.model_args),
                 preprocessing=_preprocessing(cfg),
@@ -121,6 +121,9 @@ def _states(model: nn.Module) -> dict[str, Tensor]:
     for name, value in states.items():
         if not isinstance(value, Tensor):
             raise UsageError(f"state {name!r} is a {type(value).__name__}, not a tensor: it cannot be packed")
+        if value.dtype not in DTYPES or value.layout is not torch.strided or value.is_meta:
+            kind = "meta" if value.is_meta else f"{value.layout} {value.dtype}"
+            raise UsageError(f"{name}: a {kind} tensor cannot be packed; make it a dense one of a common dtype")
     return dict(states)
 
 
@@ -136,10 +139,7 @@ def _aliases(states: Mapping[str, Tensor]) -> dict[str, str]:
     return aliases
 
 
-def _raw(name: str, tensor: Tensor) -> RawTensor:
-    if tensor.dtype not in DTYPES or tensor.layout is not torch.strided or tensor.is_quantized or tensor.is_meta:
-        kind = "meta" if tensor.is_meta else f"{tensor.layout} {tensor.dtype}"
-        raise UsageError(f"{name}: a {kind} tensor cannot be packed; make it a dense one")
+def _raw(tensor: Tensor) -> RawTensor:
     flat = tensor.detach().cpu().contiguous().reshape(-1)
     return RawTensor(DTYPES[tensor.dtype], tuple(tensor.shape), flat.view(torch.uint8).numpy().tobytes())
 

@@ -132,7 +132,8 @@ class Policy:
         """
         tensors = find_tensors(model)
         fates = [fate for site in tensors if (fate := self._fate(site)) is not None]
-        self._all_rules_match(tensors)
+        if fates:
+            self._all_rules_match(tensors)
         if not any(fate.scheme for fate in fates):
             raise PolicyError(_nothing_shared(fates))
         return fates

@@ -9,6 +9,7 @@ import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from textwrap import wrap
 from typing import Any
 
 import numpy as np
@@ -107,7 +108,7 @@ class Report:
     def to_markdown(self) -> str:
         """Give the table of all tensors and the totals as Markdown."""
         headers, cells, align = _cells(self.rows, list(COLUMNS))
-        return f"{tabulate(cells, headers, 'pipe', colalign=align, disable_numparse=True)}\n\n{self.summary()}"
+        return f"{tabulate(cells, headers, 'pipe', colalign=align, disable_numparse=True)}\n\n{self.summary(120)}"
 
     def table(self, width: int = 120, everything: bool = False) -> str:
         """Give the table as text no wider than ``width`` characters, the largest tensors only unless ``everything``.
@@ -126,18 +127,19 @@ class Report:
         more = [f"({len(self.rows) - len(shown)} more: --all)"] if len(shown) < len(self.rows) else []
         left = [f"left alone: {name}: {reason}" for name, reason in self.left.items()]
         few = left if everything or len(left) <= 4 else [f"{len(left)} tensors left alone: --all says why"]
-        return "\n".join([text, *more, *few, self.summary()])
+        notes = [line for note in [*more, *few] for line in wrap(note, width, subsequent_indent="  ")]
+        return "\n".join([text, *notes, self.summary(width)])
 
-    def summary(self) -> str:
-        """Give the totals in two lines."""
+    def summary(self, width: int = 120) -> str:
+        """Give the totals as text no wider than ``width``: the whole file, what it consists of, what it holds."""
         t = self.totals
         parts = "codebooks", "untouched", "header", "checksums"
         split = " + ".join([f"indices {t.indices:,}", *(f"{part} {getattr(t, part):,}" for part in parts)])
-        return (
-            f"whole file  {t.dense:,} -> {t.file:,} bytes ({t.ratio:.2f}x) = {split}\n"
-            f"{t.bits_per_parameter:.3f} bits over each of {t.parameters:,} parameters, "
-            f"{t.unique_weights:,} unique weight values"
+        whole = f"whole file  {t.dense:,} -> {t.file:,} bytes ({t.ratio:.2f}x) = {split}"
+        held = (
+            f"{t.parameters:,} parameters at {t.bits_per_parameter:.3f} bits, {t.unique_weights:,} unique weight values"
         )
+        return "\n".join(line for text in (whole, held) for line in wrap(text, width, subsequent_indent=" " * 12))
 
 
 COLUMNS: dict[str, Callable[[Row], str]] = {

@@ -38,7 +38,10 @@ def brute_force(weights: np.ndarray, codewords: int, importance: np.ndarray) -> 
 def test_optimal_on_small_sets(values: list[int], codewords: int, seed: int) -> None:
     weights = np.array(values, dtype=np.float32)
     even = np.ones(len(weights))
-    assert error(weights, optimal_codebook(weights, codewords)) <= brute_force(weights, codewords, even) * (1 + 1e-5) + 1e-3
+    assert (
+        error(weights, optimal_codebook(weights, codewords))
+        <= brute_force(weights, codewords, even) * (1 + 1e-5) + 1e-3
+    )
     importance = np.random.default_rng(seed).uniform(0.5, 2.0, len(weights))
     found = optimal_codebook(weights, codewords, importance)
     assert error(weights, found, importance) <= brute_force(weights, codewords, importance) * 1.02 + 1e-3

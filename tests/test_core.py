@@ -101,7 +101,7 @@ def test_parameters_are_each_given_once_and_decay_is_for_the_unshared(model: nn.
 def test_calibration_weighs_the_errors_and_estimates_batch_norm(model: nn.Module) -> None:
     plain = Compressor(model, LEARNT).prepare()
     weighed = Compressor(model, LEARNT).prepare(calibration=loader())
-    first, second = plain.groups[3], weighed.groups[3]
+    first, second = plain.groups[-1], weighed.groups[-1]
     assert not torch.equal(first.codebook(), second.codebook())
     before = copy.deepcopy(weighed.model.bn1.running_mean)
     weighed.finish(calibration=loader())
