@@ -1,0 +1,85 @@
+"""``compress schemes``, ``compress env`` and ``compress zoo``: what is there."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import sys
+from typing import Any
+
+import click
+
+from compressor.cli.show import print_json, print_table
+
+__all__ = ["env", "schemes", "zoo"]
+
+PACKAGES = (
+    "torch", "torchvision", "timm", "safetensors", "bitarray", "click", "tabulate", "numpy", "pydantic", "accelerate",
+    "scikit-learn",
+)  # fmt: skip
+as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead.")
+
+
+@click.command()
+@as_json
+def schemes(as_json: bool) -> None:
+    """List the schemes: settings with their defaults, and the paper."""
+    from compressor import SCHEMES, policy  # noqa: F401  (the policy registers all schemes)
+    from compressor.scheme import describe
+
+    found = [describe(SCHEMES[name]) for name in sorted(SCHEMES)]
+    if as_json:
+        print_json({"schemes": found})
+        return
+    for scheme in found:
+        settings = ", ".join(f"{key}={value}" for key, value in scheme["settings"].items())
+        click.echo(f"{scheme['id']}: {scheme['summary']}")
+        click.echo(f"    settings  {settings or 'none'}  (--set KEY=VALUE)")
+        click.echo(f"    paper     {scheme['paper']}")
+
+
+@click.command()
+@as_json
+def env(as_json: bool) -> None:
+    """Show versions and machine: paste it into a report."""
+    import torch
+
+    import compressor
+    from compressor.baseline import cache_dir
+
+    facts: dict[str, Any] = {
+        "timm-compressor": compressor.__version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        **{name: importlib.metadata.version(name) for name in PACKAGES},
+        "cpus": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "devices": [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())],
+        "cache": str(cache_dir()),
+        "executable": sys.executable,
+    }
+    if as_json:
+        print_json(facts)
+    else:
+        print_table(
+            [[key, ", ".join(value) or "none" if isinstance(value, list) else value] for key, value in facts.items()]
+        )
+
+
+@click.group()
+def zoo() -> None:
+    """The recipes that come with the package."""
+
+
+@zoo.command("list")
+@as_json
+def zoo_list(as_json: bool) -> None:
+    """List the recipes, for compress MODEL --recipe NAME."""
+    from compressor.model_zoo import list_recipes, recipe_text
+
+    found = {name: recipe_text(name).splitlines()[0].lstrip("# ") for name in list_recipes()}
+    if as_json:
+        print_json({"recipes": [{"name": name, "summary": text} for name, text in found.items()]})
+    else:
+        print_table([[name, text] for name, text in found.items()])

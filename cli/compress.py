@@ -1,0 +1,56 @@
+"""``compress MODEL``: its options. Names and meaning as in timm's scripts where timm has them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from compressor.cli.options import Options
+
+__all__ = ["compress"]
+
+path = click.Path(path_type=Path)
+OPTIONS = (
+    click.Option(["--scheme"], help="How weights share values: see 'compress schemes'. [default: learnt, 4 bits]"),
+    click.Option(["--bits"], type=int, help="Bits of an index: 2^BITS shared values for most schemes."),
+    click.Option(["--codewords"], type=click.IntRange(1), help="Number of shared values, instead of --bits."),
+    click.Option(["--set", "settings"], metavar="KEY=VALUE", multiple=True, help="A setting of the scheme."),
+    click.Option(["--recipe"], metavar="NAME|FILE", help="Shipped recipe, TOML file, or the one a packed file holds."),
+    click.Option(["--dataset"], help="digits, fashion-mnist, or a timm name such as torch/cifar10."),
+    click.Option(["--data-dir"], type=path, help="Folder of the data; alone: pictures in train/CLASS and val/CLASS."),
+    click.Option(["--dataset-download"], is_flag=True, help="Let torchvision fetch torch/... into --data-dir."),
+    click.Option(["--pretrained"], is_flag=True, help="Start from timm's weights; without data no training follows."),
+    click.Option(["--checkpoint-path"], type=path, help="Start from these weights; without data no training follows."),
+    click.Option(["--from-scratch"], is_flag=True, help="Train weights and shared values together from random ones."),
+    click.Option(["--num-classes"], type=click.IntRange(1), help="Classes of the head. [default: the data's]"),
+    click.Option(["--in-chans"], type=click.IntRange(1), help="Channels of the images. [default: the data's]"),
+    click.Option(["--img-size"], type=click.IntRange(1), help="Height and width of the images. [default: the data's]"),
+    click.Option(["--batch-size"], type=click.IntRange(2), help="Images per fine-tuning step. [default: 64]"),
+    click.Option(["--epochs"], type=click.IntRange(0), help="Epochs of fine-tuning. [default: 4; from scratch 12]"),
+    click.Option(["--baseline-epochs"], type=click.IntRange(0), help="Epochs of the dense baseline. [default: 12]"),
+    click.Option(["--opt"], help="timm's optimiser for fine-tuning. [default: adamw]"),
+    click.Option(["--lr"], type=float, help="Learning rate of fine-tuning. [default: 0.001; from scratch 0.003]"),
+    click.Option(["--sched"], help="timm's schedule for fine-tuning. [default: cosine]"),
+    click.Option(["--weight-decay"], type=float, help="Of weights that are not shared. [default: 0]"),
+    click.Option(["--distill"], type=float, help="Weight of distillation from the dense model, 0 to 1. [default: 0.5]"),
+    click.Option(["--calibration-images"], type=click.IntRange(0), default=1024, show_default=True,
+                 help="Training images that BatchNorm is re-estimated on at the end."),
+    click.Option(["--seed"], type=click.IntRange(0), default=0, show_default=True, help="Of everything random."),
+    click.Option(["--codec"], default="auto", show_default=True, help="How indices become bytes."),
+    click.Option(["-o", "--output"], type=path, help="File to write. [default: MODEL-DATA-SCHEME.safetensors]"),
+    click.Option(["--force"], is_flag=True, help="Replace the file if it exists."),
+    click.Option(["--dry-run"], is_flag=True, help="Show the fate of every tensor and the size; write nothing."),
+    click.Option(["--all", "everything"], is_flag=True, help="Show every tensor in the table."),
+    click.Option(["--json", "as_json"], is_flag=True, help="Print one JSON document on stdout instead of the table."),
+)  # fmt: skip
+
+
+def _run(**options: Any) -> None:
+    from compressor.cli.run import run
+
+    run(Options(**options))
+
+
+compress = click.Command("run", params=[click.Argument(["model"]), *OPTIONS], callback=_run, help="Compress a MODEL.")

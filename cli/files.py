@@ -1,0 +1,101 @@
+"""``compress inspect`` and ``compress eval``: commands on a packed file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from compressor.cli.show import accuracy_line, percent, print_json, width
+from compressor.formats.errors import MissingError, UsageError
+
+if TYPE_CHECKING:
+    from compressor.datasets import Dataset
+
+__all__ = ["EVAL_BATCH", "evaluate", "inspect"]
+
+EVAL_BATCH = 256
+packed_file = click.argument("file", type=click.Path(path_type=Path))
+
+
+@click.command()
+@packed_file
+@click.option("--all", "everything", is_flag=True, help="Show every tensor, not the largest only.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead.")
+@click.option("--markdown", is_flag=True, help="Print the table as Markdown instead.")
+def inspect(file: Path, everything: bool, as_json: bool, markdown: bool) -> None:
+    """Show what a packed FILE holds, tensor by tensor; the model is not built."""
+    from compressor.formats.reader import PackedFile
+    from compressor.report import Report
+
+    if as_json and markdown:
+        raise UsageError("--json and --markdown: name one")
+    with PackedFile.open(file) as packed:
+        report = Report.of(packed)
+        model = packed.model
+    if as_json:
+        print_json({"file": str(file), "model": model, **report.to_json()})
+    elif markdown:
+        click.echo(report.to_markdown())
+    else:
+        click.echo(report.table(width(), everything))
+        if accuracy := report.provenance.get("top1"):
+            data = report.provenance["data"]
+            before = f"dense {percent(accuracy['dense'])} -> " if "dense" in accuracy else ""
+            after = f"packed file {percent(accuracy['packed'])}, as recorded when it was written"
+            click.echo(f"top-1 on {data['n']:,} {data['split']} images of {data['name']}  {before}{after}")
+
+
+@click.command("eval")
+@packed_file
+@click.option("--dataset", help="Data set; by default the one the file was made with.")
+@click.option("--data-dir", type=click.Path(path_type=Path), help="Folder of its files.")
+@click.option("--batch-size", type=click.IntRange(1), default=EVAL_BATCH, show_default=True)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead.")
+def evaluate(file: Path, dataset: str | None, data_dir: Path | None, batch_size: int, as_json: bool) -> None:
+    """Measure top-1 of a packed FILE."""
+    from compressor import load
+    from compressor.formats.reader import PackedFile
+    from compressor.training import evaluate as measure
+
+    with PackedFile.open(file) as packed:
+        provenance, preprocessing = packed.provenance, dict(packed.preprocessing or {})
+    data = _data(file, dataset, data_dir, provenance, preprocessing)
+    model = load(file)
+    _check_head(model, data)
+    result = measure(model, data.eval_loader(batch_size))
+    recorded = _recorded(provenance, data)
+    if as_json:
+        low, high = result.interval
+        facts = {"name": data.name, "version": data.version, "split": data.evaluated, "n": result.n}
+        accuracy = {"packed": result.top1, "low": low, "high": high, "recorded": recorded}
+        print_json({"file": str(file), "data": facts, "top1": accuracy})
+        return
+    note = {None: "", result.top1: "  as recorded in the file"}.get(recorded, f"  recorded in the file: {recorded!r}")
+    click.echo(accuracy_line(result, None, data.evaluated, provenance.get("seed", 0)) + note)
+
+
+def _data(
+    file: Path, dataset: str | None, data_dir: Path | None, provenance: Any, preprocessing: dict[str, Any]
+) -> Dataset:
+    from compressor.datasets import load_data
+
+    named = dataset if dataset is not None else ("" if data_dir is not None else None)
+    if named is None:
+        named = provenance.get("data", {}).get("name")
+        if named is None or named == "folder":
+            raise UsageError(f"{file} does not say where its data set is: name --dataset or --data-dir")
+    return load_data(named, data_dir, config=preprocessing)
+
+
+def _check_head(model: Any, data: Dataset) -> None:
+    classes = getattr(model, "num_classes", None)
+    if classes != data.num_classes:
+        raise MissingError(f"the file's model tells {classes} classes apart, {data.name} has {data.num_classes}")
+
+
+def _recorded(provenance: Any, data: Dataset) -> float | None:
+    made_with = provenance.get("data", {})
+    same = made_with.get("version") == data.version and made_with.get("split") == data.evaluated
+    return provenance["top1"]["packed"] if same else None

@@ -1,0 +1,146 @@
+"""The command ``compress``: its sub-commands, and what a user sees when something is wrong.
+
+Nothing here imports torch or timm; the commands do so when they run.
+"""
+
+from __future__ import annotations
+
+import difflib
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import click
+
+import compressor
+from compressor.cli.about import env, schemes, zoo
+from compressor.cli.compress import compress
+from compressor.cli.files import evaluate, inspect
+from compressor.formats.errors import CompressorError
+
+__all__ = ["cli", "main"]
+
+INTERRUPTED = 130
+
+
+class DefaultGroup(click.Group):
+    """A group whose first argument may be a model instead of a command."""
+
+    default = "run"
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Take a leading option that is not the group's own as one of the default command."""
+        if args and args[0].startswith("-") and args[0] not in ("--help", "--version"):
+            args = [self.default, *args]
+        return super().parse_args(ctx, args)
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Give the command; a word that is none is a model, unless it looks like a misspelt command."""
+        if args[0] in self.commands:
+            return super().resolve_command(ctx, args)
+        if near := nearest_command(args[0]):
+            raise click.UsageError(f"no command {args[0]!r}. Did you mean 'compress {near}'?")
+        return super().resolve_command(ctx, [self.default, *args])
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """List the commands in the order in which they are of use."""
+        del ctx
+        return [name for name in self.commands if name != self.default]
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Show the default command's options with the group's own."""
+        click.Command.format_options(self.commands[self.default], ctx, formatter)
+        self.format_commands(ctx, formatter)
+
+
+def nearest_command(word: str) -> str | None:
+    """Give the command a word looks like a misspelling of.
+
+    >>> nearest_command("inspec"), nearest_command("resnet34")
+    ('inspect', None)
+    """
+    commands = [name for name in cli.commands if name != DefaultGroup.default]
+    return next(iter(difflib.get_close_matches(word, commands, n=1, cutoff=0.75)), None)
+
+
+@click.group(
+    cls=DefaultGroup,
+    no_args_is_help=True,
+    options_metavar="",
+    subcommand_metavar="MODEL [OPTIONS] | COMMAND [ARGS]...",
+    context_settings={"max_content_width": 110},
+)
+@click.version_option(compressor.__version__, prog_name="timm-compressor")
+def cli() -> None:
+    """Let the weights of a timm MODEL share a few values, fine-tune it, and write one small .safetensors file.
+
+    With no data named, the built-in handwritten digits are used: compress resnet34 --scheme learnt --bits 4
+    """
+
+
+cli.add_command(compress, DefaultGroup.default)
+for command in (inspect, evaluate, schemes, zoo, env):
+    cli.add_command(command)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command and exit: with 0, or one line on stderr and the code of the error."""
+    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING, stream=sys.stderr)
+    logging.captureWarnings(not _debugging())
+    logging.getLogger("py.warnings").setLevel(logging.ERROR)
+    logging.addLevelName(logging.WARNING, "warning")
+    code = run(list(sys.argv[1:] if arguments is None else arguments))
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader, such as head, has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(code)
+
+
+def run(arguments: list[str]) -> int:
+    """Run the command and give its exit code."""
+    if _debugging():
+        return int(_invoke(arguments) or 0)
+    try:
+        return int(_invoke(arguments) or 0)
+    except click.exceptions.NoArgsIsHelpError as exc:
+        click.echo(exc.format_message(), err=True)
+        return exc.exit_code
+    except click.ClickException as exc:
+        return _say(exc.format_message(), exc.exit_code)
+    except CompressorError as exc:
+        return _say(one_line(exc), exc.exit_code)
+    except (KeyboardInterrupt, click.Abort):
+        return _say("interrupted; nothing was written", INTERRUPTED, "")
+    except BrokenPipeError:
+        return 0
+    except MemoryError:
+        return _say("out of memory: try a smaller --batch-size", 6)
+    except Exception as exc:
+        hint = "this is a bug; please report it with the traceback that COMPRESS_DEBUG=1 shows"
+        return _say(f"{type(exc).__name__}: {one_line(exc)} ({hint})", 1)
+
+
+def _invoke(arguments: list[str]) -> Any:
+    return cli.main(arguments, prog_name="compress", standalone_mode=False)
+
+
+def _debugging() -> bool:
+    return os.environ.get("COMPRESS_DEBUG", "") not in ("", "0")
+
+
+def one_line(exc: BaseException) -> str:
+    """Give the message of an error in one line; a loader's worker process puts it last, below its traceback."""
+    lines = [line.strip() for line in str(exc).splitlines() if line.strip()]
+    if lines and "in DataLoader worker process" in lines[0]:
+        return lines[-1].partition(": ")[2]
+    return " ".join(lines)
+
+
+def _say(message: str, code: int, kind: str = "error: ") -> int:
+    click.echo(kind + " ".join(message.split()), err=True)
+    return code

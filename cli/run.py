@@ -1,0 +1,214 @@
+"""``compress MODEL``, step by step: dense baseline, codebooks, fine-tuning, file."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import click
+import timm
+import torch
+from torch import Tensor, nn
+
+import compressor
+from compressor.baseline import create_model, train_baseline
+from compressor.cli.files import EVAL_BATCH
+from compressor.cli.options import Options
+from compressor.cli.setup import Run, set_up
+from compressor.cli.show import Step, accuracy_line, counts, flips, percent, print_json, print_table, say, width
+from compressor.core import Compressor
+from compressor.datasets import Dataset
+from compressor.formats.errors import CompressorError
+from compressor.packing import Packed
+from compressor.recipe import Stage
+from compressor.training import Evaluation, evaluate
+
+__all__ = ["run"]
+
+
+def run(options: Options) -> None:
+    """Do what ``compress MODEL`` was asked to."""
+    work = set_up(options)
+    if options.dry_run:
+        _dry_run(work)
+        return
+    if work.data is not None and not options.names_data:
+        say(f"No data named: using the built-in digits (1,797 handwritten images). For your own: {options.own_data()}")
+    step = _steps(work)
+    model = _dense(work, step)
+    dense = None if work.data is None or options.from_scratch else _measure(model, work.data)
+    packed, compressed = _compress(work, model, step)
+    result = _write(work, packed, compressed, dense, step("file"))
+    _show(work, packed, result, dense)
+
+
+def _steps(work: Run) -> Callable[[str], Step]:
+    """Give a maker of numbered steps."""
+    each = 2 if work.data is not None else 1
+    total = each * len(work.recipe.stages) + 1 + (not work.options.from_scratch)
+    numbers = itertools.count(1)
+    return lambda name: Step(f"{next(numbers)}/{total}", name)
+
+
+def _dense(work: Run, step: Callable[[str], Step]) -> nn.Module:
+    """Give the model to compress, with its preprocessing written on it."""
+    model = _start(work, step)
+    if work.data is not None:
+        own = {"input_size": work.data.input_size, "mean": work.data.mean, "std": work.data.std}
+        model.pretrained_cfg = {**getattr(model, "pretrained_cfg", {}), **own}  # type: ignore[assignment]
+    return model
+
+
+def _start(work: Run, step: Callable[[str], Step]) -> nn.Module:
+    options, args = work.options, dict(work.args)
+    if options.from_scratch:
+        return create_model(options.model, args, seed=options.seed)
+    if work.data is None or _fits_as_it_is(work):
+        here = step("weights")
+        path = options.checkpoint_path
+        given = {"checkpoint_path": str(path)} if path is not None else {}
+        model = create_model(options.model, {**args, **given}, pretrained=options.pretrained, seed=options.seed)
+        here.done(f"{path or 'pretrained'}  {counts(sum(p.numel() for p in model.parameters()))} parameters")
+        return model
+    here = step("dense baseline")
+    epochs = 12 if options.baseline_epochs is None else options.baseline_epochs
+    baseline = train_baseline(
+        options.model, args, work.data, seed=options.seed, epochs=epochs, pretrained=options.pretrained,
+        on_epoch=here.on_epoch, on_step=here.on_step,
+    )  # fmt: skip
+    kept = "not kept" if baseline.path is None else f"{'reused from' if baseline.reused else 'kept in'} {baseline.path}"
+    here.done(f"{epochs} epochs  validation {percent(baseline.figures['validation_top1'])}  {kept}")
+    model = create_model(options.model, args, seed=options.seed)
+    model.load_state_dict(dict(baseline.state))
+    return model
+
+
+def _fits_as_it_is(work: Run) -> bool:
+    """Tell whether the weights named need no training of their own before they are shared."""
+    options = work.options
+    if options.checkpoint_path is not None or options.baseline_epochs == 0:
+        return options.has_weights
+    cfg = timm.models.get_pretrained_cfg(options.model)
+    assert work.data is not None
+    fits = cfg is not None and cfg.num_classes == work.data.num_classes and "in_chans" not in work.args
+    return options.pretrained and fits and options.baseline_epochs is None
+
+
+def _compress(work: Run, model: nn.Module, step: Callable[[str], Step]) -> tuple[Packed, nn.Module]:
+    """Run the stages; give the packed model and the module it came from."""
+    teacher = None if work.options.from_scratch or work.data is None else model
+    packed = None
+    for stage in work.recipe.stages:
+        packed, model = _stage(work, stage, model, teacher, step)
+    assert packed is not None
+    packed.note(recipe=work.recipe.to_dict())
+    return packed, model
+
+
+def _stage(
+    work: Run, stage: Stage, model: nn.Module, teacher: nn.Module | None, step: Callable[[str], Step]
+) -> tuple[Packed, nn.Module]:
+    training, seed = stage.training, work.options.seed
+    here = step("codebooks")
+    job = Compressor(
+        model, stage.policy, model_args=work.args, teacher=teacher, distill=training.distill if teacher else 0.0,
+        temperature=training.temperature, seed=seed,
+    )  # fmt: skip
+    job.prepare()
+    shared = [fate for fate in job.fates if fate.scheme]
+    weights = sum(fate.site.tensor.numel() for fate in shared)
+    schemes = ", ".join(sorted({repr(fate.scheme) for fate in shared}))
+    here.done(f"{len(shared)} tensors, {counts(weights)} weights  {schemes}")
+    if work.data is None:
+        return job.finish(), job.model
+    here = step("fine-tuning")
+    job.finetune(
+        work.data.train_loader(training.batch_size, seed), val=work.data.eval_loader(EVAL_BATCH, "validation"),
+        epochs=training.epochs, lr=training.lr, opt=training.opt, sched=training.sched,
+        weight_decay=training.weight_decay, on_epoch=here.on_epoch, on_step=here.on_step,
+    )  # fmt: skip
+    packed = job.finish(_calibration(work.data, work.options, training.batch_size))
+    top1 = evaluate(job.model, work.data.eval_loader(EVAL_BATCH, "validation")).top1
+    here.done(f"{training.epochs} epochs  validation {percent(top1)}")
+    return packed, job.model
+
+
+def _calibration(data: Dataset, options: Options, batch_size: int) -> list[tuple[Tensor, Tensor]] | None:
+    """Give the first batches of training images in the seed's order; None for none."""
+    batches: Iterator[Any] = iter(data.train_loader(batch_size, options.seed))
+    return list(itertools.islice(batches, math.ceil(options.calibration_images / batch_size))) or None
+
+
+def _measure(model: nn.Module, data: Dataset) -> Evaluation:
+    return evaluate(model, data.eval_loader(EVAL_BATCH))
+
+
+def _write(work: Run, packed: Packed, model: nn.Module, dense: Evaluation | None, here: Step) -> Evaluation | None:
+    """Write the file, reopen it, and measure the model it gives; None where there is no data."""
+    expected = None
+    if work.data is not None:
+        expected = _measure(model, work.data)
+        before = {} if dense is None else {"dense": dense.top1}
+        data = {"name": work.data.name, "version": work.data.version, "split": work.data.evaluated, "n": expected.n}
+        packed.note(data=data, top1={**before, "packed": expected.top1})
+    size = packed.save(work.output, codec=work.options.codec, force=work.options.force)
+    loaded = compressor.load(work.output)
+    here.done(f"{work.output}  {size:,} bytes, reopened and verified")
+    if work.data is None or expected is None:
+        return None
+    result = _measure(loaded, work.data)
+    if not torch.equal(result.correct, expected.correct):
+        raise CompressorError(f"{work.output} answers otherwise than the model it was written from")
+    return result
+
+
+def _show(work: Run, packed: Packed, result: Evaluation | None, dense: Evaluation | None) -> None:
+    options = work.options
+    report = packed.report(options.codec)
+    if options.as_json:
+        accuracy = None if result is None else _accuracy(result, dense)
+        print_json({"file": str(work.output), "model": options.model, "top1": accuracy, **report.to_json()})
+        return
+    click.echo("\n" + report.table(width(), options.everything))
+    if result is not None and work.data is not None:
+        click.echo(accuracy_line(result, dense, work.data.evaluated, options.seed))
+    if not options.names_data and not options.post_training:
+        click.echo(f"For your own images (in IMAGES/train/CLASS and IMAGES/val/CLASS): {options.own_data()}")
+
+
+def _accuracy(result: Evaluation, dense: Evaluation | None) -> dict[str, Any]:
+    low, high = result.interval
+    facts: dict[str, Any] = {"packed": result.top1, "n": result.n, "low": low, "high": high}
+    if dense is not None:
+        lost, gained = flips(result, dense)
+        facts |= {"dense": dense.top1, "lost": lost, "gained": gained}
+    return facts
+
+
+def _dry_run(work: Run) -> None:
+    """Show the fate of every tensor, and the size that the untrained weights would take."""
+    options = work.options
+    given = {"checkpoint_path": str(options.checkpoint_path)} if options.checkpoint_path is not None else {}
+    model = create_model(options.model, {**work.args, **given}, pretrained=options.pretrained, seed=options.seed)
+    job = Compressor(model, work.recipe.stages[-1].policy, model_args=work.args, teacher=None)
+    rules = job.policy.given
+    rows = [
+        {
+            "site": fate.site.name,
+            "shape": list(fate.site.tensor.shape),
+            "weights": fate.site.tensor.numel(),
+            "fate": repr(fate.scheme) if fate.scheme else f"left alone: {fate.reason}",
+            "rule": "" if fate.rule is None else rules[fate.rule].match,
+        }
+        for fate in job.fates
+    ]
+    report = job.prepare().finish().report(options.codec)
+    size, dense = report.totals.file, report.totals.dense
+    if options.as_json:
+        print_json({"sites": rows, "predicted": {"file": size, "dense": dense}, "output": str(work.output)})
+        return
+    shown = [[r["site"], "x".join(map(str, r["shape"])), f"{r['weights']:,}", r["fate"], r["rule"]] for r in rows]  # type: ignore[call-overload]
+    print_table([["site", "shape", "weights", "fate", "rule"], *shown])
+    click.echo(f"predicted  {dense:,} -> {size:,} bytes ({dense / size:.1f}x) before training; nothing was written")

@@ -1,0 +1,131 @@
+"""Everything about a run that can be refused before the long work: model, recipe, data, output."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import timm
+from timm.data import resolve_data_config
+from torch import nn
+
+from compressor import model_zoo
+from compressor.cli.options import Options
+from compressor.datasets import Dataset, load_data
+from compressor.formats.atomic import check_writable
+from compressor.formats.errors import MissingError, UsageError, did_you_mean
+from compressor.formats.loader import build_model
+from compressor.formats.reader import PackedFile
+from compressor.policy import Policy, Rule
+from compressor.recipe import Recipe, Stage, Training
+
+__all__ = ["Run", "set_up"]
+
+
+@dataclass(frozen=True)
+class Run:
+    """What is going to be done, all of it checked.
+
+    Args:
+        options: as given.
+        recipe: what is shared, and how it is trained.
+        data: the data set; None for a post-training run.
+        args: arguments of ``timm.create_model``.
+        output: the file to write.
+    """
+
+    options: Options
+    recipe: Recipe
+    data: Dataset | None
+    args: Mapping[str, Any]
+    output: Path
+
+
+def set_up(options: Options) -> Run:
+    """Check everything that can be checked before the long work."""
+    options.check()
+    if not timm.is_model(options.model):
+        hint = did_you_mean(options.model, timm.list_models())
+        raise MissingError(f"timm {timm.__version__} has no model {options.model!r}.{hint}")
+    recipe = _recipe(options)
+    output = options.output_path()
+    if not options.dry_run:
+        check_writable(output, options.force)
+    if options.checkpoint_path is not None and not options.checkpoint_path.is_file():
+        raise MissingError(f"--checkpoint-path {options.checkpoint_path}: no such file")
+    data = None if options.post_training else _data(options)
+    args = _model_args(options, data)
+    sketch = build_model(options.model, args)
+    for stage in recipe.stages:
+        stage.policy.plan(sketch)
+    if data is not None:
+        _check_head(sketch, data, options)
+    return Run(options, recipe, data, args, output)
+
+
+def _recipe(options: Options) -> Recipe:
+    if options.recipe is not None:
+        recipe = _named_recipe(options.recipe)
+        if not (named := options.training()):
+            return recipe
+        return Recipe(tuple(replace(stage, training=_training(stage.training, named)) for stage in recipe.stages))
+    policy = Policy([Rule("*", **options.rule())])
+    return Recipe((Stage(policy, _training(Training(), options.training())),))
+
+
+def _training(training: Training, changes: Mapping[str, Any]) -> Training:
+    """Change settings through the recipe's own checks."""
+    stage = {**training.__dict__, **changes, "rule": [{"match": "*", "scheme": "learnt"}]}
+    checked = Recipe.from_dict({"stage": [{k: v for k, v in stage.items() if not k.startswith("_")}]}, "options")
+    return checked.stages[0].training
+
+
+def _named_recipe(name: str) -> Recipe:
+    path = Path(name)
+    if path.suffix == ".safetensors":
+        with PackedFile.open(path) as file:
+            if not file.recipe:
+                raise MissingError(f"{path} holds no recipe")
+            return Recipe.from_dict(file.recipe, str(path))
+    if path.suffix != ".toml":
+        return Recipe.from_toml(model_zoo.recipe_text(name), f"recipe {name}")
+    try:
+        return Recipe.from_toml(path.read_text(encoding="utf-8"), str(path))
+    except (OSError, UnicodeDecodeError) as exc:
+        raise MissingError(f"--recipe {path}: cannot be read ({getattr(exc, 'strerror', None) or exc})") from exc
+
+
+def _data(options: Options) -> Dataset:
+    cfg = timm.models.get_pretrained_cfg(options.model)
+    asked = {"img_size": options.img_size, "in_chans": options.in_chans}
+    config = resolve_data_config({k: v for k, v in asked.items() if v}, cfg.to_dict() if cfg else {"input_size": None})  # type: ignore[no-untyped-call]
+    data = load_data(options.data_name, options.data_dir, config=config, download=options.dataset_download)
+    channels, size, _ = data.input_size
+    for option, asked_for, has in (("--img-size", options.img_size, size), ("--in-chans", options.in_chans, channels)):
+        if asked_for not in (None, has):
+            raise UsageError(f"{option} {asked_for}: the images of {data.name} have {has}; leave it out")
+    return data
+
+
+def _model_args(options: Options, data: Dataset | None) -> dict[str, Any]:
+    """Give the arguments of ``timm.create_model`` that data and options call for."""
+    args = {"num_classes": options.num_classes, "in_chans": options.in_chans, "img_size": options.img_size}
+    if data is not None:
+        channels, size, _ = data.input_size
+        cfg = timm.models.get_pretrained_cfg(options.model)
+        fixed = cfg is not None and cfg.fixed_input_size and cfg.input_size[1] != size
+        args["num_classes"] = options.num_classes or data.num_classes
+        args["in_chans"] = channels if channels != 3 else options.in_chans
+        args["img_size"] = size if fixed else None
+    return {name: value for name, value in args.items() if value is not None}
+
+
+def _check_head(model: nn.Module, data: Dataset, options: Options) -> None:
+    if options.num_classes not in (None, data.num_classes):
+        raise MissingError(f"--num-classes {options.num_classes}: {data.name} has {data.num_classes} classes")
+    if getattr(model, "num_classes", data.num_classes) != data.num_classes:
+        raise MissingError(
+            f"{options.model} tells {model.num_classes} classes apart, {data.name} has {data.num_classes}"
+        )

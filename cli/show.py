@@ -1,0 +1,120 @@
+"""What the commands print: tables and JSON on stdout, steps and progress on stderr."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from compressor.training import Epoch, Evaluation
+
+__all__ = ["SCHEMA_VERSION", "Step", "accuracy_line", "counts", "print_json", "print_table", "say", "width"]
+
+SCHEMA_VERSION = 1
+
+
+def say(text: str) -> None:
+    """Print a line on stderr."""
+    click.echo(text, err=True)
+
+
+def print_json(document: Mapping[str, Any]) -> None:
+    """Print one JSON document with the schema version first."""
+    click.echo(json.dumps({"schema_version": SCHEMA_VERSION, **document}, indent=2, default=str))
+
+
+def print_table(rows: Sequence[Sequence[Any]]) -> None:
+    """Print rows in aligned columns."""
+    from tabulate import tabulate
+
+    click.echo(tabulate(rows, tablefmt="plain", disable_numparse=True))
+
+
+def width() -> int:
+    """Give the columns a table may take: the terminal's, or 140 where there is none."""
+    return shutil.get_terminal_size((140, 24)).columns if sys.stdout.isatty() else 140
+
+
+class Step:
+    """One numbered step of a run: a bar while it works on a terminal, a line per epoch elsewhere, a line at its end.
+
+    Args:
+        number: such as ``1/4``.
+        name: what is done.
+    """
+
+    def __init__(self, number: str, name: str) -> None:
+        self.head = f"{number} {name:<15}"
+        self.started = time.monotonic()
+        self.bar: Any = None
+
+    def on_step(self, done: int, total: int) -> None:
+        """Move the bar on."""
+        from tqdm import tqdm
+
+        if self.bar is None:
+            self.bar = tqdm(total=total, desc=self.head, disable=None, leave=False, file=sys.stderr, unit="step")
+        self.bar.update(done - self.bar.n if not self.bar.disable else 0)
+
+    def on_epoch(self, epoch: Epoch, top1: float | None = None) -> None:
+        """Print a line where there is no bar."""
+        if self.bar is not None and not self.bar.disable:
+            return
+        measured = "" if top1 is None else f"  validation {100 * top1:.1f} %"
+        say(f"{self.head}epoch {epoch.number} of {epoch.epochs}  loss {epoch.loss:.3f}{measured}  {self.clock()}")
+
+    def done(self, text: str) -> None:
+        """Take the bar away and print the step's line."""
+        if self.bar is not None:
+            self.bar.close()
+        say(f"{self.head}{text}  {self.clock()}")
+
+    def clock(self) -> str:
+        """Give minutes and seconds since the step began."""
+        seconds = round(time.monotonic() - self.started)
+        return f"{seconds // 60}:{seconds % 60:02}"
+
+
+def counts(number: float) -> str:
+    """Give a count of weights in a few characters.
+
+    >>> counts(21_284_672), counts(1234), counts(12)
+    ('21.3 M', '1.2 k', '12')
+    """
+    for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if number >= size:
+            return f"{number / size:.1f} {unit}"
+    return f"{number:g}"
+
+
+def percent(share: float) -> str:
+    """Give a share in per cent, to a tenth.
+
+    >>> percent(0.98611), percent(math.nan)
+    ('98.6 %', 'unknown')
+    """
+    return "unknown" if math.isnan(share) else f"{100 * share:.1f} %"
+
+
+def accuracy_line(packed: Evaluation, dense: Evaluation | None, split: str, seed: int) -> str:
+    """Give top-1 before and after, with n, the 95 % interval, the images lost and gained, and the seed."""
+    low, high = packed.interval
+    before = f"dense {percent(dense.top1)} -> " if dense is not None else ""
+    line = f"top-1 on {packed.n:,} {split} images  {before}packed file {percent(packed.top1)}"
+    line += f"  [{100 * low:.1f}, {100 * high:.1f}]"
+    if dense is not None:
+        lost, gained = flips(packed, dense)
+        line += f"  {lost} {'image' if lost == 1 else 'images'} lost, {gained} gained"
+    return f"{line}  seed {seed}"
+
+
+def flips(packed: Evaluation, dense: Evaluation) -> tuple[int, int]:
+    """Count the images only the dense model gets right, and those only the packed one does."""
+    return int((dense.correct & ~packed.correct).sum()), int((packed.correct & ~dense.correct).sum())
