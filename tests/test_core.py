@@ -122,7 +122,7 @@ def test_calls_out_of_order_are_refused(model: nn.Module) -> None:
 
 def test_a_model_cannot_be_compressed_twice_at_once(model: nn.Module) -> None:
     Compressor(model, LEARNT, copy=False).prepare()
-    with pytest.raises(PolicyError, match="nothing to share|no tensor that can share"):
+    with pytest.raises(PolicyError, match=r"nothing to share|no tensor that can share"):
         Compressor(model, LEARNT, copy=False)
 
 

@@ -53,7 +53,8 @@ def test_gradients_are_the_scatter_and_the_straight_through() -> None:
     latent = group.latent(group.sites[0])
     gradient = torch.randn(40, 25)
     hashed(group).backward(gradient)
-    assert latent.grad is not None and group.values.grad is not None
+    assert latent.grad is not None
+    assert group.values.grad is not None
     assert torch.equal(latent.grad, gradient)
     codebook = group.codebook().detach()
     chosen = nearest(latent.detach(), codebook)
@@ -122,4 +123,5 @@ def test_weights_and_codebook_are_learnt_together() -> None:
         opt.zero_grad()
         loss.backward()
         opt.step()
-    assert first is not None and loss.item() < 0.02 * first
+    assert first is not None
+    assert loss.item() < 0.02 * first

@@ -61,6 +61,7 @@ def test_straight_through_gives_both_gradients() -> None:
     gradient = torch.arange(6.0)
     indices = nearest(latent.detach(), codebook.detach())
     straight_through(latent, codebook, indices).backward(gradient)
-    assert latent.grad is not None and codebook.grad is not None
+    assert latent.grad is not None
+    assert codebook.grad is not None
     assert torch.equal(latent.grad, gradient)
     assert codebook.grad.tolist() == [float(gradient[indices == k].sum()) for k in (0, 1)]

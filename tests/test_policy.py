@@ -150,7 +150,8 @@ def test_recipes_say_everything_and_come_back_equal() -> None:
     said = recipe.to_dict()["stage"][0]
     assert said["rule"][0] == {"match": "fc", "scheme": "learnt", "codewords": 256}
     assert said["rule"][1] == {"match": "conv1", "ignore": True}
-    assert said["epochs"] == 3 and said["opt"]
+    assert said["epochs"] == 3
+    assert said["opt"]
     assert Recipe.from_dict(recipe.to_dict()) == recipe
 
 

@@ -42,7 +42,8 @@ def test_rows_say_what_the_weights_are(packed: tuple[Compressor, Packed]) -> Non
         signal = job.dense[row.site].double().square().sum()
         assert row.sqnr == pytest.approx(float(10 * (signal / noise).log10()), abs=0.006)
         assert row.coded >= row.entropy - 1e-9
-        assert row.rule in ("fc", "*") and row.scheme == "learnt"
+        assert row.rule in ("fc", "*")
+        assert row.scheme == "learnt"
         assert row.allowed == (64 if row.site == "fc.weight" else 3)
 
 

@@ -54,8 +54,10 @@ def test_unknown_names_are_refused(opt: str, sched: str) -> None:
 def test_evaluation_keeps_the_mode_and_counts() -> None:
     model = nn.Sequential(nn.Dropout(1.0), nn.Linear(3, 2)).train()
     result = evaluate(model, loader())
-    assert model.training and result.n == 20
+    assert model.training
+    assert result.n == 20
     low, high = Evaluation(torch.tensor([True, False])).interval
-    assert low == pytest.approx(0.0945, abs=1e-3) and high == pytest.approx(0.9055, abs=1e-3)
+    assert low == pytest.approx(0.0945, abs=1e-3)
+    assert high == pytest.approx(0.9055, abs=1e-3)
     with pytest.raises(MissingError, match="empty"):
         evaluate(model, [])
