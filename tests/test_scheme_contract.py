@@ -58,6 +58,7 @@ class Tied(nn.Module):
 
 MODULES: dict[str, tuple[Callable[[], nn.Module], Callable[[], Tensor]]] = {
     "linear": (lambda: nn.Linear(16, 12), lambda: torch.randn(4, 16)),
+    "tiny": (lambda: nn.Linear(5, 1), lambda: torch.randn(4, 5)),
     "conv1d": (lambda: nn.Conv1d(4, 8, 3), lambda: torch.randn(2, 4, 9)),
     "conv2d": (lambda: nn.Conv2d(4, 8, 3), lambda: torch.randn(2, 4, 6, 6)),
     "conv3d": (lambda: nn.Conv3d(2, 4, 3), lambda: torch.randn(2, 2, 4, 4, 4)),
