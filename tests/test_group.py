@@ -1,4 +1,4 @@
-"""The contract of groups, tried on a scheme that uses all of it: freezing in rounds, one codebook for all, a penalty."""
+"""The contract of groups, on a scheme that uses all of it: freezing in rounds, one codebook for all, a penalty."""
 
 from __future__ import annotations
 
