@@ -115,7 +115,7 @@ def run(arguments: list[str]) -> int:
     except CompressorError as exc:
         return _say(one_line(exc), exc.exit_code)
     except (KeyboardInterrupt, click.Abort):
-        return _say("interrupted; nothing was written", INTERRUPTED, "")
+        return _say("interrupted", INTERRUPTED, "")
     except BrokenPipeError:
         return 0
     except MemoryError:

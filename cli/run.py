@@ -46,10 +46,14 @@ def run(options: Options) -> None:
 
 def _steps(work: Run) -> Callable[[str], Step]:
     """Give a maker of numbered steps."""
-    each = 2 if work.data is not None else 1
-    total = each * len(work.recipe.stages) + 1 + (not work.options.from_scratch)
+    trained = sum(_trains(work, stage) for stage in work.recipe.stages)
+    total = len(work.recipe.stages) + trained + 1 + (not work.options.from_scratch)
     numbers = itertools.count(1)
     return lambda name: Step(f"{next(numbers)}/{total}", name)
+
+
+def _trains(work: Run, stage: Stage) -> bool:
+    return work.data is not None and stage.training.epochs > 0
 
 
 def _dense(work: Run, step: Callable[[str], Step]) -> nn.Module:
@@ -121,24 +125,26 @@ def _stage(
     weights = sum(fate.site.tensor.numel() for fate in shared)
     schemes = ", ".join(sorted({repr(fate.scheme) for fate in shared}))
     here.done(f"{len(shared)} tensors, {counts(weights)} weights  {schemes}")
-    if work.data is None:
-        return job.finish(), job.model
+    if work.data is None or not _trains(work, stage):
+        return job.finish(_calibration(work, training.batch_size)), job.model
     here = step("fine-tuning")
     job.finetune(
         work.data.train_loader(training.batch_size, seed), val=work.data.eval_loader(EVAL_BATCH, "validation"),
         epochs=training.epochs, lr=training.lr, opt=training.opt, sched=training.sched,
         weight_decay=training.weight_decay, on_epoch=here.on_epoch, on_step=here.on_step,
     )  # fmt: skip
-    packed = job.finish(_calibration(work.data, work.options, training.batch_size))
+    packed = job.finish(_calibration(work, training.batch_size))
     top1 = evaluate(job.model, work.data.eval_loader(EVAL_BATCH, "validation")).top1
     here.done(f"{training.epochs} epochs  validation {percent(top1)}")
     return packed, job.model
 
 
-def _calibration(data: Dataset, options: Options, batch_size: int) -> list[tuple[Tensor, Tensor]] | None:
+def _calibration(work: Run, batch_size: int) -> list[tuple[Tensor, Tensor]] | None:
     """Give the first batches of training images in the seed's order; None for none."""
-    batches: Iterator[Any] = iter(data.train_loader(batch_size, options.seed))
-    return list(itertools.islice(batches, math.ceil(options.calibration_images / batch_size))) or None
+    if work.data is None:
+        return None
+    batches: Iterator[Any] = iter(work.data.train_loader(batch_size, work.options.seed))
+    return list(itertools.islice(batches, math.ceil(work.options.calibration_images / batch_size))) or None
 
 
 def _measure(model: nn.Module, data: Dataset) -> Evaluation:
