@@ -6,8 +6,7 @@ import struct
 
 import numpy as np
 import pytest
-from bitarray import bitarray
-from bitarray.util import canonical_decode, canonical_huffman
+from bitarray.util import canonical_huffman
 
 from compressor.formats.codec import Stream
 from compressor.formats.codecs.huffman import LIMIT, Huffman, code_table, limited_lengths, package_merge
@@ -91,14 +90,7 @@ def test_the_second_code_of_a_lone_codeword_is_refused() -> None:
         Huffman().decode(forged([1, 0], b"\x20"), stream(8, 2))
 
 
-def test_bitarray_still_takes_over_subscribed_tables() -> None:
-    """Fails when bitarray checks its tables: our own check then has a second one behind it."""
-    assert list(canonical_decode(bitarray("0011"), [0, 2, 4], list(range(6))))
-
-
-def test_bitarray_still_builds_codes_it_cannot_decode() -> None:
+def test_bitarray_still_builds_codes_of_any_length() -> None:
     """Fails when bitarray limits its codes: package-merge can then go, if the limit is 15."""
-    _, counts, symbols = canonical_huffman(dict(enumerate(FIBONACCI + [FIBONACCI[-1] * 2**i for i in range(1, 10)])))
+    _, counts, _ = canonical_huffman(dict(enumerate(FIBONACCI + [FIBONACCI[-1] * 2**i for i in range(1, 10)])))
     assert len(counts) > 32
-    with pytest.raises(ValueError, match="count"):
-        next(canonical_decode(bitarray("0" * 64), counts, symbols))

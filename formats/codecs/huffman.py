@@ -11,11 +11,12 @@ from typing import Any, ClassVar
 
 import numpy as np
 from bitarray import bitarray
-from bitarray.util import canonical_decode, canonical_huffman
+from bitarray.util import canonical_huffman
 from numpy.typing import NDArray
 
 from compressor.formats.codec import Codec, Stream, register
 from compressor.formats.errors import FormatError
+from compressor.formats.kernels import huffman_decode
 from compressor.formats.record import index_dtype
 
 __all__ = ["CHUNK", "LIMIT", "Huffman", "code_table", "limited_lengths", "package_merge"]
@@ -52,16 +53,11 @@ class Huffman(Codec):
 
     def decode(self, data: memoryview, stream: Stream) -> NDArray[Any]:
         """Decode; raises FormatError unless lengths, sizes, counts and padding are all exact."""
-        if not stream.count:
-            if len(data):
-                raise FormatError(f"indices of {stream.name!r}: {len(data)} bytes for no indices, expected none")
-            return np.empty(0, index_dtype(stream.codewords))
-        lengths, chunks = _split(data, stream)
-        indices = np.empty(stream.count, index_dtype(stream.codewords))
-        for number, chunk in enumerate(chunks):
-            wanted = indices[number * CHUNK : (number + 1) * CHUNK]
-            wanted[:] = _decode_chunk(chunk, lengths, len(wanted), f"indices of {stream.name!r}, chunk {number}")
-        return indices
+        return _decode(data, stream, np.arange(stream.codewords, dtype=index_dtype(stream.codewords)))
+
+    def lookup(self, data: memoryview, stream: Stream, values: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Decode straight to values."""
+        return _decode(data, stream, np.ascontiguousarray(values))
 
     def code_lengths(self, histogram: NDArray[np.int64]) -> NDArray[np.float64]:
         """Give the lengths of the code for ``histogram``; a codeword it lacks costs the longest."""
@@ -122,6 +118,34 @@ def code_table(lengths: NDArray[np.uint8]) -> dict[int, bitarray]:
     return codes
 
 
+def _decode(data: memoryview, stream: Stream, values: NDArray[Any]) -> NDArray[Any]:
+    output = np.empty(stream.count, values.dtype)
+    if not stream.count:
+        if len(data):
+            raise FormatError(f"indices of {stream.name!r}: {len(data)} bytes for no indices, expected none")
+        return output
+    lengths, chunks = _split(data, stream)
+    table, width = _prefixes(lengths)
+    for number, chunk in enumerate(chunks):
+        part = output[number * CHUNK : (number + 1) * CHUNK]
+        bits = huffman_decode(part, values, table, np.frombuffer(chunk, np.uint8), width)
+        if bits < 0 or -(-bits // 8) != len(chunk) or (bits % 8 and chunk[-1] & 0xFF >> bits % 8):
+            raise FormatError(
+                f"indices of {stream.name!r}, chunk {number}: {len(chunk)} bytes do not hold {len(part)} indices "
+                "and zero padding exactly"
+            )
+    return output
+
+
+def _prefixes(lengths: NDArray[np.uint8]) -> tuple[NDArray[np.int64], int]:
+    """Make the decoding table: for the next ``width`` bits the codeword and the length of its code."""
+    width = int(lengths.max())
+    order = np.lexsort((np.arange(len(lengths)), lengths))
+    order = order[lengths[order] > 0]  # canonical: codes ascend, so each covers the next 2**(width - length) entries
+    covered = np.repeat(order << 4 | lengths[order], 1 << width - lengths[order].astype(np.int64))
+    return np.pad(covered, (0, (1 << width) - len(covered))), width
+
+
 def _split(data: memoryview, stream: Stream) -> tuple[NDArray[np.uint8], list[memoryview]]:
     """Read the code lengths and cut the stream in chunks."""
     count = -(-stream.count // CHUNK)
@@ -150,19 +174,3 @@ def _check_lengths(lengths: NDArray[np.uint8], stream: Stream) -> None:
     if kraft != 1 << LIMIT:
         fault = "over-subscribed" if kraft > 1 << LIMIT else "incomplete"
         raise FormatError(f"indices of {stream.name!r}: {fault} code, Kraft sum {kraft / (1 << LIMIT):.6g}, expected 1")
-
-
-def _decode_chunk(chunk: memoryview, lengths: NDArray[np.uint8], count: int, label: str) -> NDArray[Any]:
-    bits = bitarray(endian="big")
-    bits.frombytes(bytes(chunk))
-    order = np.lexsort((np.arange(len(lengths)), lengths))
-    symbols = order[lengths[order] > 0].tolist()
-    per_length = np.bincount(lengths[lengths > 0], minlength=LIMIT + 1).tolist()
-    try:
-        decoded = np.fromiter(canonical_decode(bits, per_length, symbols), np.uint32, count=count)
-    except ValueError as error:
-        raise FormatError(f"{label}: {len(chunk)} bytes do not hold its {count} indices") from error
-    end = int(lengths[decoded].sum(dtype=np.int64))
-    if -(-end // 8) != len(chunk) or bits[end:].any():
-        raise FormatError(f"{label}: {len(chunk)} bytes, expected {-(-end // 8)} with zero padding")
-    return decoded

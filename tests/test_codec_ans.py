@@ -1,0 +1,186 @@
+"""rANS: near the entropy, exact at its ends, and safe with tables that lie."""
+
+from __future__ import annotations
+
+import struct
+import tracemalloc
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from compressor.formats import kernels
+from compressor.formats.codec import Stream
+from compressor.formats.codecs.ans import CHUNK, Ans, quantise_histogram, read_frequencies, write_frequencies
+from compressor.formats.errors import FormatError
+from compressor.formats.record import index_dtype
+
+
+def stream(count: int, codewords: int) -> Stream:
+    return Stream("fc.weight", count, codewords)
+
+
+def drawn(count: int, weights: NDArray[np.float64]) -> NDArray[Any]:
+    chance = np.random.default_rng(0).choice(len(weights), count, p=weights / weights.sum())
+    return chance.astype(index_dtype(len(weights)))
+
+
+def forged(table: bytes, states: list[int], words: list[int], precision: int = 8) -> memoryview:
+    """Make a one-chunk stream of anything."""
+    lanes = (len(states).bit_length() - 1) << 5
+    body = struct.pack(f"<I{len(states)}I{len(words)}H", len(words), *states, *words)
+    return memoryview(bytes([precision | lanes]) + table + body)
+
+
+HALVES = write_frequencies(np.array([128, 128]))
+
+
+@pytest.mark.parametrize("count", [10_000, 36_864, 300_000, 2_359_296])
+@pytest.mark.parametrize(
+    ("codewords", "spread"), [(2, 0.2), (3, 0.15), (5, 0.2), (16, 0.3), (16, 3.0), (16, 100.0), (32, 0.4), (256, 30.0)]
+)
+def test_size_is_the_entropy(count: int, codewords: int, spread: float) -> None:
+    """Within 0.1 % and 64 bytes and the table of frequencies."""
+    weights = np.exp(-np.abs(np.arange(codewords) - codewords // 2) / spread)
+    indices = drawn(count, weights)
+    shares = np.bincount(indices, minlength=codewords) / count
+    entropy = -float((shares[shares > 0] * np.log2(shares[shares > 0])).sum()) * count / 8
+    data = Ans().encode(indices, stream(count, codewords))
+    table = read_frequencies(memoryview(data)[1:], codewords, data[0] & 31, "test")[1]
+    assert len(data) - table <= entropy * 1.001 + 64
+    np.testing.assert_array_equal(Ans().decode(memoryview(data), stream(count, codewords)), indices)
+
+
+def test_below_a_hundredth_of_a_bit() -> None:
+    indices = drawn(1_500_000, np.array([1.0, 2000.0, 1.0]))
+    data = Ans().encode(indices, stream(len(indices), 3))
+    assert len(data) * 8 / len(indices) < 0.014
+    np.testing.assert_array_equal(Ans().decode(memoryview(data), stream(len(indices), 3)), indices)
+
+
+def test_constant_indices_cost_a_few_bytes_whatever_their_number() -> None:
+    assert len(Ans().encode(np.full(CHUNK, 3, np.uint8), stream(CHUNK, 16))) == 1 + 8 + 4 + 4
+
+
+def test_chunks_meet_without_seams() -> None:
+    indices = drawn(CHUNK + 5, np.array([3.0, 1.0, 1.0]))
+    data = Ans().encode(indices, stream(len(indices), 3))
+    np.testing.assert_array_equal(Ans().decode(memoryview(data), stream(len(indices), 3)), indices)
+
+
+def test_a_known_stream() -> None:
+    """Worked by hand: precision 8, frequencies 128 and 128, one lane; 16 indices 0 shift the state by 16 bits."""
+    state, indices = 1 << 16, [1, 0, 0, 1]
+    for index in reversed(indices):
+        state = (state // 128 << 8) + state % 128 + 128 * index
+    decoded = Ans().decode(forged(HALVES, [state], []), stream(4, 2))
+    assert decoded.tolist() == indices
+
+
+@pytest.mark.parametrize("precision", range(17))
+def test_frequencies_are_stored_exactly(precision: int) -> None:
+    rng = np.random.default_rng(precision)
+    for codewords in (1, 2, 3, 16, 255, 300):
+        used = rng.integers(1, min(codewords, 1 << precision) + 1)
+        histogram = np.zeros(codewords, np.int64)
+        histogram[rng.choice(codewords, used, replace=False)] = rng.integers(1, 10_000, used)
+        frequencies = quantise_histogram(histogram, precision)
+        assert frequencies.sum() == 1 << precision
+        assert ((frequencies > 0) == (histogram > 0)).all()
+        if frequencies.max() >> 15 == 0:
+            data = write_frequencies(frequencies)
+            read, size = read_frequencies(memoryview(data + b"rest"), codewords, precision, "test")
+            assert size == len(data)
+            np.testing.assert_array_equal(read, frequencies)
+
+
+def test_quantised_frequencies_are_nearly_the_best() -> None:
+    """Against all frequencies that sum to 16, for three codewords."""
+    for histogram in np.random.default_rng(0).integers(1, 100, (50, 3)):
+        costs = [
+            float(-(histogram * np.log2(np.array([a, b, 16 - a - b]) / 16)).sum())
+            for a in range(1, 15) for b in range(1, 16 - a)
+        ]  # fmt: skip
+        chosen = float(-(histogram * np.log2(quantise_histogram(histogram, 4) / 16)).sum())
+        assert chosen <= min(costs) * 1.01
+
+
+# -- bytes that lie
+
+
+@pytest.mark.parametrize(
+    ("data", "fault"),
+    [
+        (b"", "no bytes for 4 indices"),
+        (bytes([17]) + HALVES, "precision 17"),
+        (bytes([31]) + HALVES, "precision 31"),
+        (bytes([8]), "cut"),
+        (bytes([8]) + HALVES[:1], "cut"),
+        (bytes([8]) + HALVES, "sizes of 1 chunks"),
+        (forged(write_frequencies(np.array([128, 127])), [1 << 16], []), "sum to 255, expected 256"),
+        (forged(write_frequencies(np.array([128, 129])), [1 << 16], []), "sum to 257, expected 256"),
+        (forged(write_frequencies(np.array([0, 0])), [1 << 16], []), "sum to 0"),
+        (forged(HALVES, [(1 << 16) - 1], []), "state below"),
+        (forged(HALVES, [0, 1 << 16], []), "state below"),
+        (forged(HALVES, [1 << 16], []), "chunk 0"),
+        (forged(HALVES, [(1 << 32) - 1], []), "chunk 0"),
+        (forged(HALVES, [1 << 20], [0, 0]), "chunk 0"),
+        (bytes(forged(HALVES, [1 << 20], [])) + b"\0", "after the frequencies"),
+    ],
+)
+def test_lies(data: Any, fault: str) -> None:
+    with pytest.raises(FormatError, match=fault):
+        Ans().decode(memoryview(data), stream(4, 2))
+
+
+def test_padding_of_the_frequencies_must_be_zero() -> None:
+    data = bytearray(Ans().encode(np.array([0, 0, 1, 2, 0], np.uint8), stream(5, 3)))
+    assert data[2] >> 4 == 0
+    data[2] |= 0x10
+    with pytest.raises(FormatError, match="more than 3"):
+        Ans().decode(memoryview(data), stream(5, 3))
+
+
+def test_giant_sizes_of_chunks_are_refused_before_they_are_read() -> None:
+    data = bytes([8]) + HALVES + b"\xff\xff\xff\xff" + bytes(4)
+    with pytest.raises(FormatError, match="expected 8589934598"):
+        Ans().decode(memoryview(data), stream(4, 2))
+
+
+def test_no_bytes_decode_to_nothing_but_an_error() -> None:
+    """Coders below one bit an index may take any count from zero bytes: not here."""
+    tracemalloc.start()
+    with pytest.raises(FormatError, match="no bytes for 1000000 indices"):
+        Ans().decode(memoryview(b""), stream(1_000_000, 16))
+    assert tracemalloc.get_traced_memory()[1] < 1 << 16
+    tracemalloc.stop()
+
+
+# -- compiled and plain
+
+
+@pytest.mark.parametrize("codec", ["ans", "huffman"])
+@pytest.mark.parametrize("lookup", [False, True])
+def test_plain_python_agrees_with_numba(monkeypatch: pytest.MonkeyPatch, codec: str, lookup: bool) -> None:
+    from compressor.formats.codec import CODECS
+
+    indices = drawn(40_000, np.array([30.0, 1.0, 5.0, 0.1, 9.0]))
+    values = np.array([0.5, 1.0, 1.5, 2.0, 2.5], np.float32)
+
+    def run() -> tuple[bytes, NDArray[Any]]:
+        data = CODECS[codec]().encode(indices, stream(len(indices), 5))
+        if lookup:
+            return data, CODECS[codec]().lookup(memoryview(data), stream(len(indices), 5), values)
+        return data, CODECS[codec]().decode(memoryview(data), stream(len(indices), 5))
+
+    compiled = run()
+    for name in ("rans_encode", "rans_decode", "huffman_decode"):
+        plain = kernels.kernel(getattr(kernels, name).__wrapped__)
+        for module in ("ans", "huffman"):
+            monkeypatch.setattr(f"compressor.formats.codecs.{module}.{name}", plain, raising=False)
+    monkeypatch.setattr(kernels, "_compile", lambda function: function)
+    slow = run()
+    assert slow[0] == compiled[0]
+    assert slow[1].dtype == compiled[1].dtype
+    np.testing.assert_array_equal(slow[1], compiled[1])
