@@ -34,7 +34,7 @@ from compressor.training import evaluate, make_optimizer, train
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "fashion_mnist.jsonl"
-ARGS = {"num_classes": 10, "in_chans": 1}
+ARGS: dict[str, Any] = {"num_classes": 10, "in_chans": 1}
 BATCH, LR, DISTILL = 128, 1e-3, 0.5
 SCRATCH_EPOCHS, SCRATCH_LR = 4, 3e-3
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import numpy as np
 import pytest
@@ -64,7 +65,8 @@ SHAPES = {
 def test_no_restart_of_lloyd_does_better(shape: str, codewords: int) -> None:
     """Twenty random starts of plain k-means find nothing more than 0.1 % better."""
     rng = np.random.default_rng(0)
-    weights = SHAPES[shape](rng, 4000).astype(np.float32)
+    draw: Any = SHAPES[shape]
+    weights = draw(rng, 4000).astype(np.float32)
     found = error(weights, optimal_codebook(weights, codewords))
     for _ in range(20):
         centres = np.sort(rng.choice(weights, codewords, replace=False)).astype(np.float64)

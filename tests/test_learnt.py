@@ -21,12 +21,12 @@ def from_stock_operators(weights: Tensor, codebook: Tensor) -> Tensor:
     logits = functional.conv1d(signal, 2 * codebook.reshape(-1, 1, 1), -codebook.square())
     channels_last = logits.transpose(1, 2)
     highest, where = functional.max_pool1d(channels_last, codewords, return_indices=True)
-    one_hot = functional.max_unpool1d(torch.ones_like(highest), where, codewords).transpose(1, 2)
+    one_hot = functional.max_unpool1d(torch.ones_like(highest), where, [codewords]).transpose(1, 2)
     return functional.conv_transpose1d(one_hot, codebook.reshape(-1, 1, 1)).reshape(weights.shape)
 
 
 def group_of(weights: Tensor, scheme: Learnt) -> Group:
-    layer = nn.Linear(*reversed(weights.shape), bias=False)
+    layer = nn.Linear(weights.shape[1], weights.shape[0], bias=False)
     with torch.no_grad():
         layer.weight.copy_(weights)
     group = Group(scheme, find_tensors(layer))
@@ -85,7 +85,7 @@ def test_codewords_that_overtake_each_other_change_nothing() -> None:
     group.values.data = group.values.data[[2, 0, 3, 1]]
     assert torch.equal(hashed(group), expected)
     shared = group.scheme.share(group)
-    values = shared.books[0].expand().ravel()  # type: ignore[union-attr]
+    values = shared.books[0].expand().ravel()
     assert (values[1:] > values[:-1]).all()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from compressor.formats.errors import MissingError, QualityError, UsageError
 from compressor.training import Epoch, Evaluation, evaluate, make_optimizer, train
 
 
-def loader(n: int = 20, batch: int = 4) -> DataLoader[tuple[Tensor, Tensor]]:
+def loader(n: int = 20, batch: int = 4) -> DataLoader[Any]:
     torch.manual_seed(0)
     x = torch.randn(n, 3)
     return DataLoader(TensorDataset(x, (x[:, 0] > 0).long()), batch)
