@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 import platform
 import sys
@@ -43,6 +42,8 @@ def schemes(as_json: bool) -> None:
 @as_json
 def env(as_json: bool) -> None:
     """Show versions and machine: paste it into a report."""
+    from importlib.metadata import version
+
     import torch
 
     import compressor
@@ -52,7 +53,7 @@ def env(as_json: bool) -> None:
         "timm-compressor": compressor.__version__,
         "python": platform.python_version(),
         "platform": platform.platform(),
-        **{name: importlib.metadata.version(name) for name in PACKAGES},
+        **{name: version(name) for name in PACKAGES},
         "cpus": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "devices": [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())],

@@ -19,9 +19,9 @@ HEAVY = {"torch", "timm", "torchvision", "sklearn", "accelerate"}
 
 def modules_after(statement: str) -> set[str]:
     """Run a statement in a new process and give the top-level modules it leaves loaded."""
-    code = f"{statement}\nimport sys\nprint('\\n'.join(m.split('.')[0] for m in sys.modules))"
+    code = f"{statement}\nimport sys\nprint(*{{m.split('.')[0] for m in sys.modules}}, file=sys.stderr)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    return set(done.stdout.split())
+    return set(done.stderr.split())
 
 
 @pytest.mark.parametrize("name", MODULES)
