@@ -24,19 +24,19 @@ _SMALL = 1 << 14  # below this many indices importing numba takes longer than pl
 
 
 def kernel(function: Callable[..., int]) -> Callable[..., int]:
-    """Run ``function`` compiled. Its first argument is the output array, the others arrays to read, and numbers."""
+    """Run ``function`` compiled. Its first two arguments are arrays to write, the others arrays to read or numbers."""
     compiled: Callable[..., int] | None = None
 
     @functools.wraps(function)
-    def call(output: Array, *arguments: Any) -> int:
+    def call(output: Array, state: Array, *arguments: Any) -> int:
         nonlocal compiled
         if compiled is None and len(output) >= _SMALL:
             compiled = _compile(function)
         if compiled is None or compiled is function:
-            # lists are several times faster than arrays in plain Python; states are written, so they stay an array
-            plain = [item.tolist() if isinstance(item, np.ndarray) and item.size > 64 else item for item in arguments]
-            return function(output, *plain)
-        return compiled(output, *arguments)
+            # lists are several times faster to read than arrays in plain Python
+            plain = [item.tolist() if isinstance(item, np.ndarray) else item for item in arguments]
+            return function(output, state, *plain)
+        return compiled(output, state, *arguments)
 
     return call
 
@@ -54,15 +54,15 @@ def _compile(function: Callable[..., int]) -> Callable[..., int]:
 
 
 @kernel
-def rans_decode(output: Array, values: Array, table: Array, words: Array, states: Array, precision: int) -> int:
+def rans_decode(output: Array, states: Array, values: Array, table: Array, words: Array, precision: int) -> int:
     """Fill ``output`` with the values of the decoded indices.
 
     Args:
         output: any dtype [n].
+        states: int64[lanes]; index i is in lane i modulo lanes. Left as the states after the last index.
         values: what each index stands for, dtype of ``output`` [K].
         table: int64[2**precision], per slot: frequency << 32 | slot - first slot << 16 | index.
-        words: int64 or uint16 [m].
-        states: int64[lanes]; index i is in lane i modulo lanes. Left as the states after the last index.
+        words: uint16[m].
         precision: bits of a slot.
 
     Returns:
@@ -100,14 +100,14 @@ def rans_decode(output: Array, values: Array, table: Array, words: Array, states
 
 
 @kernel
-def rans_encode(words: Array, indices: Array, frequencies: Array, starts: Array, states: Array, precision: int) -> int:
+def rans_encode(words: Array, states: Array, indices: Array, frequencies: Array, starts: Array, precision: int) -> int:
     """Code ``indices`` last to first, filling ``words`` from its end.
 
     Args:
         words: uint16[n], room for one word an index.
+        states: int64[lanes], each LOW; left as the states to begin decoding with.
         indices: any unsigned dtype [n].
         frequencies, starts: int64[K], slots of each index and the first of them.
-        states: int64[lanes], each LOW; left as the states to begin decoding with.
         precision: the frequencies sum to 2**precision.
 
     Returns:
@@ -129,34 +129,51 @@ def rans_encode(words: Array, indices: Array, frequencies: Array, starts: Array,
 
 
 @kernel
-def huffman_decode(output: Array, values: Array, table: Array, data: Array, width: int) -> int:
-    """Fill ``output`` with the values of the decoded indices.
+def huffman_decode(
+    output: Array, bits: Array, values: Array, table: Array, words: Array, begins: Array, width: int, chunk: int
+) -> int:
+    """Fill ``output`` with the values of the decoded indices, four chunks at a time: they do not wait for each other.
 
     Args:
         output: any dtype [n].
+        bits: int64[chunks], filled with the bits read of each; -1 where they began no code.
         values: what each index stands for, dtype of ``output`` [K].
         table: int64[2**width], by the next ``width`` bits: index << 4 | code length, or 0 where no code begins so.
-        data: uint8[m].
+        words: int64[m], all chunks in words of 32 bits, first bit highest, each chunk padded with zeros.
+        begins: int64[chunks + 1], the first word of each chunk, and their end.
         width: the longest code, at most 15.
+        chunk: indices of each chunk but the last.
 
     Returns:
-        Bits read, or -1 where there were too few or a code was none.
+        The number of chunks.
     """
-    size = len(data)
-    read = 0
-    window = 0  # the last ``held`` bits of it are yet to be read
-    held = 0
-    for position in range(len(output)):
-        if held < width:
-            while held <= 40 and read < size:
-                window = ((window << 8) | int(data[read])) & 0xFFFFFFFFFFFF
-                held += 8
-                read += 1
-        ahead = window >> (held - width) if held >= width else window << (width - held)
-        entry = table[ahead & ((1 << width) - 1)]
-        length = entry & 15
-        held -= length
-        if held < 0 or length == 0:
-            return -1
-        output[position] = values[entry >> 4]
-    return 8 * read - held
+    chunks = len(bits)
+    mask = (1 << width) - 1
+    for first in range(0, chunks, 4):
+        lanes = min(4, chunks - first)
+        window = np.zeros(4, np.int64)  # its last ``held`` bits are yet to be read
+        held = np.zeros(4, np.int64)
+        read = np.zeros(4, np.int64)
+        lost = np.zeros(4, np.int64)
+        for lane in range(lanes):
+            read[lane] = begins[first + lane]
+        common = len(output) - (chunks - 1) * chunk if first + lanes == chunks else chunk
+        for start, end, active in ((0, common, lanes), (common, chunk, lanes - 1)):  # the last chunk may be shorter
+            for position in range(start, end):
+                for lane in range(active):
+                    ready = int(held[lane])
+                    ahead = int(window[lane])
+                    if ready < 32:
+                        word = words[read[lane]] if read[lane] < begins[first + lane + 1] else 0
+                        ahead = ((ahead & 0x7FFFFFFF) << 32) | word
+                        window[lane] = ahead
+                        ready += 32
+                        read[lane] += 1
+                    entry = table[(ahead >> (ready - width)) & mask]
+                    held[lane] = ready - (entry & 15)
+                    lost[lane] |= entry == 0
+                    output[(first + lane) * chunk + position] = values[entry >> 4]
+        for lane in range(lanes):
+            used = 32 * (read[lane] - begins[first + lane]) - held[lane]
+            bits[first + lane] = -1 if lost[lane] else used
+    return chunks

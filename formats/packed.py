@@ -22,7 +22,7 @@ from compressor.formats.fields import parse_name
 from compressor.formats.layout import Key, blob_sizes, layout
 from compressor.formats.metadata import OBJECTS, VERSION, parse_metadata
 from compressor.formats.reader import MAX_MEMORY, PackedFile
-from compressor.formats.record import Content, RawTensor, SharedTensor, Table, index_count
+from compressor.formats.record import Content, Indices, RawTensor, SharedTensor, Table, index_count
 
 __all__ = ["pack", "write"]
 
@@ -107,8 +107,22 @@ def _encode(name: str, site: SharedTensor, content: Content, candidates: list[st
     if not able:
         most = max(codec.max_codewords for codec in codecs)
         raise FormatError(f"{name!r} has {codewords} codewords, expected at most {most} with codec {codecs[0].id!r}")
-    coded = [(codec.id, codec.encode(site.indices, stream)) for codec in able]
-    return min(coded, key=lambda pair: len(pair[1]))
+    return _smallest(able, site.indices, stream)
+
+
+def _smallest(codecs: list[Codec], indices: Indices, stream: Stream) -> tuple[str, bytes]:
+    """Code with every codec that its code lengths do not rule out; give the shortest, ties to the first id."""
+    if len(codecs) == 1:
+        return codecs[0].id, codecs[0].encode(indices, stream)
+    histogram = np.bincount(indices, minlength=stream.codewords)
+    least = {codec.id: float((codec.code_lengths(histogram) * histogram).sum()) / 8 - 1 for codec in codecs}
+    best: tuple[int, str, bytes] | None = None
+    for codec in sorted(codecs, key=lambda codec: least[codec.id]):
+        if best is None or least[codec.id] <= best[0]:
+            data = codec.encode(indices, stream)
+            best = min(best or (len(data), codec.id, data), (len(data), codec.id, data))
+    assert best is not None
+    return best[1:]
 
 
 def _codebook_parts(content: Content, codecs: Mapping[str, str]) -> dict[Key, bytes]:

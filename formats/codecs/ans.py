@@ -158,7 +158,7 @@ def _encode_chunk(indices: NDArray[Any], frequencies: NDArray[np.int64], precisi
     words = np.empty(len(indices), np.uint16)
     states = np.full(lanes, LOW, np.int64)
     starts = np.cumsum(frequencies) - frequencies
-    first = rans_encode(words, indices, frequencies, starts, states, precision)
+    first = rans_encode(words, states, indices, frequencies, starts, precision)
     return states.astype("<u4").tobytes() + words[first:].astype("<u2").tobytes()
 
 
@@ -179,7 +179,7 @@ def _decode(data: memoryview, stream: Stream, values: NDArray[Any]) -> NDArray[A
     output = np.empty(stream.count, values.dtype)
     for number, (states, words) in enumerate(chunks):
         part = output[number * CHUNK : (number + 1) * CHUNK]
-        read = rans_decode(part, values, table, words, states, precision)
+        read = rans_decode(part, states, values, table, words, precision)
         if read != len(words) or (states != LOW).any():
             raise FormatError(f"{what}, chunk {number}: its {len(words)} words do not hold {len(part)} indices exactly")
     return output

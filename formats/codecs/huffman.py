@@ -126,12 +126,14 @@ def _decode(data: memoryview, stream: Stream, values: NDArray[Any]) -> NDArray[A
         return output
     lengths, chunks = _split(data, stream)
     table, width = _prefixes(lengths)
-    for number, chunk in enumerate(chunks):
-        part = output[number * CHUNK : (number + 1) * CHUNK]
-        bits = huffman_decode(part, values, table, np.frombuffer(chunk, np.uint8), width)
-        if bits < 0 or -(-bits // 8) != len(chunk) or (bits % 8 and chunk[-1] & 0xFF >> bits % 8):
+    words = [np.frombuffer(bytes(chunk) + bytes(-len(chunk) % 4), ">u4") for chunk in chunks]
+    begins = np.cumsum([0, *map(len, words)])
+    output, bits = np.empty(stream.count, values.dtype), np.empty(len(chunks), np.int64)
+    huffman_decode(output, bits, values, table, np.concatenate(words).astype(np.int64), begins, width, CHUNK)
+    for number, (chunk, read) in enumerate(zip(chunks, bits.tolist(), strict=True)):
+        if read < 0 or -(-read // 8) != len(chunk) or (read % 8 and chunk[-1] & 0xFF >> read % 8):
             raise FormatError(
-                f"indices of {stream.name!r}, chunk {number}: {len(chunk)} bytes do not hold {len(part)} indices "
+                f"indices of {stream.name!r}, chunk {number}: {len(chunk)} bytes do not hold its indices "
                 "and zero padding exactly"
             )
     return output
