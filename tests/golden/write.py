@@ -1,0 +1,71 @@
+"""Write the golden files that are not there yet: python tests/golden/write.py. Those that are, are never rewritten.
+
+One packed file for every record of test_record.py and every codec that can code it, in a folder named after the
+format's version, and the SHA-256 of its decoded tensors in tensors.json.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE.parent), str(HERE.parent.parent)]
+
+import numpy as np  # noqa: E402
+from slow_reader import read  # noqa: E402
+from test_record import RECORDS  # noqa: E402
+
+from compressor.formats.codec import CODECS  # noqa: E402
+from compressor.formats.codecs.hashed import Hashed, hashed_indices  # noqa: E402
+from compressor.formats.errors import UsageError  # noqa: E402
+from compressor.formats.metadata import VERSION  # noqa: E402
+from compressor.formats.packed import pack  # noqa: E402
+from compressor.formats.record import Content, SharedTensor, Table  # noqa: E402
+
+
+def digest(data: bytes) -> str:
+    """Hash all tensors of a packed file, by the slow reader."""
+    total = hashlib.sha256()
+    for name, (dtype, shape, values) in sorted(read(data).items()):
+        total.update(f"{name} {dtype} {list(shape)} {len(values)}\n".encode() + values)
+    return total.hexdigest()
+
+
+def hashed_small() -> Content:
+    """Signed hashing with 100 real values."""
+    values = np.linspace(-1, 1, 100).astype(np.float32).reshape(1, -1, 1)
+    site = SharedTensor((30, 20), 0, hashed_indices("fc.weight", 600, 200, 7), codec=Hashed(7))
+    return Content({"fc.weight": site}, (Table(values, mirrored=True),))
+
+
+def golden() -> dict[str, bytes]:
+    """Pack everything: file name to bytes."""
+    files = {"hashed_small.hashed.safetensors": pack(hashed_small())}
+    for record, make in RECORDS.items():
+        if any(site.codec for site in make().sites.values()):
+            continue  # large, and hashed_small says the same
+        for codec in sorted(name for name, found in CODECS.items() if found.general):
+            with contextlib.suppress(UsageError):  # more codewords than the codec takes
+                files[f"{record}.{codec}.safetensors"] = pack(make(), codec)
+    return files
+
+
+def main() -> None:
+    """Write what is missing."""
+    folder = HERE / f"v{VERSION}"
+    folder.mkdir(exist_ok=True)
+    index = folder / "tensors.json"
+    digests = json.loads(index.read_text()) if index.exists() else {}
+    for name, data in golden().items():
+        if name not in digests:
+            (folder / name).write_bytes(data)
+            digests[name] = digest(data)
+    index.write_text(json.dumps(digests, indent=1, sort_keys=True) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,199 @@
+"""A second reader of good files, from SPEC.md alone: plain numpy and json, slow, sharing no code with the package."""
+
+from __future__ import annotations
+
+import json
+import struct
+import zlib
+from typing import Any
+
+import numpy as np
+
+Tensors = dict[str, tuple[str, tuple[int, ...], bytes]]
+SIZES = {"F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2, "U16": 2}
+MASK = (1 << 64) - 1
+
+
+def read(data: bytes) -> Tensors:
+    """Give dtype, shape and little-endian bytes of every tensor by name, aliases included."""
+    length = struct.unpack("<Q", data[:8])[0]
+    header = json.loads(data[8 : 8 + length])
+    meta = json.loads(header["__metadata__"]["timm-compressor"])
+    assert meta["version"] == 1
+    take = Parts(data, 8 + length, header["checksums"]["data_offsets"][0])
+    sites = meta.get("sites", [])
+    streams = [take(site[4]) for site in sites]
+    tables = [read_book(book, take) for book in meta.get("books", [])]
+    tensors: Tensors = {}
+    scales = []
+    for site in sites:
+        options = site[5] if len(site) > 5 else {}
+        groups = count_groups(site[1], options)
+        scales.append([floats(take, options.get(key), groups) for key in ("scale", "offset")])
+    for site, stream, (scale, offset) in zip(sites, streams, scales, strict=True):
+        tensors[site[0]] = decode(site, stream, tables[site[2]], scale, offset)
+    for dtype, shape, names, *stored in meta.get("untouched", []):
+        for name in names.split(" "):
+            tensors[name] = (dtype, tuple(shape), read_raw(take, dtype, int(np.prod(shape)), stored))
+    take.finish()
+    for alias, name in meta.get("aliases", {}).items():
+        tensors[alias] = tensors[name]
+    return tensors
+
+
+class Parts:
+    """The parts in file order, each compared with its checksum."""
+
+    def __init__(self, data: bytes, start: int, checksums: int) -> None:
+        self.data, self.head, self.at = data, start, start
+        self.end = start + checksums
+        self.sums = np.frombuffer(data[self.end :], "<u4").tolist()
+
+    def __call__(self, size: int) -> bytes:
+        part = self.data[self.at : self.at + size]
+        self.at += size
+        assert zlib.crc32(part) == self.sums.pop(0)
+        return part
+
+    def finish(self) -> None:
+        assert self.at == self.end
+        assert self.sums == [zlib.crc32(self.data[: self.head])]
+
+
+def to_floats(data: bytes, dtype: str) -> np.ndarray[Any, Any]:
+    if dtype == "BF16":
+        return np.frombuffer(b"".join(b"\0\0" + data[i : i + 2] for i in range(0, len(data), 2)), "<f4")
+    return np.frombuffer(data, {"F32": "<f4", "F16": "<f2"}[dtype]).astype(np.float32)
+
+
+def from_floats(values: np.ndarray[Any, Any], dtype: str) -> bytes:
+    if dtype == "BF16":
+        words = values.astype("<f4").view("<u4").reshape(-1).tolist()
+        uppers = [(b >> 16) + (b & 0xFFFF > 0x8000 or (b & 0xFFFF == 0x8000 and b >> 16 & 1)) for b in words]
+        return struct.pack(f"<{len(uppers)}H", *uppers)
+    return values.astype({"F32": "<f4", "F16": "<f2"}[dtype]).tobytes()
+
+
+def floats(take: Parts, dtype: str | None, count: int) -> np.ndarray[Any, Any] | None:
+    return None if dtype is None else to_floats(take(count * SIZES[dtype]), dtype)
+
+
+def read_raw(take: Parts, dtype: str, count: int, stored: list[str]) -> bytes:
+    if not stored:
+        return take(count * SIZES.get(dtype, 1))
+    return from_floats(to_floats(take(count * SIZES[stored[0]]), stored[0]), dtype)
+
+
+def read_book(book: list[Any], take: Parts) -> np.ndarray[Any, Any]:
+    if book[0] == "grid":
+        return np.array([book[1] + k * book[2] for k in range(book[3])]).astype(np.float32).reshape(1, -1, 1)
+    shape = book[1] if isinstance(book[1], list) else [1, book[1], 1]
+    values = to_floats(take(int(np.prod(shape)) * SIZES[book[0]]), book[0]).reshape(shape)
+    return np.concatenate([values, -values], 1) if "mirrored" in book else values
+
+
+def count_groups(shape: list[int], options: dict[str, Any]) -> int:
+    if "axis" in options:
+        return int(shape[options["axis"]])
+    return -(-int(np.prod(shape)) // options["block"]) if "block" in options else 1
+
+
+def decode(site: list[Any], stream: bytes, table: Any, scale: Any, offset: Any) -> tuple[str, tuple[int, ...], bytes]:
+    """Follow w = values[book[g], index] * scale[g] + offset[g], entry by entry."""
+    name, shape, _, codec, _ = site[:5]
+    options = site[5] if len(site) > 5 else {}
+    books, codewords, d = table.shape
+    entries = np.arange(int(np.prod(shape))).reshape(shape)
+    group = np.zeros(entries.size, int)
+    if "axis" in options:
+        group = np.indices(shape)[options["axis"]].reshape(-1)
+    elif "block" in options:
+        group = np.arange(entries.size) // options["block"]
+    rows = entries.reshape(1, -1) if d == 1 else np.moveaxis(entries, options.get("vector_axis", 0), -1)
+    rows = rows.reshape(-1, rows.shape[-1])
+    per_row = -(-rows.shape[1] // d)
+    read_stream = {"bits": bits, "huffman": huffman, "ans": ans, "hashed": hashed}[codec]
+    indices = read_stream(stream, len(rows) * per_row, codewords, name)
+    weights = np.zeros(entries.size, np.float32)
+    for r, row in enumerate(rows):
+        for place, entry in enumerate(row):
+            g = group[entry]
+            w = table[g if books > 1 else 0, indices[r * per_row + place // d], place % d]
+            w = w * scale[g] if scale is not None else w
+            weights[entry] = w + offset[g] if offset is not None else w
+    return options.get("dtype", "F32"), tuple(shape), from_floats(weights, options.get("dtype", "F32"))
+
+
+def bits(stream: bytes, count: int, codewords: int, name: str) -> list[int]:
+    width = (codewords - 1).bit_length()
+    number = int.from_bytes(stream, "little")
+    return [number >> i * width & (1 << width) - 1 for i in range(count)]
+
+
+def huffman(stream: bytes, count: int, codewords: int, name: str) -> list[int]:
+    if not count:
+        return []
+    table = (codewords + 1) // 2
+    lengths = [half for byte in stream[:table] for half in (byte & 15, byte >> 4)][:codewords]
+    codes, code, last = {}, 0, 0
+    for length, index in sorted((length, index) for index, length in enumerate(lengths) if length):
+        code <<= length - last
+        codes[length, code] = index
+        code, last = code + 1, length
+    chunks = -(-count // 65_536)
+    sizes = struct.unpack_from(f"<{chunks}I", stream, table)
+    at, out = table + 4 * chunks, []
+    for chunk, size in enumerate(sizes):
+        ones = iter("".join(f"{byte:08b}" for byte in stream[at : at + size]))
+        at += size
+        for _ in range(min(65_536, count - 65_536 * chunk)):
+            length = code = 0
+            while (length, code) not in codes:
+                length, code = length + 1, code << 1 | (next(ones) == "1")
+            out.append(codes[length, code])
+    return out
+
+
+def ans(stream: bytes, count: int, codewords: int, name: str) -> list[int]:
+    if not count:
+        return []
+    precision, lanes = stream[0] & 31, 1 << (stream[0] >> 5)
+    at = 1 + (codewords + 1) // 2
+    lengths = [half for byte in stream[1:at] for half in (byte & 15, byte >> 4)][:codewords]
+    size = -(-sum(max(0, length - 1) for length in lengths) // 8)
+    low, at = int.from_bytes(stream[at : at + size], "little"), at + size
+    owners = []  # of each slot: index, frequency, place
+    for index, length in enumerate(lengths):
+        below = max(0, length - 1)
+        f = (1 << below | low & (1 << below) - 1) if length else 0
+        low >>= below
+        owners += [(index, f, place) for place in range(f)]
+    assert len(owners) == 1 << precision
+    chunks = -(-count // (1 << 20))
+    sizes = struct.unpack_from(f"<{chunks}I", stream, at)
+    at, out = at + 4 * chunks, []
+    for chunk, size in enumerate(sizes):
+        states = list(struct.unpack_from(f"<{lanes}I", stream, at))
+        words = list(struct.unpack_from(f"<{size}H", stream, at + 4 * lanes))[::-1]
+        at += 4 * lanes + 2 * size
+        for i in range(min(1 << 20, count - (chunk << 20))):
+            x = states[i % lanes]
+            index, f, place = owners[x % (1 << precision)]
+            x = f * (x >> precision) + place
+            states[i % lanes] = x << 16 | words.pop() if x < 1 << 16 else x
+            out.append(index)
+        assert (words, set(states)) == ([], {1 << 16})
+    return out
+
+
+def hashed(stream: bytes, count: int, codewords: int, name: str) -> list[int]:
+    def mix(z: int) -> int:
+        z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9 & MASK
+        z = (z ^ z >> 27) * 0x94D049BB133111EB & MASK
+        return z ^ z >> 31
+
+    key = 0xCBF29CE484222325
+    for byte in name.encode():
+        key = (key ^ byte) * 0x100000001B3 & MASK
+    key = mix(key ^ int.from_bytes(stream, "little"))
+    return [(mix(key + (i + 1) * 0x9E3779B97F4A7C15 & MASK) >> 32) * codewords >> 32 for i in range(count)]
