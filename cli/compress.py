@@ -29,7 +29,7 @@ OPTIONS = (
     click.Option(["--img-size"], type=click.IntRange(1), help="Height and width of the images. [default: the data's]"),
     click.Option(["--batch-size"], type=click.IntRange(2), help="Images per fine-tuning step. [default: 64]"),
     click.Option(["--epochs"], type=click.IntRange(0), help="Epochs of fine-tuning. [default: 4; from scratch 12]"),
-    click.Option(["--baseline-epochs"], type=click.IntRange(0), help="Epochs of the dense baseline. [default: 12]"),
+    click.Option(["--baseline-epochs"], type=click.IntRange(0), help="Of the dense model. [default: 12, or 40]"),
     click.Option(["--opt"], help="timm's optimiser for fine-tuning. [default: adamw]"),
     click.Option(["--lr"], type=float, help="Learning rate of fine-tuning. [default: 0.001; from scratch 0.003]"),
     click.Option(["--sched"], help="timm's schedule for fine-tuning. [default: cosine]"),

@@ -16,7 +16,9 @@ import click
 
 import compressor
 from compressor.cli.about import env, schemes, zoo
+from compressor.cli.check import diff, verify
 from compressor.cli.compress import compress
+from compressor.cli.convert import pack, unpack
 from compressor.cli.files import evaluate, inspect
 from compressor.formats.errors import CompressorError
 
@@ -83,7 +85,7 @@ def cli() -> None:
 
 
 cli.add_command(compress, DefaultGroup.default)
-for command in (inspect, evaluate, schemes, zoo, env):
+for command in (inspect, verify, diff, evaluate, pack, unpack, schemes, zoo, env):
     cli.add_command(command)
 
 

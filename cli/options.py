@@ -85,6 +85,8 @@ class Options:
             raise UsageError("--from-scratch has no dense model to distil from: leave out --distill")
         if self.from_scratch and self.baseline_epochs:
             raise UsageError("--from-scratch trains no dense baseline: leave out --baseline-epochs")
+        if self.checkpoint_path is not None and self.baseline_epochs is not None:
+            raise UsageError("--checkpoint-path names a trained model: leave out --baseline-epochs")
         if self.post_training and (said := self._said((*TRAINING, "baseline_epochs"))):
             raise UsageError(f"no data to train on for {said}: name --dataset or --data-dir")
         if self.bits is not None and self.codewords is not None:

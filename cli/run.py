@@ -77,13 +77,12 @@ def _start(work: Run, step: Callable[[str], Step]) -> nn.Module:
         here.done(f"{path or 'pretrained'}  {counts(sum(p.numel() for p in model.parameters()))} parameters")
         return model
     here = step("dense baseline")
-    epochs = 12 if options.baseline_epochs is None else options.baseline_epochs
     baseline = train_baseline(
-        options.model, args, work.data, seed=options.seed, epochs=epochs, pretrained=options.pretrained,
-        on_epoch=here.on_epoch, on_step=here.on_step,
+        options.model, args, work.data, seed=options.seed, epochs=options.baseline_epochs,
+        pretrained=options.pretrained, on_epoch=here.on_epoch, on_step=here.on_step,
     )  # fmt: skip
     kept = "not kept" if baseline.path is None else f"{'reused from' if baseline.reused else 'kept in'} {baseline.path}"
-    here.done(f"{epochs} epochs  validation {percent(baseline.figures['validation_top1'])}  {kept}")
+    here.done(f"{baseline.figures['epochs']} epochs  validation {percent(baseline.figures['validation_top1'])}  {kept}")
     model = create_model(options.model, args, seed=options.seed)
     model.load_state_dict(dict(baseline.state))
     return model
@@ -92,12 +91,12 @@ def _start(work: Run, step: Callable[[str], Step]) -> nn.Module:
 def _fits_as_it_is(work: Run) -> bool:
     """Tell whether the weights named need no training of their own before they are shared."""
     options = work.options
-    if options.checkpoint_path is not None or options.baseline_epochs == 0:
-        return options.has_weights
+    if options.checkpoint_path is not None:
+        return True
     cfg = timm.models.get_pretrained_cfg(options.model)
     assert work.data is not None
     fits = cfg is not None and cfg.num_classes == work.data.num_classes and "in_chans" not in work.args
-    return options.pretrained and fits and options.baseline_epochs is None
+    return options.pretrained and (options.baseline_epochs == 0 or (fits and options.baseline_epochs is None))
 
 
 def _compress(work: Run, model: nn.Module, step: Callable[[str], Step]) -> tuple[Packed, nn.Module]:

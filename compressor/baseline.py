@@ -60,15 +60,15 @@ class BaselineRecipe:
     label_smoothing: float = 0.05
 
     @classmethod
-    def for_model(cls, model: nn.Module, epochs: int = 12) -> BaselineRecipe:
-        """Give the recipe that was measured to converge: SGD needs BatchNorm; AdamW for models without.
+    def for_model(cls, model: nn.Module, epochs: int | None = None) -> BaselineRecipe:
+        """Give the recipe that was measured to converge: SGD needs BatchNorm; AdamW, for longer, for models without.
 
         >>> BaselineRecipe.for_model(nn.Sequential(nn.Linear(2, 2), nn.LayerNorm(2))).opt
         'adamw'
         """
         if any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules()):
-            return cls(epochs)
-        return cls(epochs, opt="adamw", lr=1e-3, weight_decay=0.05)
+            return cls() if epochs is None else cls(epochs)
+        return cls(40 if epochs is None else epochs, opt="adamw", lr=1e-3, weight_decay=0.05)
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,7 +113,7 @@ def train_baseline(
     data: Dataset,
     *,
     seed: int = 0,
-    epochs: int = 12,
+    epochs: int | None = None,
     pretrained: bool = False,
     on_epoch: Callable[[Epoch], None] | None = None,
     on_step: Callable[[int, int], None] | None = None,
@@ -123,13 +123,15 @@ def train_baseline(
     A second process that wants the same baseline waits for the first. An entry that is damaged is trained anew.
 
     Args:
-        name, args: model and arguments of ``timm.create_model``.
         seed: of initial weights, order and augmentation.
-        pretrained: start from timm's pretrained weights.
+        epochs: passes over the training split; None for as many as the kind of model needs.
+        pretrained: start from timm's pretrained weights, at a tenth of the learning rate.
         on_epoch, on_step: progress, as ``compressor.training.train`` tells it.
     """
     model = create_model(name, args, pretrained=pretrained, seed=seed)
     recipe = BaselineRecipe.for_model(model, epochs)
+    if pretrained:  # gentler, or the start would be lost
+        recipe = replace(recipe, lr=recipe.lr / 10)
     identity = _identity(name, args, data, recipe, seed, pretrained)
     digest = hashlib.sha256(_canonical(identity).encode()).hexdigest()
     path = cache_dir() / f"{digest[:16]}.safetensors"

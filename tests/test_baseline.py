@@ -128,8 +128,10 @@ def test_where_baselines_are_kept(monkeypatch: pytest.MonkeyPatch, cache: Path) 
 
 def test_models_without_batch_norm_get_adamw() -> None:
     vit = create_model("test_vit", {**ARGS, "img_size": 32})
-    assert BaselineRecipe.for_model(vit).opt == "adamw"
-    assert BaselineRecipe.for_model(create_model("test_resnet", ARGS)).opt == "sgd"
+    resnet = create_model("test_resnet", ARGS)
+    assert (BaselineRecipe.for_model(vit).opt, BaselineRecipe.for_model(vit).epochs) == ("adamw", 40)
+    assert (BaselineRecipe.for_model(resnet).opt, BaselineRecipe.for_model(resnet).epochs) == ("sgd", 12)
+    assert BaselineRecipe.for_model(vit, 3).epochs == 3
 
 
 def test_arguments_a_model_does_not_take() -> None:
