@@ -100,5 +100,5 @@ def check_book(book: Codebook, what: str, ascending: bool = True) -> None:
     finite = np.isfinite(book.values)
     if not finite.all():
         raise FormatError(f"{what}: codeword {np.argwhere(~finite)[0, 1]} is not finite")
-    if ascending and (np.diff(book.values[:, :, 0], axis=1) < 0).any():
+    if ascending and (book.values[:, 1:, 0] < book.values[:, :-1, 0]).any():
         raise FormatError(f"{what}: codewords do not ascend, expected them sorted")

@@ -1,4 +1,4 @@
-"""Packed files as torch tensors and timm models: the only module of the file half that imports torch."""
+"""Packed files as torch tensors and timm models."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from compressor.formats.errors import MissingError, did_you_mean
+from compressor.formats.errors import MissingError, UsageError, did_you_mean
+from compressor.formats.modules import pack_weights
 from compressor.formats.reader import PackedFile
 from compressor.formats.record import Content, RawTensor
 
@@ -28,6 +29,7 @@ _MAX_CLASSES = 1_000_000
 _MAX_CHANNELS = 4_096
 _MAX_IMAGE = 8_192
 _SHOWN = 5
+_WEIGHTS = ("dense", "packed")
 _RANDOM_FILLS = {
     "uniform_", "normal_", "trunc_normal_", "erfinv_", "kaiming_uniform_", "kaiming_normal_",
     "xavier_uniform_", "xavier_normal_", "orthogonal_",
@@ -49,24 +51,31 @@ def load_state_dict(path: str | os.PathLike[str], names: Iterable[str] | None = 
         return _tensors(file, names)
 
 
-def load(path: str | os.PathLike[str], model: nn.Module | None = None) -> nn.Module:
+def load(path: str | os.PathLike[str], model: nn.Module | None = None, weights: str = "dense") -> nn.Module:
     """Give the model of a packed file, in eval mode.
 
     Args:
         path: the file.
         model: the module to fill; None builds the timm model that the file names, without downloading anything.
+        weights: "dense", or "packed" for inference in little memory: linear, convolution, embedding and attention
+            layers keep packed indices and expand them in each forward pass. Logits are the same, bit for bit; no
+            parameter requires a gradient, and the state dict holds the packed buffers.
 
     Raises:
+        UsageError: other ``weights``.
         MissingError: no such model in timm, or its tensors are not those of the file.
         FileError: the file is damaged, hostile or of another kind.
     """
+    if weights not in _WEIGHTS:
+        raise UsageError(f"weights={weights!r}, expected 'dense' or 'packed'.{did_you_mean(weights, _WEIGHTS)}")
+    packed = weights == "packed"
     with PackedFile.open(path) as file:
         target = _build_named(file) if model is None else model
         check_fits(file, target)
-        _fill(target, file, assign=_on_meta(target))
+        _fill(target, file, assign=_on_meta(target), packed=packed)
         if model is None and _on_meta(target):  # buffers that are computed, not saved
             target = _build_named(file, "cpu")
-            _fill(target, file, assign=True)
+            _fill(target, file, assign=True, packed=packed)
         if file.preprocessing:
             known: dict[str, Any] = dict(getattr(target, "pretrained_cfg", {}))
             target.pretrained_cfg = known | _tuples(file.preprocessing)  # type: ignore[assignment]
@@ -189,12 +198,15 @@ def _raw(raw: RawTensor) -> Tensor:
     return data.view(_TORCH[raw.dtype]).reshape(raw.shape)
 
 
-def _fill(model: nn.Module, file: PackedFile, assign: bool) -> None:
-    """Copy the tensors into the model's own, or put them in their place."""
-    model.load_state_dict(_tensors(file, None), strict=True, assign=assign)
+def _fill(model: nn.Module, file: PackedFile, assign: bool, packed: bool) -> None:
+    """Copy the tensors into the model's own, or put them in their place; where ``packed``, not the shared weights."""
+    done = pack_weights(model, file) if packed else set()
+    names = [name for name in (*file.sites, *file.untouched, *file.aliases) if name not in done]
+    model.load_state_dict(_tensors(file, names), strict=not done, assign=assign)
     if assign:  # assigned one by one, tied parameters have come apart
         for alias, name in file.aliases.items():
-            _tie(model, alias, name)
+            if name not in done:
+                _tie(model, alias, name)
 
 
 def _tie(model: nn.Module, alias: str, name: str) -> None:

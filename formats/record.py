@@ -196,13 +196,14 @@ def decode(site: SharedTensor, book: Codebook) -> NDArray[Any]:
 
 
 def finish_decode(weights: Floats, site: SharedTensor) -> NDArray[Any]:
-    """Apply scale, then offset, and cast: all that follows the lookup."""
+    """Apply scale, then offset, and cast: all that follows the lookup. What is too large becomes infinite."""
     weights = weights.reshape(site.shape)
-    if site.scale is not None:
-        weights = weights * _spread(site.scale, site)
-    if site.offset is not None:
-        weights = weights + _spread(site.offset, site)
-    return round_to(weights, site.dtype, cast=True)
+    with np.errstate(over="ignore", under="ignore"):
+        if site.scale is not None:
+            weights = weights * _spread(site.scale, site)
+        if site.offset is not None:
+            weights = weights + _spread(site.offset, site)
+        return round_to(weights, site.dtype, cast=True)
 
 
 def _scalars(site: SharedTensor, table: Floats) -> Floats:

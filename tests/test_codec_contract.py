@@ -162,6 +162,13 @@ def test_code_lengths_foretell_the_size(codec_id: str) -> None:
     assert size <= bits / 8 * 1.001 + 64
 
 
+@every_codec
+def test_code_lengths_of_nothing_are_finite(codec_id: str) -> None:
+    lengths = CODECS[codec_id]().code_lengths(np.zeros(5, np.int64))
+    assert lengths.shape == (5,)
+    assert np.isfinite(lengths).all()
+
+
 @generating
 def test_code_lengths_of_generated_indices_are_nothing(codec_id: str) -> None:
     assert not CODECS[codec_id]().code_lengths(np.array([3, 4])).any()

@@ -61,8 +61,13 @@ def sealed(header: bytes, data: bytes) -> bytes:
 
 
 def forged(edit: Callable[[Fields], object] = lambda fields: None, blobs: dict[str, bytes] | None = None) -> bytes:
-    """Change a good file, then make all checksums right again: nothing but the lie is at fault."""
-    fields, parts = split(small())
+    """Change the small file, then make all checksums right again: nothing but the lie is at fault."""
+    return forged_from(small(), edit, blobs)
+
+
+def forged_from(data: bytes, edit: Callable[[Fields], object], blobs: dict[str, bytes] | None = None) -> bytes:
+    """Change a good file, then make all checksums right again."""
+    fields, parts = split(data)
     edit(fields)
     parts.update(blobs or {})
     body = b"".join(parts[blob] for blob in BLOBS[:3])

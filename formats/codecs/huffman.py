@@ -77,6 +77,8 @@ def limited_lengths(histogram: NDArray[np.int64]) -> NDArray[np.uint8]:
     """
     used = np.flatnonzero(histogram)
     lengths = np.zeros(len(histogram), np.uint8)
+    if not len(used):
+        return lengths
     counts, symbols = canonical_huffman({int(symbol): int(histogram[symbol]) for symbol in used})[1:]
     if len(counts) <= LIMIT + 1:
         lengths[symbols] = np.repeat(np.arange(len(counts)), counts)
