@@ -78,7 +78,7 @@ def quantise_histogram(histogram: NDArray[np.int64], precision: int) -> NDArray[
     """Give frequencies summing to 2**precision, at least 1 where used, near the best for the code length.
 
     >>> quantise_histogram(np.array([70, 0, 29, 1]), 4).tolist()
-    [10, 0, 5, 1]
+    [11, 0, 4, 1]
     """
     total = 1 << precision
     shares = histogram * (total / histogram.sum())
@@ -119,7 +119,7 @@ def write_frequencies(frequencies: NDArray[np.int64]) -> bytes:
     """Store frequencies: the bit length of each in 4 bits, low half first; then the bits below the highest.
 
     >>> write_frequencies(np.array([10, 0, 5, 1])).hex()
-    '041306'
+    '04130a'
     """
     lengths = np.frexp(frequencies.astype(np.float64))[1].astype(np.uint8)
     padded = np.append(lengths, np.uint8(0)) if len(lengths) % 2 else lengths
