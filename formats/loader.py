@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from compressor.formats.errors import MissingError, UsageError, did_you_mean
-from compressor.formats.modules import pack_weights
+from compressor.formats.modules import install, read_packed
 from compressor.formats.reader import PackedFile
 from compressor.formats.record import Content, RawTensor
 
@@ -200,12 +200,14 @@ def _raw(raw: RawTensor) -> Tensor:
 
 def _fill(model: nn.Module, file: PackedFile, assign: bool, packed: bool) -> None:
     """Copy the tensors into the model's own, or put them in their place; where ``packed``, not the shared weights."""
-    done = pack_weights(model, file) if packed else set()
-    names = [name for name in (*file.sites, *file.untouched, *file.aliases) if name not in done]
-    model.load_state_dict(_tensors(file, names), strict=not done, assign=assign)
+    shared = read_packed(file, model) if packed else {}
+    tensors = _tensors(file, [name for name in (*file.sites, *file.untouched, *file.aliases) if name not in shared])
+    if packed:
+        install(shared, model)
+    model.load_state_dict(tensors, strict=not packed, assign=assign)
     if assign:  # assigned one by one, tied parameters have come apart
         for alias, name in file.aliases.items():
-            if name not in done:
+            if name not in shared:
                 _tie(model, alias, name)
 
 
