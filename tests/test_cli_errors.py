@@ -237,7 +237,11 @@ def test_no_arguments_is_help(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_ctrl_c(tmp_path: Path) -> None:
-    code = "from compressor.cli.main import main; main(['test_resnet', '--baseline-epochs', '500'])"
+    # Where the tests run in the background, the shell has them ignore Ctrl-C, and a child would inherit that.
+    code = (
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler);"
+        "from compressor.cli.main import main; main(['test_resnet', '--baseline-epochs', '500'])"
+    )
     environment = {**os.environ, "TIMM_COMPRESSOR_CACHE": str(tmp_path), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-c", code]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as process:
