@@ -1,0 +1,114 @@
+"""``compress verify`` and ``compress diff``: is a packed file sound, and how do two differ. No torch in here."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from compressor.cli.show import print_json, print_table
+from compressor.formats.errors import IntegrityError, UsageError
+
+if TYPE_CHECKING:
+    from compressor.cli.difference import Difference, Row
+    from compressor.formats.reader import PackedFile
+
+__all__ = ["diff", "verify"]
+
+CHUNK = 1 << 20
+packed_file = click.Path(path_type=Path)
+json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead.")
+
+
+@click.command()
+@click.argument("file", type=packed_file)
+@click.option("--sha256", "wanted", metavar="HEX", help="The SHA-256 the whole file should have.")
+@json_option
+def verify(file: Path, wanted: str | None, as_json: bool) -> None:
+    """Check every part of a packed FILE.
+
+    Each bad part is listed on a line of its own, and the exit code is 3 where there are any. The checksums in a file
+    find accidents; only a SHA-256 you trust finds a file that was replaced.
+    """
+    from compressor.formats.reader import PackedFile
+
+    if wanted is not None and not re.fullmatch("[0-9a-fA-F]{64}", wanted):
+        raise UsageError(f"--sha256 {wanted}: expected 64 hexadecimal digits")
+    with PackedFile.open(file) as packed:
+        bad = [str(error) for error in packed.check()]
+        checked = {"tensors": len(packed.sites) + len(packed.untouched), "codebooks": len(packed.book_entries)}
+        sums = {"sha256": _sha256(packed), "content_sha256": packed.content_sha256()}
+        size = packed.source.size
+    replaced = wanted is not None and wanted.lower() != sums["sha256"]
+    if as_json:
+        good = not bad and not replaced
+        print_json({"file": str(file), "good": good, "bytes": size, "checked": checked, **sums, "bad": bad})
+    elif bad:
+        click.echo("\n".join(bad))
+    if replaced:
+        raise IntegrityError(f"{file}: its sha256 is {sums['sha256']}, expected {str(wanted).lower()}")
+    if bad:
+        raise IntegrityError(f"{file}: {len(bad)} of {sum(checked.values())} parts are bad: fetch it again")
+    if not as_json:
+        parts = " and ".join(f"{count} {kind}" for kind, count in checked.items())
+        click.echo(f"{file}: good, {size:,} bytes, {parts} checked")
+        print_table([[name.replace("_", " "), digest] for name, digest in sums.items()])
+
+
+def _sha256(packed: PackedFile) -> str:
+    """Hash the file through the descriptor its parts were read from."""
+    digest, size = hashlib.sha256(), packed.source.size
+    for start in range(0, size, CHUNK):
+        digest.update(packed.source.read(start, min(CHUNK, size - start)))
+    return digest.hexdigest()
+
+
+@click.command()
+@click.argument("a", type=packed_file)
+@click.argument("b", type=packed_file)
+@json_option
+def diff(a: Path, b: Path, as_json: bool) -> None:
+    """Show how packed file B differs from A.
+
+    Tensors are decoded and compared one by one, then the metadata and the sizes; SQNR is that of B against A. What
+    was noted of the making of a file, such as its accuracy, is not compared. The exit code is 0 whether or not the
+    files differ.
+    """
+    from compressor.cli.difference import Difference
+    from compressor.formats.reader import PackedFile
+
+    with PackedFile.open(a) as first, PackedFile.open(b) as second:
+        found = Difference.of(first, second)
+    if as_json:
+        print_json({"a": str(a), "b": str(b), **found.to_json()})
+    elif found.identical:
+        click.echo(f"identical content, sha256 {found.content[0]}")
+    else:
+        _show(found)
+
+
+def _show(found: Difference) -> None:
+    """Print a line per tensor that differs, one per entry of the metadata, and the totals."""
+    if found.rows:
+        print_table([["tensor", "weights", "differ", "max |d|", "SQNR", "bytes", "what"], *map(_cells, found.rows)])
+    for path, (old, new) in found.metadata.items():
+        click.echo(f"{path}  {'nothing' if old is None else old} -> {'nothing' if new is None else new}")
+    weights, differ = found.weights
+    click.echo(f"{len(found.rows)} of {found.tensors} tensors and {differ:,} of {weights:,} weights differ")
+    sizes = (f"{kind} {old:,} -> {new:,}" for kind, (old, new) in found.sizes.items())
+    click.echo("bytes  " + ", ".join(sizes))
+
+
+def _cells(row: Row) -> list[str]:
+    return [
+        row.tensor,
+        f"{row.weights:,}",
+        "" if row.differ is None else f"{row.differ:,}",
+        "" if row.max_abs is None else f"{row.max_abs:.3g}",
+        "exact" if row.differ == 0 else "" if row.sqnr is None else f"{row.sqnr:.1f} dB",
+        " -> ".join("none" if size is None else f"{size:,}" for size in row.bytes),
+        ", ".join(row.what),
+    ]

@@ -1,0 +1,96 @@
+"""``compress pack`` and ``compress unpack``: from a plain checkpoint to a packed file, and back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from compressor.cli.compress import OPTIONS
+from compressor.cli.options import Options
+from compressor.formats.errors import UsageError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["pack", "unpack"]
+
+ENDING = ".safetensors"
+WITHOUT_DATA = {
+    "scheme", "bits", "codewords", "settings", "recipe", "num_classes", "in_chans", "img_size", "codec", "output",
+    "force", "everything", "as_json",
+}  # fmt: skip
+
+
+def _pack(**options: Any) -> None:
+    from compressor.cli.run import run
+
+    run(Options(**options))
+
+
+# The options are those of `compress MODEL` themselves, so that both always mean and do the same.
+pack = click.Command(
+    "pack",
+    params=[
+        click.Argument(["model"]),
+        click.Option(["--checkpoint-path"], type=click.Path(path_type=Path), required=True, help="Its weights."),
+        *(option for option in OPTIONS if option.name in WITHOUT_DATA),
+    ],
+    callback=_pack,
+    help="Pack a checkpoint, without training.\n\nThe same as compress MODEL --checkpoint-path FILE without data.",
+)
+
+
+@click.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="The .safetensors file to write.")
+@click.option("--force", is_flag=True, help="Replace the file if it exists.")
+def unpack(file: Path, output: Path, force: bool) -> None:
+    """Write a packed FILE as a plain checkpoint.
+
+    Names, shapes and values are those of the model's state dict: timm loads it by checkpoint_path.
+    """
+    from compressor.formats.atomic import check_writable, write_atomically
+    from compressor.formats.reader import PackedFile
+
+    if output.suffix != ENDING:
+        raise UsageError(f"-o {output}: timm knows a plain checkpoint by its ending, name it {output.stem}{ENDING}")
+    check_writable(output, force)
+    with PackedFile.open(file) as packed:
+        model = packed.model
+    from safetensors.torch import save
+
+    from compressor.formats.loader import load_state_dict
+
+    # a tied tensor is written under each of its names: timm asks for all of them, and ties them itself
+    tensors = {name: tensor.clone().contiguous() for name, tensor in load_state_dict(file).items()}
+    data = save(tensors, {"format": "pt"})
+    write_atomically(output, data, verify=lambda written: _verify(written, tensors), force=force)
+    click.echo(f"{output}  {len(data):,} bytes, reopened and verified")
+    click.echo(_how_to_load(model, output))
+
+
+def _verify(written: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Raise IntegrityError unless the checkpoint reads back bit for bit."""
+    import torch
+    from safetensors.torch import load_file
+
+    from compressor.formats.errors import IntegrityError
+
+    def same(one: Tensor, two: Tensor) -> bool:  # as bytes: a NaN equals itself
+        alike = one.shape == two.shape and one.dtype == two.dtype
+        return alike and torch.equal(one.reshape(-1).view(torch.uint8), two.reshape(-1).view(torch.uint8))
+
+    read = load_file(written)
+    if read.keys() != tensors.keys() or not all(same(read[name], tensors[name]) for name in tensors):
+        raise IntegrityError("the checkpoint reads back differently from what was written: please report this")
+
+
+def _how_to_load(model: Mapping[str, Any] | None, output: Path) -> str:
+    name, args = (model or {}).get("name"), (model or {}).get("args", {})
+    if not isinstance(name, str) or not isinstance(args, dict):
+        return f"load it with: model.load_state_dict(safetensors.torch.load_file({str(output)!r}))"
+    given = ", ".join(f"{key}={value!r}" for key, value in {**args, "checkpoint_path": str(output)}.items())
+    return f"load it with: timm.create_model({name!r}, {given})"
