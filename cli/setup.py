@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import timm
+import torch
 from timm.data import resolve_data_config
 from torch import nn
 
@@ -15,11 +16,13 @@ from compressor import model_zoo
 from compressor.cli.options import Options
 from compressor.datasets import Dataset, load_data
 from compressor.formats.atomic import check_writable
+from compressor.formats.codec import CODECS
 from compressor.formats.errors import MissingError, UsageError, did_you_mean
 from compressor.formats.loader import build_model
 from compressor.formats.reader import PackedFile
 from compressor.policy import Policy, Rule
 from compressor.recipe import Recipe, Stage, Training
+from compressor.training import make_optimizer
 
 __all__ = ["Run", "set_up"]
 
@@ -50,6 +53,7 @@ def set_up(options: Options) -> Run:
         hint = did_you_mean(options.model, timm.list_models())
         raise MissingError(f"timm {timm.__version__} has no model {options.model!r}.{hint}")
     recipe = _recipe(options)
+    _check_names(options.codec, recipe)
     output = options.output_path()
     if not options.dry_run:
         check_writable(output, options.force)
@@ -63,6 +67,16 @@ def set_up(options: Options) -> Run:
     if data is not None:
         _check_head(sketch, data, options)
     return Run(options, recipe, data, args, output)
+
+
+def _check_names(codec: str, recipe: Recipe) -> None:
+    """Try codec, optimiser and schedule, which are not asked for before the end of the long work."""
+    known = ["auto", *(name for name in sorted(CODECS) if CODECS[name].general)]
+    if codec not in known:
+        raise UsageError(f"--codec {codec}: no such codec.{did_you_mean(codec, known)} Known: {', '.join(known)}")
+    for training in (stage.training for stage in recipe.stages if stage.training.epochs):
+        parameter = [{"params": [nn.Parameter(torch.zeros(2, 2))]}]
+        make_optimizer(parameter, training.opt, training.lr, training.sched, training.epochs, range(2))
 
 
 def _recipe(options: Options) -> Recipe:

@@ -81,6 +81,10 @@ def packed(path: str = "good.safetensors") -> Path:
         ((MODEL, "--pretrained", "--from-scratch"), "--from-scratch starts from random weights"),
         ((MODEL, "--pretrained", "--epochs", "3"), "no data to train on for --epochs: name --dataset or --data-dir"),
         ((MODEL, "--in-chans", "3"), "--in-chans 3: the images of digits have 1; leave it out"),
+        ((MODEL, "--codec", "hufman"), "--codec hufman: no such codec. Did you mean 'huffman'? Known: "),
+        ((MODEL, "--opt", "adamm"), "optimiser 'adamm' with schedule 'cosine'"),
+        ((MODEL, "--sched", "cosin"), "optimiser 'adamw' with schedule 'cosin'"),
+        ((MODEL, "--lr", "-1"), "options, stage 1, lr: Input should be greater than 0"),
         ((MODEL, "--distill", "2"), "options, stage 1, distill: Input should be less than or equal to 1"),
     ],
 )
