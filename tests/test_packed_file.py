@@ -215,3 +215,21 @@ def test_safetensors_still_makes_private_files(tmp_path: Path) -> None:
     """Fails when safetensors heeds the umask."""
     safetensors.torch.save_file({"a": torch.zeros(1)}, tmp_path / "a")
     assert (tmp_path / "a").stat().st_mode & 0o777 == 0o600
+
+
+def test_decoding_takes_little_more_memory_than_the_tensors(tmp_path: Path) -> None:
+    """At most 1.25 times the dense bytes and 64 MB, measured by the kernel in a process of its own."""
+    sites = {
+        f"layer{n}.weight": SharedTensor(
+            (1024, 1024), n, np.random.default_rng(n).integers(0, 16, 1 << 20).astype(np.uint8)
+        )
+        for n in range(24)
+    }
+    write(tmp_path / "a", Content(sites, tuple(Table.of(normal(16, seed=n)) for n in range(24))), "bits")
+    code = (
+        "import resource, sys\nfrom compressor.formats.loader import load_state_dict\n"
+        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\nstate = load_state_dict(sys.argv[1])\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, tmp_path / "a"], capture_output=True, text=True, check=True)
+    assert int(done.stdout) <= (1.25 * 24 * 4 + 64) * 1024

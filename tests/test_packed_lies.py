@@ -190,6 +190,19 @@ def test_header_lengths_that_look_like_a_pickle() -> None:
             assert file.check() == []
 
 
+@pytest.mark.parametrize("legacy", [False, True])
+def test_checkpoints_of_torch_are_never_unpickled(tmp_path: Path, legacy: bool) -> None:
+    class Hostile:
+        def __reduce__(self) -> tuple[Callable[..., object], tuple[object, ...]]:
+            return (tmp_path / "executed").touch, ()
+
+    path = tmp_path / "model.pth"
+    torch.save({"fc.weight": Hostile()}, path, _use_new_zipfile_serialization=not legacy)
+    with pytest.raises(UnsupportedError, match=r"\.pth checkpoint.*compress pack MODEL"):
+        PackedFile.open(path)
+    assert not (tmp_path / "executed").exists()
+
+
 def test_missing_file(tmp_path: Path) -> None:
     with pytest.raises(MissingError, match="no such file"):
         PackedFile.open(tmp_path / "absent.safetensors")

@@ -180,3 +180,21 @@ def test_small_shapes(shape: tuple[int, ...]) -> None:
 def test_below_one_bit_the_file_is_small() -> None:
     """0.25 bits a weight are 1,250 bytes of 40,000 weights."""
     assert len(pack(far_below_one_bit(), "auto")) < 8_000
+
+
+@pytest.mark.parametrize("codec", [*GENERAL, "auto"])
+@pytest.mark.parametrize(
+    "values", [[-3.0, -2.0, -1.0], [1e-38, 1.0, 1e38], [-3e38, -1e-45, 3e38], [5.0], [1.0, 1.0, 1.0], [-0.0, 0.0]]
+)
+def test_extreme_codewords(values: list[float], codec: str) -> None:
+    book = Table.of(values)
+    site = SharedTensor((7, 9), 0, indices(63, len(values)))
+    with PackedFile.from_bytes(pack(Content({"fc.weight": site}, (book,)), codec)) as file:
+        assert file.tensor("fc.weight").tobytes() == decode(site, book).tobytes()
+        assert np.isfinite(file.tensor("fc.weight")).all()
+
+
+def test_weights_too_large_for_their_dtype_become_infinite_without_a_warning() -> None:
+    site = SharedTensor((2,), 0, np.array([0, 1], np.uint8), "F16", scale=np.array([1e30], np.float32))
+    with PackedFile.from_bytes(pack(Content({"a": site}, (Table.of([-1e30, 1.0]),)))) as file:
+        assert file.tensor("a").tolist() == [-np.inf, np.inf]
