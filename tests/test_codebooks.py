@@ -63,14 +63,14 @@ SHAPES = {
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("codewords", [2, 3, 16])
 def test_no_restart_of_lloyd_does_better(shape: str, codewords: int) -> None:
-    """Twenty random starts of plain k-means find nothing more than 0.1 % better."""
+    """Six random starts of plain k-means find nothing more than 0.1 % better."""
     rng = np.random.default_rng(0)
     draw: Any = SHAPES[shape]
-    weights = draw(rng, 4000).astype(np.float32)
+    weights = draw(rng, 1500).astype(np.float32)
     found = error(weights, optimal_codebook(weights, codewords))
-    for _ in range(20):
+    for _ in range(6):
         centres = np.sort(rng.choice(weights, codewords, replace=False)).astype(np.float64)
-        for _ in range(60):
+        for _ in range(40):
             nearest = np.abs(weights[:, None] - centres[None, :]).argmin(axis=1)
             used = np.unique(nearest)
             centres = np.array([weights[nearest == k].astype(np.float64).mean() for k in used])
