@@ -67,7 +67,7 @@ def load(path: str | os.PathLike[str], model: nn.Module | None = None, weights: 
         FileError: the file is damaged, hostile or of another kind.
     """
     if weights not in _WEIGHTS:
-        raise UsageError(f"weights={weights!r}, expected 'dense' or 'packed'.{did_you_mean(weights, _WEIGHTS)}")
+        raise UsageError(f"weights={weights!r}, expected 'dense' or 'packed'.{did_you_mean(str(weights), _WEIGHTS)}")
     packed = weights == "packed"
     with PackedFile.open(path) as file:
         target = _build_named(file) if model is None else model
