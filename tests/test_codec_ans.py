@@ -78,6 +78,15 @@ def test_a_known_stream() -> None:
     assert decoded.tolist() == indices
 
 
+def test_rare_codewords_in_many_indices() -> None:
+    """The sizes at growing precision have a dip and rise before they fall: all must be tried."""
+    weights = np.exp(-np.abs(np.arange(3) - 1) / 0.17)
+    indices = drawn(4_000_000, weights)
+    shares = np.bincount(indices, minlength=3) / len(indices)
+    entropy = -float((shares * np.log2(shares)).sum()) * len(indices) / 8
+    assert len(Ans().encode(indices, stream(len(indices), 3))) <= entropy * 1.001 + 64
+
+
 @pytest.mark.parametrize("precision", range(17))
 def test_frequencies_are_stored_exactly(precision: int) -> None:
     rng = np.random.default_rng(precision)

@@ -108,11 +108,21 @@ def _best_frequencies(histogram: NDArray[np.int64]) -> tuple[int, NDArray[np.int
             continue
         kept = frequencies > 0
         bits = float((histogram[kept] * (precision - np.log2(frequencies[kept]))).sum())
-        size = math.ceil(bits / 8) + len(write_frequencies(frequencies))
+        size = math.ceil(bits / 8) + _table_size(frequencies)
         if best is None or size < best[2]:
             best = precision, frequencies, size
     assert best is not None  # of two used codewords one may have 2**8 - 1 slots, and 2**15 codewords fit 2**16
     return best
+
+
+def _bit_lengths(frequencies: NDArray[np.int64]) -> NDArray[np.uint8]:
+    return np.frexp(frequencies.astype(np.float64))[1].astype(np.uint8)
+
+
+def _table_size(frequencies: NDArray[np.int64]) -> int:
+    """Give the bytes that ``write_frequencies`` will take."""
+    below = np.maximum(_bit_lengths(frequencies).astype(np.int64) - 1, 0)
+    return -(-len(frequencies) // 2) - (-int(below.sum()) // 8)
 
 
 def write_frequencies(frequencies: NDArray[np.int64]) -> bytes:
@@ -121,7 +131,7 @@ def write_frequencies(frequencies: NDArray[np.int64]) -> bytes:
     >>> write_frequencies(np.array([10, 0, 5, 1])).hex()
     '04130a'
     """
-    lengths = np.frexp(frequencies.astype(np.float64))[1].astype(np.uint8)
+    lengths = _bit_lengths(frequencies)
     padded = np.append(lengths, np.uint8(0)) if len(lengths) % 2 else lengths
     owner, place = _places(lengths)
     bits = (frequencies[owner] >> place & 1).astype(np.uint8)
