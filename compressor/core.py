@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy as copying
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.optim import Optimizer
-from torch.optim.swa_utils import update_bn
 from torch.utils.data import DataLoader
 
+from compressor.calibration import Batches, estimate_batch_norm, squared_gradients
 from compressor.formats.errors import MissingError, UsageError
 from compressor.formats.record import Codebook, SharedTensor
 from compressor.group import Group
@@ -25,8 +25,6 @@ from compressor.sites import Site
 from compressor.training import Epoch, evaluate, make_optimizer, train
 
 __all__ = ["Compressor"]
-
-Batches = Iterable[tuple[Tensor, Tensor]]
 
 
 class Compressor:
@@ -84,7 +82,9 @@ class Compressor:
         """
         if self.groups:
             raise UsageError("prepare() has been called: the model is shared already")
-        importance = self._squared_gradients(calibration) if calibration is not None else None
+        importance = None
+        if calibration is not None:
+            importance = squared_gradients(self.model, [fate.site for fate in self.fates if fate.scheme], calibration)
         self.groups = [Group(fate.scheme, [fate.site]) for fate in self.fates if fate.scheme]
         for group in self.groups:
             group.scheme.fit(group, importance)
@@ -196,7 +196,7 @@ class Compressor:
             set_weight(sites[name], decoded(tensor, books[tensor.book]))
         self.groups = []
         if calibration is not None:
-            _estimate_batch_norm(self.model, calibration)
+            estimate_batch_norm(self.model, calibration)
         return Packed.of(SharedModel(self.model, tensors, tuple(books)), self)
 
     def undo(self) -> nn.Module:
@@ -224,21 +224,6 @@ class Compressor:
         if not self.groups:
             raise UsageError(f"{call} needs prepare() before it")
 
-    def _squared_gradients(self, calibration: Batches) -> dict[Site, Tensor]:
-        """Estimate how much the loss minds an error in each weight: the diagonal of the Fisher information."""
-        sites = [fate.site for fate in self.fates if fate.scheme]
-        total = {site: torch.zeros_like(site.tensor, dtype=torch.float32) for site in sites}
-        was_training = self.model.training
-        self.model.eval()
-        for inputs, targets in calibration:
-            value = functional.cross_entropy(self.model(inputs), targets)
-            gradients = torch.autograd.grad(value, [site.tensor for site in sites], allow_unused=True)
-            for site, gradient in zip(sites, gradients, strict=True):
-                if gradient is not None:
-                    total[site] += gradient.float().square()
-        self.model.train(was_training)
-        return total
-
 
 def _finite(site: Site) -> Tensor:
     tensor = site.tensor.detach()
@@ -251,10 +236,3 @@ def _finite(site: Site) -> Tensor:
 
 def _frozen(teacher: nn.Module | None) -> nn.Module | None:
     return teacher.eval().requires_grad_(False) if teacher is not None else None
-
-
-def _estimate_batch_norm(model: nn.Module, calibration: Batches) -> None:
-    """Estimate BatchNorm statistics with the weights as they are now."""
-    was_training = model.training
-    update_bn(calibration, model)
-    model.train(was_training)

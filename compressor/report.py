@@ -7,48 +7,25 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from textwrap import wrap
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from tabulate import tabulate
 
 from compressor.formats.dtypes import ITEM_SIZES
 from compressor.formats.reader import PackedFile
 from compressor.formats.record import Codebook, SharedTensor, Table, decode
+from compressor.tables import Row, markdown_table, text_table
 
-__all__ = ["Report", "Row", "Totals"]
+__all__ = ["Report", "Totals"]
 
 SCHEMA_VERSION = 1
 FLOATING = ("F64", "F32", "F16", "BF16")
 DTYPE_ORDER = list(ITEM_SIZES)  # safetensors lays wide dtypes first
-LARGEST = 10  # rows shown unless all are asked for
-
-
-@dataclass(frozen=True)
-class Row:
-    """One shared tensor. Sizes in bytes; entropy and coded in bits per weight; SQNR in dB, None where exact."""
-
-    site: str
-    shape: tuple[int, ...]
-    weights: int
-    scheme: str
-    bits: int
-    used: int
-    allowed: int
-    zeros: float
-    entropy: float
-    codec: str
-    coded: float
-    indices: int
-    codebook: int
-    overhead: int
-    ratio: float
-    sqnr: float | None
-    rule: str
+LARGEST, FEW = 10, 4  # rows shown, and reasons for what was left alone, unless all are asked for
 
 
 @dataclass(frozen=True)
@@ -107,8 +84,7 @@ class Report:
 
     def to_markdown(self) -> str:
         """Give the table of all tensors and the totals as Markdown."""
-        headers, cells, align = _cells(self.rows, list(COLUMNS))
-        return f"{tabulate(cells, headers, 'pipe', colalign=align, disable_numparse=True)}\n\n{self.summary(120)}"
+        return f"{markdown_table(self.rows)}\n\n{self.summary()}"
 
     def table(self, width: int = 120, everything: bool = False) -> str:
         """Give the table as text no wider than ``width`` characters, the largest tensors only unless ``everything``.
@@ -117,18 +93,11 @@ class Report:
         """
         largest = sorted(self.rows, key=lambda row: -row.indices)[: None if everything else LARGEST]
         shown = [row for row in self.rows if row in largest]
-        columns = list(COLUMNS)
-        text = _text(shown, columns)
-        for column in DROPPED_FIRST:
-            if max(map(len, text.splitlines())) <= width:
-                break
-            columns.remove(column)
-            text = _text(shown, columns)
         more = [f"({len(self.rows) - len(shown)} more: --all)"] if len(shown) < len(self.rows) else []
         left = [f"left alone: {name}: {reason}" for name, reason in self.left.items()]
-        few = left if everything or len(left) <= 4 else [f"{len(left)} tensors left alone: --all says why"]
+        few = left if everything or len(left) <= FEW else [f"{len(left)} tensors left alone: --all says why"]
         notes = [line for note in [*more, *few] for line in wrap(note, width, subsequent_indent="  ")]
-        return "\n".join([text, *notes, self.summary(width)])
+        return "\n".join([text_table(shown, width), *notes, self.summary(width)])
 
     def summary(self, width: int = 120) -> str:
         """Give the totals as text no wider than ``width``: the whole file, what it consists of, what it holds."""
@@ -140,38 +109,6 @@ class Report:
             f"{t.parameters:,} parameters at {t.bits_per_parameter:.3f} bits, {t.unique_weights:,} unique weight values"
         )
         return "\n".join(line for text in (whole, held) for line in wrap(text, width, subsequent_indent=" " * 12))
-
-
-COLUMNS: dict[str, Callable[[Row], str]] = {
-    "site": lambda r: r.site,
-    "shape": lambda r: "x".join(map(str, r.shape)),
-    "weights": lambda r: f"{r.weights:,}",
-    "scheme": lambda r: r.scheme,
-    "bits": lambda r: str(r.bits),
-    "codewords": lambda r: f"{r.used}/{r.allowed}",
-    "zeros": lambda r: f"{100 * r.zeros:.1f} %",
-    "entropy": lambda r: f"{r.entropy:.3f}",
-    "codec": lambda r: r.codec,
-    "coded": lambda r: f"{r.coded:.3f}",
-    "indices": lambda r: f"{r.indices:,}",
-    "codebook": lambda r: f"{r.codebook:,}",
-    "overhead": lambda r: f"{r.overhead:,}",
-    "ratio": lambda r: f"{r.ratio:.2f}x",
-    "SQNR": lambda r: "exact" if r.sqnr is None else f"{r.sqnr:.1f} dB",
-    "rule": lambda r: r.rule,
-}
-DROPPED_FIRST = ("codec", "scheme", "rule", "overhead", "codebook", "bits", "zeros", "shape", "codewords", "weights")
-LEFT_ALIGNED = ("site", "shape", "scheme", "codec", "rule")
-
-
-def _cells(rows: Sequence[Row], columns: Sequence[str]) -> tuple[list[str], list[list[str]], list[str]]:
-    align = ["left" if column in LEFT_ALIGNED else "right" for column in columns]
-    return list(columns), [[COLUMNS[column](row) for column in columns] for row in rows], align
-
-
-def _text(rows: Sequence[Row], columns: Sequence[str]) -> str:
-    headers, cells, align = _cells(rows, columns)
-    return tabulate(cells, headers, "plain", colalign=align if cells else None, disable_numparse=True)
 
 
 def _histogram(shared: SharedTensor, book: Codebook) -> NDArray[np.int64]:

@@ -1,0 +1,46 @@
+"""What a few batches of data tell about a network before and after its weights are shared."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.optim.swa_utils import update_bn
+
+from compressor.sites import Site
+
+__all__ = ["Batches", "estimate_batch_norm", "squared_gradients"]
+
+Batches = Iterable[tuple[Tensor, Tensor]]
+
+
+def squared_gradients(model: nn.Module, sites: Sequence[Site], batches: Batches) -> dict[Site, Tensor]:
+    """Estimate how much the loss minds an error in each weight: the diagonal of the Fisher information.
+
+    Args:
+        sites: those asked about; each gets float32[shape], the sum over batches of the squared gradient of
+            their mean cross entropy.
+        batches: (inputs, targets).
+
+    Reference: LeCun, Denker, Solla, "Optimal Brain Damage", NIPS 1990, with gradients in place of curvatures.
+    """
+    total = {site: torch.zeros_like(site.tensor, dtype=torch.float32) for site in sites}
+    was_training = model.training
+    model.eval()
+    for inputs, targets in batches:
+        value = functional.cross_entropy(model(inputs), targets)
+        gradients = torch.autograd.grad(value, [site.tensor for site in sites], allow_unused=True)
+        for site, gradient in zip(sites, gradients, strict=True):
+            if gradient is not None:
+                total[site] += gradient.float().square()
+    model.train(was_training)
+    return total
+
+
+def estimate_batch_norm(model: nn.Module, batches: Batches) -> None:
+    """Estimate BatchNorm statistics with the weights as they are now; the model's mode is left as it was."""
+    was_training = model.training
+    update_bn(batches, model)
+    model.train(was_training)

@@ -1,0 +1,77 @@
+"""Tables of shared tensors, as text that fits a width and as Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from tabulate import tabulate
+
+__all__ = ["Row", "markdown_table", "text_table"]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One shared tensor. Sizes in bytes; entropy and coded in bits per weight; SQNR in dB, None where exact."""
+
+    site: str
+    shape: tuple[int, ...]
+    weights: int
+    scheme: str
+    bits: int
+    used: int
+    allowed: int
+    zeros: float
+    entropy: float
+    codec: str
+    coded: float
+    indices: int
+    codebook: int
+    overhead: int
+    ratio: float
+    sqnr: float | None
+    rule: str
+
+
+COLUMNS: dict[str, Callable[[Row], str]] = {
+    "site": lambda r: r.site,
+    "shape": lambda r: "x".join(map(str, r.shape)),
+    "weights": lambda r: f"{r.weights:,}",
+    "scheme": lambda r: r.scheme,
+    "bits": lambda r: str(r.bits),
+    "codewords": lambda r: f"{r.used}/{r.allowed}",
+    "zeros": lambda r: f"{100 * r.zeros:.1f} %",
+    "entropy": lambda r: f"{r.entropy:.3f}",
+    "codec": lambda r: r.codec,
+    "coded": lambda r: f"{r.coded:.3f}",
+    "indices": lambda r: f"{r.indices:,}",
+    "codebook": lambda r: f"{r.codebook:,}",
+    "overhead": lambda r: f"{r.overhead:,}",
+    "ratio": lambda r: f"{r.ratio:.2f}x",
+    "SQNR": lambda r: "exact" if r.sqnr is None else f"{r.sqnr:.1f} dB",
+    "rule": lambda r: r.rule,
+}
+DROPPED_FIRST = ("codec", "scheme", "rule", "overhead", "codebook", "bits", "zeros", "shape", "codewords", "weights")
+LEFT_ALIGNED = ("site", "shape", "scheme", "codec", "rule")
+
+
+def text_table(rows: Sequence[Row], width: int) -> str:
+    """Lay rows out as plain text; columns are dropped, the least telling first, until it fits ``width``."""
+    columns = list(COLUMNS)
+    for column in (None, *DROPPED_FIRST):
+        columns = [kept for kept in columns if kept != column]
+        text = _table(rows, columns, "plain")
+        if max(map(len, text.splitlines())) <= width:
+            break
+    return text
+
+
+def markdown_table(rows: Sequence[Row]) -> str:
+    """Lay rows out in Markdown, with all columns."""
+    return _table(rows, list(COLUMNS), "pipe")
+
+
+def _table(rows: Sequence[Row], columns: Sequence[str], form: str) -> str:
+    align = ["left" if column in LEFT_ALIGNED else "right" for column in columns]
+    cells = [[COLUMNS[column](row) for column in columns] for row in rows]
+    return tabulate(cells, columns, form, colalign=align if cells else None, disable_numparse=True)
