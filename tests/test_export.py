@@ -41,3 +41,14 @@ def test_compile(model: nn.Module, images: Tensor, backend: str) -> None:
     compiled = torch.compile(model, backend=backend, fullgraph=True)
     with torch.no_grad():
         torch.testing.assert_close(compiled(images), model(images))
+
+
+def test_onnx(model: nn.Module, images: Tensor) -> None:
+    reason = "needs the extra [onnx]"
+    pytest.importorskip("onnxscript", reason=reason)
+    reference = pytest.importorskip("onnx.reference", reason=reason)
+    program = torch.onnx.export(model, (images,), dynamo=True, verbose=False)
+    assert program is not None
+    (logits,) = reference.ReferenceEvaluator(program.model_proto).run(None, {"x": images.numpy()})
+    with torch.no_grad():
+        torch.testing.assert_close(torch.from_numpy(logits), model(images), rtol=1e-3, atol=1e-4)
