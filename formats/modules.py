@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils import parametrize
 
-from compressor.formats.codecs.bits import pack_bits
+from compressor.formats.bitpacking import pack_bits
 from compressor.formats.reader import PackedFile
 from compressor.formats.record import SharedTensor
 
