@@ -31,7 +31,7 @@ OPTIONS = (
     click.Option(["--epochs"], type=click.IntRange(0), help="Epochs of fine-tuning. [default: 4; from scratch 12]"),
     click.Option(["--baseline-epochs"], type=click.IntRange(0), help="Of the dense model. [default: 12, or 40]"),
     click.Option(["--opt"], help="timm's optimiser for fine-tuning. [default: adamw]"),
-    click.Option(["--lr"], type=float, help="Learning rate of fine-tuning. [default: 0.001; from scratch 0.003]"),
+    click.Option(["--lr"], type=float, help="Learning rate of fine-tuning. [default: 0.0003; from scratch 0.003]"),
     click.Option(["--sched"], help="timm's schedule for fine-tuning. [default: cosine]"),
     click.Option(["--weight-decay"], type=float, help="Of weights that are not shared. [default: 0]"),
     click.Option(["--distill"], type=float, help="Weight of distillation from the dense model, 0 to 1. [default: 0.5]"),

@@ -148,7 +148,7 @@ class Compressor:
         train_loader: DataLoader[Any],
         val: Batches | None = None,
         epochs: int = 4,
-        lr: float = 1e-3,
+        lr: float = 3e-4,
         opt: str = "adamw",
         sched: str = "cosine",
         weight_decay: float = 0.0,
@@ -163,6 +163,8 @@ class Compressor:
             on_step: told after each step: steps done, and in all.
         """
         self._prepared("finetune()")
+        if epochs < 1:
+            raise UsageError(f"epochs must be at least 1, got {epochs}; without training go on with finish()")
         torch.manual_seed(self.seed)
         optimizer, schedule = make_optimizer(self.param_groups(lr, weight_decay), opt, lr, sched, epochs, train_loader)
         self.attach(optimizer, self.steps + max(1, epochs * len(train_loader)))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -10,9 +9,11 @@ from os import PathLike
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import timm
 import torch
 from torch import Tensor, nn
 
+import compressor
 from compressor.formats.errors import MissingError, UsageError
 from compressor.formats.loader import build_model, check_fits
 from compressor.formats.packed import pack, write
@@ -166,7 +167,7 @@ def _provenance(shared: SharedModel, job: Compressor) -> dict[str, Any]:
         "left": {fate.site.name: fate.reason for fate in job.fates if not fate.scheme},
         "parameters": sum(parameter.numel() for parameter in shared.model.parameters()),
         "seed": job.seed,
-        "versions": {name: importlib.metadata.version(name) for name in ("timm-compressor", "timm", "torch")},
+        "versions": {"timm-compressor": compressor.__version__, "timm": timm.__version__, "torch": torch.__version__},
     }
 
 

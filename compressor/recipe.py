@@ -29,7 +29,7 @@ class Training:
     """
 
     epochs: Annotated[int, Field(ge=0, strict=True)] = 4
-    lr: Annotated[float, Field(gt=0)] = 1e-3
+    lr: Annotated[float, Field(gt=0)] = 3e-4
     opt: str = "adamw"
     sched: str = "cosine"
     weight_decay: Annotated[float, Field(ge=0)] = 0.0

@@ -118,6 +118,8 @@ def test_calls_out_of_order_are_refused(model: Any) -> None:
     job.prepare()
     with pytest.raises(UsageError, match="shared already"):
         job.prepare()
+    with pytest.raises(UsageError, match="epochs must be at least 1"):
+        job.finetune(loader(), epochs=0)
     with pytest.raises(UsageError, match="total_steps"):
         job.attach(torch.optim.SGD(job.param_groups(0.1)), total_steps=0)
 
