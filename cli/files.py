@@ -35,7 +35,7 @@ def inspect(file: Path, everything: bool, as_json: bool, markdown: bool) -> None
         report = Report.of(packed)
         model = packed.model
     if as_json:
-        print_json({"file": str(file), "model": model, **report.to_json()})
+        print_json({"file": str(file), "model": model, **report.to_dict()})
     elif markdown:
         click.echo(report.to_markdown())
     else:

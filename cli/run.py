@@ -174,7 +174,7 @@ def _show(work: Run, packed: Packed, result: Evaluation | None, dense: Evaluatio
     report = packed.report(options.codec)
     if options.as_json:
         accuracy = None if result is None else _accuracy(result, dense)
-        print_json({"file": str(work.output), "model": options.model, "top1": accuracy, **report.to_json()})
+        print_json({"file": str(work.output), "model": options.model, "top1": accuracy, **report.to_dict()})
         return
     click.echo("\n" + report.table(width(), options.everything))
     if result is not None and work.data is not None:

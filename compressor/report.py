@@ -72,8 +72,15 @@ class Report:
         unique = len(np.unique(np.concatenate(values))) if values else 0
         return cls(rows, _totals(file, rows, unique), file.provenance.get("left", {}), file.provenance)
 
-    def to_json(self) -> dict[str, Any]:
-        """Give all figures as one JSON-ready dictionary with a schema version."""
+    def __str__(self) -> str:
+        return self.table()
+
+    def to_json(self) -> str:
+        """Give all figures as one JSON document with a schema version."""
+        return json.dumps(self.to_dict(), indent=2)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Give all figures as JSON-ready values."""
         return {
             "schema_version": SCHEMA_VERSION,
             "sites": [{**asdict(row), "shape": list(row.shape)} for row in self.rows],
