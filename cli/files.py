@@ -12,6 +12,7 @@ from compressor.formats.errors import MissingError, UsageError
 
 if TYPE_CHECKING:
     from compressor.datasets import Dataset
+    from compressor.provenance import Provenance
 
 __all__ = ["EVAL_BATCH", "evaluate", "inspect"]
 
@@ -40,11 +41,11 @@ def inspect(file: Path, everything: bool, as_json: bool, markdown: bool) -> None
         click.echo(report.to_markdown())
     else:
         click.echo(report.table(width(), everything))
-        if accuracy := report.provenance.get("top1"):
-            data = report.provenance["data"]
-            before = f"dense {percent(accuracy['dense'])} -> " if "dense" in accuracy else ""
-            after = f"packed file {percent(accuracy['packed'])}, as recorded when it was written"
-            click.echo(f"top-1 on {data['n']:,} {data['split']} images of {data['name']}  {before}{after}")
+        made = report.provenance
+        if made.top1 is not None and made.data is not None:
+            before = f"dense {percent(made.top1.dense)} -> " if made.top1.dense is not None else ""
+            after = f"packed file {percent(made.top1.packed)}, as recorded when it was written"
+            click.echo(f"top-1 on {made.data.n:,} {made.data.split} images of {made.data.name}  {before}{after}")
 
 
 @click.command("eval")
@@ -57,15 +58,16 @@ def evaluate(file: Path, dataset: str | None, data_dir: Path | None, batch_size:
     """Measure top-1 of a packed FILE."""
     from compressor import load
     from compressor.formats.reader import PackedFile
+    from compressor.provenance import read_provenance
     from compressor.training import evaluate as measure
 
     with PackedFile.open(file) as packed:
-        provenance, preprocessing = packed.provenance, dict(packed.preprocessing or {})
-    data = _data(file, dataset, data_dir, provenance, preprocessing)
+        made, preprocessing = read_provenance(packed), dict(packed.preprocessing or {})
+    data = _data(file, dataset, data_dir, made, preprocessing)
     model = load(file)
     _check_head(model, data)
     result = measure(model, data.eval_loader(batch_size))
-    recorded = _recorded(provenance, data)
+    recorded = _recorded(made, data)
     if as_json:
         low, high = result.interval
         facts = {"name": data.name, "version": data.version, "split": data.evaluated, "n": result.n}
@@ -73,17 +75,17 @@ def evaluate(file: Path, dataset: str | None, data_dir: Path | None, batch_size:
         print_json({"file": str(file), "data": facts, "top1": accuracy})
         return
     note = {None: "", result.top1: "  as recorded in the file"}.get(recorded, f"  recorded in the file: {recorded!r}")
-    click.echo(accuracy_line(result, None, data.evaluated, provenance.get("seed", 0)) + note)
+    click.echo(accuracy_line(result, None, data.evaluated, made.seed) + note)
 
 
 def _data(
-    file: Path, dataset: str | None, data_dir: Path | None, provenance: Any, preprocessing: dict[str, Any]
+    file: Path, dataset: str | None, data_dir: Path | None, made: Provenance, preprocessing: dict[str, Any]
 ) -> Dataset:
     from compressor.datasets import load_data
 
     named = dataset if dataset is not None else ("" if data_dir is not None else None)
     if named is None:
-        named = provenance.get("data", {}).get("name")
+        named = made.data.name if made.data is not None else None
         if named is None or named == "folder":
             raise UsageError(f"{file} does not say where its data set is: name --dataset or --data-dir")
     return load_data(named, data_dir, config=preprocessing)
@@ -95,7 +97,8 @@ def _check_head(model: Any, data: Dataset) -> None:
         raise MissingError(f"the file's model tells {classes} classes apart, {data.name} has {data.num_classes}")
 
 
-def _recorded(provenance: Any, data: Dataset) -> float | None:
-    made_with = provenance.get("data", {})
-    same = made_with.get("version") == data.version and made_with.get("split") == data.evaluated
-    return provenance["top1"]["packed"] if same else None
+def _recorded(made: Provenance, data: Dataset) -> float | None:
+    if made.data is None or made.top1 is None:
+        return None
+    same = made.data.version == data.version and made.data.split == data.evaluated
+    return made.top1.packed if same else None

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from textwrap import wrap
 from typing import Any
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from compressor.formats.dtypes import ITEM_SIZES
 from compressor.formats.reader import PackedFile
 from compressor.formats.record import Codebook, SharedTensor, Table, decode
+from compressor.provenance import Provenance, read_provenance, rule_of
 from compressor.tables import Row, markdown_table, text_table
 
 __all__ = ["Report", "Totals"]
@@ -51,16 +52,16 @@ class Report:
     Args:
         rows: one per shared tensor, in the file's order.
         totals: of the whole file.
-        left: reasons by tensor that could have been shared and was not.
-        provenance: what the file says of its making: seed, accuracy, versions.
+        provenance: what the file says of its making: seed, accuracy, what was left alone and why.
     """
 
-    def __init__(self, rows: Sequence[Row], totals: Totals, left: Mapping[str, str], provenance: Mapping[str, Any]):
-        self.rows, self.totals, self.left, self.provenance = list(rows), totals, dict(left), dict(provenance)
+    def __init__(self, rows: Sequence[Row], totals: Totals, provenance: Provenance) -> None:
+        self.rows, self.totals, self.provenance = list(rows), totals, provenance
 
     @classmethod
     def of(cls, file: PackedFile) -> Report:
         """Read the figures off an open packed file."""
+        made = read_provenance(file)
         rows, values = [], []
         users = [sum(site.book == number for site in file.sites.values()) for number in range(len(file.books))]
         for position, name in enumerate(file.sites):
@@ -68,9 +69,9 @@ class Report:
             book = file.books[shared.book]
             histogram = _histogram(shared, book)
             values.append(_values_used(shared, book, histogram))
-            rows.append(_row(file, position, shared, book, histogram, users[shared.book]))
+            rows.append(_row(file, made, position, shared, book, histogram, users[shared.book]))
         unique = len(np.unique(np.concatenate(values))) if values else 0
-        return cls(rows, _totals(file, rows, unique), file.provenance.get("left", {}), file.provenance)
+        return cls(rows, _totals(file, made, rows, unique), made)
 
     def __str__(self) -> str:
         return self.table()
@@ -84,9 +85,9 @@ class Report:
         return {
             "schema_version": SCHEMA_VERSION,
             "sites": [{**asdict(row), "shape": list(row.shape)} for row in self.rows],
-            "left": self.left,
+            "left": self.provenance.left,
             "totals": asdict(self.totals),
-            "provenance": self.provenance,
+            "provenance": self.provenance.model_dump(exclude_none=True),
         }
 
     def to_markdown(self) -> str:
@@ -101,7 +102,7 @@ class Report:
         largest = sorted(self.rows, key=lambda row: -row.indices)[: None if everything else LARGEST]
         shown = [row for row in self.rows if row in largest]
         more = [f"({len(self.rows) - len(shown)} more: --all)"] if len(shown) < len(self.rows) else []
-        left = [f"left alone: {name}: {reason}" for name, reason in self.left.items()]
+        left = [f"left alone: {name}: {reason}" for name, reason in self.provenance.left.items()]
         few = left if everything or len(left) <= FEW else [f"{len(left)} tensors left alone: --all says why"]
         notes = [line for note in [*more, *few] for line in wrap(note, width, subsequent_indent="  ")]
         return "\n".join([text_table(shown, width), *notes, self.summary(width)])
@@ -143,14 +144,19 @@ def _entropy(histogram: NDArray[np.int64]) -> float:
 
 
 def _row(
-    file: PackedFile, position: int, shared: SharedTensor, book: Codebook, histogram: NDArray[np.int64], users: int
+    file: PackedFile,
+    made: Provenance,
+    position: int,
+    shared: SharedTensor,
+    book: Codebook,
+    histogram: NDArray[np.int64],
+    users: int,
 ) -> Row:
     entry = list(file.sites.values())[position]
     weights = math.prod(entry.shape)
     book_bytes = _book_bytes(shared, book) // users  # a book several tensors share is split evenly
     overhead = file.site_overhead(entry.name)
-    rule, scheme = _rule(file, position)
-    sqnr = file.provenance.get("sqnr", [])
+    rule, scheme = rule_of(file, made, position)
     return Row(
         site=entry.name,
         shape=entry.shape,
@@ -167,7 +173,7 @@ def _row(
         codebook=book_bytes,
         overhead=overhead,
         ratio=weights * ITEM_SIZES[entry.dtype] / (entry.size + book_bytes + overhead),
-        sqnr=sqnr[position] if position < len(sqnr) else None,
+        sqnr=made.sqnr[position] if position < len(made.sqnr) else None,
         rule=rule,
     )
 
@@ -178,21 +184,11 @@ def _book_bytes(shared: SharedTensor, book: Codebook) -> int:
     return table + spread * ITEM_SIZES[shared.scale_dtype]
 
 
-def _rule(file: PackedFile, position: int) -> tuple[str, str]:
-    """Give pattern and scheme of the rule a tensor was shared by, where recipe and provenance tell."""
-    numbers = file.provenance.get("rules", [])
-    stages = (file.recipe or {}).get("stage", [])
-    if position >= len(numbers) or not stages:
-        return "", ""
-    rule = stages[-1]["rule"][numbers[position]]
-    return str(rule["match"]), str(rule.get("scheme", ""))
-
-
-def _totals(file: PackedFile, rows: Sequence[Row], unique: int) -> Totals:
+def _totals(file: PackedFile, made: Provenance, rows: Sequence[Row], unique: int) -> Totals:
     sizes = file.sizes()
     weights = sum(row.weights for row in rows)
     kept = sum(math.prod(raw.shape) for raw in file.untouched.values() if raw.dtype in FLOATING)
-    parameters = file.provenance.get("parameters", weights + kept)
+    parameters = weights + kept if made.parameters is None else made.parameters
     dense = dense_size(file)
     return Totals(
         dense=dense,

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +16,8 @@ import timm
 import torch
 
 from compressor import Compressor, Policy, Rule
+from compressor.formats.errors import FormatError
+from compressor.formats.packed import pack
 from compressor.formats.reader import PackedFile
 from compressor.packing import Packed
 from compressor.report import Report
@@ -101,3 +105,39 @@ def test_the_report_of_a_file_is_that_of_its_maker(packed: tuple[Compressor, Pac
     with PackedFile.open(path) as file:
         assert str(Report.of(file)) == str(packed[1].report())
         assert Report.of(file).to_json() == packed[1].report().to_json()
+
+
+LIES: dict[str, dict[str, Any]] = {
+    "top1 is a number": {"top1": 5},
+    "top1 above one": {"top1": {"packed": 7.0}},
+    "sqnr is text": {"sqnr": "much"},
+    "negative rule": {"rules": [-1]},
+    "left is a list": {"left": ["fc"]},
+    "data lacks n": {"data": {"name": "digits", "version": "1", "split": "test"}},
+}
+
+
+@pytest.mark.parametrize("lie", LIES)
+def test_provenance_that_lies_is_a_format_error(packed: tuple[Compressor, Packed], lie: str) -> None:
+    forged = replace(packed[1].content, provenance=LIES[lie])
+    with PackedFile.from_bytes(pack(forged)) as file, pytest.raises(FormatError, match="provenance"):
+        Report.of(file)
+
+
+def test_text_from_a_file_cannot_drive_the_terminal(packed: tuple[Compressor, Packed]) -> None:
+    content = packed[1].content
+    rules = [{"match": "\x1b[2J", "scheme": "\x07"}]
+    forged = replace(
+        content,
+        provenance={"left": {"fc\x1b]0;": "\x9b1m"}, "rules": [0] * len(content.sites)},
+        recipe={"stage": [{"rule": rules}]},
+    )
+    with PackedFile.from_bytes(pack(forged)) as file:
+        report = Report.of(file)
+    assert all(line.isprintable() for line in report.table(200, everything=True).splitlines())
+
+
+def test_a_recipe_that_does_not_fit_is_passed_over(packed: tuple[Compressor, Packed]) -> None:
+    forged = replace(packed[1].content, provenance={"rules": [99]}, recipe={"stage": "none"})
+    with PackedFile.from_bytes(pack(forged)) as file:
+        assert Report.of(file).rows[0].rule == ""

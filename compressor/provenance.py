@@ -1,0 +1,79 @@
+"""What a packed file says of its making, checked as it is read: it is hostile input like the rest of the file."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+
+from compressor.formats.errors import FormatError
+from compressor.formats.reader import PackedFile
+
+__all__ = ["Provenance", "printable", "read_provenance", "rule_of"]
+
+
+def printable(text: str) -> str:
+    r"""Escape control characters, which could drive the terminal the text is shown on.
+
+    >>> printable("fc\x1b[2J")
+    'fc\\x1b[2J'
+    """
+    return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text)
+
+
+Text = Annotated[str, AfterValidator(printable)]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class Measured(BaseModel):
+    """The data that accuracy was measured on."""
+
+    name: Text
+    version: Text
+    split: Text
+    n: int
+
+
+class Accuracy(BaseModel):
+    """Top-1 of the packed model, and of the dense one where it was measured."""
+
+    packed: Share
+    dense: Share | None = None
+
+
+class Provenance(BaseModel):
+    """Facts about the making of a file; none of them is needed to load it.
+
+    ``sqnr`` (dB) and ``rules`` (position in the last stage of the recipe) are in the order of the shared tensors.
+    """
+
+    model_config = ConfigDict(extra="allow")
+
+    sqnr: list[float | None] = []
+    rules: list[Annotated[int, Field(ge=0)]] = []
+    left: dict[Text, Text] = {}
+    parameters: Annotated[int, Field(ge=0)] | None = None
+    seed: int = 0
+    top1: Accuracy | None = None
+    data: Measured | None = None
+
+
+def read_provenance(file: PackedFile) -> Provenance:
+    """Read and check the provenance; raises FormatError where it is not what this program writes."""
+    try:
+        return Provenance.model_validate(file.provenance)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(["provenance", *map(str, first["loc"])])
+        raise FormatError(f"{file.label}: {printable(where)}: {first['msg']}") from None
+
+
+def rule_of(file: PackedFile, made: Provenance, position: int) -> tuple[str, str]:
+    """Give pattern and scheme of the rule a shared tensor was shared by, "" where the file does not tell."""
+    if position >= len(made.rules):
+        return "", ""
+    try:
+        rule: Any = (file.recipe or {})["stage"][-1]["rule"][made.rules[position]]
+        return printable(str(rule["match"])), printable(str(rule.get("scheme", "")))
+    except (LookupError, TypeError, AttributeError):
+        return "", ""
