@@ -216,14 +216,17 @@ def write_table(rows: list[dict[str, Any]]) -> None:
 @click.option("--dense", type=click.Path(exists=True, file_okay=False, path_type=Path), help="Folder of dense weights.")
 @click.option("--minutes", default=float("inf"), help="Start no further row after so many minutes.")
 @click.option("--net", help="Only rows of this network.")
-def main(dense: Path | None, minutes: float, net: str | None) -> None:
+@click.option("--codewords", type=int, help="Only rows of so many codewords.")
+def main(dense: Path | None, minutes: float, net: str | None, codewords: int | None) -> None:
     """Measure the rows that are missing, and rewrite the table."""
     start, bench = time.perf_counter(), Bench(dense)
     RESULTS.parent.mkdir(exist_ok=True)
     rows = [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.exists() else []
     done = {(row["net"], row["method"], row["codewords"], row["seed"]) for row in rows}
     for run in runs():
-        if (run.net, run.method, run.codewords, run.seed) in done or (net and run.net != net):
+        if (run.net, run.method, run.codewords, run.seed) in done or net not in (None, run.net):
+            continue
+        if codewords not in (None, run.codewords):
             continue
         if time.perf_counter() - start > 60 * minutes:
             print("time is up: call again for the rest")

@@ -74,4 +74,6 @@ def markdown_table(rows: Sequence[Row]) -> str:
 def _table(rows: Sequence[Row], columns: Sequence[str], form: str) -> str:
     align = ["left" if column in LEFT_ALIGNED else "right" for column in columns]
     cells = [[COLUMNS[column](row) for column in columns] for row in rows]
+    if form == "plain":  # the headers as a row like the others, for tabulate pads real headers by two
+        return tabulate([columns, *cells], tablefmt=form, colalign=align, disable_numparse=True)
     return tabulate(cells, columns, form, colalign=align if cells else None, disable_numparse=True)
