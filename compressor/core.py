@@ -69,8 +69,7 @@ class Compressor:
         self.distill, self.temperature = distill, temperature
         self.fates: list[Fate] = policy.plan(self.model)
         self.dense = {fate.site.name: _finite(fate.site).clone() for fate in self.fates if fate.scheme}
-        wanted = teacher if distill > 0 else None
-        self.teacher = _frozen(copying.deepcopy(model) if isinstance(wanted, str) else wanted)
+        self.teacher = _frozen_copy(model if teacher == "dense" else teacher) if distill > 0 else None
         self.groups: list[Group] = []
         self.steps = self.total_steps = 0
 
@@ -236,5 +235,8 @@ def _finite(site: Site) -> Tensor:
     return tensor
 
 
-def _frozen(teacher: nn.Module | None) -> nn.Module | None:
-    return teacher.eval().requires_grad_(False) if teacher is not None else None
+def _frozen_copy(teacher: nn.Module | str | None) -> nn.Module | None:
+    """Copy the teacher, for it may be the very model that is trained, or one that its owner goes on training."""
+    if isinstance(teacher, str):
+        raise UsageError(f"teacher must be 'dense', a module or None, got {teacher!r}")
+    return copying.deepcopy(teacher).eval().requires_grad_(False) if teacher is not None else None

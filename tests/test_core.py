@@ -82,6 +82,15 @@ def test_loss_is_task_and_distillation(model: Any) -> None:
         job.loss(output, target)
 
 
+def test_a_teacher_is_left_as_it_is(model: Any) -> None:
+    job = Compressor(model, LEARNT, copy=False, teacher=model)
+    assert model.training
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    assert job.teacher is not model
+    with pytest.raises(UsageError, match="teacher must be 'dense'"):
+        Compressor(model, LEARNT, teacher="densse")  # type: ignore[arg-type]
+
+
 def test_distillation_of_the_teacher_itself_is_nothing() -> None:
     logits = torch.randn(5, 7, dtype=torch.float64, requires_grad=True)
     assert float(distillation(logits, logits.detach(), 2.0).detach()) == pytest.approx(0, abs=1e-12)
