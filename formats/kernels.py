@@ -1,179 +1,243 @@
-"""Inner loops of the codecs: compiled by numba where there is one, else the same lines as plain Python.
+"""Inner loops of the codecs, each twice: as machine code, and as the same steps in plain Python.
 
-All arithmetic fits 63 bits, so that compiled and plain agree. Nothing here checks more than its own bounds:
-what a stream may hold is checked by its codec.
+Plain Python is what runs where llvmlite is missing, and until a process has met so many indices that compiling pays;
+both give the same results, bit for bit. Nothing here checks more than its own bounds: what a stream may hold is
+checked by its codec.
 """
 
 from __future__ import annotations
 
 import functools
+import threading
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["LOW", "huffman_decode", "rans_decode", "rans_encode"]
+if TYPE_CHECKING:
+    from compressor.formats.native import Code, Value
 
-Array = NDArray[Any]
+__all__ = ["LOW", "PADDING", "bit_patterns", "huffman_decode", "rans_decode", "rans_encode"]
+
+Words = NDArray[Any]
 
 LOW = 1 << 16
 """Smallest state of a rANS lane; states stay in [LOW, LOW << 16)."""
 
-_SMALL = 1 << 14  # below this many indices importing numba takes longer than plain Python
+PADDING = 8
+"""Bytes that must follow the last one of a Huffman stream."""
+
+_ENOUGH = 1 << 16  # so many indices in plain Python take as long as to import llvmlite and compile a kernel
+_met = 0
+_lock = threading.Lock()
 
 
-def kernel(function: Callable[..., int]) -> Callable[..., int]:
-    """Run ``function`` compiled. Its first two arguments are arrays to write, the others arrays to read or numbers."""
-    compiled: Callable[..., int] | None = None
+def bit_patterns(values: Words) -> Words:
+    """View values of 8 to 32 bits as unsigned integers: to the kernels they are only bits.
 
-    @functools.wraps(function)
-    def call(output: Array, state: Array, *arguments: Any) -> int:
-        nonlocal compiled
-        if compiled is None and len(output) >= _SMALL:
-            compiled = _compile(function)
-        if compiled is None or compiled is function:
-            # lists are several times faster to read than arrays in plain Python
-            plain = [item.tolist() if isinstance(item, np.ndarray) else item for item in arguments]
-            return function(output, state, *plain)
-        return compiled(output, state, *arguments)
-
-    return call
+    >>> bit_patterns(np.array([1.0], np.float32))
+    array([1065353216], dtype=uint32)
+    """
+    return values.view(f"u{values.itemsize}")
 
 
-def _compile(function: Callable[..., int]) -> Callable[..., int]:
-    try:
-        import numba
-    except ImportError:
-        return function
-    try:
-        compiled: Callable[..., int] = numba.njit(cache=True, nogil=True)(function)
-    except RuntimeError:  # no folder to keep the compiled code in
-        compiled = numba.njit(nogil=True)(function)
-    return compiled
-
-
-@kernel
-def rans_decode(output: Array, states: Array, values: Array, table: Array, words: Array, precision: int) -> int:
-    """Fill ``output`` with the values of the decoded indices.
+def rans_decode(output: Words, states: Words, table: Words, words: Words, precision: int) -> int:
+    """Fill ``output`` with what the decoded indices stand for.
 
     Args:
-        output: any dtype [n].
-        states: int64[lanes]; index i is in lane i modulo lanes. Left as the states after the last index.
-        values: what each index stands for, dtype of ``output`` [K].
-        table: int64[2**precision], per slot: frequency << 32 | slot - first slot << 16 | index.
+        output: unsigned, 8 to 32 bits [n].
+        states: int64[lanes], lanes a power of two; index i is in lane i modulo lanes. Left as after the last index.
+        table: uint64[2**precision], per slot: frequency << 48 | slot - first slot << 32 | what its index stands for.
         words: uint16[m].
         precision: bits of a slot.
 
     Returns:
-        Words read, or -1 where there were too few.
+        Words wanted; more than m where there were too few.
     """
-    count, lanes, available = len(output), len(states), len(words)
-    mask = (1 << precision) - 1
-    position = 0
-    read = 0
-    # all lanes in turn, without a branch, as long as words cannot run out
-    while position + lanes <= count and read + lanes <= available:
-        for lane in range(lanes):
-            state = int(states[lane])
-            entry = table[state & mask]
-            state = (entry >> 32) * (state >> precision) + ((entry >> 16) & 0xFFFF)
-            output[position] = values[entry & 0xFFFF]
-            position += 1
-            filled = (state << 16) | int(words[read])
-            short = state < 65536
-            states[lane] = filled if short else state
-            read += short
-    while position < count:
-        state = int(states[position % lanes])
+    native = _native("rans_decode", output.itemsize, len(output))
+    if native:
+        return native(output, len(output), states, len(states), table, words, len(words), precision)
+    entries, held, stored, wanted = table.tolist(), states.tolist(), words.tolist(), 0
+    for position in range(len(output)):
+        lane = position % len(held)
+        entry = entries[held[lane] & (1 << precision) - 1]
+        output[position] = entry & 0xFFFFFFFF
+        held[lane] = (entry >> 48) * (held[lane] >> precision) + (entry >> 32 & 0xFFFF)
+        if held[lane] < LOW:
+            if wanted < len(stored):
+                held[lane] = held[lane] << 16 | stored[wanted]
+            wanted += 1
+    states[:] = held
+    return wanted
+
+
+def _write_rans_decode(code: Code, item: int) -> None:
+    output, count = code.array(0, item), code.number(1)
+    states, lanes = code.array(2, 64), code.number(3)
+    table, words, available, precision = code.array(4, 64), code.array(5, 16), code.number(6), code.number(7)
+    position, lane, wanted = code.variable(0), code.variable(0), code.variable(0)
+    mask = (code.constant(1) << precision) - 1
+
+    def decode(at: Value, state: Value) -> tuple[Value, Value]:
         entry = table[state & mask]
-        state = (entry >> 32) * (state >> precision) + ((entry >> 16) & 0xFFFF)
-        output[position] = values[entry & 0xFFFF]
-        if state < 65536:
-            if read == available:
-                return -1
-            state = (state << 16) | int(words[read])
-            read += 1
-        states[position % lanes] = state
-        position += 1
-    return read
+        output[at] = entry
+        left = (entry >> 48) * (state >> precision) + (entry >> 32 & 0xFFFF)
+        return left, left < LOW
+
+    # all lanes in turn, without a branch, as long as words cannot run out
+    with code.loop(lambda: (position.get() + lanes < count + 1) & (wanted.get() + lanes < available + 1)):
+        lane.set(0)
+        with code.loop(lambda: lane.get() < lanes):
+            number, next_word = lane.get(), wanted.get()
+            state, short = decode(position.get() + number, states[number])
+            states[number] = short.choose(state << 16 | words[next_word], state)
+            wanted.set(next_word + short)
+            lane.set(number + 1)
+        position.set(position.get() + lanes)
+    with code.loop(lambda: position.get() < count):
+        number, next_word = position.get() & (lanes - 1), wanted.get()
+        state, short = decode(position.get(), states[number])
+        states[number] = state
+        with code.when(short & (next_word < available)):
+            states[number] = state << 16 | words[next_word]
+        wanted.set(next_word + short)
+        position.set(position.get() + 1)
+    code.give(wanted.get())
 
 
-@kernel
-def rans_encode(words: Array, states: Array, indices: Array, frequencies: Array, starts: Array, precision: int) -> int:
+def rans_encode(words: Words, states: Words, indices: Words, frequencies: Words, starts: Words, precision: int) -> int:
     """Code ``indices`` last to first, filling ``words`` from its end.
 
     Args:
         words: uint16[n], room for one word an index.
-        states: int64[lanes], each LOW; left as the states to begin decoding with.
-        indices: any unsigned dtype [n].
+        states: int64[lanes], lanes a power of two, each LOW; left as the states to begin decoding with.
+        indices: unsigned, 8 to 32 bits [n].
         frequencies, starts: int64[K], slots of each index and the first of them.
         precision: the frequencies sum to 2**precision.
 
     Returns:
         Position of the first word in ``words``.
     """
-    lanes = len(states)
-    first = len(words)
-    for back in range(len(indices)):
-        position = len(indices) - 1 - back
-        index = indices[position]
-        frequency = frequencies[index]
-        state = int(states[position % lanes])
-        if state >= frequency << (32 - precision):
+    native = _native("rans_encode", indices.itemsize, len(indices))
+    if native:
+        return native(words, states, len(states), indices, len(indices), frequencies, starts, precision)
+    slots, begins, held, first = frequencies.tolist(), starts.tolist(), states.tolist(), len(words)
+    for position in range(len(indices) - 1, -1, -1):
+        index, lane = int(indices[position]), position % len(held)
+        if held[lane] >= slots[index] << 32 - precision:
             first -= 1
-            words[first] = state & 0xFFFF
-            state >>= 16
-        states[position % lanes] = ((state // frequency) << precision) + state % frequency + starts[index]
+            words[first] = held[lane] & 0xFFFF
+            held[lane] >>= 16
+        quotient, rest = divmod(held[lane], slots[index])
+        held[lane] = (quotient << precision) + rest + begins[index]
+    states[:] = held
     return first
 
 
-@kernel
-def huffman_decode(
-    output: Array, bits: Array, values: Array, table: Array, words: Array, begins: Array, width: int, chunk: int
-) -> int:
-    """Fill ``output`` with the values of the decoded indices, four chunks at a time: they do not wait for each other.
+def _write_rans_encode(code: Code, item: int) -> None:
+    words, states, lanes = code.array(0, 16), code.array(1, 64), code.number(2)
+    indices, count = code.array(3, item), code.number(4)
+    frequencies, starts, precision = code.array(5, 64), code.array(6, 64), code.number(7)
+    left, first = code.variable(count), code.variable(count)
+    with code.loop(lambda: code.constant(0) < left.get()):
+        position = left.get() - 1
+        left.set(position)
+        index, lane = indices[position], position & (lanes - 1)
+        frequency, state = frequencies[index], states[lane]
+        fits = state < frequency << (code.constant(32) - precision)
+        place = first.get() - 1
+        words[place] = state  # overwritten by the next where this one fits; there is room: place >= position
+        first.set(fits.choose(first.get(), place))
+        state = fits.choose(state, state >> 16)
+        quotient = state // frequency
+        states[lane] = (quotient << precision) + (state - quotient * frequency) + starts[index]
+    code.give(first.get())
+
+
+def huffman_decode(output: Words, ends: Words, table: Words, data: Words, width: int) -> int:
+    """Fill ``output`` with what the decoded indices stand for, several chunks in turn: they do not wait for each other.
 
     Args:
-        output: any dtype [n].
-        bits: int64[chunks], filled with the bits read of each; -1 where they began no code.
-        values: what each index stands for, dtype of ``output`` [K].
-        table: int64[2**width], by the next ``width`` bits: index << 4 | code length, or 0 where no code begins so.
-        words: int64[m], all chunks in words of 32 bits, first bit highest, each chunk padded with zeros.
-        begins: int64[chunks + 1], the first word of each chunk, and their end.
+        output: unsigned, 8 to 32 bits [lanes, n], a row for each chunk.
+        ends: int64[lanes], the bit where each chunk begins; left as the bit after its last index.
+        table: uint64[2**width], by the next ``width`` bits: what the index stands for << 8 | length of its code; or 0
+            where no code begins so.
+        data: uint8[m], first bit highest, the last PADDING of them 0.
         width: the longest code, at most 15.
-        chunk: indices of each chunk but the last.
 
     Returns:
-        The number of chunks.
+        1 where bits were met that begin no code, else 0.
     """
-    chunks = len(bits)
-    mask = (1 << width) - 1
-    for first in range(0, chunks, 4):
-        lanes = min(4, chunks - first)
-        window = np.zeros(4, np.int64)  # its last ``held`` bits are yet to be read
-        held = np.zeros(4, np.int64)
-        read = np.zeros(4, np.int64)
-        lost = np.zeros(4, np.int64)
-        for lane in range(lanes):
-            read[lane] = begins[first + lane]
-        common = len(output) - (chunks - 1) * chunk if first + lanes == chunks else chunk
-        for start, end, active in ((0, common, lanes), (common, chunk, lanes - 1)):  # the last chunk may be shorter
-            for position in range(start, end):
-                for lane in range(active):
-                    ready = int(held[lane])
-                    ahead = int(window[lane])
-                    if ready < 32:
-                        word = words[read[lane]] if read[lane] < begins[first + lane + 1] else 0
-                        ahead = ((ahead & 0x7FFFFFFF) << 32) | word
-                        window[lane] = ahead
-                        ready += 32
-                        read[lane] += 1
-                    entry = table[(ahead >> (ready - width)) & mask]
-                    held[lane] = ready - (entry & 15)
-                    lost[lane] |= entry == 0
-                    output[(first + lane) * chunk + position] = values[entry >> 4]
-        for lane in range(lanes):
-            used = 32 * (read[lane] - begins[first + lane]) - held[lane]
-            bits[first + lane] = -1 if lost[lane] else used
-    return chunks
+    native = _native("huffman_decode", output.itemsize, output.size)
+    if native:
+        return native(output, output.shape[1], ends, len(ends), table, data, len(data) - PADDING, width)
+    entries, stored, lost = table.tolist(), data.tobytes(), False
+    for row, begin in enumerate(ends.tolist()):
+        at = begin
+        for position in range(output.shape[1]):
+            byte = min(at >> 3, len(stored) - PADDING)
+            ahead = int.from_bytes(stored[byte : byte + 4], "big") << (at & 7) & 0xFFFFFFFF
+            entry = entries[ahead >> 32 - width]
+            output[row, position] = entry >> 8
+            at += entry & 255
+            lost |= not entry
+        ends[row] = at
+    return int(lost)
+
+
+_AT_ONCE = 3  # codes of at most 15 bits in the 57 that a word has at least after the bits before
+
+
+def _write_huffman_decode(code: Code, item: int) -> None:
+    output, count = code.array(0, item), code.number(1)
+    ends, lanes = code.array(2, 64), code.number(3)
+    table, data, size, width = code.array(4, 64), code.array(5, 8), code.number(6), code.number(7)
+    position, lane, lost = code.variable(0), code.variable(0), code.variable(0)
+    shift = code.constant(64) - width
+
+    def decode_all_lanes(codes: int) -> None:
+        lane.set(0)
+        with code.loop(lambda: lane.get() < lanes):
+            number = lane.get()
+            at = ends[number]
+            byte = at >> 3
+            ahead = data.word_at((byte < size).choose(byte, size)).swap_bytes() << (at & 7)
+            for step in range(codes):
+                entry = table[ahead >> shift]
+                length = entry & 255
+                output[number * count + position.get() + step] = entry >> 8
+                lost.set(lost.get() | (length < 1))
+                ahead = ahead << length
+                at = at + length
+            ends[number] = at
+            lane.set(number + 1)
+        position.set(position.get() + codes)
+
+    with code.loop(lambda: position.get() + (_AT_ONCE - 1) < count):
+        decode_all_lanes(_AT_ONCE)
+    with code.loop(lambda: position.get() < count):
+        decode_all_lanes(1)
+    code.give(lost.get())
+
+
+def _native(name: str, item_bytes: int, count: int) -> Callable[..., int] | None:
+    """Give the compiled kernel, or None while, or where, plain Python does."""
+    global _met
+    _met += count
+    return _compiled(name, item_bytes) if _met > _ENOUGH else None
+
+
+def _compiled(name: str, item_bytes: int) -> Callable[..., int] | None:
+    with _lock:
+        return _compile(name, item_bytes)
+
+
+@functools.cache
+def _compile(name: str, item_bytes: int) -> Callable[..., int] | None:
+    try:
+        from compressor.formats.native import compile_function
+    except ImportError:
+        return None
+    write = {"rans_decode": _write_rans_decode, "rans_encode": _write_rans_encode, "huffman_decode": _write_huffman_decode}
+    return compile_function(functools.partial(write[name], item=8 * item_bytes), 8)

@@ -171,10 +171,10 @@ def test_no_bytes_decode_to_nothing_but_an_error() -> None:
 
 @pytest.mark.parametrize("codec", ["ans", "huffman"])
 @pytest.mark.parametrize("lookup", [False, True])
-def test_plain_python_agrees_with_numba(monkeypatch: pytest.MonkeyPatch, codec: str, lookup: bool) -> None:
+def test_plain_python_agrees_with_machine_code(monkeypatch: pytest.MonkeyPatch, codec: str, lookup: bool) -> None:
     from compressor.formats.codec import CODECS
 
-    indices = drawn(150_000, np.array([30.0, 1.0, 5.0, 0.1, 9.0]))
+    indices = drawn(300_000, np.array([30.0, 1.0, 5.0, 0.1, 9.0]))  # four whole Huffman chunks and a rest
     values = np.array([0.5, 1.0, 1.5, 2.0, 2.5], np.float32)
 
     def run() -> tuple[bytes, NDArray[Any]]:
@@ -183,12 +183,9 @@ def test_plain_python_agrees_with_numba(monkeypatch: pytest.MonkeyPatch, codec: 
             return data, CODECS[codec]().lookup(memoryview(data), stream(len(indices), 5), values)
         return data, CODECS[codec]().decode(memoryview(data), stream(len(indices), 5))
 
+    monkeypatch.setattr(kernels, "_met", 1 << 40)
     compiled = run()
-    for name in ("rans_encode", "rans_decode", "huffman_decode"):
-        plain = kernels.kernel(getattr(kernels, name).__wrapped__)
-        for module in ("ans", "huffman"):
-            monkeypatch.setattr(f"compressor.formats.codecs.{module}.{name}", plain, raising=False)
-    monkeypatch.setattr(kernels, "_compile", lambda function: function)
+    monkeypatch.setattr(kernels, "_compile", lambda name, item: None)
     slow = run()
     assert slow[0] == compiled[0]
     assert slow[1].dtype == compiled[1].dtype

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from compressor.formats.codec import Codec, Stream, register
 from compressor.formats.errors import FormatError
-from compressor.formats.kernels import LOW, rans_decode, rans_encode
+from compressor.formats.kernels import LOW, bit_patterns, rans_decode, rans_encode
 from compressor.formats.record import index_dtype
 
 __all__ = ["CHUNK", "Ans", "quantise_histogram", "read_frequencies", "write_frequencies"]
@@ -60,7 +60,7 @@ class Ans(Codec):
 
     def lookup(self, data: memoryview, stream: Stream, values: NDArray[np.float32]) -> NDArray[np.float32]:
         """Decode straight to values."""
-        return _decode(data, stream, np.ascontiguousarray(values))
+        return _decode(data, stream, values)
 
     def code_lengths(self, histogram: NDArray[np.int64]) -> NDArray[np.float64]:
         """Give the bits at the chosen frequencies; a codeword without one costs a whole state."""
@@ -185,12 +185,12 @@ def _decode(data: memoryview, stream: Stream, values: NDArray[Any]) -> NDArray[A
         raise FormatError(f"{what}: precision {precision}, expected at most {PRECISIONS[-1]}")
     frequencies, size = read_frequencies(data[1:], stream.codewords, precision, what)
     chunks = _split(data[1 + size :], -(-stream.count // CHUNK), lanes, what)
-    table = _slots(frequencies)
+    table = _slots(frequencies, values)
     output = np.empty(stream.count, values.dtype)
     for number, (states, words) in enumerate(chunks):
         part = output[number * CHUNK : (number + 1) * CHUNK]
-        read = rans_decode(part, states, values, table, words, precision)
-        if read != len(words) or (states != LOW).any():
+        wanted = rans_decode(bit_patterns(part), states, table, words, precision)
+        if wanted != len(words) or (states != LOW).any():
             raise FormatError(f"{what}, chunk {number}: its {len(words)} words do not hold {len(part)} indices exactly")
     return output
 
@@ -215,8 +215,8 @@ def _split(data: memoryview, count: int, lanes: int, what: str) -> list[tuple[ND
     return chunks
 
 
-def _slots(frequencies: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Make the decoding table: for each slot, frequency, place within the index's slots, index."""
+def _slots(frequencies: NDArray[np.int64], values: NDArray[Any]) -> NDArray[np.uint64]:
+    """Make the decoding table: for each slot, frequency, place within the index's slots, bits of its value."""
     owner = np.repeat(np.arange(len(frequencies)), frequencies)
     within = np.arange(len(owner)) - (np.cumsum(frequencies) - frequencies)[owner]
-    return frequencies[owner] << 32 | within << 16 | owner
+    return (frequencies[owner] << 48 | within << 32 | bit_patterns(values)[owner]).astype(np.uint64)

@@ -6,6 +6,7 @@ Larmore, Hirschberg, "A Fast Algorithm for Optimal Length-Limited Huffman Codes"
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -16,12 +17,13 @@ from numpy.typing import NDArray
 
 from compressor.formats.codec import Codec, Stream, register
 from compressor.formats.errors import FormatError
-from compressor.formats.kernels import huffman_decode
+from compressor.formats.kernels import PADDING, bit_patterns, huffman_decode
 from compressor.formats.record import index_dtype
 
 __all__ = ["CHUNK", "LIMIT", "Huffman", "code_table", "limited_lengths", "package_merge"]
 
 LIMIT = 15  # longest code: a length takes 4 bits, a decoding table 2**15 entries
+LANES = 4  # chunks decoded side by side
 CHUNK = 1 << 16  # indices coded together; each chunk begins on a byte and can be decoded alone
 
 
@@ -57,7 +59,7 @@ class Huffman(Codec):
 
     def lookup(self, data: memoryview, stream: Stream, values: NDArray[np.float32]) -> NDArray[np.float32]:
         """Decode straight to values."""
-        return _decode(data, stream, np.ascontiguousarray(values))
+        return _decode(data, stream, values)
 
     def code_lengths(self, histogram: NDArray[np.int64]) -> NDArray[np.float64]:
         """Give the lengths of the code for ``histogram``; a codeword it lacks costs the longest."""
@@ -126,32 +128,51 @@ def _decode(data: memoryview, stream: Stream, values: NDArray[Any]) -> NDArray[A
         if len(data):
             raise FormatError(f"indices of {stream.name!r}: {len(data)} bytes for no indices, expected none")
         return output
-    lengths, chunks = _split(data, stream)
-    table, width = _prefixes(lengths)
-    words = [np.frombuffer(bytes(chunk) + bytes(-len(chunk) % 4), ">u4") for chunk in chunks]
-    begins = np.cumsum([0, *map(len, words)])
-    output, bits = np.empty(stream.count, values.dtype), np.empty(len(chunks), np.int64)
-    huffman_decode(output, bits, values, table, np.concatenate(words).astype(np.int64), begins, width, CHUNK)
-    for number, (chunk, read) in enumerate(zip(chunks, bits.tolist(), strict=True)):
-        if read < 0 or -(-read // 8) != len(chunk) or (read % 8 and chunk[-1] & 0xFF >> read % 8):
-            raise FormatError(
-                f"indices of {stream.name!r}, chunk {number}: {len(chunk)} bytes do not hold its indices "
-                "and zero padding exactly"
-            )
+    lengths, begins = _split(data, stream)
+    table, width = _prefixes(lengths, values)
+    coded = np.concatenate([np.frombuffer(data, np.uint8), np.zeros(PADDING, np.uint8)])
+    ends = np.array(begins[:-1], np.int64) * 8
+    lost = False
+    for rows, chunks in _together(bit_patterns(output)):
+        at = ends[chunks]
+        lost |= bool(huffman_decode(rows, at, table, coded, width))
+        ends[chunks] = at
+    _check_ends(ends, lost, begins, data, stream)
     return output
 
 
-def _prefixes(lengths: NDArray[np.uint8]) -> tuple[NDArray[np.int64], int]:
-    """Make the decoding table: for the next ``width`` bits the codeword and the length of its code."""
+def _together(output: NDArray[Any]) -> Iterator[tuple[NDArray[Any], slice]]:
+    """Cut the output into runs of whole chunks, a row each, to be decoded side by side; the last may be shorter."""
+    whole = len(output) // CHUNK
+    for first in range(0, whole, LANES):
+        last = min(first + LANES, whole)
+        yield output[first * CHUNK : last * CHUNK].reshape(-1, CHUNK), slice(first, last)
+    if len(output) % CHUNK:
+        yield output[whole * CHUNK :].reshape(1, -1), slice(whole, whole + 1)
+
+
+def _check_ends(ends: NDArray[np.int64], lost: bool, begins: list[int], data: memoryview, stream: Stream) -> None:
+    """Demand that every chunk ended with its last code and zero padding."""
+    for number, (end, after) in enumerate(zip(ends.tolist(), begins[1:], strict=True)):
+        if lost or -(-end // 8) != after or (end % 8 and data[after - 1] & 0xFF >> end % 8):
+            raise FormatError(
+                f"indices of {stream.name!r}, chunk {number}: {after - begins[number]} bytes do not hold its indices "
+                "and zero padding exactly"
+            )
+
+
+def _prefixes(lengths: NDArray[np.uint8], values: NDArray[Any]) -> tuple[NDArray[np.uint64], int]:
+    """Make the decoding table: for the next ``width`` bits the value's bits and the length of its code."""
     width = int(lengths.max())
     order = np.lexsort((np.arange(len(lengths)), lengths))
     order = order[lengths[order] > 0]  # canonical: codes ascend, so each covers the next 2**(width - length) entries
-    covered = np.repeat(order << 4 | lengths[order], 1 << width - lengths[order].astype(np.int64))
+    entries = bit_patterns(values)[order].astype(np.uint64) << np.uint64(8) | lengths[order]
+    covered = np.repeat(entries, 1 << width - lengths[order].astype(np.int64))
     return np.pad(covered, (0, (1 << width) - len(covered))), width
 
 
-def _split(data: memoryview, stream: Stream) -> tuple[NDArray[np.uint8], list[memoryview]]:
-    """Read the code lengths and cut the stream in chunks."""
+def _split(data: memoryview, stream: Stream) -> tuple[NDArray[np.uint8], list[int]]:
+    """Read the code lengths, and the byte where each chunk begins and the last ends."""
     count = -(-stream.count // CHUNK)
     table = -(-stream.codewords // 2)
     start = table + 4 * count
@@ -163,8 +184,7 @@ def _split(data: memoryview, stream: Stream) -> tuple[NDArray[np.uint8], list[me
     ends = start + np.cumsum(np.frombuffer(data[table:start], "<u4").astype(np.int64))
     if ends[-1] != len(data):
         raise FormatError(f"indices of {stream.name!r}: chunks end at byte {ends[-1]}, expected {len(data)}")
-    begins = [start, *ends[:-1].tolist()]
-    return lengths[: stream.codewords], [data[a:b] for a, b in zip(begins, ends.tolist(), strict=True)]
+    return lengths[: stream.codewords], [start, *ends.tolist()]
 
 
 def _check_lengths(lengths: NDArray[np.uint8], stream: Stream) -> None:
