@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -174,19 +176,19 @@ def _build_named(file: PackedFile, device: str = "meta") -> nn.Module:
 
 def _tensors(file: PackedFile, names: Iterable[str] | None) -> dict[str, Tensor]:
     known = {name: name for name in (*file.sites, *file.untouched)} | dict(file.aliases)
-    decoded: dict[str, Tensor] = {}
-    tensors: dict[str, Tensor] = {}
-    for name in known if names is None else names:
+    wanted = list(known if names is None else names)
+    for name in wanted:
         if name not in known:
             raise MissingError(f"{file.label}: no tensor {name!r}.{did_you_mean(name, known)}")
-        source = known[name]
-        if source not in decoded:
-            decoded[source] = _shared(file, source) if source in file.sites else _raw(file.raw(source))
-        tensors[name] = decoded[source]
-    return tensors
+    sources = list(dict.fromkeys(known[name] for name in wanted))
+    with ThreadPoolExecutor(torch.get_num_threads()) as threads:  # decoding lets go of the interpreter's lock
+        decoded = dict(zip(sources, threads.map(partial(_tensor, file), sources), strict=True))
+    return {name: decoded[known[name]] for name in wanted}
 
 
-def _shared(file: PackedFile, name: str) -> Tensor:
+def _tensor(file: PackedFile, name: str) -> Tensor:
+    if name not in file.sites:
+        return _raw(file.raw(name))
     weights = torch.from_numpy(file.tensor(name))
     return weights.view(torch.bfloat16) if file.sites[name].dtype == "BF16" else weights
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+import threading
 from pathlib import Path
 from typing import Protocol
 
@@ -51,6 +52,7 @@ class FileSource:
         status = os.fstat(self._descriptor)
         self.size = status.st_size
         self.bytes_read = 0
+        self._counting = threading.Lock()
         if not stat.S_ISREG(status.st_mode):
             self.close()
             raise FormatError("not a regular file, expected a packed file")
@@ -80,7 +82,8 @@ class FileSource:
             if not got:
                 raise FormatError("the file became shorter while it was read")
             done += got
-        self.bytes_read += size
+        with self._counting:  # sites are decoded in several threads
+            self.bytes_read += size
         return view.toreadonly()
 
     def close(self) -> None:
