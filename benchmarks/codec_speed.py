@@ -4,10 +4,10 @@
 
 The weights are the model's random ones on 16 evenly spaced values over +-3 standard deviations of each tensor.
 "Decode" is ``load_state_dict(file)`` and the copy into a ready-made model, as the dense load has it; "indices" is
-the index streams alone, one after the other in one thread; "first load" is ``load(file)``, model building included, in
-a new process that has imported torch and timm, with what the codec imports and compiles on first use. Where
-``nncodec`` is installed (ISO NNC), its arithmetic coder codes the same indices, counted from the middle codeword. ``--cpu`` counts processor time instead of time on the wall (first use
-excepted), for a machine with other work to do.
+the index streams alone, one after the other in one thread; "first load" is ``load(file)``, model building included,
+in a new process that has imported torch and timm, with what the codec imports and compiles on first use. Where
+``nncodec`` is installed (ISO NNC), its arithmetic coder codes the same indices, counted from the middle codeword.
+``--cpu`` counts processor time instead of time on the wall (first load excepted), for a machine with other work.
 """
 
 from __future__ import annotations

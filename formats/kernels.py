@@ -12,7 +12,6 @@ import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
@@ -36,8 +35,9 @@ _lock = threading.Lock()
 def bit_patterns(values: Words) -> Words:
     """View values of 8 to 32 bits as unsigned integers: to the kernels they are only bits.
 
-    >>> bit_patterns(np.array([1.0], np.float32))
-    array([1065353216], dtype=uint32)
+    >>> import numpy as np
+    >>> bit_patterns(np.array([1.0], np.float32)).tolist()
+    [1065353216]
     """
     return values.view(f"u{values.itemsize}")
 
@@ -239,5 +239,11 @@ def _compile(name: str, item_bytes: int) -> Callable[..., int] | None:
         from compressor.formats.native import compile_function
     except ImportError:
         return None
-    write = {"rans_decode": _write_rans_decode, "rans_encode": _write_rans_encode, "huffman_decode": _write_huffman_decode}
-    return compile_function(functools.partial(write[name], item=8 * item_bytes), 8)
+    return compile_function(functools.partial(_WRITERS[name], item=8 * item_bytes), 8)
+
+
+_WRITERS = {
+    "rans_decode": _write_rans_decode,
+    "rans_encode": _write_rans_encode,
+    "huffman_decode": _write_huffman_decode,
+}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -123,9 +124,12 @@ def check_fits(content: Content | PackedFile, model: nn.Module) -> None:
         )
 
 
+def _shape(content: Content | PackedFile, name: str) -> tuple[int, ...]:
+    return content.sites[name].shape if name in content.sites else content.untouched[name].shape
+
+
 def _shapes(content: Content | PackedFile) -> dict[str, tuple[int, ...]]:
-    shapes = {name: site.shape for name, site in content.sites.items()}
-    shapes.update({name: raw.shape for name, raw in content.untouched.items()})
+    shapes = {name: _shape(content, name) for name in (*content.sites, *content.untouched)}
     return {**shapes, **{alias: shapes[name] for alias, name in content.aliases.items()}}
 
 
@@ -181,6 +185,7 @@ def _tensors(file: PackedFile, names: Iterable[str] | None) -> dict[str, Tensor]
         if name not in known:
             raise MissingError(f"{file.label}: no tensor {name!r}.{did_you_mean(name, known)}")
     sources = list(dict.fromkeys(known[name] for name in wanted))
+    sources.sort(key=lambda name: math.prod(_shape(file, name)), reverse=True)  # so that threads end together
     with ThreadPoolExecutor(torch.get_num_threads()) as threads:  # decoding lets go of the interpreter's lock
         decoded = dict(zip(sources, threads.map(partial(_tensor, file), sources), strict=True))
     return {name: decoded[known[name]] for name in wanted}

@@ -1,4 +1,4 @@
-"""A few lines of arithmetic as machine code: written down with ``Value`` and ``Code``, compiled by LLVM in milliseconds.
+"""A few lines of arithmetic as machine code: spelled in ``Value`` and ``Code``, compiled by LLVM in milliseconds.
 
 No Python object is in the code that comes out, so the interpreter's lock is not held while it runs. All arithmetic is
 on 64-bit integers that stay below 2**63; loads widen, stores cut off.
@@ -182,7 +182,7 @@ def compile_function(write: Callable[[Code], None], arguments: int) -> Callable[
     run.engine = engine  # type: ignore[attr-defined] # the code lives as long as its engine
 
     def call(*values: NDArray[Any] | int) -> int:
-        return run(*[value.ctypes.data if isinstance(value, np.ndarray) else value for value in values])
+        return int(run(*[value.ctypes.data if isinstance(value, np.ndarray) else value for value in values]))
 
     return call
 
