@@ -16,9 +16,11 @@ from compressor.group import Group
 from compressor.lookup import nearest, straight_through
 from compressor.scheme import Scheme, Shared, register, share_scalars
 from compressor.sites import Site
+from compressor.soft import soft_gradient
 
 RESEEDS = 10  # times in a training run that unused codewords are put to use again
 LAST_RESEED = 0.8  # after which they no longer are, so that the network can settle
+COLDEST = 0.01  # of the first temperature, reached at the end
 
 
 @register
@@ -33,10 +35,12 @@ class Learnt(Scheme):
 
     The soft hash of DKM (softmax instead of max) has slope ``2 Var(c) / tau``: near 1 for every weight where
     ``tau`` is half the squared spacing, and for 2 % of the weights at its customary cold 1e-4. Straight-through is
-    the first, at the cost of one lookup; see docs/decisions.
+    the first, at the cost of one lookup; see docs/decisions. ``soft`` gives the soft hash's own gradients instead.
 
     Args:
         codewords: K, the number of values a tensor may take.
+        soft: 0: gradients pass straight through; above: the exact gradients of the soft hash, at first at this
+            temperature in halves of the mean squared spacing of the codewords, cooled to a hundredth of it.
 
     Reference: Cho, Alizadeh-Vahid, Adya, Rastegari, "DKM: Differentiable k-Means Clustering Layer", ICLR 2022.
     """
@@ -45,6 +49,7 @@ class Learnt(Scheme):
     paper: ClassVar[str] = 'after Cho et al., "DKM", ICLR 2022; Chen et al., "HashedNets", ICML 2015'
 
     codewords: Annotated[int, Field(ge=1, le=65536, strict=True)] = 16
+    soft: Annotated[float, Field(ge=0, le=100)] = 0.0
 
     def stored_values(self, weights: int) -> int:
         """One per codeword."""
@@ -55,15 +60,22 @@ class Learnt(Scheme):
         """Start from the codebook with the least error."""
         group.set_codebook(fit_codebook(group, self.codewords, importance), learnt=True)
         group.register_buffer("reseeds", torch.zeros((), dtype=torch.int64))
+        group.register_buffer("temperature", torch.tensor(self.soft, dtype=torch.float64))
 
     def weight(self, group: Group, site: Site, latent: Tensor) -> Tensor:
         """Hash the latent weights to their nearest codewords."""
         del site
         codebook = group.codebook().sort().values  # training may have let codewords overtake each other
-        return straight_through(latent, codebook, nearest(latent.detach().float(), codebook.detach()))
+        indices = nearest(latent.detach().float(), codebook.detach())
+        if not self.soft or len(codebook) == 1:
+            return straight_through(latent, codebook, indices)
+        halved = float(codebook.detach().diff().square().mean()) / 2
+        coldest = torch.finfo(torch.float32).tiny  # codewords may all have met
+        return soft_gradient(latent, codebook, indices, max(float(group.temperature) * halved, coldest))  # type: ignore[arg-type]
 
     def advance(self, group: Group, progress: float) -> None:
-        """Ten times in a run, put codewords that no weight uses back to use."""
+        """Cool; and ten times in a run, put codewords that no weight uses back to use."""
+        group.temperature.fill_(self.soft * COLDEST**progress)  # type: ignore[operator]
         due = math.floor(min(progress, LAST_RESEED) * RESEEDS)
         if due > int(group.reseeds):  # type: ignore[arg-type]
             group.reseeds.fill_(due)  # type: ignore[operator]
