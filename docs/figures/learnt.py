@@ -31,6 +31,7 @@ def main() -> None:
     right.axhline(1, color="black", label="straight through")
     left.set(xlabel="latent weight w", ylabel="weight the network computes with", title="value")
     right.set(xlabel="latent weight w", ylabel="slope", title="gradient that reaches the latent weight")
+    right.set_ylim(-3, 75)  # room for the legend
     for axes in (left, right):
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8)
