@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import struct
 import tracemalloc
 from typing import Any
@@ -12,8 +13,16 @@ from numpy.typing import NDArray
 
 from compressor.formats import kernels
 from compressor.formats.codec import Stream
-from compressor.formats.codecs.ans import CHUNK, Ans, quantise_histogram, read_frequencies, write_frequencies
+from compressor.formats.codecs.ans import CHUNK, Ans
 from compressor.formats.errors import FormatError
+from compressor.formats.frequencies import (
+    FRACTION,
+    choose_frequencies,
+    code_lengths,
+    quantise_histogram,
+    read_frequencies,
+    write_frequencies,
+)
 from compressor.formats.record import index_dtype
 
 
@@ -113,6 +122,43 @@ def test_quantised_frequencies_are_nearly_the_best() -> None:
         ]  # fmt: skip
         chosen = float(-(histogram * np.log2(quantise_histogram(histogram, 4) / 16)).sum())
         assert chosen <= min(costs) * 1.01
+
+
+def test_logarithms_are_the_same_everywhere() -> None:
+    """Their sum is fixed, since another table would change the bytes that are written."""
+    frequencies = np.arange(1, 1 << 15)
+    lengths = code_lengths(frequencies, 15)
+    exact = (15 - np.log2(frequencies)) * (1 << FRACTION)
+    assert np.abs(lengths - exact).max() < 2
+    assert hashlib.sha256(lengths.astype("<i8").tobytes()).hexdigest() == (
+        "776dd819905d2511e67b8b2daf0b698bbeb00d96ab943aca6ff89ca547a38e5d"
+    )
+
+
+def test_the_platforms_logarithm_is_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    indices = drawn(10_000, np.array([9.0, 3.0, 1.0, 0.2]))
+    before = Ans().encode(indices, stream(len(indices), 4))
+
+    def forbidden(*_: object, **__: object) -> None:
+        raise AssertionError("differs between machines")
+
+    for name in ("log", "log2", "log10", "log1p", "exp", "exp2"):
+        monkeypatch.setattr(np, name, forbidden)
+    assert Ans().encode(indices, stream(len(indices), 4)) == before
+
+
+def test_a_lower_precision_is_taken_unless_a_higher_one_pays() -> None:
+    """Halves need no precision at all; shares no low precision has are worth a larger table in many indices."""
+    assert choose_frequencies(np.array([1 << 30, 1 << 30]))[0] == 8
+    shares = np.array([5_000_000, 3_000_001, 1_234_567, 17])
+    assert choose_frequencies(shares // 1_000)[0] < choose_frequencies(shares)[0]
+    for histogram in np.random.default_rng(0).integers(1, 1_000_000, (20, 9)):
+        size = choose_frequencies(histogram)[2]
+        for other in range(8, 17):
+            tried = quantise_histogram(histogram, other)
+            if not tried.max() >> 15:
+                bytes_of = int((histogram * code_lengths(tried, other)).sum()) / (8 << FRACTION)
+                assert size <= (bytes_of + len(write_frequencies(tried)) + 1) * 1.00006
 
 
 # -- bytes that lie
