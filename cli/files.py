@@ -53,18 +53,23 @@ def inspect(file: Path, everything: bool, as_json: bool, markdown: bool) -> None
 @click.option("--dataset", help="Data set; by default the one the file was made with.")
 @click.option("--data-dir", type=click.Path(path_type=Path), help="Folder of its files.")
 @click.option("--batch-size", type=click.IntRange(1), default=EVAL_BATCH, show_default=True)
+@click.option("--device", help="cpu, cuda, cuda:1, mps ...  [default: a GPU if there is one]")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead.")
-def evaluate(file: Path, dataset: str | None, data_dir: Path | None, batch_size: int, as_json: bool) -> None:
+def evaluate(
+    file: Path, dataset: str | None, data_dir: Path | None, batch_size: int, device: str | None, as_json: bool
+) -> None:
     """Measure top-1 of a packed FILE."""
     from compressor import load
     from compressor.formats.reader import PackedFile
     from compressor.provenance import read_provenance
     from compressor.training import evaluate as measure
+    from compressor.training import find_device
 
+    where = find_device(device)
     with PackedFile.open(file) as packed:
         made, preprocessing = read_provenance(packed), dict(packed.preprocessing or {})
     data = _data(file, dataset, data_dir, made, preprocessing)
-    model = load(file)
+    model = load(file).to(where)
     _check_head(model, data)
     result = measure(model, data.eval_loader(batch_size))
     recorded = _recorded(made, data)

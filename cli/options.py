@@ -45,6 +45,8 @@ class Options:
     weight_decay: float | None = None
     distill: float | None = None
     calibration_images: int = 1024
+    device: str | None = None
+    amp: bool = False
     seed: int = 0
     codec: str = "auto"
     output: Path | None = None
@@ -87,7 +89,7 @@ class Options:
             raise UsageError("--from-scratch trains no dense baseline: leave out --baseline-epochs")
         if self.checkpoint_path is not None and self.baseline_epochs is not None:
             raise UsageError("--checkpoint-path names a trained model: leave out --baseline-epochs")
-        if self.post_training and (said := self._said((*TRAINING, "baseline_epochs"))):
+        if self.post_training and (said := self._said((*TRAINING, "baseline_epochs", "device", "amp"))):
             raise UsageError(f"no data to train on for {said}: name --dataset or --data-dir")
         if self.bits is not None and self.codewords is not None:
             raise UsageError("--bits and --codewords: name one")
@@ -97,7 +99,7 @@ class Options:
     def _said(self, names: Sequence[str]) -> str:
         """List those of some options that were given, as they are typed."""
         spelt = {"settings": "--set"}
-        given = [name for name in names if getattr(self, name) not in (None, ())]
+        given = [name for name in names if (value := getattr(self, name)) not in (None, ()) and value is not False]
         return ", ".join(spelt.get(name, "--" + name.replace("_", "-")) for name in given)
 
     def rule(self) -> dict[str, Any]:

@@ -19,7 +19,6 @@ from compressor.cli.options import Options
 from compressor.cli.setup import Run, set_up
 from compressor.cli.show import Step, accuracy_line, counts, flips, percent, print_json, print_table, say, width
 from compressor.core import Compressor
-from compressor.datasets import Dataset
 from compressor.formats.errors import CompressorError
 from compressor.packing import Packed
 from compressor.recipe import Stage
@@ -38,7 +37,7 @@ def run(options: Options) -> None:
         say(f"No data named: using the built-in digits (1,797 handwritten images). For your own: {options.own_data()}")
     step = _steps(work)
     model = _dense(work, step)
-    dense = None if work.data is None or options.from_scratch else _measure(model, work.data)
+    dense = None if work.data is None or options.from_scratch else _measure(work, model)
     packed, compressed = _compress(work, model, step)
     result = _write(work, packed, compressed, dense, step("file"))
     _show(work, packed, result, dense)
@@ -79,7 +78,8 @@ def _start(work: Run, step: Callable[[str], Step]) -> nn.Module:
     here = step("dense baseline")
     baseline = train_baseline(
         options.model, args, work.data, seed=options.seed, epochs=options.baseline_epochs,
-        pretrained=options.pretrained, on_epoch=here.on_epoch, on_step=here.on_step,
+        pretrained=options.pretrained, on_epoch=here.on_epoch, on_step=here.on_step, device=options.device,
+        amp=options.amp,
     )  # fmt: skip
     kept = "not kept" if baseline.path is None else f"{'reused from' if baseline.reused else 'kept in'} {baseline.path}"
     here.done(f"{baseline.figures['epochs']} epochs  validation {percent(baseline.figures['validation_top1'])}  {kept}")
@@ -106,7 +106,7 @@ def _compress(work: Run, model: nn.Module, step: Callable[[str], Step]) -> tuple
     for stage in work.recipe.stages:
         packed, model = _stage(work, stage, model, teacher, step)
     assert packed is not None
-    packed.note(recipe=work.recipe.to_dict())
+    packed.note(recipe=work.recipe.to_dict(), **({"amp": True} if work.options.amp else {}))
     return packed, model
 
 
@@ -131,9 +131,10 @@ def _stage(
         work.data.train_loader(training.batch_size, seed), val=work.data.eval_loader(EVAL_BATCH, "validation"),
         epochs=training.epochs, lr=training.lr, opt=training.opt, sched=training.sched,
         weight_decay=training.weight_decay, on_epoch=here.on_epoch, on_step=here.on_step,
+        device=work.options.device, amp=work.options.amp,
     )  # fmt: skip
     packed = job.finish(_calibration(work, training.batch_size))
-    top1 = evaluate(job.model, work.data.eval_loader(EVAL_BATCH, "validation")).top1
+    top1 = _measure(work, job.model, "validation").top1
     here.done(f"{training.epochs} epochs  validation {percent(top1)}")
     return packed, job.model
 
@@ -146,15 +147,17 @@ def _calibration(work: Run, batch_size: int) -> list[tuple[Tensor, Tensor]] | No
     return list(itertools.islice(batches, math.ceil(work.options.calibration_images / batch_size))) or None
 
 
-def _measure(model: nn.Module, data: Dataset) -> Evaluation:
-    return evaluate(model, data.eval_loader(EVAL_BATCH))
+def _measure(work: Run, model: nn.Module, split: str | None = None) -> Evaluation:
+    """Evaluate in full precision, with or without --amp, so that anyone can measure the same of the file."""
+    assert work.data is not None
+    return evaluate(model.to(work.device), work.data.eval_loader(EVAL_BATCH, split))
 
 
 def _write(work: Run, packed: Packed, model: nn.Module, dense: Evaluation | None, here: Step) -> Evaluation | None:
     """Write the file, reopen it, and measure the model it gives; None where there is no data."""
     expected = None
     if work.data is not None:
-        expected = _measure(model, work.data)
+        expected = _measure(work, model)
         before = {} if dense is None else {"dense": dense.top1}
         data = {"name": work.data.name, "version": work.data.version, "split": work.data.evaluated, "n": expected.n}
         packed.note(data=data, top1={**before, "packed": expected.top1})
@@ -163,7 +166,7 @@ def _write(work: Run, packed: Packed, model: nn.Module, dense: Evaluation | None
     here.done(f"{work.output}  {size:,} bytes, reopened and verified")
     if work.data is None or expected is None:
         return None
-    result = _measure(loaded, work.data)
+    result = _measure(work, loaded)
     if not torch.equal(result.correct, expected.correct):
         raise CompressorError(f"{work.output} answers otherwise than the model it was written from")
     return result

@@ -22,7 +22,7 @@ from compressor.formats.loader import build_model
 from compressor.formats.reader import PackedFile
 from compressor.policy import Policy, Rule
 from compressor.recipe import Recipe, Stage, Training
-from compressor.training import make_optimizer
+from compressor.training import find_device, make_optimizer
 
 __all__ = ["Run", "set_up"]
 
@@ -37,6 +37,7 @@ class Run:
         data: the data set; None for a post-training run.
         args: arguments of ``timm.create_model``.
         output: the file to write.
+        device: where the models are measured.
     """
 
     options: Options
@@ -44,11 +45,13 @@ class Run:
     data: Dataset | None
     args: Mapping[str, Any]
     output: Path
+    device: torch.device
 
 
 def set_up(options: Options) -> Run:
     """Check everything that can be checked before the long work."""
     options.check()
+    device = find_device(options.device)
     if not timm.is_model(options.model):
         hint = did_you_mean(options.model, timm.list_models())
         raise MissingError(f"timm {timm.__version__} has no model {options.model!r}.{hint}")
@@ -66,7 +69,7 @@ def set_up(options: Options) -> Run:
         stage.policy.plan(sketch)
     if data is not None:
         _check_head(sketch, data, options)
-    return Run(options, recipe, data, args, output)
+    return Run(options, recipe, data, args, output, device)
 
 
 def _check_names(codec: str, recipe: Recipe) -> None:

@@ -15,6 +15,7 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -117,6 +118,8 @@ def train_baseline(
     pretrained: bool = False,
     on_epoch: Callable[[Epoch], None] | None = None,
     on_step: Callable[[int, int], None] | None = None,
+    device: str | None = None,
+    amp: bool = False,
 ) -> Baseline:
     """Train a dense timm model, or give the one trained before by the same call.
 
@@ -126,30 +129,26 @@ def train_baseline(
         seed: of initial weights, order and augmentation.
         epochs: passes over the training split; None for as many as the kind of model needs.
         pretrained: start from timm's pretrained weights, at a tenth of the learning rate.
-        on_epoch, on_step: progress, as ``compressor.training.train`` tells it.
+        on_epoch, on_step, device, amp: as in ``compressor.training.train``.
     """
     model = create_model(name, args, pretrained=pretrained, seed=seed)
     recipe = BaselineRecipe.for_model(model, epochs)
     if pretrained:  # gentler, or the start would be lost
         recipe = replace(recipe, lr=recipe.lr / 10)
-    identity = _identity(name, args, data, recipe, seed, pretrained)
+    identity = _identity(name, args, data, recipe, seed, pretrained) | ({"amp": True} if amp else {})
     digest = hashlib.sha256(_canonical(identity).encode()).hexdigest()
     path = cache_dir() / f"{digest[:16]}.safetensors"
     with _locked(path) as usable:
         if usable and (kept := _read(path, identity, model)) is not None:
             return kept
-        figures = _train(model, data, recipe, seed, on_epoch, on_step)
+        trained = partial(train, on_epoch=on_epoch, on_step=on_step, device=device, amp=amp)
+        figures = _train(model, data, recipe, seed, trained)
         baseline = Baseline(dict(model.state_dict()), figures, None, reused=False)
         return _keep(path, identity, baseline) if usable else baseline
 
 
 def _train(
-    model: nn.Module,
-    data: Dataset,
-    recipe: BaselineRecipe,
-    seed: int,
-    on_epoch: Callable[[Epoch], None] | None,
-    on_step: Callable[[int, int], None] | None,
+    model: nn.Module, data: Dataset, recipe: BaselineRecipe, seed: int, train: Callable[..., None]
 ) -> dict[str, Any]:
     groups = param_groups_weight_decay(model, recipe.weight_decay)
     optimizer: torch.optim.Optimizer
@@ -166,7 +165,7 @@ def _train(
         return functional.cross_entropy(output, target, label_smoothing=recipe.label_smoothing)
 
     started = time.monotonic()
-    train(model, loader, loss, optimizer, schedule, recipe.epochs, on_epoch, on_step)
+    train(model, loader, loss, optimizer, schedule, recipe.epochs)
     seconds = round(time.monotonic() - started, 1)
     top1 = evaluate(model, data.eval_loader(256, "validation")).top1
     return {"validation_top1": top1, "epochs": recipe.epochs, "seconds": seconds}

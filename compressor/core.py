@@ -133,7 +133,7 @@ class Compressor:
             if inputs is None:
                 raise UsageError("distillation needs the inputs: loss(output, target, inputs=x), or teacher=None")
             with torch.no_grad():
-                wanted = self.teacher.to(inputs.device)(inputs)
+                wanted = self.teacher.to(inputs.device)(inputs).to(output.dtype)
             task = (1 - self.distill) * task + self.distill * distillation(output, wanted, self.temperature)
         return task + self.penalty()
 
@@ -153,6 +153,8 @@ class Compressor:
         weight_decay: float = 0.0,
         on_epoch: Callable[[Epoch, float | None], None] | None = None,
         on_step: Callable[[int, int], None] | None = None,
+        device: str | None = None,
+        amp: bool = False,
     ) -> Compressor:
         """Train shared weights and codebooks; names and values of the options as in timm.
 
@@ -160,6 +162,7 @@ class Compressor:
             val: batches to evaluate on after each epoch.
             on_epoch: told after each epoch, with top-1 on ``val`` where there is one.
             on_step: told after each step: steps done, and in all.
+            device, amp: where, and whether in mixed precision, as ``compressor.training.train`` has it.
         """
         self._prepared("finetune()")
         if epochs < 1:
@@ -173,7 +176,7 @@ class Compressor:
             if on_epoch is not None:
                 on_epoch(epoch, top1)
 
-        train(self.model, train_loader, self.loss, optimizer, schedule, epochs, told, on_step)
+        train(self.model, train_loader, self.loss, optimizer, schedule, epochs, told, on_step, device, amp)
         return self
 
     def finish(self, calibration: Batches | None = None) -> Packed:
@@ -197,7 +200,8 @@ class Compressor:
             set_weight(sites[name], decoded(tensor, books[tensor.book]))
         self.groups = []
         if calibration is not None:
-            estimate_batch_norm(self.model, calibration)
+            device = next(self.model.parameters()).device
+            estimate_batch_norm(self.model, ((inputs.to(device), targets) for inputs, targets in calibration))
         return Packed.of(SharedModel(self.model, tensors, tuple(books)), self)
 
     def undo(self) -> nn.Module:

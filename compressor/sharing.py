@@ -26,9 +26,13 @@ class SharedWeight(nn.Module):
         self._where = [(group, site)]  # in a list, so that the group is not registered once more
 
     def forward(self, latent: Tensor) -> Tensor:
-        """Give the weight the network computes with, in the latent's dtype."""
+        """Give the weight the network computes with, in the latent's dtype.
+
+        Mixed precision begins after it: these are the very values that the file will hold.
+        """
         group, site = self._where[0]
-        return group.scheme.weight(group, site, latent).to(latent.dtype)
+        with torch.autocast(latent.device.type, enabled=False):
+            return group.scheme.weight(group, site, latent).to(latent.dtype)
 
 
 class Groups(nn.ModuleList):

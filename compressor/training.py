@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sized
+from collections.abc import Callable, Iterable, Iterator, Sized
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol, cast
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
+from accelerate.state import AcceleratorState
+from accelerate.utils import is_bf16_available, patch_environment
 from timm.optim import create_optimizer_v2
 from timm.scheduler import create_scheduler_v2
 from torch import Tensor, nn
@@ -18,7 +21,7 @@ from torch.utils.data import DataLoader
 from compressor.formats.errors import MissingError, QualityError, UsageError
 from compressor.sharing import cached_weights
 
-__all__ = ["Epoch", "Evaluation", "evaluate", "make_optimizer", "train"]
+__all__ = ["Epoch", "Evaluation", "evaluate", "find_device", "make_optimizer", "train"]
 
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 
@@ -82,6 +85,8 @@ def train(
     epochs: int,
     on_epoch: Callable[[Epoch], None] | None = None,
     on_step: Callable[[int, int], None] | None = None,
+    device: str | None = None,
+    amp: bool = False,
 ) -> None:
     """Train a model in place.
 
@@ -91,18 +96,32 @@ def train(
         schedule: moved on after every step.
         on_epoch: told after every epoch.
         on_step: told after every step: steps done, and in all.
+        device: where, such as "cuda:1", and where the model stays; None for accelerate's choice.
+        amp: automatic mixed precision, in ``on_epoch`` too: bf16, or fp16 on a GPU that does not know it.
 
-    Raises QualityError when the loss is no longer a number.
+    Raises QualityError when the loss is no longer a number, UsageError for a device that torch does not have.
     """
-    accelerator = Accelerator()
-    prepared = accelerator.prepare(model, optimizer, loader)
-    model, optimizer, loader = cast(tuple[nn.Module, Optimizer, DataLoader[Any]], prepared)
+    with _accelerator(device, amp) as accelerator, _prepared(accelerator, model, optimizer, loader) as prepared:
+        _run_epochs(accelerator, *prepared, loss, schedule, epochs, on_epoch, on_step)
+
+
+def _run_epochs(
+    accelerator: Accelerator,
+    model: nn.Module,
+    optimizer: Optimizer,
+    loader: DataLoader[Any],
+    loss: Loss,
+    schedule: StepSchedule,
+    epochs: int,
+    on_epoch: Callable[[Epoch], None] | None,
+    on_step: Callable[[int, int], None] | None,
+) -> None:
     model.train()
     done = 0
     for number in range(1, epochs + 1):
         total, batches = torch.zeros((), device=accelerator.device), 0
         for inputs, targets in loader:
-            with cached_weights():
+            with accelerator.autocast(), cached_weights():
                 value = loss(model(inputs), targets, inputs)
             optimizer.zero_grad()
             accelerator.backward(value)
@@ -116,7 +135,67 @@ def train(
             raise QualityError(f"the loss of epoch {number} is {mean}: training has diverged; try a lower --lr")
         if on_epoch is not None:
             on_epoch(Epoch(number, epochs, mean))
-    accelerator.free_memory()
+
+
+def find_device(asked: str | None) -> torch.device:
+    """Give the device asked for, None for accelerate's choice; raises UsageError for one that torch does not have."""
+    if asked is None:
+        with _accelerator(None, amp=False) as accelerator:
+            return torch.device(accelerator.device)
+    found = torch.accelerator.current_accelerator()
+    count = torch.accelerator.device_count() if found is not None else 0
+    known = ["cpu", *(f"{found}:{number}" for number in range(count))]
+    if asked not in [*known, *(name.partition(":")[0] for name in known)]:
+        raise UsageError(f"device {asked!r}: torch {torch.__version__} has none such here; it has {', '.join(known)}")
+    return torch.device(asked)
+
+
+@contextmanager
+def _accelerator(device: str | None, amp: bool) -> Iterator[Accelerator]:
+    """Give an Accelerator with settings of its own: accelerate keeps the first one's for all the process otherwise.
+
+    Those of an Accelerator that the caller may have are put back in the end.
+    """
+    chosen = {} if device is None else {"ACCELERATE_TORCH_DEVICE": find_device(device)}
+    states = AcceleratorState._shared_state, PartialState._shared_state
+    before = [dict(state) for state in states]
+    for state in states[: 1 + len(chosen)]:  # where no device is asked for, a caller's choice holds
+        state.clear()
+    try:
+        with patch_environment(**chosen):
+            half = _half_precision(PartialState().device) if amp else None
+            accelerator = Accelerator(mixed_precision=half)
+        yield accelerator
+        accelerator.free_memory()
+    finally:
+        for state, kept in zip(states, before, strict=True):
+            state.clear()
+            state.update(kept)
+
+
+def _half_precision(device: torch.device) -> str:
+    """Name bf16 where the device computes in it, for it needs no scaling of the loss; else fp16."""
+    if device.type == "cuda":  # older ones emulate it, slowly
+        return "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp16"
+    return "bf16" if device.type == "cpu" or is_bf16_available(True) else "fp16"
+
+
+@contextmanager
+def _prepared(
+    accelerator: Accelerator, model: nn.Module, optimizer: Optimizer, loader: DataLoader[Any]
+) -> Iterator[tuple[nn.Module, Optimizer, DataLoader[Any]]]:
+    """Let accelerate prepare all three, and take off the model again what it leaves there.
+
+    It marks the model, so that the next run would not place it, and has its forward pass run under autocast.
+    """
+    left = "_is_accelerate_prepared", "_original_forward", "forward"
+    before = {name: vars(model)[name] for name in left if name in vars(model)}
+    try:
+        yield cast(tuple[nn.Module, Optimizer, DataLoader[Any]], accelerator.prepare(model, optimizer, loader))
+    finally:
+        for name in left:
+            vars(model).pop(name, None)
+        vars(model).update(before)
 
 
 @torch.no_grad()
