@@ -58,11 +58,19 @@ def optimal_codebook(weights: Floats, codewords: int, importance: Floats | None 
 
 
 def fit_codebook(group: Group, codewords: int, importance: Mapping[Site, Tensor] | None) -> Tensor:
-    """Find the best codebook for all weights of a group; float32[K'] on the group's device."""
-    weights = torch.cat([group.latent(site).detach().float().reshape(-1) for site in group.sites])
+    """Find the best codebook for all weights of a group that are not pruned; float32[K'] on the group's device.
+
+    Where weights are pruned, one of the codewords is left for zero, which ``share`` adds.
+    """
+    weights = torch.cat([group.survivors(site).float() for site in group.sites])
+    if group.has_zeros:
+        codewords = max(1, codewords - 1)
+    if not len(weights):
+        return weights.new_zeros(1)
     weighing = None
     if importance is not None:
-        weighing = torch.cat([importance[site].float().reshape(-1) for site in group.sites]).cpu().numpy()
+        kept = [importance[site][~group.pruned(site)] for site in group.sites]
+        weighing = torch.cat([part.float() for part in kept]).cpu().numpy()
     return torch.from_numpy(optimal_codebook(weights.cpu().numpy(), codewords, weighing)).to(weights.device)
 
 

@@ -17,6 +17,7 @@ from compressor.calibration import Batches, estimate_batch_norm, squared_gradien
 from compressor.formats.errors import MissingError, UsageError
 from compressor.formats.record import Codebook, SharedTensor
 from compressor.group import Group
+from compressor.grouping import make_groups, param_groups
 from compressor.losses import distillation
 from compressor.packing import Packed, SharedModel, decoded
 from compressor.policy import Fate, Policy
@@ -25,6 +26,8 @@ from compressor.sites import Site
 from compressor.training import Epoch, evaluate, make_optimizer, train
 
 __all__ = ["Compressor"]
+
+OnRound = Callable[[list[Tensor], int], None]
 
 
 class Compressor:
@@ -41,6 +44,8 @@ class Compressor:
         distill: weight of the distillation loss, 0 to 1; the task's has the rest.
         temperature: of the distillation's softmax.
         seed: of everything random in ``finetune``.
+        preserve_sparsity: pin weights that are zero now to zero, as pruning before has left them.
+        original: the weights by name that the report measures noise against; None: the model's as given.
 
     Raises PolicyError where the policy does not fit the model, MissingError for weights that are not finite.
 
@@ -63,6 +68,8 @@ class Compressor:
         distill: float = 0.5,
         temperature: float = 2.0,
         seed: int = 0,
+        preserve_sparsity: bool = False,
+        original: Mapping[str, Tensor] | None = None,
     ) -> None:
         self.model = copying.deepcopy(model) if copy else model
         self.policy, self.model_args, self.seed = policy, dict(model_args or {}), seed
@@ -70,6 +77,8 @@ class Compressor:
         self.fates: list[Fate] = policy.plan(self.model)
         self.dense = {fate.site.name: _finite(fate.site).clone() for fate in self.fates if fate.scheme}
         self.teacher = _frozen_copy(model if teacher == "dense" else teacher) if distill > 0 else None
+        self.original = self.dense if original is None else {name: original[name] for name in self.dense}
+        self.preserve_sparsity = preserve_sparsity
         self.groups: list[Group] = []
         self.steps = self.total_steps = 0
 
@@ -84,7 +93,7 @@ class Compressor:
         importance = None
         if calibration is not None:
             importance = squared_gradients(self.model, [fate.site for fate in self.fates if fate.scheme], calibration)
-        self.groups = [Group(fate.scheme, [fate.site]) for fate in self.fates if fate.scheme]
+        self.groups = make_groups(self.fates, self.preserve_sparsity)
         for group in self.groups:
             group.scheme.fit(group, importance)
         attach(self.model, self.groups)
@@ -96,29 +105,40 @@ class Compressor:
         Decay would draw latent weights off their codewords and whole codebooks to zero.
         """
         self._prepared("param_groups()")
-        latents = {id(group.latent(site)) for group in self.groups for site in group.sites}
-        codebooks = {id(values) for group in self.groups for values in group.parameters()}
-        decayed: list[Tensor] = []
-        plain: list[Tensor] = []
-        for parameter in self.model.parameters():
-            free = parameter.ndim < 2 or id(parameter) in latents | codebooks
-            (plain if free else decayed).append(parameter)
-        groups = (plain, 0.0), (decayed, weight_decay)
-        return [{"params": params, "lr": lr, "weight_decay": decay} for params, decay in groups if params]
+        return param_groups(self.model, self.groups, lr, weight_decay)
 
-    def attach(self, optimizer: Optimizer, total_steps: int) -> None:
-        """Let the schemes follow an optimiser's steps; nothing else is to be remembered in your own loop."""
+    def attach(self, optimizer: Optimizer, total_steps: int, on_round: OnRound | None = None) -> None:
+        """Let the schemes follow an optimiser's steps; nothing else is to be remembered in your own loop.
+
+        Args:
+            total_steps: how many there will be, for rounds and schedules are shares of the training.
+            on_round: told when a scheme begins a round: the parameters it is about, and its steps. The optimiser has
+                been made to forget what it remembered of them; their learning rate is for you to restart.
+        """
         self._prepared("attach()")
         if total_steps < 1:
             raise UsageError(f"total_steps must be at least 1, got {total_steps}")
         self.total_steps = total_steps
-        optimizer.register_step_post_hook(lambda *_: self._advance())
+        self._advance(optimizer, on_round)
+        optimizer.register_step_post_hook(lambda *_: self._step(optimizer, on_round))
+
+    def _step(self, optimizer: Optimizer, on_round: OnRound | None) -> None:
+        self.steps += 1
+        self._advance(optimizer, on_round)
 
     @torch.no_grad()
-    def _advance(self) -> None:
-        self.steps += 1
+    def _advance(self, optimizer: Optimizer, on_round: OnRound | None) -> None:
+        progress = min(1.0, self.steps / self.total_steps)
+        begun: dict[float, list[Tensor]] = {}
         for group in self.groups:
-            group.scheme.advance(group, min(1.0, self.steps / self.total_steps))
+            end = group.advance(progress)
+            if end is not None:
+                begun.setdefault(end, []).extend(group.trained())
+        for end, parameters in begun.items():
+            for parameter in parameters:
+                optimizer.state.pop(parameter, None)
+            if on_round is not None:
+                on_round(parameters, max(1, round((end - progress) * self.total_steps)))
 
     def loss(self, output: Tensor, target: Tensor, inputs: Tensor | None = None) -> Tensor:
         """Give task loss (cross entropy), distillation and penalties in one.
@@ -135,11 +155,16 @@ class Compressor:
             with torch.no_grad():
                 wanted = self.teacher.to(inputs.device)(inputs).to(output.dtype)
             task = (1 - self.distill) * task + self.distill * distillation(output, wanted, self.temperature)
-        return task + self.penalty()
+        return task + self.penalty(task)
 
-    def penalty(self) -> Tensor:
-        """Give the sum of the schemes' own terms of the loss; 0 where they have none."""
-        terms = [term for group in self.groups if (term := group.scheme.penalty(group)) is not None]
+    def penalty(self, task: Tensor | None = None) -> Tensor:
+        """Give the sum of the schemes' own terms of the loss; 0 where they have none.
+
+        Args:
+            task: the loss without them, which some take as their measure; None: 1.
+        """
+        measure = torch.ones(()) if task is None else task.detach()
+        terms = [term for group in self.groups if (term := group.scheme.penalty(group, measure)) is not None]
         return torch.stack(terms).sum() if terms else torch.zeros(())
 
     def finetune(
@@ -187,17 +212,24 @@ class Compressor:
         """
         self._prepared("finish()")
         with torch.no_grad():
-            shares = [group.scheme.share(group) for group in self.groups]
-        sites = {site.name: site for group in self.groups for site in group.sites}
+            for group in self.groups:
+                group.advance(1.0)
+            books: list[Codebook] = []
+            tensors: dict[str, SharedTensor] = {}
+            for group in self.groups:
+                shared = group.scheme.share(group)
+                tensors |= {name: replace(one, book=one.book + len(books)) for name, one in shared.tensors.items()}
+                books.extend(shared.books)
+            values = {
+                site: decoded(tensors[site.name], books[tensors[site.name].book])
+                if site.name in tensors
+                else group.weight(site, group.latent(site))
+                for group in self.groups
+                for site in group.sites
+            }
         detach(self.model)
-        books: list[Codebook] = []
-        tensors: dict[str, SharedTensor] = {}
-        for shared in shares:
-            for name, tensor in shared.tensors.items():
-                tensors[name] = replace(tensor, book=tensor.book + len(books))
-            books.extend(shared.books)
-        for name, tensor in tensors.items():
-            set_weight(sites[name], decoded(tensor, books[tensor.book]))
+        for site, value in values.items():
+            set_weight(site, value)
         self.groups = []
         if calibration is not None:
             device = next(self.model.parameters()).device

@@ -13,6 +13,7 @@ from torch.autograd import Function
 from compressor.sites import Site
 
 if TYPE_CHECKING:
+    from compressor.pruning import Pruning
     from compressor.scheme import Scheme
 
 __all__ = ["Group"]
@@ -41,18 +42,24 @@ class Group(nn.Module):
     Args:
         scheme: the scheme that governs this group.
         sites: its sites, in state-dict order.
+        pruning: how many weights are zero, and by when; None: whatever is pinned by ``prune`` alone.
     """
 
     unit: Tensor
 
-    def __init__(self, scheme: Scheme, sites: list[Site]) -> None:
+    def __init__(self, scheme: Scheme, sites: list[Site], pruning: Pruning | None = None) -> None:
         super().__init__()
         self.scheme = scheme
         self.sites = sites
+        self.pruning = pruning
         self._latents = [site.tensor for site in sites]
         self.weights = sum(latent.numel() for latent in self._latents)
         spread = math.sqrt(sum(float(_sum_of_squares(latent)) for latent in self._latents) / max(self.weights, 1))
         self.register_buffer("unit", torch.tensor(_power_of_two(spread), device=self._latents[0].device))
+        if pruning is not None:
+            for site, latent in zip(sites, self._latents, strict=True):
+                self.prune(site, torch.zeros_like(latent, dtype=torch.bool))
+            pruning.advance(self, 0.0)
 
     def latent(self, site: Site) -> Tensor:
         """The dense trained tensor behind a site."""
@@ -87,6 +94,40 @@ class Group(nn.Module):
         """The kept indices of a site, int32[shape]."""
         kept: Tensor = getattr(self, self._indices_name(site))
         return kept
+
+    def trained(self) -> list[Tensor]:
+        """All that training changes: latent weights and codebook."""
+        return [*self._latents, *self.parameters()]
+
+    @property
+    def has_zeros(self) -> bool:
+        """Whether weights are pruned here, or will be: then one codeword is 0.0."""
+        return any(name.startswith("pruned_") for name in self._buffers)
+
+    def prune(self, site: Site, pruned: Tensor) -> None:
+        """Pin weights of a site to zero: bool[shape]."""
+        self.register_buffer(f"pruned_{self.sites.index(site)}", pruned)
+
+    def pruned(self, site: Site) -> Tensor:
+        """Which weights of a site are pinned to zero, bool[shape]."""
+        pruned = self._buffers.get(f"pruned_{self.sites.index(site)}")
+        return torch.zeros_like(self.latent(site), dtype=torch.bool) if pruned is None else pruned
+
+    def survivors(self, site: Site) -> Tensor:
+        """The weights of a site that are not pruned, without gradient: float[n]."""
+        latent = self.latent(site).detach()
+        return latent[~self.pruned(site)] if self.has_zeros else latent.reshape(-1)
+
+    def weight(self, site: Site, latent: Tensor) -> Tensor:
+        """The weight the network computes with, in the latent's dtype: the scheme's, or zero where pruned."""
+        weight = self.scheme.weight(self, site, latent).to(latent.dtype)
+        return weight.masked_fill(self.pruned(site), 0) if self.has_zeros else weight
+
+    def advance(self, progress: float) -> float | None:
+        """Do what is due at this point of the training; see ``Scheme.advance``."""
+        if self.pruning is not None:
+            self.pruning.advance(self, progress)
+        return self.scheme.advance(self, progress)
 
     def _indices_name(self, site: Site) -> str:
         return f"indices_{self.sites.index(site)}"

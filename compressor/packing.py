@@ -162,7 +162,7 @@ def _provenance(shared: SharedModel, job: Compressor) -> dict[str, Any]:
     states = shared.model.state_dict()
     rules = {fate.site.name: fate.rule for fate in job.fates if fate.scheme}
     return {
-        "sqnr": [_sqnr(job.dense[name], states[name]) for name in states if name in shared.tensors],
+        "sqnr": [_sqnr(job.original[name], states[name]) for name in states if name in shared.tensors],
         "rules": [rules[name] for name in states if name in shared.tensors],
         "left": {fate.site.name: fate.reason for fate in job.fates if not fate.scheme},
         "parameters": sum(parameter.numel() for parameter in shared.model.parameters()),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch import nn
 
 import compressor.schemes  # noqa: F401  (registers them)
 from compressor.formats.errors import PolicyError, did_you_mean
+from compressor.pruning import Pruning, make_pruning, split_settings
 from compressor.scheme import Scheme, make_scheme, scheme_settings
 from compressor.sites import Site, find_tensors
 
@@ -28,7 +29,8 @@ class Rule:
             matched only by a glob that spells out the tensor's own last name, such as ``*.norm1.weight``.
         scheme: id of a scheme; None: that of the policy's last rule, with its settings.
         types: class names of which the tensor's module must be one; empty: any.
-        settings: settings of the scheme, or ``bits``.
+        settings: settings of the scheme, or ``bits``; and for any scheme those of ``Pruning``: ``sparsity``,
+            ``sparsity_by``, ``sparsity_start``.
 
     Example:
         >>> Rule("layer4", scheme="learnt", bits=2)
@@ -98,6 +100,7 @@ class Fate:
     rule: int | None
     scheme: Scheme | None
     reason: str = ""
+    pruning: Pruning | None = None
 
 
 class Policy:
@@ -116,14 +119,16 @@ class Policy:
             raise PolicyError("a policy needs at least one rule, such as Rule('*', scheme='learnt', bits=4)")
         self.given = tuple(rules)
         self.schemes = tuple(None if rule.ignored else _scheme_of(rule, rules[-1]) for rule in rules)
+        self.prunings = tuple(None if rule.ignored else _pruning_of(rule, rules[-1]) for rule in rules)
 
     @property
     def rules(self) -> tuple[Rule, ...]:
         """The rules with scheme and all settings spelt out."""
-        return tuple(
-            rule if scheme is None else Rule(rule.match, scheme.id, types=rule.types, **scheme_settings(scheme))
-            for rule, scheme in zip(self.given, self.schemes, strict=True)
-        )
+        spelt = []
+        for rule, scheme, pruning in zip(self.given, self.schemes, self.prunings, strict=True):
+            said = {**scheme_settings(scheme), **(asdict(pruning) if pruning else {})} if scheme else {}
+            spelt.append(Rule(rule.match, scheme.id, types=rule.types, **said) if scheme else rule)
+        return tuple(spelt)
 
     def plan(self, model: nn.Module) -> list[Fate]:
         """Give the fate of every tensor that is shared by default or named by a rule, in state-dict order.
@@ -143,7 +148,7 @@ class Policy:
             if rule.matches(site):
                 if scheme is None:
                     return Fate(site, number, None, f"ignored by rule {number + 1} ({rule.match})")
-                return Fate(site, number, *_worth_sharing(site, scheme))
+                return Fate(site, number, *_worth_sharing(site, scheme), self.prunings[number])
         return Fate(site, None, None, "no rule matches it") if site.default else None
 
     def _all_rules_match(self, tensors: Sequence[Site]) -> None:
@@ -163,13 +168,18 @@ def _compile(match: str) -> re.Pattern[str]:
 
 def _scheme_of(rule: Rule, last: Rule) -> Scheme:
     if rule.scheme is not None:
-        return make_scheme(rule.scheme, rule.settings)
+        return make_scheme(rule.scheme, split_settings(rule.settings)[0])
     if last.scheme is None:
         raise PolicyError(f"rule {rule.match!r} names no scheme, and neither does the last rule")
-    inherited = scheme_settings(make_scheme(last.scheme, last.settings))
-    changed = make_scheme(last.scheme, rule.settings)
+    inherited = scheme_settings(make_scheme(last.scheme, split_settings(last.settings)[0]))
+    changed = make_scheme(last.scheme, split_settings(rule.settings)[0])
     own = {key: value for key, value in scheme_settings(changed).items() if _says(rule, changed, key)}
     return make_scheme(last.scheme, {**inherited, **own})
+
+
+def _pruning_of(rule: Rule, last: Rule) -> Pruning | None:
+    inherited = {} if rule.scheme is not None else split_settings(last.settings)[1]
+    return make_pruning({**inherited, **split_settings(rule.settings)[1]}, f"rule {rule.match!r}")
 
 
 def _says(rule: Rule, changed: Scheme, key: str) -> bool:

@@ -39,6 +39,14 @@ class Scheme(ABC):
     id: ClassVar[str]
     paper: ClassVar[str]
 
+    shares: ClassVar[bool] = True
+    """Whether it shares values at all; False: its tensors stay free, and are stored untouched."""
+
+    @property
+    def whole_network(self) -> bool:
+        """Whether all tensors under this scheme, with these settings, form one group."""
+        return False
+
     @classmethod
     def settings_for_bits(cls, bits: int) -> dict[str, Any]:
         """Give the settings that ``bits`` stands for; raises PolicyError for bits the scheme cannot take."""
@@ -58,27 +66,44 @@ class Scheme(ABC):
     def weight(self, group: Group, site: Site, latent: Tensor) -> Tensor:
         """Give the weight the network computes with, differentiable in ``latent`` and the codebook."""
 
-    def advance(self, group: Group, progress: float) -> None:
-        """Do what is due as training progresses, 0 to 1; called after every step, under no_grad."""
-        del group, progress
+    def advance(self, group: Group, progress: float) -> float | None:
+        """Do what is due as training progresses, 0 to 1; called before the first step and after each, under no_grad.
 
-    def penalty(self, group: Group) -> Tensor | None:
-        """Give a term to add to the loss, or None."""
-        del group
+        Called with 1.0 before ``share``, however long training was, so that no round is left undone.
+
+        Returns:
+            Where a round begins, the progress at which it will end: the trainer then restarts the learning rate of
+            this group's parameters for it, and forgets what the optimiser remembers of them. Else None.
+        """
+        del group, progress
+        return None
+
+    def penalty(self, group: Group, task: Tensor) -> Tensor | None:
+        """Give a term to add to the loss, or None; ``task`` is the loss without it, a scalar without gradient."""
+        del group, task
         return None
 
     @abstractmethod
     def share(self, group: Group) -> Shared:
-        """Give the shared tensors; decoding them gives the weights ``weight`` gave last."""
+        """Give the shared tensors; decoding them gives the weights ``Group.weight`` gave last.
+
+        A site left out keeps those weights as they are and is stored untouched.
+        """
 
 
-def share_scalars(group: Group, codebook: Tensor, indices: Mapping[Site, Tensor]) -> Shared:
-    """Bring a scalar codebook and its indices into canonical form: ascending, nothing twice.
+def share_scalars(
+    group: Group, codebook: Tensor, indices: Mapping[Site, Tensor], scales: Mapping[Site, float] | None = None
+) -> Shared:
+    """Bring a scalar codebook and its indices into canonical form: ascending, nothing twice, 0.0 where pruned.
 
     Args:
         codebook: float32[K].
-        indices: int[shape] by site of ``group``, each in 0..K-1.
+        indices: int[shape] by site of ``group``, each in 0..K-1; any number where the weight is pruned.
+        scales: what the codewords of a site are multiplied by.
     """
+    if group.has_zeros:
+        indices = {site: found.masked_fill(group.pruned(site), len(codebook)) for site, found in indices.items()}
+        codebook = torch.cat([codebook, codebook.new_zeros(1)])
     latents = {site: group.latent(site) for site in indices}
     dtypes = {DTYPE_NAMES[latent.dtype] for latent in latents.values()}
     dtype = dtypes.pop() if len(dtypes) == 1 else "F32"  # one dtype: the codebook needs no more digits than it
@@ -92,6 +117,7 @@ def share_scalars(group: Group, codebook: Tensor, indices: Mapping[Site, Tensor]
             book=0,
             indices=renamed.take(indices[site].detach().cpu().numpy().reshape(-1)),
             dtype=DTYPE_NAMES[latent.dtype],
+            scale=None if scales is None else np.array([scales[site]], np.float32),
         )
         for site, latent in latents.items()
     }
@@ -111,7 +137,15 @@ def register(cls: type[S]) -> type[S]:
     if scheme.id in SCHEMES:
         raise PolicyError(f"scheme id {scheme.id!r} is taken by {SCHEMES[scheme.id].__module__}")
     SCHEMES[scheme.id] = scheme
+    scheme.__repr__ = _brief  # type: ignore[method-assign,assignment]
     return cls
+
+
+def _brief(scheme: Scheme) -> str:
+    """Show the first setting, and those that are not at their defaults."""
+    settings = fields(scheme)  # type: ignore[arg-type]
+    said = [f for n, f in enumerate(settings) if n == 0 or getattr(scheme, f.name) != f.default]
+    return f"{type(scheme).__name__}({', '.join(f'{f.name}={getattr(scheme, f.name)!r}' for f in said)})"
 
 
 def make_scheme(name: str, settings: Mapping[str, Any]) -> Scheme:

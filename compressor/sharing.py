@@ -32,7 +32,7 @@ class SharedWeight(nn.Module):
         """
         group, site = self._where[0]
         with torch.autocast(latent.device.type, enabled=False):
-            return group.scheme.weight(group, site, latent).to(latent.dtype)
+            return group.weight(site, latent)
 
 
 class Groups(nn.ModuleList):

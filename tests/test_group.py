@@ -42,14 +42,16 @@ class FreezeBySize(Scheme):
         indices = group.indices(site)
         return torch.where(indices < 0, latent, lookup(group.codebook(), indices.clamp(min=0)))
 
-    def advance(self, group: Group, progress: float) -> None:
+    def advance(self, group: Group, progress: float) -> float | None:
         if progress >= 0.5:
             for site in group.sites:
                 indices = group.indices(site)
                 chosen = nearest(group.latent(site).detach(), group.codebook())
                 group.set_indices(site, torch.where(indices < 0, chosen, indices))
+        return None
 
-    def penalty(self, group: Group) -> Tensor:
+    def penalty(self, group: Group, task: Tensor) -> Tensor:
+        del task
         return torch.stack([group.latent(site).square().sum() for site in group.sites]).sum()
 
     def share(self, group: Group) -> Shared:
@@ -85,7 +87,7 @@ def test_frozen_weights_stand_still_and_free_ones_move(net: Any, group: Group, o
     opt = optimizer(net.parameters())  # type: ignore[operator]
     for _ in range(3):
         opt.zero_grad()
-        (net(torch.randn(4, 8)).square().mean() + 1e-3 * FreezeBySize().penalty(group)).backward()
+        (net(torch.randn(4, 8)).square().mean() + 1e-3 * FreezeBySize().penalty(group, torch.ones(()))).backward()
         opt.step()
     for site, was, now in zip(group.sites, before, (net[0].weight, net[2].weight), strict=True):
         assert torch.equal(now[frozen[site]], was[frozen[site]])

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from compressor.core import Compressor
+from compressor.formats.errors import PolicyError
 from compressor.formats.packed import pack
 from compressor.formats.reader import PackedFile
 from compressor.formats.record import decode
@@ -23,7 +24,8 @@ from compressor.policy import Policy, Rule
 from compressor.recipe import Recipe
 from compressor.scheme import SCHEMES, make_scheme, scheme_settings
 
-pytestmark = pytest.mark.parametrize("scheme", sorted(SCHEMES))
+SHARING = sorted(name for name, scheme in SCHEMES.items() if scheme.shares)
+pytestmark = pytest.mark.parametrize("scheme", SHARING)
 
 
 class WeightStandardised(nn.Conv2d):
@@ -77,8 +79,17 @@ def weight_of(job: Compressor) -> Tensor:
     return found
 
 
+def rule_of(scheme: str, match: str = "*") -> Rule:
+    """Two bits where the scheme takes bits, else its defaults."""
+    try:
+        SCHEMES[scheme].settings_for_bits(2)
+    except PolicyError:
+        return Rule(match, scheme=scheme)
+    return Rule(match, scheme=scheme, bits=2)
+
+
 def job_of(model: nn.Module, scheme: str, **options: Any) -> Compressor:
-    return Compressor(model, Policy([Rule("*", scheme=scheme, bits=2)]), teacher=None, **options)
+    return Compressor(model, Policy([rule_of(scheme)]), teacher=None, **options)
 
 
 def train(job: Compressor, inputs: Tensor, optimizer: torch.optim.Optimizer, steps: int = 3) -> None:
@@ -296,11 +307,11 @@ def test_averages_with_timms_ema(scheme: str) -> None:
     assert torch.isfinite(ema.module(torch.randn(2, 16))).all()
 
 
-@pytest.mark.parametrize("other", sorted(SCHEMES))
+@pytest.mark.parametrize("other", SHARING)
 def test_two_schemes_in_one_model_under_one_optimiser(scheme: str, other: str) -> None:
     torch.manual_seed(0)
     model, inputs = nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 4)), torch.randn(8, 16)
-    policy = Policy([Rule("0", scheme=scheme, bits=2), Rule("2", scheme=other, bits=2)])
+    policy = Policy([rule_of(scheme, "0"), rule_of(other, "2")])
     job = Compressor(model, policy, teacher=None).prepare()
     opt = torch.optim.AdamW(job.param_groups(lr=0.01))
     job.attach(opt, 3)

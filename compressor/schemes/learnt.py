@@ -73,13 +73,14 @@ class Learnt(Scheme):
         coldest = torch.finfo(torch.float32).tiny  # codewords may all have met
         return soft_gradient(latent, codebook, indices, max(float(group.temperature) * halved, coldest))  # type: ignore[arg-type]
 
-    def advance(self, group: Group, progress: float) -> None:
+    def advance(self, group: Group, progress: float) -> float | None:
         """Cool; and ten times in a run, put codewords that no weight uses back to use."""
         group.temperature.fill_(self.soft * COLDEST**progress)  # type: ignore[operator]
         due = math.floor(min(progress, LAST_RESEED) * RESEEDS)
         if due > int(group.reseeds):  # type: ignore[arg-type]
             group.reseeds.fill_(due)  # type: ignore[operator]
             _reseed(group)
+        return None
 
     def share(self, group: Group) -> Shared:
         """Give the codebook and each weight's nearest codeword in it."""
@@ -113,7 +114,7 @@ def _clusters(group: Group, codebook: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Count, mean and squared error of the weights nearest to each codeword, float64[K] each."""
     count, first, second = torch.zeros(3, len(codebook), dtype=torch.float64, device=codebook.device)
     for site in group.sites:
-        latent = group.latent(site).detach().reshape(-1)
+        latent = group.survivors(site)
         indices = nearest(latent.float(), codebook)
         offset = latent.double() - codebook.double()[indices]
         count += torch.bincount(indices, minlength=len(codebook))

@@ -1,0 +1,47 @@
+"""Which tensors form a group, and which parameters an optimiser treats alike."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from compressor.group import Group
+from compressor.policy import Fate
+from compressor.sites import Site
+
+__all__ = ["make_groups", "param_groups"]
+
+
+def make_groups(fates: Sequence[Fate], preserve_sparsity: bool = False) -> list[Group]:
+    """Make a group of each shared tensor, or of all under one scheme where it wants the whole network.
+
+    Args:
+        preserve_sparsity: pin weights that are zero now to zero.
+    """
+    together: dict[Any, list[Site]] = {}
+    for number, fate in enumerate(fates):
+        if fate.scheme:
+            alone = None if fate.scheme.whole_network else number
+            together.setdefault((alone, fate.scheme, fate.pruning), []).append(fate.site)
+    groups = [Group(scheme, sites, pruning) for (_, scheme, pruning), sites in together.items()]
+    for group in groups:
+        zeros = {site: site.tensor.detach() == 0 for site in group.sites} if preserve_sparsity else {}
+        if any(bool(zero.any()) for zero in zeros.values()):
+            for site, zero in zeros.items():
+                group.prune(site, zero | group.pruned(site))
+    return groups
+
+
+def param_groups(model: nn.Module, groups: Sequence[Group], lr: float, weight_decay: float) -> list[dict[str, Any]]:
+    """Sort a model's parameters for an optimiser: what a scheme trains by scheme, whose rounds may restart the rate.
+
+    Weight decay is for the rest, but for norms and biases.
+    """
+    owned = {id(tensor): group.scheme for group in groups for tensor in group.trained()}
+    alike: dict[tuple[Any, float], list[Tensor]] = {}
+    for parameter in model.parameters():
+        decay = 0.0 if parameter.ndim < 2 or id(parameter) in owned else weight_decay
+        alike.setdefault((owned.get(id(parameter)), decay), []).append(parameter)
+    return [{"params": params, "lr": lr, "weight_decay": decay} for (_, decay), params in alike.items()]

@@ -1,0 +1,105 @@
+"""Magnitude pruning: the smallest weights become the codeword 0.0, under any scheme, and stay so."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import TYPE_CHECKING, Annotated, Any
+
+import torch
+from pydantic import Field, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
+from torch import Tensor
+
+from compressor.formats.errors import PolicyError
+
+if TYPE_CHECKING:
+    from compressor.group import Group
+
+__all__ = ["Pruning", "make_pruning", "smallest", "split_settings"]
+
+STEPS = 100  # times at most that a gradual pruning looks for the smallest weights
+
+
+@dataclass(frozen=True)
+class Pruning:
+    """How many weights of a tensor are zero, and by when.
+
+    Between the begin of training and ``sparsity_by`` the share of zeros rises from ``sparsity_start`` along
+    ``s_end + (s_start - s_end) (1 - t)^3``: many at first, when many are superfluous, few at the end.
+
+    Args:
+        sparsity: share of zeros at the end, 0 to 1.
+        sparsity_by: when it is reached, as a share of the training; 0: at once.
+        sparsity_start: share of zeros at the begin.
+
+    Example:
+        >>> pruning = Pruning(sparsity=0.8, sparsity_by=0.5)
+        >>> [round(pruning.level(progress), 2) for progress in (0, 0.25, 0.5, 1)]
+        [0.0, 0.7, 0.8, 0.8]
+
+    Reference: Zhu, Gupta, "To Prune, or Not to Prune", 2017, equation 1; Han, Pool, Tran, Dally, NeurIPS 2015.
+    """
+
+    sparsity: Annotated[float, Field(ge=0, lt=1)]
+    sparsity_by: Annotated[float, Field(ge=0, le=1)] = 0.0
+    sparsity_start: Annotated[float, Field(ge=0, lt=1)] = 0.0
+
+    def level(self, progress: float) -> float:
+        """Give the share of zeros at this point of the training, 0 to 1."""
+        if progress >= self.sparsity_by:
+            return self.sparsity
+        left = 1 - progress / self.sparsity_by
+        return self.sparsity + (self.sparsity_start - self.sparsity) * left**3
+
+    def advance(self, group: Group, progress: float) -> None:
+        """Prune each tensor of the group to the level due; what is pruned stays pruned."""
+        stepped = progress if progress >= self.sparsity_by else int(progress * STEPS) / STEPS
+        for site in group.sites:
+            pruned = group.pruned(site)
+            wanted = round(self.level(stepped) * pruned.numel())
+            if int(pruned.sum()) < wanted:
+                group.prune(site, smallest(group.latent(site), wanted, pruned))
+
+
+KEYS = tuple(setting.name for setting in fields(Pruning))
+
+
+def split_settings(settings: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Part a rule's settings into the scheme's and those of its pruning.
+
+    >>> split_settings({"bits": 4, "sparsity": 0.9})
+    ({'bits': 4}, {'sparsity': 0.9})
+    """
+    return tuple({k: v for k, v in settings.items() if (k in KEYS) is ours} for ours in (False, True))  # type: ignore[return-value]
+
+
+def make_pruning(settings: Mapping[str, Any], where: str) -> Pruning | None:
+    """Build a pruning from settings; None for none. Raises PolicyError, naming ``where``, for values it cannot take."""
+    if not settings:
+        return None
+    if "sparsity" not in settings:
+        raise PolicyError(f"{where} has {', '.join(settings)} without sparsity")
+    try:
+        return TypeAdapter(Pruning).validate_python(dict(settings))
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise PolicyError(f"{where}, {first['loc'][0]}: {first['msg']}, got {first['input']!r}") from None
+
+
+def smallest(latent: Tensor, count: int, pruned: Tensor) -> Tensor:
+    """Mark the ``count`` weights of least magnitude, those pruned before first; of equals, the first in order.
+
+    Args:
+        latent: float, any shape.
+        pruned: bool of that shape.
+
+    Example:
+        >>> smallest(torch.tensor([3.0, -1.0, 2.0]), 1, torch.zeros(3, dtype=torch.bool)).tolist()
+        [False, True, False]
+    """
+    size = latent.detach().abs().masked_fill(pruned, -1).reshape(-1)
+    order = torch.sort(size, stable=True).indices
+    marked = torch.zeros_like(size, dtype=torch.bool)
+    marked[order[:count]] = True
+    return marked.view_as(pruned)
