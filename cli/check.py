@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from compressor.cli.files import memory_option, open_packed
 from compressor.cli.show import print_json, print_table
 from compressor.formats.errors import IntegrityError, UsageError
 
@@ -26,18 +27,17 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print one JS
 @click.command()
 @click.argument("file", type=packed_file)
 @click.option("--sha256", "wanted", metavar="HEX", help="The SHA-256 the whole file should have.")
+@memory_option
 @json_option
-def verify(file: Path, wanted: str | None, as_json: bool) -> None:
+def verify(file: Path, wanted: str | None, max_memory: int | None, as_json: bool) -> None:
     """Check every part of a packed FILE.
 
     Each bad part is listed on a line of its own, and the exit code is 3 where there are any. The checksums in a file
     find accidents; only a SHA-256 you trust finds a file that was replaced.
     """
-    from compressor.formats.reader import PackedFile
-
     if wanted is not None and not re.fullmatch("[0-9a-fA-F]{64}", wanted):
         raise UsageError(f"--sha256 {wanted}: expected 64 hexadecimal digits")
-    with PackedFile.open(file) as packed:
+    with open_packed(file, max_memory) as packed:
         bad = [str(error) for error in packed.check()]
         checked = {"tensors": len(packed.sites) + len(packed.untouched), "codebooks": len(packed.book_entries)}
         sums = {"sha256": _sha256(packed), "content_sha256": packed.content_sha256()}
@@ -69,8 +69,9 @@ def _sha256(packed: PackedFile) -> str:
 @click.command()
 @click.argument("a", type=packed_file)
 @click.argument("b", type=packed_file)
+@memory_option
 @json_option
-def diff(a: Path, b: Path, as_json: bool) -> None:
+def diff(a: Path, b: Path, max_memory: int | None, as_json: bool) -> None:
     """Show how packed file B differs from A.
 
     Tensors are decoded and compared one by one, then the metadata and the sizes; SQNR is that of B against A. What
@@ -78,9 +79,8 @@ def diff(a: Path, b: Path, as_json: bool) -> None:
     files differ.
     """
     from compressor.cli.difference import Difference
-    from compressor.formats.reader import PackedFile
 
-    with PackedFile.open(a) as first, PackedFile.open(b) as second:
+    with open_packed(a, max_memory) as first, open_packed(b, max_memory) as second:
         found = Difference.of(first, second)
     if as_json:
         print_json({"a": str(a), "b": str(b), **found.to_json()})

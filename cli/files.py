@@ -2,22 +2,47 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from compressor.cli.show import accuracy_line, percent, print_json, width
-from compressor.formats.errors import MissingError, UsageError
+from compressor.formats.errors import FormatError, MissingError, UsageError
 
 if TYPE_CHECKING:
     from compressor.datasets import Dataset
+    from compressor.formats.reader import PackedFile
     from compressor.provenance import Provenance
 
-__all__ = ["EVAL_BATCH", "evaluate", "inspect"]
+__all__ = ["EVAL_BATCH", "evaluate", "inspect", "memory_option", "open_packed"]
 
 EVAL_BATCH = 256
+GIB = 1 << 30
 packed_file = click.argument("file", type=click.Path(path_type=Path))
+memory_option = click.option(
+    "--max-memory", metavar="GIB", type=click.IntRange(1), help="Allow tensors of so many GiB, from a FILE you trust."
+)
+
+
+@contextmanager
+def open_packed(path: Path, max_memory: int | None) -> Iterator[PackedFile]:
+    """Open a packed file that nothing is known of, unless it would decode to more than is believable or allowed."""
+    from compressor.formats.parts import believable_memory
+    from compressor.formats.reader import PackedFile
+
+    with PackedFile.open(path, max_memory=sys.maxsize) as packed:  # opening decodes nothing yet
+        size, decoded = packed.source.size, packed.decoded_size
+        allowed = believable_memory(size) if max_memory is None else max_memory * GIB
+        if decoded > allowed:
+            raise FormatError(
+                f"{path}: {size:,} bytes that decode to {decoded:,}, more than the {allowed:,} allowed; "
+                f"if you trust the file: --max-memory {-(-decoded // GIB)}"
+            )
+        yield packed
 
 
 @click.command()
@@ -25,14 +50,14 @@ packed_file = click.argument("file", type=click.Path(path_type=Path))
 @click.option("--all", "everything", is_flag=True, help="Show every tensor, not the largest only.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead.")
 @click.option("--markdown", is_flag=True, help="Print the table as Markdown instead.")
-def inspect(file: Path, everything: bool, as_json: bool, markdown: bool) -> None:
+@memory_option
+def inspect(file: Path, everything: bool, as_json: bool, markdown: bool, max_memory: int | None) -> None:
     """Show what a packed FILE holds, tensor by tensor; the model is not built."""
-    from compressor.formats.reader import PackedFile
     from compressor.report import Report
 
     if as_json and markdown:
         raise UsageError("--json and --markdown: name one")
-    with PackedFile.open(file) as packed:
+    with open_packed(file, max_memory) as packed:
         report = Report.of(packed)
         model = packed.model
     if as_json:

@@ -121,7 +121,7 @@ def run(arguments: list[str]) -> int:
     except BrokenPipeError:
         return 0
     except MemoryError:
-        return _say("out of memory: try a smaller --batch-size", 6)
+        return _say("out of memory; training and eval take less with a smaller --batch-size", 6)
     except Exception as exc:
         hint = "this is a bug; please report it with the traceback that COMPRESS_DEBUG=1 shows"
         return _say(f"{type(exc).__name__}: {one_line(exc)} ({hint})", 1)

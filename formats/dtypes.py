@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["FLOATS", "ITEM_SIZES", "from_storage", "round_to", "to_storage"]
+from compressor.formats.errors import UnsupportedError
+
+__all__ = ["FLOATS", "ITEM_SIZES", "check_byte_order", "from_storage", "round_to", "to_storage"]
 
 ITEM_SIZES = {
     "BOOL": 1, "U8": 1, "I8": 1, "F8_E5M2": 1, "F8_E4M3": 1, "U16": 2, "I16": 2, "F16": 2, "BF16": 2,
     "U32": 4, "I32": 4, "F32": 4, "U64": 8, "I64": 8, "F64": 8,
 }  # fmt: skip
 FLOATS = ("F32", "F16", "BF16")
+
+
+def check_byte_order() -> None:
+    """Raise UnsupportedError on a big-endian machine: torch's bytes and the kernels' words would be the wrong way."""
+    if sys.byteorder != "little":
+        raise UnsupportedError(f"packed files need a little-endian machine, this one is {sys.byteorder}-endian")
 
 
 def _bfloat16_bits(values: NDArray[np.float32]) -> NDArray[np.uint16]:

@@ -120,8 +120,15 @@ def check_fits(content: Content | PackedFile, model: nn.Module) -> None:
         more = f" and {len(faults) - _SHOWN} more" if len(faults) > _SHOWN else ""
         raise MissingError(
             f"file and {type(model).__name__} differ (file vs model): {'; '.join(faults[:_SHOWN])}{more}; "
-            f"check num_classes, in_chans and the timm version (here {timm.__version__})"
+            f"check num_classes, in_chans and the timm version (here {timm.__version__}{_timm_of(content)})"
         )
+
+
+def _timm_of(content: Content | PackedFile) -> str:
+    """Say which timm the file was made with, where it tells."""
+    versions = (content.provenance or {}).get("versions")
+    made = versions.get("timm") if isinstance(versions, Mapping) else None
+    return f", of the file {ascii(made)[:40]}" if made is not None else ""
 
 
 def _shape(content: Content | PackedFile, name: str) -> tuple[int, ...]:

@@ -32,6 +32,12 @@ class Metadata:
     aliases: Mapping[str, str]
     fields: Mapping[str, Any]
 
+    @property
+    def decoded_size(self) -> int:
+        """Bytes of all tensors once they are decoded."""
+        shared = sum(site.weights * ITEM_SIZES[site.dtype] for site in self.sites.values())
+        return shared + sum(math.prod(raw.shape) * ITEM_SIZES[raw.dtype] for raw in self.untouched.values())
+
 
 def parse_metadata(fields: Any, max_memory: int) -> Metadata:
     """Check every field and give the typed entries.
@@ -85,10 +91,9 @@ def _check_whole(metadata: Metadata, max_memory: int) -> None:
     orphans = {*range(len(metadata.books))} - {site.book for site in metadata.sites.values()}
     if orphans:
         raise FormatError(f"metadata: codebook {min(orphans)} is used by no tensor")
-    dense = sum(site.weights * ITEM_SIZES[site.dtype] for site in metadata.sites.values())
-    dense += sum(math.prod(raw.shape) * ITEM_SIZES[raw.dtype] for raw in metadata.untouched.values())
-    if dense > max_memory:
-        raise FormatError(f"the tensors take {dense:,} bytes, more than the {max_memory:,} allowed (max_memory)")
+    size = metadata.decoded_size
+    if size > max_memory:
+        raise FormatError(f"the tensors take {size:,} bytes, more than the {max_memory:,} allowed (max_memory)")
 
 
 def _add(entries: dict[str, Any], name: str, entry: object, others: Collection[str] = ()) -> None:

@@ -15,7 +15,7 @@ from compressor.formats.atomic import check_writable, write_atomically
 from compressor.formats.books import book_fields, check_book
 from compressor.formats.codec import CODECS, Codec, Stream, check_indices, codec_class
 from compressor.formats.container import canonical_json, header_bytes, read_json
-from compressor.formats.dtypes import FLOATS, from_storage, to_storage
+from compressor.formats.dtypes import FLOATS, check_byte_order, from_storage, to_storage
 from compressor.formats.entries import check_raw
 from compressor.formats.errors import FormatError, IntegrityError, UnsupportedError, UsageError
 from compressor.formats.fields import parse_name
@@ -54,7 +54,9 @@ def pack(content: Content, codec: str = "auto") -> bytes:
 
     Raises:
         UsageError: naming the tensor or codebook that cannot be written, and why.
+        UnsupportedError: on a big-endian machine.
     """
+    check_byte_order()
     try:
         return _pack(content, codec)
     except (FormatError, UnsupportedError) as error:

@@ -15,15 +15,28 @@ from typing import Any, Self
 import numpy as np
 
 from compressor.formats.container import MAX_HEADER, canonical_json, parse_header, read_json, recognise
+from compressor.formats.dtypes import check_byte_order
 from compressor.formats.entries import RawEntry, SiteEntry
 from compressor.formats.errors import FileError, FormatError, IntegrityError, MissingError
 from compressor.formats.layout import Key, check_sizes, layout
 from compressor.formats.metadata import parse_metadata
 from compressor.formats.source import FileSource, MemorySource, Source
 
-__all__ = ["MAX_MEMORY", "PackedParts", "Sizes"]
+__all__ = ["MAX_MEMORY", "PackedParts", "Sizes", "believable_memory"]
 
 MAX_MEMORY = 32 << 30
+ALWAYS = 256 << 20  # what a file of any size may take
+EXPANSION = 1_000  # 0.03 bits a float32 weight
+
+
+def believable_memory(file_size: int) -> int:
+    """Give the bytes of tensors that a file of this size may decode to before it is asked whether it can be trusted.
+
+    A codec of less than a bit an index can make any number of weights of a few bytes. A sender should need bytes to
+    cost the reader memory, and half of what the machine has is left for what decoding takes besides.
+    """
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return min(MAX_MEMORY, memory // 2, max(ALWAYS, EXPANSION * file_size))
 
 
 @dataclass(frozen=True)
@@ -39,22 +52,13 @@ class Sizes:
 
 
 class PackedParts:
-    """The metadata of a packed file and its verified parts.
-
-    Args:
-        source: where its bytes are.
-        label: what messages call it.
-        max_memory: refuse files whose tensors take more bytes than this when decoded.
-
-    Raises:
-        UnsupportedError: another kind of file, a newer version, an unknown codec.
-        FormatError, IntegrityError: a damaged or hostile file.
-    """
+    """The metadata of a packed file and its verified parts; arguments and errors are those of ``PackedFile``."""
 
     def __init__(self, source: Source, label: str, max_memory: int = MAX_MEMORY) -> None:
         self.source = source
         self.label = label
         with self._named():
+            check_byte_order()
             text, sizes = self._read_header()
             parsed = parse_metadata(read_json(text, "metadata"), max_memory)
             self._parts = layout(parsed)
@@ -62,6 +66,7 @@ class PackedParts:
             start = self.source.size - sizes["checksums"]
             self._checksums = np.frombuffer(source.read(start, sizes["checksums"]), "<u4")
         self._sizes = sizes
+        self.decoded_size = parsed.decoded_size
         self.metadata: Mapping[str, Any] = parsed.fields
         self.sites: Mapping[str, SiteEntry] = parsed.sites
         self.untouched: Mapping[str, RawEntry] = parsed.untouched
