@@ -5,11 +5,14 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import click
 import timm
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 import compressor
@@ -19,7 +22,7 @@ from compressor.cli.options import Options
 from compressor.cli.setup import Run, set_up
 from compressor.cli.show import Step, accuracy_line, counts, flips, percent, print_json, print_table, say, width
 from compressor.core import Compressor
-from compressor.formats.errors import CompressorError
+from compressor.formats.errors import CompressorError, MissingError
 from compressor.packing import Packed
 from compressor.recipe import Stage
 from compressor.training import Evaluation, evaluate
@@ -72,7 +75,8 @@ def _start(work: Run, step: Callable[[str], Step]) -> nn.Module:
         here = step("weights")
         path = options.checkpoint_path
         given = {"checkpoint_path": str(path)} if path is not None else {}
-        model = create_model(options.model, {**args, **given}, pretrained=options.pretrained, seed=options.seed)
+        with _explained(path):
+            model = create_model(options.model, {**args, **given}, pretrained=options.pretrained, seed=options.seed)
         here.done(f"{path or 'pretrained'}  {counts(sum(p.numel() for p in model.parameters()))} parameters")
         return model
     here = step("dense baseline")
@@ -86,6 +90,15 @@ def _start(work: Run, step: Callable[[str], Step]) -> nn.Module:
     model = create_model(options.model, args, seed=options.seed)
     model.load_state_dict(dict(baseline.state))
     return model
+
+
+@contextmanager
+def _explained(checkpoint: Path | None) -> Iterator[None]:
+    """Say what is wrong with a damaged checkpoint: torch's EOFError, click would take for Ctrl-D."""
+    try:
+        yield
+    except (EOFError, SafetensorError) as exc:
+        raise MissingError(f"--checkpoint-path {checkpoint}: damaged, or no checkpoint ({exc})") from exc
 
 
 def _fits_as_it_is(work: Run) -> bool:

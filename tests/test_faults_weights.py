@@ -1,0 +1,208 @@
+"""Weights that are tied, oddly laid out, of every dtype, broken or degenerate, and checkpoints that are not such."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+from test_faults_read import Says, says
+from torch import Tensor, nn
+
+import compressor
+from compressor import Compressor, Policy, Rule
+from compressor.cli.main import run
+from compressor.formats.errors import MissingError, UsageError
+from compressor.formats.packed import pack
+from compressor.formats.reader import PackedFile
+from compressor.formats.record import Content, SharedTensor, Table
+
+__all__ = ["says"]  # the fixture
+
+MODEL = "test_resnet"
+KMEANS = Policy([Rule("*", scheme="kmeans", bits=2)])
+SHARE = ("--scheme", "kmeans", "--bits", "2")
+
+
+class Holder(nn.Module):
+    """A linear layer, and whatever else a state dict may hold."""
+
+    def __init__(self, **buffers: Tensor) -> None:
+        super().__init__()
+        self.fc = nn.Linear(16, 16)
+        for name, buffer in buffers.items():
+            self.register_buffer(name, buffer)
+
+
+def packed(model: nn.Module, policy: Policy = KMEANS) -> bytes:
+    return Compressor(model, policy, teacher=None).prepare().finish().to_bytes()
+
+
+def same_bits(one: Tensor, two: Tensor) -> bool:
+    raw = [tensor.contiguous().reshape(-1).view(torch.uint8) for tensor in (one, two)]
+    return one.dtype == two.dtype and one.shape == two.shape and torch.equal(*raw)
+
+
+def saved(model: nn.Module, path: Path) -> dict[str, Tensor]:
+    path.write_bytes(packed(model))
+    return compressor.load_state_dict(path)
+
+
+def test_37_views_of_one_memory_are_stored_each_for_itself(tmp_path: Path) -> None:
+    """Only names for the very same tensor are tied: what shares part of its memory, or shows it otherwise, is not."""
+    memory = torch.arange(12.0)
+    views = {"whole": memory, "head": memory[:8], "tail": memory[4:], "turned": memory.view(3, 4).t(), "same": memory}
+    state = saved(Holder(**views), tmp_path / "a")
+    with PackedFile.open(tmp_path / "a") as file:
+        assert dict(file.aliases) == {"same": "whole"}
+    for name, view in views.items():
+        assert same_bits(state[name], view)
+    state["head"].zero_()
+    assert torch.equal(state["whole"], memory)
+
+
+LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "channels last": lambda tensor: tensor.to(memory_format=torch.channels_last) if tensor.ndim == 4 else tensor,
+    "transposed": lambda tensor: tensor.transpose(0, -1).contiguous().transpose(0, -1),
+    "strided": lambda tensor: tensor.repeat_interleave(2, 0)[::2],
+    "reversed twice": lambda tensor: tensor.flip(0).contiguous().flip(0),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_38_layout_in_memory_does_not_change_the_file(layout: str) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(4, 8, 3), nn.Flatten(), nn.Linear(8, 4), nn.BatchNorm1d(4))
+    expected = packed(model)
+    for parameter in model.parameters():
+        parameter.data = LAYOUTS[layout](parameter.data)
+    assert not all(parameter.is_contiguous() for parameter in model.parameters()) or layout == "reversed twice"
+    assert packed(model) == expected
+
+
+def test_38_arrays_of_any_layout_pack_alike() -> None:
+    def content(lay: Callable[[Any], Any]) -> Content:
+        indices = lay((np.arange(24) % 4).astype(np.uint8))
+        values = lay(np.array([-1, 0, 1, 2], np.float32).reshape(1, 4, 1))
+        scale = lay(np.array([1, 2, 3], np.float32))
+        return Content({"a": SharedTensor((3, 8), 0, indices, axis=0, scale=scale)}, (Table(values),))
+
+    expected = pack(content(np.ascontiguousarray))
+    assert pack(content(np.asfortranarray)) == expected
+    assert pack(content(lambda array: np.repeat(array, 2, -1)[..., ::2])) == expected
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_39_half_precision_is_kept(tmp_path: Path, dtype: torch.dtype) -> None:
+    assert {tensor.dtype for tensor in saved(Holder().to(dtype), tmp_path / "a").values()} == {dtype}
+
+
+def test_39_what_is_not_shared_is_stored_as_it_is(tmp_path: Path) -> None:
+    kinds = [torch.float64, torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool]
+    buffers = {str(kind).replace(".", "_"): torch.tensor([0, 1, 1], dtype=kind) for kind in kinds}
+    state = saved(Holder(**buffers), tmp_path / "a")
+    assert all(same_bits(state[name], buffer) for name, buffer in buffers.items())
+
+
+@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor:UserWarning", "ignore:TypedStorage:UserWarning")
+@pytest.mark.parametrize("kind", ["complex", "sparse", "quantised", "meta"])
+def test_39_what_cannot_be_stored_is_refused_by_name(kind: str) -> None:
+    odd = {
+        "complex": lambda: torch.zeros(3, dtype=torch.complex64),
+        "sparse": lambda: torch.eye(4).to_sparse(),
+        "quantised": lambda: torch.quantize_per_tensor(torch.ones(3), 0.1, 0, torch.qint8),
+        "meta": lambda: torch.empty(3, device="meta"),
+    }[kind]()
+    with pytest.raises(UsageError, match=r"^odd: a .* tensor cannot be packed; make it a dense one") as caught:
+        packed(Holder(odd=odd))
+    assert caught.value.exit_code == 2
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+def test_40_weights_that_are_not_finite(says: Says, bad: float) -> None:
+    """Refused before anything is written, by count and name; a rule leaves the tensor as it is, bit for bit."""
+    state = timm.create_model(MODEL).state_dict()
+    state["layer1.0.conv1.weight"][0, 0, 0, 1:] = bad
+    save_file(state, "bad.safetensors")
+    command = ("pack", MODEL, "--checkpoint-path", "bad.safetensors", "-o", "a.safetensors")
+    assert run([*command, *SHARE]) == 4
+    said = "layer1.0.conv1.weight: 2 of 9,216 weights are NaN or infinite; repair the model or ignore the tensor"
+    assert not Path("a.safetensors").exists()
+    model = timm.create_model(MODEL)
+    model.load_state_dict(state)
+    with pytest.raises(MissingError, match=said):
+        Compressor(model, KMEANS)
+    job = Compressor(model, Policy([Rule.ignore("layer1.0.conv1"), Rule("*", scheme="kmeans", bits=2)]), teacher=None)
+    job.prepare().finish().save("a.safetensors")
+    assert same_bits(
+        compressor.load_state_dict("a.safetensors")["layer1.0.conv1.weight"], state["layer1.0.conv1.weight"]
+    )
+
+
+def test_41_tensors_of_no_or_one_entry(tmp_path: Path) -> None:
+    buffers = {"none": torch.empty(0, 3), "one": torch.tensor(7.0), "flag": torch.tensor(True)}
+    state = saved(Holder(**buffers), tmp_path / "a")
+    assert all(same_bits(state[name], buffer) for name, buffer in buffers.items())
+
+
+@pytest.mark.parametrize(("values", "used"), [([0.25], 1), ([-1.0, 0.5, 2.0], 3)])
+def test_42_43_few_values_are_kept_exactly(tmp_path: Path, values: list[float], used: int) -> None:
+    model = Holder()
+    with torch.no_grad():
+        model.fc.weight.copy_(torch.tensor(values).repeat(256)[:256].view(16, 16))
+    assert same_bits(saved(model, tmp_path / "a")["fc.weight"], model.fc.weight.detach())
+    with PackedFile.open(tmp_path / "a") as file:
+        assert len(np.unique(file.indices("fc.weight"))) == used
+
+
+def test_44_negative_tiny_and_huge_weights(tmp_path: Path) -> None:
+    """No NaN, and more bits lose less."""
+    for weights in (-torch.rand(256) - 1, torch.logspace(-38, 38, 256), torch.randn(256) * 1e-38):
+        model = nn.Linear(16, 16, bias=False)
+        with torch.no_grad():
+            model.weight.copy_(weights.view(16, 16))
+        errors = []
+        for bits in (1, 2, 4, 6):
+            (tmp_path / "a").write_bytes(packed(model, Policy([Rule("*", scheme="kmeans", bits=bits)])))
+            found = compressor.load_state_dict(tmp_path / "a")["weight"]
+            assert torch.isfinite(found).all()
+            errors.append(float((found.double() - model.weight.detach().double()).square().sum()))
+        assert errors == sorted(errors, reverse=True)
+
+
+class Hostile:
+    def __reduce__(self) -> tuple[Callable[..., object], tuple[object, ...]]:
+        return os.mkdir, ("executed",)
+
+
+CHECKPOINTS: dict[str, tuple[Callable[[], object], str]] = {
+    "hostile": (lambda: {"fc.weight": Hostile()}, "Unsupported globals: posix.mkdir"),
+    "optimiser": (lambda: {"optimizer": {"state": {}, "param_groups": []}, "epoch": 3}, "Missing key(s) in state_dict"),
+    "options": (lambda: {"epoch": argparse.Namespace(lr=1)}, "Missing key(s) in state_dict"),
+}
+
+
+@pytest.mark.parametrize("kind", CHECKPOINTS)
+def test_78_checkpoints_are_never_unpickled(says: Says, kind: str) -> None:
+    make, text = CHECKPOINTS[kind]
+    torch.save(make(), "other.pth")
+    assert text in says(4, "pack", MODEL, "--checkpoint-path", "other.pth", *SHARE)
+    assert not Path("executed").exists()
+
+
+@pytest.mark.parametrize("name", ["cut.safetensors", "cut.pth", "empty.safetensors", "empty.pth"])
+def test_78_checkpoints_that_are_damaged(says: Says, name: str) -> None:
+    save_file({"fc.weight": torch.zeros(9)}, "cut.safetensors")
+    torch.save({"fc.weight": torch.zeros(9)}, "cut.pth")
+    for path in (Path("cut.safetensors"), Path("cut.pth")):
+        path.write_bytes(path.read_bytes()[:-9])
+        path.with_stem("empty").touch()
+    assert name in says(4, "pack", MODEL, "--checkpoint-path", name, *SHARE)
