@@ -31,7 +31,8 @@ from compressor.baseline import train_baseline
 from compressor.datasets import Dataset, load_data
 from compressor.losses import distillation
 from compressor.packing import Packed
-from compressor.training import evaluate, make_optimizer, train
+from compressor.schedule import make_optimizer
+from compressor.training import evaluate, train
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "fashion_mnist.jsonl"
@@ -165,7 +166,7 @@ def train_dense(model: nn.Module, loader: Any, loss: Any, lr: float, epochs: int
     """Train without sharing, by the same optimiser and schedule."""
     torch.manual_seed(seed)
     parameters = [{"params": list(model.parameters()), "weight_decay": 0.0}]
-    optimizer, schedule = make_optimizer(parameters, "adamw", lr, "cosine", epochs, loader)
+    optimizer, schedule = make_optimizer(parameters, "adamw", lr, "cosine", epochs, len(loader))
     train(model, loader, loss, optimizer, schedule, epochs)
 
 

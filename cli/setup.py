@@ -22,7 +22,8 @@ from compressor.formats.loader import build_model
 from compressor.formats.reader import PackedFile
 from compressor.policy import Policy, Rule
 from compressor.recipe import Recipe, Stage, Training
-from compressor.training import find_device, make_optimizer
+from compressor.schedule import make_optimizer
+from compressor.training import find_device
 
 __all__ = ["Run", "set_up"]
 
@@ -79,7 +80,7 @@ def _check_names(codec: str, recipe: Recipe) -> None:
         raise UsageError(f"--codec {codec}: no such codec.{did_you_mean(codec, known)} Known: {', '.join(known)}")
     for training in (stage.training for stage in recipe.stages if stage.training.epochs):
         parameter = [{"params": [nn.Parameter(torch.zeros(2, 2))]}]
-        make_optimizer(parameter, training.opt, training.lr, training.sched, training.epochs, range(2))
+        make_optimizer(parameter, training.opt, training.lr, training.sched, training.epochs, 2)
 
 
 def _recipe(options: Options) -> Recipe:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy as copying
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -15,15 +14,15 @@ from torch.utils.data import DataLoader
 
 from compressor.calibration import Batches, estimate_batch_norm, squared_gradients
 from compressor.formats.errors import MissingError, UsageError
-from compressor.formats.record import Codebook, SharedTensor
 from compressor.group import Group
-from compressor.grouping import make_groups, param_groups
-from compressor.losses import distillation
-from compressor.packing import Packed, SharedModel, decoded
+from compressor.grouping import begun_rounds, make_groups, param_groups
+from compressor.losses import distillation, frozen_copy
+from compressor.packing import Packed, SharedModel, snapped
 from compressor.policy import Fate, Policy
+from compressor.schedule import make_optimizer
 from compressor.sharing import attach, detach, set_weight
 from compressor.sites import Site
-from compressor.training import Epoch, evaluate, make_optimizer, train
+from compressor.training import Epoch, evaluate, train
 
 __all__ = ["Compressor"]
 
@@ -76,7 +75,7 @@ class Compressor:
         self.distill, self.temperature = distill, temperature
         self.fates: list[Fate] = policy.plan(self.model)
         self.dense = {fate.site.name: _finite(fate.site).clone() for fate in self.fates if fate.scheme}
-        self.teacher = _frozen_copy(model if teacher == "dense" else teacher) if distill > 0 else None
+        self.teacher = frozen_copy(model if teacher == "dense" else teacher) if distill > 0 else None
         self.original = self.dense if original is None else {name: original[name] for name in self.dense}
         self.preserve_sparsity = preserve_sparsity
         self.groups: list[Group] = []
@@ -126,15 +125,9 @@ class Compressor:
         self.steps += 1
         self._advance(optimizer, on_round)
 
-    @torch.no_grad()
     def _advance(self, optimizer: Optimizer, on_round: OnRound | None) -> None:
         progress = min(1.0, self.steps / self.total_steps)
-        begun: dict[float, list[Tensor]] = {}
-        for group in self.groups:
-            end = group.advance(progress)
-            if end is not None:
-                begun.setdefault(end, []).extend(group.trained())
-        for end, parameters in begun.items():
+        for end, parameters in begun_rounds(self.groups, progress):
             for parameter in parameters:
                 optimizer.state.pop(parameter, None)
             if on_round is not None:
@@ -193,8 +186,9 @@ class Compressor:
         if epochs < 1:
             raise UsageError(f"epochs must be at least 1, got {epochs}; without training go on with finish()")
         torch.manual_seed(self.seed)
-        optimizer, schedule = make_optimizer(self.param_groups(lr, weight_decay), opt, lr, sched, epochs, train_loader)
-        self.attach(optimizer, self.steps + max(1, epochs * len(train_loader)))
+        updates = max(1, len(train_loader))
+        optimizer, schedule = make_optimizer(self.param_groups(lr, weight_decay), opt, lr, sched, epochs, updates)
+        self.attach(optimizer, self.steps + epochs * updates, schedule.restart)
 
         def told(epoch: Epoch) -> None:
             top1 = evaluate(self.model, val).top1 if val is not None else None
@@ -211,22 +205,7 @@ class Compressor:
             calibration: batches to estimate BatchNorm statistics on anew.
         """
         self._prepared("finish()")
-        with torch.no_grad():
-            for group in self.groups:
-                group.advance(1.0)
-            books: list[Codebook] = []
-            tensors: dict[str, SharedTensor] = {}
-            for group in self.groups:
-                shared = group.scheme.share(group)
-                tensors |= {name: replace(one, book=one.book + len(books)) for name, one in shared.tensors.items()}
-                books.extend(shared.books)
-            values = {
-                site: decoded(tensors[site.name], books[tensors[site.name].book])
-                if site.name in tensors
-                else group.weight(site, group.latent(site))
-                for group in self.groups
-                for site in group.sites
-            }
+        tensors, books, values = snapped(self.groups)
         detach(self.model)
         for site, value in values.items():
             set_weight(site, value)
@@ -234,7 +213,7 @@ class Compressor:
         if calibration is not None:
             device = next(self.model.parameters()).device
             estimate_batch_norm(self.model, ((inputs.to(device), targets) for inputs, targets in calibration))
-        return Packed.of(SharedModel(self.model, tensors, tuple(books)), self)
+        return Packed.of(SharedModel(self.model, tensors, books), self)
 
     def undo(self) -> nn.Module:
         """Take the sharing off and give the weights their values from before."""
@@ -269,10 +248,3 @@ def _finite(site: Site) -> Tensor:
         count = f"{bad:,} of {tensor.numel():,} weights are NaN or infinite"
         raise MissingError(f"{site.name}: {count}; repair the model or ignore the tensor by a rule")
     return tensor
-
-
-def _frozen_copy(teacher: nn.Module | str | None) -> nn.Module | None:
-    """Copy the teacher, for it may be the very model that is trained, or one that its owner goes on training."""
-    if isinstance(teacher, str):
-        raise UsageError(f"teacher must be 'dense', a module or None, got {teacher!r}")
-    return copying.deepcopy(teacher).eval().requires_grad_(False) if teacher is not None else None

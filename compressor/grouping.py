@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from compressor.group import Group
 from compressor.policy import Fate
 from compressor.sites import Site
 
-__all__ = ["make_groups", "param_groups"]
+__all__ = ["begun_rounds", "make_groups", "param_groups"]
 
 
 def make_groups(fates: Sequence[Fate], preserve_sparsity: bool = False) -> list[Group]:
@@ -45,3 +46,14 @@ def param_groups(model: nn.Module, groups: Sequence[Group], lr: float, weight_de
         decay = 0.0 if parameter.ndim < 2 or id(parameter) in owned else weight_decay
         alike.setdefault((owned.get(id(parameter)), decay), []).append(parameter)
     return [{"params": params, "lr": lr, "weight_decay": decay} for (_, decay), params in alike.items()]
+
+
+@torch.no_grad()
+def begun_rounds(groups: Sequence[Group], progress: float) -> list[tuple[float, list[Tensor]]]:
+    """Let the groups do what is due; give the rounds that begin: where each ends, and the parameters it is about."""
+    begun: dict[float, list[Tensor]] = {}
+    for group in groups:
+        end = group.advance(progress)
+        if end is not None:
+            begun.setdefault(end, []).extend(group.trained())
+    return list(begun.items())

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from torch import Tensor
+import copy
+
+from torch import Tensor, nn
 from torch.nn import functional
 
-__all__ = ["distillation"]
+from compressor.formats.errors import UsageError
+
+__all__ = ["distillation", "frozen_copy"]
 
 
 def distillation(output: Tensor, teacher_output: Tensor, temperature: float) -> Tensor:
@@ -25,3 +29,13 @@ def distillation(output: Tensor, teacher_output: Tensor, temperature: float) -> 
     student = functional.log_softmax(output / temperature, dim=-1)
     teacher = functional.log_softmax(teacher_output / temperature, dim=-1)
     return functional.kl_div(student, teacher, reduction="batchmean", log_target=True) * temperature**2
+
+
+def frozen_copy(teacher: nn.Module | str | None) -> nn.Module | None:
+    """Copy the teacher, for it may be the very model that is trained, or one that its owner goes on training.
+
+    Raises UsageError for another word than the caller knows.
+    """
+    if isinstance(teacher, str):
+        raise UsageError(f"teacher must be 'dense', a module or None, got {teacher!r}")
+    return copy.deepcopy(teacher).eval().requires_grad_(False) if teacher is not None else None

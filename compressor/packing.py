@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from os import PathLike
 from typing import TYPE_CHECKING, Any
@@ -19,12 +19,14 @@ from compressor.formats.loader import build_model, check_fits
 from compressor.formats.packed import pack, write
 from compressor.formats.reader import PackedFile
 from compressor.formats.record import Codebook, Content, RawTensor, SharedTensor, decode
+from compressor.group import Group
 from compressor.report import Report
+from compressor.sites import Site
 
 if TYPE_CHECKING:
     from compressor.core import Compressor
 
-__all__ = ["Packed", "SharedModel", "decoded"]
+__all__ = ["Packed", "SharedModel", "decoded", "snapped"]
 
 DTYPES = {
     torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64",
@@ -38,6 +40,25 @@ def decoded(tensor: SharedTensor, book: Codebook) -> Tensor:
     weights = np.ascontiguousarray(decode(tensor, book))
     found = torch.from_numpy(weights.view(np.int16) if tensor.dtype == "BF16" else weights)
     return found.view(torch.bfloat16) if tensor.dtype == "BF16" else found
+
+
+@torch.no_grad()
+def snapped(
+    groups: Sequence[Group],
+) -> tuple[dict[str, SharedTensor], tuple[Codebook, ...], dict[Site, Tensor]]:
+    """End the last rounds; give shared tensors, books, and every site's values: as the file will decode them."""
+    tensors: dict[str, SharedTensor] = {}
+    books: list[Codebook] = []
+    values: dict[Site, Tensor] = {}
+    for group in groups:
+        group.advance(1.0)
+        shared = group.scheme.share(group)
+        tensors |= {name: replace(one, book=one.book + len(books)) for name, one in shared.tensors.items()}
+        books.extend(shared.books)
+        for site in group.sites:
+            tensor = tensors.get(site.name)
+            values[site] = decoded(tensor, books[tensor.book]) if tensor else group.weight(site, group.latent(site))
+    return tensors, tuple(books), values
 
 
 @dataclass(frozen=True)

@@ -3,34 +3,26 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sized
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
 from accelerate.utils import is_bf16_available, patch_environment
-from timm.optim import create_optimizer_v2
-from timm.scheduler import create_scheduler_v2
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
 from compressor.formats.errors import MissingError, QualityError, UsageError
+from compressor.schedule import Schedule
 from compressor.sharing import cached_weights
 
-__all__ = ["Epoch", "Evaluation", "evaluate", "find_device", "make_optimizer", "train"]
+__all__ = ["Epoch", "Evaluation", "evaluate", "find_device", "train"]
 
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
-
-
-class StepSchedule(Protocol):
-    """A learning-rate schedule that moves on with every optimiser step, as torch's do."""
-
-    def step(self) -> None:
-        """Set the learning rate of the next step."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +73,7 @@ def train(
     loader: DataLoader[Any],
     loss: Loss,
     optimizer: Optimizer,
-    schedule: StepSchedule,
+    schedule: Schedule,
     epochs: int,
     on_epoch: Callable[[Epoch], None] | None = None,
     on_step: Callable[[int, int], None] | None = None,
@@ -111,7 +103,7 @@ def _run_epochs(
     optimizer: Optimizer,
     loader: DataLoader[Any],
     loss: Loss,
-    schedule: StepSchedule,
+    schedule: Schedule,
     epochs: int,
     on_epoch: Callable[[Epoch], None] | None,
     on_step: Callable[[int, int], None] | None,
@@ -210,31 +202,3 @@ def evaluate(model: nn.Module, loader: Iterable[Any]) -> Evaluation:
     if not correct:
         raise MissingError("the data set to evaluate on is empty")
     return Evaluation(torch.cat(correct))
-
-
-def make_optimizer(
-    parameters: list[dict[str, Any]], opt: str, lr: float, sched: str, epochs: int, loader: Sized
-) -> tuple[Optimizer, StepSchedule]:
-    """Build timm's optimiser and schedule by their timm names; the schedule moves by the step."""
-    try:
-        optimizer = create_optimizer_v2(parameters, opt=opt, lr=lr)
-        schedule, _ = create_scheduler_v2(
-            optimizer, sched=sched, num_epochs=epochs, step_on_epochs=False, updates_per_epoch=len(loader)
-        )
-    except (ValueError, AssertionError, NotImplementedError) as error:
-        raise UsageError(f"optimiser {opt!r} with schedule {sched!r}: {error}") from None
-    return optimizer, _TimmSteps(schedule)
-
-
-class _TimmSteps:
-    """timm's schedule counts the steps itself when asked to; here it only has to be told of each."""
-
-    def __init__(self, schedule: Any) -> None:
-        self.schedule = schedule
-        self.steps = 0
-
-    def step(self) -> None:
-        """Set the learning rate of the next step."""
-        self.steps += 1
-        if self.schedule is not None:
-            self.schedule.step_update(self.steps)

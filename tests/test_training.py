@@ -12,7 +12,8 @@ from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset
 
 from compressor.formats.errors import MissingError, QualityError, UsageError
-from compressor.training import Epoch, Evaluation, evaluate, make_optimizer, train
+from compressor.schedule import make_optimizer
+from compressor.training import Epoch, Evaluation, evaluate, train
 
 
 def loader(n: int = 20, batch: int = 4) -> DataLoader[Any]:
@@ -28,7 +29,7 @@ def cross_entropy(output: Tensor, target: Tensor, inputs: Tensor) -> Tensor:
 
 def test_trains_every_batch_of_every_epoch() -> None:
     model, data = nn.Linear(3, 2), loader()
-    optimizer, schedule = make_optimizer([{"params": list(model.parameters())}], "sgd", 1.0, "cosine", 8, data)
+    optimizer, schedule = make_optimizer([{"params": list(model.parameters())}], "sgd", 1.0, "cosine", 8, len(data))
     epochs: list[Epoch] = []
     steps: list[tuple[int, int]] = []
     train(model, data, cross_entropy, optimizer, schedule, 8, epochs.append, lambda *at: steps.append(at))
@@ -41,7 +42,7 @@ def test_trains_every_batch_of_every_epoch() -> None:
 
 def test_a_loss_that_is_no_number_stops_the_run() -> None:
     model, data = nn.Linear(3, 2), loader()
-    optimizer, schedule = make_optimizer([{"params": list(model.parameters())}], "sgd", 0.1, "cosine", 1, data)
+    optimizer, schedule = make_optimizer([{"params": list(model.parameters())}], "sgd", 0.1, "cosine", 1, len(data))
     with pytest.raises(QualityError, match="diverged"):
         train(model, data, lambda o, t, x: cross_entropy(o, t, x) * math.nan, optimizer, schedule, 1)
 
@@ -49,7 +50,7 @@ def test_a_loss_that_is_no_number_stops_the_run() -> None:
 @pytest.mark.parametrize(("opt", "sched"), [("adamm", "cosine"), ("sgd", "cosin")])
 def test_unknown_names_are_refused(opt: str, sched: str) -> None:
     with pytest.raises(UsageError, match=f"{opt}|{sched}"):
-        make_optimizer([{"params": list(nn.Linear(2, 2).parameters())}], opt, 0.1, sched, 1, loader())
+        make_optimizer([{"params": list(nn.Linear(2, 2).parameters())}], opt, 0.1, sched, 1, 2)
 
 
 def test_evaluation_keeps_the_mode_and_counts() -> None:
@@ -62,3 +63,19 @@ def test_evaluation_keeps_the_mode_and_counts() -> None:
     assert high == pytest.approx(0.9055, abs=1e-3)
     with pytest.raises(MissingError, match="empty"):
         evaluate(model, [])
+
+
+def test_a_round_restarts_the_rate_of_its_own_parameters() -> None:
+    """Two groups under one cosine of 8 steps; after 4, one begins a round of 2 steps, and ends where it began."""
+    mine, other = nn.Parameter(torch.ones(1)), nn.Parameter(torch.ones(1))
+    groups = [{"params": [mine], "lr": 1.0}, {"params": [other], "lr": 1.0}]
+    optimizer, schedule = make_optimizer(groups, "sgd", 1.0, "cosine", 1, 8)
+    rates = []
+    for step in range(8):
+        if step == 4:
+            schedule.restart([mine], 2)
+        rates.append([group["lr"] for group in optimizer.param_groups])
+        schedule.step()
+    cosine = [0.5 + 0.5 * math.cos(math.pi * step / 8) for step in range(8)]
+    assert [rate[1] for rate in rates] == pytest.approx(cosine, abs=1e-4)
+    assert [rate[0] for rate in rates] == pytest.approx([*cosine[:4], 1.0, 0.5, 0.0, 0.0], abs=1e-4)

@@ -1,0 +1,81 @@
+"""Optimisers and learning-rate schedules: timm's, by their timm names, moved on by the step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from timm.optim import create_optimizer_v2
+from timm.scheduler import create_scheduler_v2
+from torch import Tensor
+from torch.optim import Optimizer
+
+from compressor.formats.errors import UsageError
+
+__all__ = ["RoundSchedule", "Schedule", "make_optimizer"]
+
+
+class Schedule(Protocol):
+    """A learning-rate schedule that moves on with every optimiser step, as torch's do."""
+
+    def step(self) -> None:
+        """Set the learning rate of the next step."""
+
+
+class RoundSchedule:
+    """A timm schedule for each parameter group, which may begin anew for some in the middle of training.
+
+    Args:
+        optimizer: whose learning rates are set.
+        name: of timm's schedule.
+        epochs, updates_per_epoch: of the whole training.
+    """
+
+    def __init__(self, optimizer: Optimizer, name: str, epochs: int, updates_per_epoch: int) -> None:
+        self._optimizer, self._name = optimizer, name
+        self._timms = [self._make(number, epochs, updates_per_epoch) for number in range(len(optimizer.param_groups))]
+        self._steps = [0] * len(self._timms)
+
+    def _make(self, number: int, epochs: int, updates_per_epoch: int) -> Any:
+        group: Any = _OneGroup(self._optimizer, number)
+        return create_scheduler_v2(
+            group, sched=self._name, num_epochs=epochs, step_on_epochs=False, updates_per_epoch=updates_per_epoch
+        )[0]
+
+    def step(self) -> None:
+        """Set the learning rate of the next step."""
+        for number, timms in enumerate(self._timms):
+            self._steps[number] += 1
+            if timms is not None:
+                timms.step_update(self._steps[number])
+
+    def restart(self, parameters: Sequence[Tensor], steps: int) -> None:
+        """Begin the schedule anew, for so many steps, in the groups that hold any of the parameters."""
+        wanted = {id(parameter) for parameter in parameters}
+        for number, group in enumerate(self._optimizer.param_groups):
+            if wanted & {id(parameter) for parameter in group["params"]}:
+                group["lr"] = group.get("initial_lr", group["lr"])
+                self._timms[number], self._steps[number] = self._make(number, 1, steps), 0
+
+
+class _OneGroup:
+    """A parameter group as the whole optimiser, all that timm's schedules look at; accelerate replaces the groups."""
+
+    def __init__(self, optimizer: Optimizer, number: int) -> None:
+        self._optimizer, self._number = optimizer, number
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        """The one group."""
+        return [self._optimizer.param_groups[self._number]]
+
+
+def make_optimizer(
+    parameters: list[dict[str, Any]], opt: str, lr: float, sched: str, epochs: int, updates_per_epoch: int
+) -> tuple[Optimizer, RoundSchedule]:
+    """Build timm's optimiser and schedule; raises UsageError for names and settings they do not take."""
+    try:
+        optimizer = create_optimizer_v2(parameters, opt=opt, lr=lr)
+        return optimizer, RoundSchedule(optimizer, sched, epochs, updates_per_epoch)
+    except (ValueError, AssertionError, NotImplementedError) as error:
+        raise UsageError(f"optimiser {opt!r} with schedule {sched!r}: {error}") from None
