@@ -6,6 +6,7 @@ Nothing here imports torch or timm; the commands do so when they run.
 from __future__ import annotations
 
 import difflib
+import io
 import logging
 import os
 import sys
@@ -95,6 +96,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     logging.captureWarnings(not _debugging())
     logging.getLogger("py.warnings").setLevel(logging.ERROR)
     logging.addLevelName(logging.WARNING, "warning")
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="backslashreplace")  # a file's name need not be text that can be shown
     code = run(list(sys.argv[1:] if arguments is None else arguments))
     try:
         sys.stdout.flush()
