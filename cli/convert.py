@@ -19,8 +19,8 @@ __all__ = ["pack", "unpack"]
 
 ENDING = ".safetensors"
 WITHOUT_DATA = {
-    "scheme", "bits", "codewords", "settings", "recipe", "num_classes", "in_chans", "img_size", "codec", "output",
-    "force", "everything", "as_json",
+    "scheme", "bits", "codewords", "delta", "sparsity", "settings", "recipe", "num_classes", "in_chans", "img_size",
+    "codec", "output", "force", "everything", "as_json",
 }  # fmt: skip
 
 

@@ -12,7 +12,8 @@ from compressor.formats.errors import UsageError
 
 __all__ = ["Options"]
 
-SHARING = ("scheme", "bits", "codewords", "settings")
+NUMBERS = ("codewords", "delta", "sparsity")
+SHARING = ("scheme", "bits", *NUMBERS, "settings")
 TRAINING = ("epochs", "lr", "opt", "sched", "weight_decay", "batch_size", "distill")
 DEFAULT_SCHEME, DEFAULT_BITS = "learnt", 4
 
@@ -25,6 +26,8 @@ class Options:
     scheme: str | None = None
     bits: int | None = None
     codewords: int | None = None
+    delta: float | None = None
+    sparsity: float | None = None
     settings: Sequence[str] = ()
     recipe: str | None = None
     dataset: str | None = None
@@ -104,11 +107,10 @@ class Options:
 
     def rule(self) -> dict[str, Any]:
         """Give the one rule that --scheme, --bits, --codewords and --set stand for."""
-        settings = dict(_setting(text) for text in self.settings)
-        if self.codewords is not None:
-            settings["codewords"] = self.codewords
+        named = {name: value for name in NUMBERS if (value := getattr(self, name)) is not None}
+        settings = {**dict(_setting(text) for text in self.settings), **named}
         bits = self.bits
-        if self.scheme is None and bits is None and not settings:
+        if self.scheme is None and bits is None and not settings.keys() - {"sparsity"}:
             bits = DEFAULT_BITS
         return {"scheme": self.scheme or DEFAULT_SCHEME, **({} if bits is None else {"bits": bits}), **settings}
 
@@ -128,7 +130,8 @@ class Options:
         if self.recipe is not None:
             return Path(self.recipe).stem
         rule = self.rule()
-        return f"{rule['scheme']}{rule.get('bits', '')}" + (f"-{self.codewords}" if self.codewords else "")
+        said = "".join(f"-{name}{rule[name]}" for name in NUMBERS if name in rule)
+        return f"{rule['scheme']}{rule.get('bits', '')}{said}".replace("-codewords", "-")
 
     def own_data(self) -> str:
         """Give the command for the user's own data."""
@@ -136,9 +139,7 @@ class Options:
             how = f"--recipe {self.recipe}"
         else:
             rule = self.rule()
-            how = f"--scheme {rule['scheme']}" + "".join(
-                f" --{k} {rule[k]}" for k in ("bits", "codewords") if k in rule
-            )
+            how = f"--scheme {rule['scheme']}" + "".join(f" --{k} {rule[k]}" for k in ("bits", *NUMBERS) if k in rule)
         return f"compress {self.model} --pretrained --data-dir IMAGES {how}"
 
 

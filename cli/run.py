@@ -115,22 +115,24 @@ def _fits_as_it_is(work: Run) -> bool:
 def _compress(work: Run, model: nn.Module, step: Callable[[str], Step]) -> tuple[Packed, nn.Module]:
     """Run the stages; give the packed model and the module it came from."""
     teacher = None if work.options.from_scratch or work.data is None else model
-    packed = None
+    packed, original = None, model.state_dict()
+    pruned = False
     for stage in work.recipe.stages:
-        packed, model = _stage(work, stage, model, teacher, step)
+        packed, model = _stage(work, stage, model, teacher, step, preserve_sparsity=pruned, original=original)
+        pruned = pruned or any(stage.policy.prunings)
     assert packed is not None
     packed.note(recipe=work.recipe.to_dict(), **({"amp": True} if work.options.amp else {}))
     return packed, model
 
 
 def _stage(
-    work: Run, stage: Stage, model: nn.Module, teacher: nn.Module | None, step: Callable[[str], Step]
+    work: Run, stage: Stage, model: nn.Module, teacher: nn.Module | None, step: Callable[[str], Step], **given: Any
 ) -> tuple[Packed, nn.Module]:
     training, seed = stage.training, work.options.seed
     here = step("codebooks")
     job = Compressor(
         model, stage.policy, model_args=work.args, teacher=teacher, distill=training.distill if teacher else 0.0,
-        temperature=training.temperature, seed=seed,
+        temperature=training.temperature, seed=seed, **given,
     )  # fmt: skip
     job.prepare()
     shared = [fate for fate in job.fates if fate.scheme]

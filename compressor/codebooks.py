@@ -7,7 +7,7 @@ and any number of threads.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -17,7 +17,9 @@ from torch import Tensor
 from compressor.group import Group
 from compressor.sites import Site
 
-__all__ = ["fit_codebook", "optimal_codebook"]
+__all__ = ["Init", "fit_codebook", "optimal_codebook"]
+
+Init = Literal["optimal", "linear", "density", "quantile"]
 
 Floats = NDArray[np.floating[Any]]
 MAX_EDGES = 513  # candidate cluster borders of the dynamic programme: K * 513^2 operations
@@ -26,7 +28,9 @@ MAX_ITERATIONS = 100
 SAMPLED, SAMPLED_ENDS = 32_768, 512  # order statistics looked at, and all of so many at either end
 
 
-def optimal_codebook(weights: Floats, codewords: int, importance: Floats | None = None) -> NDArray[np.float32]:
+def optimal_codebook(
+    weights: Floats, codewords: int, importance: Floats | None = None, init: Init = "optimal"
+) -> NDArray[np.float32]:
     """Find the K values with the least (weighted) squared error to ``weights``.
 
     A dynamic programme over a few hundred candidate borders finds the global shape, Lloyd's iterations finish
@@ -36,6 +40,9 @@ def optimal_codebook(weights: Floats, codewords: int, importance: Floats | None 
         weights: float[n], finite, n >= 1.
         codewords: K, at least 1.
         importance: float[n] >= 0, the weight of each squared error; None: all equal.
+        init: where Lloyd's iterations start: "optimal", the dynamic programme; "linear", evenly from least to
+            largest; "density", evenly along the cumulative distribution, ends included; "quantile", in the middles of
+            K equal shares. The last three stop at local optima, and lose codewords that no weight is near to.
 
     Returns:
         float32[K'], ascending, K' <= K.
@@ -53,16 +60,35 @@ def optimal_codebook(weights: Floats, codewords: int, importance: Floats | None 
         return np.asarray(values[np.concatenate([[0], distinct])], dtype=np.float32)
     mass = np.ones_like(values) if importance is None else _positive(importance[order].astype(np.float64))
     sums = _PrefixSums(values, mass)
-    centres = sums.means(_initial_borders(values, sums, codewords))
+    centres = _start(values, sums, codewords, init)
     return np.asarray(np.unique(_lloyd(values, sums, centres).astype(np.float32)))
 
 
-def fit_codebook(group: Group, codewords: int, importance: Mapping[Site, Tensor] | None) -> Tensor:
+def _start(values: NDArray[np.float64], sums: _PrefixSums, codewords: int, init: Init) -> NDArray[np.float64]:
+    """Give the centres that Lloyd's iterations start from, ascending."""
+    if init == "optimal":
+        return sums.means(_initial_borders(values, sums, codewords))
+    if init == "linear":
+        return np.linspace(values[0], values[-1], codewords)
+    even = np.linspace(0, 1, codewords) if init == "density" else (np.arange(codewords) + 0.5) / codewords
+    ranked: NDArray[np.float64] = values[(even * (len(values) - 1)).astype(np.int64)]
+    return ranked
+
+
+def fit_codebook(
+    group: Group,
+    codewords: int,
+    importance: Mapping[Site, Tensor] | None,
+    init: Init = "optimal",
+    scales: Mapping[Site, float] | None = None,
+) -> Tensor:
     """Find the best codebook for all weights of a group that are not pruned; float32[K'] on the group's device.
 
-    Where weights are pruned, one of the codewords is left for zero, which ``share`` adds.
+    Where weights are pruned, one of the codewords is left for zero, which ``share`` adds. With ``scales`` it is for
+    each site's weights divided by its scale.
     """
-    weights = torch.cat([group.survivors(site).float() for site in group.sites])
+    divided = scales or dict.fromkeys(group.sites, 1.0)
+    weights = torch.cat([group.survivors(site).float() / divided[site] for site in group.sites])
     if group.has_zeros:
         codewords = max(1, codewords - 1)
     if not len(weights):
@@ -71,7 +97,7 @@ def fit_codebook(group: Group, codewords: int, importance: Mapping[Site, Tensor]
     if importance is not None:
         kept = [importance[site][~group.pruned(site)] for site in group.sites]
         weighing = torch.cat([part.float() for part in kept]).cpu().numpy()
-    return torch.from_numpy(optimal_codebook(weights.cpu().numpy(), codewords, weighing)).to(weights.device)
+    return torch.from_numpy(optimal_codebook(weights.cpu().numpy(), codewords, weighing, init)).to(weights.device)
 
 
 def _positive(importance: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -48,7 +48,7 @@ def test_optimal_on_small_sets(values: list[int], codewords: int, seed: int) -> 
     assert error(weights, found, importance) <= brute_force(weights, codewords, importance) * 1.02 + 1e-3
 
 
-SHAPES = {
+SHAPES: dict[str, Any] = {
     "normal": lambda rng, n: rng.normal(size=n),
     "laplace": lambda rng, n: rng.laplace(size=n),
     "student": lambda rng, n: rng.standard_t(4, size=n),
@@ -103,3 +103,23 @@ def test_importance_draws_codewords() -> None:
     upper = np.where(weights > 0.5, 100.0, 1.0)
     assert (optimal_codebook(weights, 8, upper) > 0.5).sum() > 5
     assert len(optimal_codebook(weights, 8, np.zeros(1001))) == 8
+
+
+@pytest.mark.parametrize("init", ["linear", "density", "quantile"])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_other_starts_end_where_every_centre_is_a_mean_and_no_better_than_the_optimum(init: Any, shape: str) -> None:
+    weights = SHAPES[shape](np.random.default_rng(0), 5000).astype(np.float32)
+    found = optimal_codebook(weights, 8, init=init)
+    assert len(found) <= 8
+    nearest = np.abs(weights[:, None] - found).argmin(1)
+    means = [weights[nearest == k].mean(dtype=np.float64) for k in range(len(found))]
+    np.testing.assert_allclose(found, means, rtol=2e-3, atol=1e-3 * weights.std())
+    assert error(weights, found) >= error(weights, optimal_codebook(weights, 8)) * 0.9999
+
+
+def test_a_linear_start_stops_early_on_heavy_tails() -> None:
+    """What Deep Compression starts from, against the optimum: the reason for the default."""
+    weights = np.random.default_rng(0).standard_t(4, 50_000).astype(np.float32)
+    assert error(weights, optimal_codebook(weights, 16, init="linear")) > 1.05 * error(
+        weights, optimal_codebook(weights, 16)
+    )

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from compressor.core import Compressor
+from compressor.formats.reader import PackedFile
 from compressor.group import Group
 from compressor.lookup import nearest
 from compressor.policy import Policy, Rule
@@ -125,3 +128,49 @@ def test_weights_and_codebook_are_learnt_together() -> None:
         opt.step()
     assert first is not None
     assert loss.item() < 0.02 * first
+
+
+def network_job() -> Compressor:
+    """Three layers of very different spread under one codebook."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(16, 32, bias=False), nn.ReLU(), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 4))
+    with torch.no_grad():
+        net[0].weight.mul_(30)  # type: ignore[operator]
+        net[4].weight.mul_(0.01)  # type: ignore[operator]
+    rule = Rule("*", scheme="learnt", bits=2, group="network")
+    return Compressor(net, Policy([rule]), teacher=None).prepare()
+
+
+def test_one_codebook_for_the_network_times_a_power_of_two_for_each_layer() -> None:
+    job = network_job()
+    assert len(job.groups) == 1
+    optimizer = torch.optim.AdamW(job.param_groups(lr=0.01))
+    job.attach(optimizer, 30)
+    inputs, losses = torch.randn(64, 16), []
+    for _ in range(30):
+        loss = job.model(inputs).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0]
+    trained = job.model(inputs)
+    packed = job.finish()
+    assert torch.equal(job.model(inputs), trained)
+    with PackedFile.from_bytes(packed.to_bytes()) as file:
+        assert len(file.books) == 1
+        scales = [float(shared.scale[0]) for name in file.sites if (shared := file.shared(name)).scale is not None]
+    assert len(scales) == 3
+    assert all(math.log2(scale).is_integer() for scale in scales)
+    assert scales[0] > 100 * scales[2]
+
+
+def test_the_network_codebook_hashes_each_layer_as_if_it_stood_alone_but_for_its_scale() -> None:
+    """Multiplying a layer by a power of two changes its scale and nothing else."""
+    job = network_job()
+    doubled = network_job().undo()
+    with torch.no_grad():
+        doubled[2].weight.mul_(4)  # type: ignore[index]
+    again = Compressor(doubled, job.policy, teacher=None).prepare()
+    assert torch.equal(job.groups[0].codebook(), again.groups[0].codebook())
+    assert torch.equal(job.model[2].weight * 4, again.model[2].weight)  # type: ignore[index]

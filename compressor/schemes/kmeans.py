@@ -9,7 +9,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
-from compressor.codebooks import fit_codebook
+from compressor.codebooks import Init, fit_codebook
 from compressor.group import Group
 from compressor.lookup import lookup, nearest
 from compressor.scheme import Scheme, Shared, register, share_scalars
@@ -23,10 +23,11 @@ class KMeans(Scheme):
 
     With ``c`` the codebook and ``a`` the indices, the weight is ``c[a]`` and ``dL/dc_k`` the sum of ``dL/dw_i``
     over ``a_i = k``. The start is the near-optimal codebook, where the paper starts Lloyd from evenly spaced
-    centres: those stop at 1.6 to 6 times the error on heavy tails.
+    centres (``init="linear"``): those stop at 1.6 to 6 times the error on heavy tails.
 
     Args:
         codewords: K, the number of values a tensor may take.
+        init: where k-means starts: "optimal", "linear", "density" or "quantile".
 
     Reference: Han, Mao, Dally, "Deep Compression", ICLR 2016, section 3.
     """
@@ -35,6 +36,7 @@ class KMeans(Scheme):
     paper: ClassVar[str] = 'Han, Mao, Dally, "Deep Compression", ICLR 2016'
 
     codewords: Annotated[int, Field(ge=1, le=65536, strict=True)] = 16
+    init: Init = "optimal"
 
     def stored_values(self, weights: int) -> int:
         """One per codeword."""
@@ -43,7 +45,7 @@ class KMeans(Scheme):
 
     def fit(self, group: Group, importance: Mapping[Site, Tensor] | None) -> None:
         """Cluster the group's weights."""
-        codebook = fit_codebook(group, self.codewords, importance)
+        codebook = fit_codebook(group, self.codewords, importance, self.init)
         group.set_codebook(codebook, learnt=True)
         for site in group.sites:
             group.set_indices(site, nearest(group.latent(site).detach().float(), codebook))

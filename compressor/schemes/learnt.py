@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -39,6 +39,8 @@ class Learnt(Scheme):
 
     Args:
         codewords: K, the number of values a tensor may take.
+        group: "site": a codebook for each tensor; "network": one for all, of weights divided by a power of two that
+            is near each tensor's spread, and that the file stores.
         soft: 0: gradients pass straight through; above: the exact gradients of the soft hash, at first at this
             temperature in halves of the mean squared spacing of the codewords, cooled to a hundredth of it.
 
@@ -49,7 +51,13 @@ class Learnt(Scheme):
     paper: ClassVar[str] = 'after Cho et al., "DKM", ICLR 2022; Chen et al., "HashedNets", ICML 2015'
 
     codewords: Annotated[int, Field(ge=1, le=65536, strict=True)] = 16
+    group: Literal["site", "network"] = "site"
     soft: Annotated[float, Field(ge=0, le=100)] = 0.0
+
+    @property
+    def whole_network(self) -> bool:
+        """Whether one codebook serves all."""
+        return self.group == "network"
 
     def stored_values(self, weights: int) -> int:
         """One per codeword."""
@@ -58,13 +66,21 @@ class Learnt(Scheme):
 
     def fit(self, group: Group, importance: Mapping[Site, Tensor] | None) -> None:
         """Start from the codebook with the least error."""
-        group.set_codebook(fit_codebook(group, self.codewords, importance), learnt=True)
+        if self.whole_network:
+            group.register_buffer("scales", torch.tensor([_spread(group.survivors(site)) for site in group.sites]))
+            group.unit.fill_(1.0)
+        group.set_codebook(fit_codebook(group, self.codewords, importance, scales=_scales(group)), learnt=True)
         group.register_buffer("reseeds", torch.zeros((), dtype=torch.int64))
         group.register_buffer("temperature", torch.tensor(self.soft, dtype=torch.float64))
 
     def weight(self, group: Group, site: Site, latent: Tensor) -> Tensor:
         """Hash the latent weights to their nearest codewords."""
-        del site
+        if self.whole_network:
+            scale = group.scales[group.sites.index(site)]  # type: ignore[index]
+            return self._hash(group, latent / scale) * scale
+        return self._hash(group, latent)
+
+    def _hash(self, group: Group, latent: Tensor) -> Tensor:
         codebook = group.codebook().sort().values  # training may have let codewords overtake each other
         indices = nearest(latent.detach().float(), codebook.detach())
         if not self.soft or len(codebook) == 1:
@@ -85,8 +101,23 @@ class Learnt(Scheme):
     def share(self, group: Group) -> Shared:
         """Give the codebook and each weight's nearest codeword in it."""
         codebook = group.codebook().detach().sort().values
-        nearest_now = {site: nearest(group.latent(site).detach().float(), codebook) for site in group.sites}
-        return share_scalars(group, codebook, nearest_now)
+        scales = _scales(group)
+        latents = {site: group.latent(site).detach() / (scales[site] if scales else 1) for site in group.sites}
+        nearest_now = {site: nearest(latent.float(), codebook) for site, latent in latents.items()}
+        return share_scalars(group, codebook, nearest_now, scales)
+
+
+def _spread(weights: Tensor) -> float:
+    """Give the power of two nearest to the root mean square, which leaves every digit of the weights as it is."""
+    size = float(weights.double().square().mean().sqrt()) if len(weights) else 0.0
+    return 2.0 ** max(-100, min(100, round(math.log2(size)))) if size > 0 else 1.0
+
+
+def _scales(group: Group) -> dict[Site, float] | None:
+    """Give what each site's weights are divided by; None where every site has its own codebook."""
+    if "scales" not in dict(group.named_buffers()):
+        return None
+    return dict(zip(group.sites, group.scales.tolist(), strict=True))  # type: ignore[operator]
 
 
 def _reseed(group: Group) -> None:
@@ -113,8 +144,9 @@ def _reseed(group: Group) -> None:
 def _clusters(group: Group, codebook: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Count, mean and squared error of the weights nearest to each codeword, float64[K] each."""
     count, first, second = torch.zeros(3, len(codebook), dtype=torch.float64, device=codebook.device)
+    scales = _scales(group)
     for site in group.sites:
-        latent = group.survivors(site)
+        latent = group.survivors(site) / (scales[site] if scales else 1)
         indices = nearest(latent.float(), codebook)
         offset = latent.double() - codebook.double()[indices]
         count += torch.bincount(indices, minlength=len(codebook))
