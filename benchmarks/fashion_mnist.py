@@ -105,9 +105,10 @@ class Bench:
             )
             row |= {"lost": int((before & ~result.correct).sum()), "gained": int((~before & result.correct).sum())}
         if packed is not None:
-            totals = packed.report().totals
+            report = packed.report()
+            totals = report.totals
             row |= {"coded": totals.indices + totals.codebooks, "file": totals.file, "dense_file": totals.dense}
-            row |= {"unique": totals.unique_weights}
+            row |= {"unique": report.weight_space.unique}
         return row
 
     def from_dense(self, run: Run) -> tuple[nn.Module, Packed | None]:

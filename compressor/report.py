@@ -17,9 +17,10 @@ from numpy.typing import NDArray
 
 from compressor.formats.dtypes import ITEM_SIZES
 from compressor.formats.reader import PackedFile
-from compressor.formats.record import Codebook, SharedTensor, Table, decode
+from compressor.formats.record import Codebook, SharedTensor, Table
 from compressor.provenance import Provenance, read_provenance, rule_of
 from compressor.tables import Row, markdown_table, text_table
+from compressor.weight_space import MANY_ZEROS, Values, WeightSpace, entropy, gap_coded_bytes
 
 __all__ = ["Report", "Totals"]
 
@@ -43,7 +44,6 @@ class Totals:
     ratio: float
     parameters: int
     bits_per_parameter: float
-    unique_weights: int
 
 
 class Report:
@@ -52,26 +52,37 @@ class Report:
     Args:
         rows: one per shared tensor, in the file's order.
         totals: of the whole file.
+        weight_space: all shared weights together.
+        gap_coded: bytes the indices would take in Deep Compression's form, computed; None where zeros are few.
         provenance: what the file says of its making: seed, accuracy, what was left alone and why.
     """
 
-    def __init__(self, rows: Sequence[Row], totals: Totals, provenance: Provenance) -> None:
+    def __init__(
+        self,
+        rows: Sequence[Row],
+        totals: Totals,
+        weight_space: WeightSpace,
+        gap_coded: int | None,
+        provenance: Provenance,
+    ) -> None:
         self.rows, self.totals, self.provenance = list(rows), totals, provenance
+        self.weight_space, self.gap_coded = weight_space, gap_coded
 
     @classmethod
     def of(cls, file: PackedFile) -> Report:
         """Read the figures off an open packed file."""
         made = read_provenance(file)
-        rows, values = [], []
+        rows, values, gap_coded = [], [], 0
         users = [sum(site.book == number for site in file.sites.values()) for number in range(len(file.books))]
         for position, name in enumerate(file.sites):
             shared = file.shared(name)
             book = file.books[shared.book]
             histogram = _histogram(shared, book)
-            values.append(_values_used(shared, book, histogram))
-            rows.append(_row(file, made, position, shared, book, histogram, users[shared.book]))
-        unique = len(np.unique(np.concatenate(values))) if values else 0
-        return cls(rows, _totals(file, made, rows, unique), made)
+            values.append(Values.of(name, shared, book, histogram))
+            rows.append(_row(file, made, position, shared, book, histogram, users[shared.book], values[-1].zeros))
+            gap_coded += _gap_coded(rows[-1], shared, book, histogram)
+        sparse = any(row.zeros > MANY_ZEROS for row in rows)
+        return cls(rows, _totals(file, made, rows), WeightSpace.of(values), gap_coded if sparse else None, made)
 
     def __str__(self) -> str:
         return self.table()
@@ -87,6 +98,8 @@ class Report:
             "sites": [{**asdict(row), "shape": list(row.shape)} for row in self.rows],
             "left": self.provenance.left,
             "totals": asdict(self.totals),
+            "weight_space": asdict(self.weight_space),
+            "gap_coded": self.gap_coded,
             "provenance": self.provenance.model_dump(exclude_none=True),
         }
 
@@ -105,42 +118,32 @@ class Report:
         left = [f"left alone: {name}: {reason}" for name, reason in self.provenance.left.items()]
         few = left if everything or len(left) <= FEW else [f"{len(left)} tensors left alone: --all says why"]
         notes = [line for note in [*more, *few] for line in wrap(note, width, subsequent_indent="  ")]
-        return "\n".join([text_table(shown, width), *notes, self.summary(width)])
+        extra = [self.details(width)] if everything else []
+        return "\n".join([text_table(shown, width), *notes, self.summary(width), *extra])
 
     def summary(self, width: int = 120) -> str:
         """Give the totals as text no wider than ``width``: the whole file, what it consists of, what it holds."""
-        t = self.totals
+        t, unique = self.totals, self.weight_space.unique
         parts = "codebooks", "untouched", "header", "checksums"
         split = " + ".join([f"indices {t.indices:,}", *(f"{part} {getattr(t, part):,}" for part in parts)])
         whole = f"whole file  {t.dense:,} -> {t.file:,} bytes ({t.ratio:.2f}x) = {split}"
-        held = (
-            f"{t.parameters:,} parameters at {t.bits_per_parameter:.3f} bits, {t.unique_weights:,} unique weight values"
-        )
+        held = f"{t.parameters:,} parameters at {t.bits_per_parameter:.3f} bits, {unique:,} unique weight values"
         return "\n".join(line for text in (whole, held) for line in wrap(text, width, subsequent_indent=" " * 12))
+
+    def details(self, width: int = 120) -> str:
+        """Give the figures over all shared weights together, as other papers count them."""
+        w = self.weight_space
+        texts = [
+            f"shared weights  {w.unique:,} values, entropy {w.entropy:.3f} bits; without zeros and down-sampling "
+            f"{w.unique_nonzero:,} values, {w.entropy_nonzero:.3f} bits; {w.power_terms:.2f} powers of two a weight"
+        ]
+        if self.gap_coded is not None:
+            texts.append(f"gap-coded as in Deep Compression  indices {self.gap_coded:,} bytes (computed, not stored)")
+        return "\n".join(line for text in texts for line in wrap(text, width, subsequent_indent=" " * 12))
 
 
 def _histogram(shared: SharedTensor, book: Codebook) -> NDArray[np.int64]:
     return np.bincount(shared.indices, minlength=book.shape[1])
-
-
-def _values_used(shared: SharedTensor, book: Codebook, histogram: NDArray[np.int64]) -> NDArray[np.float32]:
-    """Give the distinct values of a tensor; the codewords used tell them unless each group has its own."""
-    books, _, length = book.shape
-    if books == 1 and length == 1 and shared.scale is None and shared.offset is None:
-        return book.expand().reshape(-1)[histogram > 0]
-    return np.unique(decode(shared, book)).astype(np.float32)
-
-
-def _zeros(shared: SharedTensor, book: Codebook, histogram: NDArray[np.int64]) -> float:
-    weights = math.prod(shared.shape)
-    if book.shape[0] == 1 and book.shape[2] == 1 and shared.offset is None and shared.scale is None:
-        return int(histogram[book.expand().reshape(-1) == 0].sum()) / weights
-    return 1 - int(np.count_nonzero(decode(shared, book))) / weights
-
-
-def _entropy(histogram: NDArray[np.int64]) -> float:
-    share = histogram[histogram > 0] / histogram.sum()
-    return float(-(share * np.log2(share)).sum()) + 0.0
 
 
 def _row(
@@ -151,6 +154,7 @@ def _row(
     book: Codebook,
     histogram: NDArray[np.int64],
     users: int,
+    zeros: float,
 ) -> Row:
     entry = list(file.sites.values())[position]
     weights = math.prod(entry.shape)
@@ -165,8 +169,8 @@ def _row(
         bits=max(book.shape[1] - 1, 0).bit_length(),
         used=int((histogram > 0).sum()),
         allowed=book.shape[1],
-        zeros=_zeros(shared, book, histogram),
-        entropy=_entropy(histogram) * entry.count / weights,
+        zeros=zeros,
+        entropy=entropy(histogram) * entry.count / weights,
         codec=entry.codec,
         coded=8 * entry.size / weights,
         indices=entry.size,
@@ -178,13 +182,22 @@ def _row(
     )
 
 
+def _gap_coded(row: Row, shared: SharedTensor, book: Codebook, histogram: NDArray[np.int64]) -> int:
+    """Compute a tensor's bytes in Deep Compression's form; those of the file where zeros are few."""
+    zero = np.flatnonzero(book.expand().reshape(-1) == 0)
+    scalars = book.shape[0] == 1 and book.shape[2] == 1 and shared.offset is None
+    if row.zeros <= MANY_ZEROS or not scalars or len(zero) != 1:
+        return row.indices
+    return gap_coded_bytes(shared, int(zero[0]), histogram)
+
+
 def _book_bytes(shared: SharedTensor, book: Codebook) -> int:
     table = book.values.size * ITEM_SIZES[book.dtype] if isinstance(book, Table) else 0
     spread = sum(part.size for part in (shared.scale, shared.offset) if part is not None)
     return table + spread * ITEM_SIZES[shared.scale_dtype]
 
 
-def _totals(file: PackedFile, made: Provenance, rows: Sequence[Row], unique: int) -> Totals:
+def _totals(file: PackedFile, made: Provenance, rows: Sequence[Row]) -> Totals:
     sizes = file.sizes()
     weights = sum(row.weights for row in rows)
     kept = sum(math.prod(raw.shape) for raw in file.untouched.values() if raw.dtype in FLOATING)
@@ -201,7 +214,6 @@ def _totals(file: PackedFile, made: Provenance, rows: Sequence[Row], unique: int
         ratio=dense / sizes.file,
         parameters=parameters,
         bits_per_parameter=8 * sizes.file / max(parameters, 1),
-        unique_weights=unique,
     )
 
 
