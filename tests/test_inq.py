@@ -1,0 +1,352 @@
+"""Incremental network quantisation against the paper's equations, entry by entry, and its rounds."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from compressor.core import Compressor
+from compressor.formats.errors import PolicyError
+from compressor.group import Group
+from compressor.policy import Policy, Rule
+from compressor.scheme import make_scheme
+from compressor.schemes.inq import INQ
+from compressor.sites import find_tensors
+
+OPTIMIZERS: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
+    "sgd": lambda groups: torch.optim.SGD(groups, lr=0.05, momentum=0.9, weight_decay=0.1),
+    "adam": lambda groups: torch.optim.Adam(groups, lr=0.01, weight_decay=0.1),
+}
+
+PAPER = {  # as printed
+    5: (0.5, 0.75, 0.875, 1),
+    4: (0.3, 0.5, 0.8, 0.9, 0.95, 1),
+    3: (0.2, 0.4, 0.6, 0.7, 0.8, 0.9, 0.95, 1),
+    2: (0.2, 0.4, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.975, 1),
+}
+
+
+def group_of(weights: Tensor, scheme: INQ) -> Group:
+    layer = nn.Linear(weights.numel(), 1, bias=False).to(weights.dtype)
+    with torch.no_grad():
+        layer.weight.copy_(weights.reshape(1, -1))
+    group = Group(scheme, find_tensors(layer))
+    scheme.fit(group, None)
+    return group
+
+
+def weight_of(group: Group) -> Tensor:
+    site = group.sites[0]
+    return group.weight(site, group.latent(site)).detach().reshape(-1).clone()
+
+
+@torch.no_grad()
+def quantised(weights: Tensor, bits: int = 5) -> Tensor:
+    """The weights with all of them frozen."""
+    group = group_of(weights, INQ(bits=bits))
+    group.advance(1.0)
+    return weight_of(group)
+
+
+def exponents(weights: Tensor, bits: int) -> tuple[int, int]:
+    """n1 and n2 of the paper, searched for rather than computed."""
+    largest = float(weights.abs().max())
+    n1 = next(k for k in range(60, -60, -1) if 2.0**k <= 4 * largest / 3)
+    return n1, n1 + 1 - 2 ** (bits - 1) // 2
+
+
+def equation_4(weight: float, n1: int, n2: int) -> float:
+    """The paper's equation 4, pair of neighbours by pair; only what is beyond the largest codeword differs."""
+    values = [0.0, *(2.0**k for k in range(n2, n1 + 1))]
+    for alpha, beta in pairwise(values):
+        if (alpha + beta) / 2 <= abs(weight) < 3 * beta / 2:
+            return math.copysign(beta, weight)
+    return math.copysign(values[-1], weight) if abs(weight) >= 1.5 * values[-1] else 0.0
+
+
+def hard_weights() -> Tensor:
+    """A bell of weights, all borders of equation 4 and the floats on either side of them, both signs."""
+    torch.manual_seed(0)
+    borders = torch.tensor([part * 2.0**k for k in range(-14, 3) for part in (0.5, 0.75, 1.0, 1.5)])
+    around = [torch.nextafter(borders, torch.tensor(end)) for end in (-math.inf, math.inf)]
+    positive = torch.cat([borders, *around])
+    return torch.cat([torch.randn(4000), torch.randn(1000) * 1e-3, positive, -positive, torch.zeros(1)])
+
+
+@pytest.mark.parametrize("bits", range(2, 9))
+def test_every_weight_goes_where_equation_4_says(bits: int) -> None:
+    weights = hard_weights()
+    expected = [equation_4(weight, *exponents(weights, bits)) for weight in weights.tolist()]
+    assert quantised(weights, bits).tolist() == expected
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("bits", range(2, 9))
+def test_values_are_zero_and_the_powers_of_two(bits: int, dtype: torch.dtype) -> None:
+    weights = hard_weights().to(dtype)
+    n1, n2 = exponents(weights, bits)
+    values = quantised(weights, bits).float().unique()
+    assert set(values.tolist()) <= {0.0, *(sign * 2.0**k for k in range(n2, n1 + 1) for sign in (-1, 1))}
+    assert len(values) <= INQ(bits=bits).stored_values(len(weights)) == 2 ** (bits - 1) + 1
+
+
+def test_the_papers_example_and_the_golden_one() -> None:
+    """Section 2.1: b = 3 and n1 = -1 give n2 = -2; and s = 1, b = 5."""
+    assert group_of(torch.tensor([0.7, 0.1]), INQ(bits=3)).codebook().tolist() == [-0.5, -0.25, 0.0, 0.25, 0.5]
+    codebook = group_of(torch.tensor([1.0, -0.3]), INQ(bits=5)).codebook()
+    assert len(codebook) == 17
+    assert codebook[9:].tolist() == [2.0**k for k in range(-7, 1)]
+    assert torch.equal(codebook, -codebook.flip(0))
+
+
+def test_borders_are_linear() -> None:
+    below = torch.nextafter(torch.tensor(1.5), torch.tensor(0.0)).item()
+    found = quantised(torch.tensor([2.0, 1.5, below, 2.0**-7, 2.0**-7 * (1 - 2.0**-24)]))
+    assert found.tolist() == [2.0, 2.0, 1.0, 2.0**-6, 0.0]
+
+
+@pytest.mark.parametrize("bits", [2, 3, 5])
+def test_quantising_is_odd_and_done_once(bits: int) -> None:
+    weights = hard_weights()
+    once = quantised(weights, bits)
+    assert torch.equal(quantised(once, bits), once)
+    assert torch.equal(quantised(-weights, bits), -once)
+
+
+def test_the_largest_weight_is_rounded_and_never_cut() -> None:
+    for largest in (0.75, 1.0, 1.4999, 1.5, 3e-7, 123.0, 1.0000001):
+        highest = float(group_of(torch.tensor([largest, 0.0]), INQ()).codebook()[-1])
+        assert 0.75 * highest <= largest < 1.5 * highest
+
+
+@pytest.mark.parametrize("bits", [2, 5, 8])
+@pytest.mark.parametrize(
+    "weights",
+    [
+        torch.tensor([3.4e38, -1e30, 1.0]),
+        torch.tensor([65504.0, 6e-8, 1e-3], dtype=torch.float16),
+        torch.tensor([3e38, 1e-38], dtype=torch.bfloat16),
+        torch.tensor([1e-38, -1e-40, 1e-45]),
+        torch.zeros(5),
+    ],
+)
+def test_what_the_dtype_cannot_hold_is_left_out(weights: Tensor, bits: int) -> None:
+    found = quantised(weights, bits)
+    assert found.dtype == weights.dtype
+    assert torch.isfinite(found).all()
+    if weights[0] > 1:
+        assert 0.5 < float(found[0]) / float(weights[0]) < 1
+    assert (group_of(weights, INQ(bits=bits)).codebook().diff() > 0).all()
+
+
+def job_of(bits: int = 5, **settings: Any) -> Compressor:
+    torch.manual_seed(0)
+    return Compressor(
+        nn.Linear(25, 15), Policy([Rule("*", scheme="inq", bits=bits, **settings)]), teacher=None
+    ).prepare()
+
+
+def step(job: Compressor, optimizer: torch.optim.Optimizer, seed: int) -> None:
+    inputs = torch.randn(8, 25, generator=torch.Generator().manual_seed(seed))
+    optimizer.zero_grad()
+    job.model(inputs).square().sum().backward()
+    optimizer.step()
+
+
+def frozen_of(job: Compressor) -> Tensor:
+    group = job.groups[0]
+    return (group.indices(group.sites[0]) >= 0).reshape(-1)
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("bits", [2, 3, 4, 5])
+def test_portions_are_frozen_when_due_and_never_thaw(bits: int, optimizer: str) -> None:
+    job = job_of(bits)
+    opt = OPTIMIZERS[optimizer](job.model.parameters())  # whose decay is on the latent weights too
+    steps = 5 * (len(PAPER[bits]) - 1)
+    job.attach(opt, steps)
+    counts = [int(frozen_of(job).sum())]
+    for number in range(steps):
+        frozen, before = frozen_of(job), weight_of(job.groups[0])
+        step(job, opt, number)
+        after = weight_of(job.groups[0])
+        assert torch.equal(after[frozen], before[frozen])
+        assert (after != before)[~frozen].all()
+        assert frozen_of(job)[frozen].all()
+        if (number + 1) % 5 == 0:
+            counts.append(int(frozen_of(job).sum()))
+        else:
+            assert torch.equal(frozen_of(job), frozen)
+    assert counts == [round(portion * 375) for portion in PAPER[bits]]
+
+
+def test_the_largest_of_the_free_go_first_and_equals_in_order() -> None:
+    group = group_of(torch.tensor([0.3, -1.0, 0.5, -0.5, 0.5, 0.1]), INQ(bits=2, portions=(0.5, 0.7, 1.0)))
+    frozen = []
+    with torch.no_grad():
+        for progress in (0.0, 0.5, 1.0):
+            group.advance(progress)
+            frozen.append((group.indices(group.sites[0]) >= 0).flatten().tolist())
+    assert frozen[0] == [False, True, True, True, False, False]
+    assert frozen[1] == [False, True, True, True, True, False]
+    assert all(frozen[2])
+
+
+def test_weights_rounded_down_are_not_ranked_again() -> None:
+    """1.4 becomes 1 and then is smaller than a free weight that training took to 1.2: it stays frozen all the same."""
+    group = group_of(torch.tensor([1.4, 1.1, 0.2, 0.1]), INQ(portions=(0.25, 0.5, 1.0)))
+    with torch.no_grad():
+        group.advance(0.0)
+        group.latent(group.sites[0]).copy_(torch.tensor([0.0, 1.2, 1.3, 0.1]))
+        group.advance(0.5)
+    assert weight_of(group).tolist() == pytest.approx([1.0, 1.2, 1.0, 0.1])
+
+
+def test_a_free_weight_that_grows_beyond_the_codebook_becomes_the_largest_codeword() -> None:
+    group = group_of(torch.tensor([1.0, 0.3, -0.2]), INQ(portions=(0.3, 1.0)))
+    with torch.no_grad():
+        group.advance(0.0)
+        group.latent(group.sites[0]).copy_(torch.tensor([0.0, 1.5, -77.0]))
+        group.advance(1.0)
+    assert weight_of(group).tolist() == [1.0, 1.0, -1.0]
+
+
+def test_only_free_weights_have_a_gradient() -> None:
+    group = group_of(torch.tensor([1.0, 0.6, 0.3, -0.2]), INQ(portions=(0.5, 1.0)))
+    with torch.no_grad():
+        group.advance(0.0)
+    site = group.sites[0]
+    latent: Any = group.latent(site)
+    group.weight(site, latent).sum().backward()
+    assert latent.grad.tolist() == [[0.0, 0.0, 1.0, 1.0]]
+
+
+def test_rounds_begin_where_the_last_ended() -> None:
+    group = group_of(torch.randn(100), INQ(bits=5))
+    with torch.no_grad():
+        told = [(step / 12, group.advance(step / 12)) for step in [0, 0, *range(13), 12]]
+    assert [(at, end) for at, end in told if end is not None] == [(0.0, 1 / 3), (1 / 3, 2 / 3), (2 / 3, 1.0)]
+
+
+def test_rounds_are_told_and_the_optimiser_forgets() -> None:
+    job = job_of(5)
+    told: list[tuple[int, int]] = []
+
+    def on_round(parameters: list[Tensor], steps: int) -> None:
+        assert any(parameter is job.groups[0].latent(job.groups[0].sites[0]) for parameter in parameters)
+        assert not any(parameter in opt.state for parameter in parameters)
+        told.append((job.steps, steps))
+
+    opt = OPTIMIZERS["adam"](job.param_groups(lr=0.01))
+    job.attach(opt, 9, on_round)
+    for number in range(9):
+        step(job, opt, number)
+    assert told == [(0, 3), (3, 3), (6, 3)]
+
+
+def test_fewer_steps_than_rounds_freeze_all_that_is_due() -> None:
+    job = job_of(2)
+    told: list[int] = []
+    opt = OPTIMIZERS["sgd"](job.param_groups(lr=0.01))
+    job.attach(opt, 2, lambda _, steps: told.append(steps))
+    counts = [int(frozen_of(job).sum())]
+    for number in range(2):
+        step(job, opt, number)
+        counts.append(int(frozen_of(job).sum()))
+    assert counts == [75, 300, 375]
+    assert told == [1, 1]
+
+
+def test_a_single_portion_is_frozen_at_once() -> None:
+    group = group_of(torch.randn(100), INQ(portions=(1.0,)))
+    with torch.no_grad():
+        assert group.advance(0.0) is None
+    assert (group.indices(group.sites[0]) >= 0).all()
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_resumed_in_the_middle_of_a_round_ends_in_the_same_bytes(optimizer: str) -> None:
+    def start() -> tuple[Compressor, torch.optim.Optimizer]:
+        job = job_of(4)
+        opt = OPTIMIZERS[optimizer](job.param_groups(lr=0.01))
+        job.attach(opt, 20)
+        return job, opt
+
+    whole, opt = start()
+    for number in range(10):
+        step(whole, opt, number)
+    assert int(whole.groups[0].rounds) == 3  # type: ignore[arg-type]
+    states = copy.deepcopy((whole.state_dict(), opt.state_dict()))
+    for number in range(10, 20):
+        step(whole, opt, number)
+    resumed, opt = start()
+    resumed.load_state_dict(states[0])
+    opt.load_state_dict(states[1])
+    for number in range(10, 20):
+        step(resumed, opt, number)
+    assert resumed.finish().to_bytes() == whole.finish().to_bytes()
+
+
+@pytest.mark.parametrize("sparsity_by", [0.0, 0.6])
+def test_pruned_weights_are_zero_and_not_counted(sparsity_by: float) -> None:
+    job = job_of(5, sparsity=0.8, sparsity_by=sparsity_by)
+    opt = OPTIMIZERS["adam"](job.param_groups(lr=0.01))
+    job.attach(opt, 12)
+    group = job.groups[0]
+    if not sparsity_by:
+        assert int(frozen_of(job).sum()) == round(0.5 * 75)
+        assert not (frozen_of(job) & group.pruned(group.sites[0]).reshape(-1)).any()
+    for number in range(12):
+        frozen, before = frozen_of(job), weight_of(group)
+        step(job, opt, number)
+        kept = frozen & ~group.pruned(group.sites[0]).reshape(-1)
+        assert torch.equal(weight_of(group)[kept], before[kept])
+    trained, pruned = weight_of(group), group.pruned(group.sites[0]).reshape(-1)
+    assert int(pruned.sum()) == 300
+    assert (trained[pruned] == 0).all()
+    packed = job.finish()
+    weight: Any = job.model.weight
+    assert torch.equal(weight.reshape(-1), trained)
+    codewords = packed.content.books[0].expand().ravel()
+    assert np.isin(trained.numpy(), codewords).all()
+    assert len(codewords) <= 17
+
+
+def test_the_largest_weight_that_is_not_pruned_sets_the_codebook() -> None:
+    layer = nn.Linear(3, 1, bias=False)
+    with torch.no_grad():
+        layer.weight.copy_(torch.tensor([[8.0, 1.0, 0.5]]))
+    group = Group(INQ(), find_tensors(layer))
+    group.prune(group.sites[0], torch.tensor([[True, False, False]]))
+    INQ().fit(group, None)
+    assert float(group.codebook()[-1]) == 1.0
+    group.prune(group.sites[0], torch.ones(1, 3, dtype=torch.bool))
+    INQ().fit(group, None)
+    assert torch.isfinite(group.codebook()).all()
+
+
+@pytest.mark.parametrize(
+    "portions", [(0.5,), (0.5, 0.5, 1.0), (0.7, 0.5, 1.0), (0.0, 1.0), (-0.5, 1.0), (0.5, 1.1), (math.nan, 1.0)]
+)
+def test_portions_that_do_not_ascend_to_one_are_refused(portions: tuple[float, ...]) -> None:
+    expected = r"scheme 'inq', setting 'portions': must be shares of the weights that ascend to 1, such as .*, got \("
+    with pytest.raises(PolicyError, match=expected):
+        make_scheme("inq", {"portions": portions})
+
+
+@pytest.mark.parametrize("bits", [-1, 0, 1, 9, 32])
+def test_bits_it_cannot_take_are_refused(bits: int) -> None:
+    with pytest.raises(PolicyError, match=f"scheme 'inq' takes 2 to 8 bits, got {bits}"):
+        make_scheme("inq", {"bits": bits})
+
+
+def test_portions_are_read_from_lists() -> None:
+    assert make_scheme("inq", {"bits": 3, "portions": [0.5, 1]}) == INQ(bits=3, portions=(0.5, 1.0))
