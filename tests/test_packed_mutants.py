@@ -69,7 +69,9 @@ def edit_metadata(data: bytes, chance: random.Random) -> bytes:
             elif isinstance(container, list):
                 container.insert(key, json.loads(json.dumps(chance.choice([container[key], *NASTY]))))
             else:
-                container[str(chance.choice(NASTY))[:20]] = chance.choice([container[key], *NASTY])
+                container[str(chance.choice(NASTY))[:20]] = json.loads(
+                    json.dumps(chance.choice([container[key], *NASTY]))
+                )
 
     return forged_from(data, edit)
 
