@@ -16,6 +16,7 @@ from test_faults_read import Says, says
 from test_packed_lies import Fields, forged_from, small
 from test_record import RECORDS
 
+import compressor
 from compressor.cli.files import open_packed
 from compressor.cli.main import run
 from compressor.formats import atomic, parts, source
@@ -155,20 +156,32 @@ def test_nth_allocation_fails_while_reading(tmp_path: Path, codec: str) -> None:
     assert each_failing(read, after) > 10
 
 
-@pytest.mark.parametrize("command", ["verify", "inspect"])
-def test_nth_allocation_fails_in_a_command(tmp_path: Path, command: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_nth_allocation_fails_while_loading(tmp_path: Path) -> None:
+    """In several threads, from which the error must come back."""
     path = tmp_path / "a"
+    path.write_bytes(small("ans"))
+    assert each_failing(lambda: compressor.load_state_dict(path), lambda done: None) > 10
+
+
+@pytest.mark.parametrize("command", ["verify", "inspect", "unpack"])
+def test_nth_allocation_fails_in_a_command(tmp_path: Path, command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    path, output = tmp_path / "a", tmp_path / "out.safetensors"
     path.write_bytes(small("ans"))
 
     def act() -> None:
-        code = run([command, str(path)])
+        output.write_bytes(b"old")
+        code = run([command, str(path), *(["-o", str(output), "--force"] if command == "unpack" else [])])
         err = capsys.readouterr().err
         if code:
             assert (code, err.count("\n")) == (6, 1)
             assert err.startswith("error: out of memory; ")
             raise MemoryError
 
-    assert each_failing(act, lambda done: None) > 10
+    def after(done: bool) -> None:
+        assert done or output.read_bytes() == b"old"
+        assert sorted(os.listdir(tmp_path)) == ["a", "out.safetensors"]
+
+    assert each_failing(act, after) > 10
 
 
 def test_real_want_of_memory(tmp_path: Path) -> None:
