@@ -48,7 +48,7 @@ class INQ(Scheme):
     Of T portions the first is frozen before training and the last after it, with T - 1 equal rounds between.
 
     The largest weight sets the range: with 2 or 3 bits most weights become 0, and a few epochs do not make up for it.
-    The paper trains each of the ten rounds of its 2 bits for as many as 30.
+    The paper allows 2 bits 30 epochs where it allows the others 8.
 
     Args:
         bits: one for zero, the rest for sign and exponent: ``2^(bits - 1) + 1`` values.
