@@ -187,7 +187,8 @@ def _whole(name: str, bits: Any) -> int:
 
 def scheme_settings(scheme: Scheme) -> dict[str, Any]:
     """Give all settings of a scheme as TOML-ready values; ``make_scheme`` gives the scheme back."""
-    return asdict(scheme)  # type: ignore[call-overload, no-any-return]
+    settings = asdict(scheme)  # type: ignore[call-overload]
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in settings.items()}
 
 
 def describe(cls: type[Scheme]) -> dict[str, Any]:
