@@ -14,7 +14,8 @@ __all__ = ["pull"]
 TEMPERATURE = 0.05  # of the softmin over codewords
 BLOCK = 1 << 17  # weights handled at a time, so that temporaries stay small
 STEEPEST = 1e30  # bound of a weight's slope, which grows without bound near zero
-LEAST = 1e-60  # magnitude below which a weight is not divided by
+LEAST = 1e-15  # magnitude below which a weight is not divided by, nor by its square
+FURTHEST = 1e6  # a relative distance beyond which no codeword has any share
 
 
 def pull(latent: Tensor, free: Tensor, codebook: Tensor, zero_below: float) -> Tensor:
@@ -48,9 +49,9 @@ class _Pull(Function):
         for start in range(0, flat.numel(), BLOCK):
             block = slice(start, start + BLOCK)
             chosen = flat_free[block]
-            values, slopes = _pull_in_block(flat[block][chosen].double(), codebook.double(), zero_below)
-            total += values.sum()
-            slope[block][chosen] = slopes.float()
+            values, slopes = _pull_in_block(flat[block][chosen].float(), codebook, zero_below)
+            total += values.sum(dtype=torch.float64)
+            slope[block][chosen] = slopes
         ctx.save_for_backward(slope.view(latent.shape))
         ctx.dtype = latent.dtype
         return total
@@ -64,16 +65,22 @@ class _Pull(Function):
 
 
 def _pull_in_block(weights: Tensor, codebook: Tensor, zero_below: float) -> tuple[Tensor, Tensor]:
-    """Give the value and its slope for each weight, float64[n] both."""
-    upper = torch.bucketize(weights, codebook)
-    sides = torch.stack([(upper - 1).clamp(min=0), upper.clamp(max=len(codebook) - 1)])  # beyond the ends the same
-    codewords = codebook[sides]
-    safe = torch.where(weights < 0, -1.0, 1.0) * weights.abs().clamp(min=LEAST)
-    offset = weights - codewords
-    offset[(codewords == 0) & (weights.abs() < zero_below)] = 0
-    distance = offset.abs() / safe.abs()
-    share = torch.softmax(-distance / TEMPERATURE, dim=0)
-    value = (share * distance).sum(0)
-    by_distance = share * (1 - (distance - value) / TEMPERATURE)
-    by_weight = (offset * safe).sign() * codewords / safe.square()  # D = |1 - c/w|
-    return value, (by_distance * by_weight).sum(0).clamp(-STEEPEST, STEEPEST)
+    """Give the value and its slope for each weight, float32[n] both."""
+    above = torch.bucketize(weights, codebook, out_int32=True)
+    safe = weights.abs().clamp_(min=LEAST).copysign(weights)
+    small = weights.abs() < zero_below
+    near, near_slope = _distance(weights, safe, codebook, (above - 1).clamp_(min=0), small)
+    far, far_slope = _distance(weights, safe, codebook, above.clamp_(max=len(codebook) - 1), small)
+    share = torch.sigmoid((far - near) / TEMPERATURE)  # of the lower codeword; beyond the ends both are the same
+    value = far + share * (near - far)
+    slope = share * (1 - (near - value) / TEMPERATURE) * near_slope
+    slope += (1 - share) * (1 - (far - value) / TEMPERATURE) * far_slope
+    return value, slope.clamp_(-STEEPEST, STEEPEST)
+
+
+def _distance(weights: Tensor, safe: Tensor, codebook: Tensor, indices: Tensor, small: Tensor) -> tuple[Tensor, Tensor]:
+    """Give D = |1 - c/w| and its slope for each weight and one codeword, float32[n] both."""
+    codewords = codebook.index_select(0, indices)
+    offset = (weights - codewords).masked_fill_(small & (codewords == 0), 0)
+    slope = (offset * safe).sign_() * codewords / safe.square()
+    return (offset / safe).abs_().clamp_(max=FURTHEST), slope.clamp_(-STEEPEST, STEEPEST)

@@ -193,5 +193,6 @@ def scheme_settings(scheme: Scheme) -> dict[str, Any]:
 
 def describe(cls: type[Scheme]) -> dict[str, Any]:
     """Give id, first docstring line, settings with defaults, and paper of a scheme."""
-    defaults = {f.name: f.default for f in fields(cls) if f.default is not MISSING}  # type: ignore[arg-type]
+    known = {f.name: f.default for f in fields(cls) if f.default is not MISSING}  # type: ignore[arg-type]
+    defaults = {name: list(value) if isinstance(value, tuple) else value for name, value in known.items()}
     return {"id": cls.id, "summary": (cls.__doc__ or "").splitlines()[0], "settings": defaults, "paper": cls.paper}

@@ -37,9 +37,8 @@ class WeightFixing(Scheme):
         delta: how far a cluster's weights may be from its value, relative to each weight, in the mean. Rounds begin
             with as many times this as there are rounds. The number of values is an outcome.
         fractions: of all weights that are fixed after each round; the first before training, the last after it.
-        zero_distance: weights smaller than this are fixed to 0: in standard deviations of their tensor. The paper's
-            2^-7 is about a quarter of the spread of an ImageNet ResNet's larger layers, and all of other networks'.
-        zero_absolute: take ``zero_distance`` as it is, as the paper does with 2^-7.
+        zero_distance: weights smaller than this are fixed to 0: in standard deviations of their tensor.
+        zero_absolute: take ``zero_distance`` as it is; the paper's is 2^-7, more than some networks' whole layers.
         penalty_ratio: value of the term that draws weights to the values, as a share of the task's loss.
 
     Reference: Subia-Waud, Dasmahapatra, "Weight Fixing Networks", ECCV 2022.
@@ -96,8 +95,8 @@ class WeightFixing(Scheme):
     def weight(self, group: Group, site: Site, latent: Tensor) -> Tensor:
         """Give fixed weights their values; free ones are themselves."""
         indices = group.indices(site)
-        fixed = group.codebook()[indices.clamp(min=0)].to(latent.dtype)
-        return torch.where(indices < 0, latent, fixed)
+        fixed = group.codebook().index_select(0, indices.clamp(min=0).reshape(-1)).view_as(latent)
+        return torch.where(indices < 0, latent, fixed.to(latent.dtype))
 
     def advance(self, group: Group, progress: float) -> float | None:
         """Do the rounds that are due: the first before the first step, the last after the last."""
