@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from compressor.cli.compress import OPTIONS
+from compressor.cli.files import memory_option, open_packed
 from compressor.cli.options import Options
 from compressor.formats.errors import UsageError
 
@@ -47,18 +48,18 @@ pack = click.Command(
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="The .safetensors file to write.")
 @click.option("--force", is_flag=True, help="Replace the file if it exists.")
-def unpack(file: Path, output: Path, force: bool) -> None:
+@memory_option
+def unpack(file: Path, output: Path, force: bool, max_memory: int | None) -> None:
     """Write a packed FILE as a plain checkpoint.
 
     Names, shapes and values are those of the model's state dict: timm loads it by checkpoint_path.
     """
     from compressor.formats.atomic import check_writable, write_atomically
-    from compressor.formats.reader import PackedFile
 
     if output.suffix != ENDING:
         raise UsageError(f"-o {output}: timm knows a plain checkpoint by its ending, name it {output.stem}{ENDING}")
     check_writable(output, force)
-    with PackedFile.open(file) as packed:
+    with open_packed(file, max_memory) as packed:
         model = packed.model
     from safetensors.torch import save
 

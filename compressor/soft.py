@@ -32,8 +32,9 @@ def soft_hash(latent: Tensor, codebook: Tensor, temperature: float, entries: int
         entries: of the N x K matrix, computed at a time.
 
     Example:
-        >>> soft_hash(torch.tensor([0.0, 0.5, 1.0]), torch.tensor([0.0, 1.0]), temperature=0.01).tolist()
-        [0.0, 0.5, 1.0]
+        >>> soft = soft_hash(torch.tensor([0.0, 0.5, 1.0]), torch.tensor([0.0, 1.0]), temperature=0.5)
+        >>> [round(weight, 3) for weight in soft.tolist()]
+        [0.119, 0.5, 0.881]
 
     Reference: Cho, Alizadeh-Vahid, Adya, Rastegari, "DKM", ICLR 2022, without its iterations: here the codebook is
     learnt from the loss.
