@@ -1,0 +1,149 @@
+"""One training step: dense, learnt and kmeans side by side in one process, steps taken in turn.
+
+    python benchmarks/step_time.py [--steps 15] [--threads 2] [--json FILE]
+
+Random images and classes, 4 bits, AdamW, cross entropy, no distillation: a teacher costs the same forward pass
+whatever the scheme. Times are medians, after three steps that are not counted, on the wall and of the processors;
+ratios are medians too, each step against the dense one of the same turn. Memory is the highest resident size of a
+process of its own while it takes five steps, less that of the dense one, per shared weight; what went before the
+first step is not counted (Linux only).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from tabulate import tabulate
+from torch import nn
+from torch.nn import functional
+
+from compressor import Compressor, Policy, Rule
+
+SCHEMES = "dense", "learnt", "kmeans"
+WARM_UP, MEMORY_STEPS = 3, 5
+ALL_STEPS = 1_000  # of the run the steps are part of: learnt looks for unused codewords ten times in it
+Step = Callable[[], None]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A network and the images it is trained on."""
+
+    model: str
+    size: int
+    batch: int
+    channels: int
+
+
+CASES = Case("resnet34", 32, 64, 1), Case("resnet18", 32, 64, 1), Case("resnet18", 224, 16, 3)
+
+
+def make_step(case: Case, scheme: str) -> tuple[Step, int]:
+    """Give a training step of a network, and the number of its weights that are shared."""
+    torch.manual_seed(0)
+    model = timm.create_model(case.model, num_classes=10, in_chans=case.channels)
+    if scheme == "dense":
+        return _step(case, model, torch.optim.AdamW(model.parameters(), 1e-3), functional.cross_entropy), 0
+    job = Compressor(model, Policy([Rule("*", scheme=scheme, bits=4)]), copy=False, teacher=None).prepare()
+    optimizer = torch.optim.AdamW(job.param_groups(lr=1e-3))
+    job.attach(optimizer, total_steps=ALL_STEPS)
+    return _step(case, job.model, optimizer, job.loss), sum(group.weights for group in job.groups)
+
+
+def _step(case: Case, model: nn.Module, optimizer: torch.optim.Optimizer, loss: Callable[..., Any]) -> Step:
+    images = torch.randn(case.batch, case.channels, case.size, case.size)
+    classes = torch.randint(10, (case.batch,))
+    model.train()
+
+    def step() -> None:
+        value = loss(model(images), classes)
+        optimizer.zero_grad()
+        value.backward()
+        optimizer.step()
+
+    return step
+
+
+def step_times(case: Case, steps: int) -> dict[str, dict[str, float]]:
+    """Give the median times of a step of each scheme, and how many times a dense one they take."""
+    taken = {scheme: make_step(case, scheme)[0] for scheme in SCHEMES}
+    times: dict[str, list[tuple[float, float]]] = {scheme: [] for scheme in SCHEMES}
+    for _ in range(WARM_UP + steps):
+        for scheme, step in taken.items():
+            wall, processors = time.perf_counter(), time.process_time()
+            step()
+            times[scheme].append((time.perf_counter() - wall, time.process_time() - processors))
+    figures: dict[str, dict[str, float]] = {scheme: {} for scheme in SCHEMES}
+    for clock, name in enumerate(("step", "CPU")):
+        dense = [turn[clock] for turn in times["dense"][WARM_UP:]]
+        for scheme in SCHEMES:
+            own = [turn[clock] for turn in times[scheme][WARM_UP:]]
+            figures[scheme][f"{name} ms"] = 1e3 * statistics.median(own)
+            ratios = [mine / other for mine, other in zip(own, dense, strict=True)]
+            figures[scheme][f"{name} ratio"] = statistics.median(ratios)
+    return figures
+
+
+def report_memory(case: Case, scheme: str) -> None:
+    """Print the highest resident size of this process during a few steps, and the number of shared weights."""
+    step, weights = make_step(case, scheme)
+    Path("/proc/self/clear_refs").write_text("5")  # forget the highest so far
+    for _ in range(MEMORY_STEPS):
+        step()
+    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM:"))
+    print(json.dumps([int(line.split()[1]) * 1024, weights]))
+
+
+def memory(case: Case) -> dict[str, float]:
+    """Give the bytes per shared weight that each scheme needs over dense."""
+    found = {}
+    for scheme in SCHEMES:
+        command = [sys.executable, __file__, "--threads", str(torch.get_num_threads())]
+        command += ["--memory-of", str(CASES.index(case)), scheme]
+        found[scheme] = json.loads(subprocess.run(command, capture_output=True, check=True).stdout)
+    dense = found["dense"][0]
+    return {scheme: (peak - dense) / max(weights, 1) for scheme, (peak, weights) in found.items()}
+
+
+def measure(steps: int) -> list[dict[str, Any]]:
+    """Measure every case."""
+    rows = []
+    for case in CASES:
+        times, extra = step_times(case, steps), memory(case)
+        for scheme in SCHEMES:
+            row: dict[str, Any] = {"model": case.model, "size": case.size, "batch": case.batch, "scheme": scheme}
+            rows.append(row | times[scheme] | {"extra bytes per weight": extra[scheme]})
+    return rows
+
+
+def main() -> None:
+    """Print the table, and write JSON where asked."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=15)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--memory-of", nargs=2, metavar=("CASE", "SCHEME"), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    if options.memory_of:
+        report_memory(CASES[int(options.memory_of[0])], options.memory_of[1])
+        return
+    rows = measure(options.steps)
+    print(tabulate(rows, "keys", tablefmt="github", floatfmt=("", "", "", "", ".0f", ".2f", ".0f", ".2f", ".1f")))
+    if options.json:
+        options.json.write_text(json.dumps(rows, indent=1))
+
+
+if __name__ == "__main__":
+    main()
