@@ -18,7 +18,6 @@ from compressor import SCHEMES, Compressor, Policy, Rule, training
 from compressor.baseline import cache_dir
 from compressor.cli import main as command
 from compressor.cli.options import Options
-from compressor.cli.run import run
 from compressor.formats.errors import UsageError
 from compressor.formats.reader import PackedFile
 from compressor.training import find_device
@@ -176,11 +175,10 @@ def test_the_command_refuses_an_absent_device_at_once(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("compressor.cli.setup.timm.is_model", pytest.fail)
-    with pytest.raises(UsageError, match="device 'cuda:99'"):
-        run(Options("test_resnet", device="cuda:99"))
-    assert command.run(["eval", "no.safetensors", "--device", "cuda:99"]) == UsageError.exit_code == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("error: device 'cuda:99': torch ")
+    for words in (["test_resnet", "--amp"], ["eval", "no.safetensors"]):
+        assert command.run([*words, "--device", "cuda:99"]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith("error: device 'cuda:99': torch ")
     assert not list(folder.iterdir())
 
 
@@ -190,11 +188,11 @@ def test_the_command_needs_data_for_mixed_precision() -> None:
 
 
 def test_the_command_trains_in_mixed_precision(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    quick: Any = {"model": "test_resnet", "baseline_epochs": 1, "epochs": 1, "force": True}
-    run(Options(**quick))
+    quick = ["test_resnet", "--baseline-epochs", "1", "--epochs", "1", "--force"]
+    assert command.run(quick) == 0
     with PackedFile.open("test_resnet-digits-learnt4.safetensors") as file:
         assert "amp" not in file.provenance
-    run(Options(**quick, amp=True, device="cpu"))
+    assert command.run([*quick, "--amp", "--device", "cpu"]) == 0
     with PackedFile.open("test_resnet-digits-learnt4.safetensors") as file:
         assert file.provenance["amp"] is True
     assert len(list(cache_dir().glob("*.safetensors"))) == 2, "a baseline trained in mixed precision is another one"
