@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
 from compressor.calibration import Batches, estimate_batch_norm, squared_gradients
-from compressor.formats.errors import MissingError, UsageError
+from compressor.formats.errors import UsageError
 from compressor.group import Group
 from compressor.grouping import begun_rounds, make_groups, param_groups
 from compressor.losses import distillation, frozen_copy
@@ -21,7 +21,7 @@ from compressor.packing import Packed, SharedModel, snapped
 from compressor.policy import Fate, Policy
 from compressor.schedule import make_optimizer
 from compressor.sharing import attach, detach, set_weight
-from compressor.sites import Site
+from compressor.sites import finite_weights
 from compressor.training import Epoch, evaluate, train
 
 __all__ = ["Compressor"]
@@ -74,8 +74,11 @@ class Compressor:
         self.policy, self.model_args, self.seed = policy, dict(model_args or {}), seed
         self.distill, self.temperature = distill, temperature
         self.fates: list[Fate] = policy.plan(self.model)
-        self.dense = {fate.site.name: _finite(fate.site).clone() for fate in self.fates if fate.scheme}
+        dense = {fate.site.name: finite_weights(fate.site) for fate in self.fates if fate.scheme}
         self.teacher = frozen_copy(model if teacher == "dense" else teacher) if distill > 0 else None
+        taught = self.teacher is not None and teacher == "dense"  # by the same weights: they need keeping only once
+        kept = self.teacher.state_dict() if self.teacher is not None and taught else {}
+        self.dense = {name: kept[name] if taught else weights.clone() for name, weights in dense.items()}
         self.original = self.dense if original is None else {name: original[name] for name in self.dense}
         self.preserve_sparsity = preserve_sparsity
         self.groups: list[Group] = []
@@ -239,12 +242,3 @@ class Compressor:
     def _prepared(self, call: str) -> None:
         if not self.groups:
             raise UsageError(f"{call} needs prepare() before it")
-
-
-def _finite(site: Site) -> Tensor:
-    tensor = site.tensor.detach()
-    bad = int((~torch.isfinite(tensor)).sum())
-    if bad:
-        count = f"{bad:,} of {tensor.numel():,} weights are NaN or infinite"
-        raise MissingError(f"{site.name}: {count}; repair the model or ignore the tensor by a rule")
-    return tensor

@@ -7,10 +7,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-__all__ = ["Site", "find_tensors"]
+from compressor.formats.errors import MissingError
+
+__all__ = ["Site", "find_tensors", "finite_weights"]
 
 SHARED_BY_DEFAULT = (nn.Linear, _ConvNd, nn.Embedding, nn.EmbeddingBag, nn.MultiheadAttention, nn.Bilinear)
 LEAVES_BY_DEFAULT = ("weight", "in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
@@ -83,3 +86,13 @@ def find_tensors(model: nn.Module) -> list[Site]:
             if not any(owner is module and held == attribute for owner, held in site.owners):
                 site.owners.append((module, attribute))
     return list(found.values())
+
+
+def finite_weights(site: Site) -> Tensor:
+    """Give a site's weights; raises MissingError, naming it, where any is NaN or infinite."""
+    tensor = site.tensor.detach()
+    bad = int((~torch.isfinite(tensor)).sum())
+    if bad:
+        count = f"{bad:,} of {tensor.numel():,} weights are NaN or infinite"
+        raise MissingError(f"{site.name}: {count}; repair the model or ignore the tensor by a rule")
+    return tensor

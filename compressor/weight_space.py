@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from compressor.formats.codecs.huffman import limited_lengths
+from compressor.formats.codec import codec_class
 from compressor.formats.record import Codebook, SharedTensor, decode
 
 __all__ = ["Values", "WeightSpace", "gap_coded_bytes", "power_of_two_terms"]
@@ -132,5 +132,6 @@ def gap_coded_bytes(shared: SharedTensor, zero: int, histogram: NDArray[np.int64
     gaps[field - 1] += int(fillers.sum())
     codes = histogram.copy()
     codes[zero] = int(fillers.sum())
-    bits = sum(int((counts * limited_lengths(counts)).sum()) + 4 * len(counts) for counts in (gaps, codes))
+    huffman = codec_class("huffman")()
+    bits = sum(int((counts * huffman.code_lengths(counts)).sum()) + 4 * len(counts) for counts in (gaps, codes))
     return math.ceil(bits / 8)
