@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import platform
 import sys
+from textwrap import fill
 from typing import Any
 
 import click
 
-from compressor.cli.show import print_json, print_table
+from compressor.cli.show import print_json, print_table, width
 
 __all__ = ["env", "schemes", "zoo"]
 
@@ -17,6 +18,7 @@ PACKAGES = (
     "torch", "torchvision", "timm", "safetensors", "bitarray", "click", "tabulate", "numpy", "pydantic", "accelerate",
     "scikit-learn",
 )  # fmt: skip
+INDENT = "    "
 as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead.")
 
 
@@ -33,9 +35,10 @@ def schemes(as_json: bool) -> None:
         return
     for scheme in found:
         settings = ", ".join(f"{key}={value}" for key, value in scheme["settings"].items())
-        click.echo(f"{scheme['id']}: {scheme['summary']}")
-        click.echo(f"    settings  {settings or 'none'}  (--set KEY=VALUE)")
-        click.echo(f"    paper     {scheme['paper']}")
+        said = f"settings  {settings}  (--set KEY=VALUE)" if settings else "settings  none"
+        click.echo(fill(f"{scheme['id']}: {scheme['summary']}", width(), subsequent_indent=INDENT))
+        for line in (said, f"paper     {scheme['paper']}"):
+            click.echo(fill(line, width(), initial_indent=INDENT, subsequent_indent=3 * INDENT))
 
 
 @click.command()
