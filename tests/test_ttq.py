@@ -49,7 +49,7 @@ def gradient_of(group: Group, target: Tensor) -> Tensor:
 
 def codes_of(group: Group) -> Tensor:
     assert isinstance(group.scheme, TTQ)
-    return group.scheme.codes(group, group.sites[0]).reshape(-1)
+    return group.scheme.codes(group, group.sites[0], group.latent(group.sites[0])).reshape(-1)
 
 
 def job_of(model: nn.Module, **settings: Any) -> Compressor:
@@ -81,8 +81,8 @@ def test_scales_start_at_the_means_of_the_survivors() -> None:
 
 
 def test_important_weights_count_for_more() -> None:
-    weights, importance = torch.tensor([-4.0, -2.0, 2.0, 3.0]), torch.tensor([1.0, 3.0, 0.0, 0.0])
-    assert scales_of(group_of(weights, importance)) == [2.5, 2.5], "no importance at all: all count alike"
+    weights, importance = torch.tensor([-4.0, -2.0, 2.0, 3.0]), torch.tensor([3.0, 1.0, 0.0, 0.0])
+    assert scales_of(group_of(weights, importance)) == [3.5, 2.5], "no importance at all: all count alike"
 
 
 def test_a_side_without_weights_starts_as_the_other() -> None:

@@ -68,11 +68,11 @@ class TTQ(Scheme):
 
     def weight(self, group: Group, site: Site, latent: Tensor) -> Tensor:
         """Give three values, by the side of the threshold each latent weight is on now."""
-        return ternary(latent, group.codebook(), self.codes(group, site))
+        return ternary(latent, group.codebook(), self.codes(group, site, latent))
 
-    def codes(self, group: Group, site: Site) -> Tensor:
-        """Tell which of ``-Wn``, 0 and ``Wp`` each weight is, as 0, 1 and 2: int32 of the site's shape."""
-        latent = group.latent(site).detach().float()
+    def codes(self, group: Group, site: Site, latent: Tensor) -> Tensor:
+        """Tell which of ``-Wn``, 0 and ``Wp`` each weight is, as 0, 1 and 2: int32 of the shape of ``latent``."""
+        latent = latent.detach().float()
         if group.has_zeros:
             latent = latent.masked_fill(group.pruned(site), 0)
         if self.zeros:
@@ -88,7 +88,7 @@ class TTQ(Scheme):
 
     def share(self, group: Group) -> Shared:
         """Give the three values and the codes."""
-        codes = {site: self.codes(group, site) for site in group.sites}
+        codes = {site: self.codes(group, site, group.latent(site)) for site in group.sites}
         return share_scalars(group, _codebook(group.codebook()), codes)
 
 
@@ -155,8 +155,9 @@ def _mean(group: Group, scheme: TTQ, code: int, importance: Mapping[Site, Tensor
     """Give the mean magnitude of the weights with this code, by importance; None where there are none."""
     total = count = 0.0
     for site in group.sites:
-        chosen = scheme.codes(group, site) == code
-        size = group.latent(site).detach()[chosen].double().abs()
+        latent = group.latent(site).detach()
+        chosen = scheme.codes(group, site, latent) == code
+        size = latent[chosen].double().abs()
         factor = torch.ones_like(size) if importance is None else importance[site][chosen].double().clamp(min=LEAST)
         total, count = total + float((size * factor).sum()), count + float(factor.sum())
     return total / count if count > 0 else None
