@@ -150,6 +150,7 @@ def measure_nncodec(content: Content, repeat: int) -> dict[str, Any]:
 
 def measure(name: str, repeat: int) -> dict[str, dict[str, Any]]:
     """Measure the dense load, every general codec, and the smallest of them."""
+    np.ones(1 << 28).sum()  # 2 GB, given back at once: a virtual machine is slow to hand out memory for the first time
     torch.manual_seed(0)
     model = timm.create_model(name)
     content = to_content(model, name)
