@@ -19,6 +19,7 @@ import compressor
 from compressor.baseline import create_model, train_baseline
 from compressor.cli.files import EVAL_BATCH
 from compressor.cli.options import Options
+from compressor.cli.requirements import check_requirements
 from compressor.cli.setup import Run, set_up
 from compressor.cli.show import Step, accuracy_line, counts, flips, percent, print_json, print_table, say, width
 from compressor.core import Compressor
@@ -32,6 +33,7 @@ __all__ = ["run"]
 
 def run(options: Options) -> None:
     """Do what ``compress MODEL`` was asked to."""
+    check_requirements()
     work = set_up(options)
     if options.dry_run:
         _dry_run(work)

@@ -93,6 +93,7 @@ def finite_weights(site: Site) -> Tensor:
     tensor = site.tensor.detach()
     bad = int((~torch.isfinite(tensor)).sum())
     if bad:
-        count = f"{bad:,} of {tensor.numel():,} weights are NaN or infinite"
+        first = tuple(torch.nonzero(~torch.isfinite(tensor))[0].tolist())
+        count = f"{bad:,} of {tensor.numel():,} weights are NaN or infinite, the first at {first}"
         raise MissingError(f"{site.name}: {count}; repair the model or ignore the tensor by a rule")
     return tensor
