@@ -43,6 +43,8 @@ OPTIONS = (
                  help="Training images that BatchNorm is re-estimated on at the end."),
     click.Option(["--seed"], type=click.IntRange(0), default=0, show_default=True, help="Of everything random."),
     click.Option(["--codec"], default="auto", show_default=True, help="How indices become bytes."),
+    click.Option(["--untouched"], type=click.Choice(["f32", "f16"]), default="f32", show_default=True,
+                 help="Store what is not shared, such as norms and biases, rounded to float16."),
     click.Option(["-o", "--output"], type=path, help="File to write. [default: MODEL-DATA-SCHEME.safetensors]"),
     click.Option(["--force"], is_flag=True, help="Replace the file if it exists."),
     click.Option(["--dry-run"], is_flag=True, help="Show the fate of every tensor and the size; write nothing."),

@@ -21,7 +21,7 @@ __all__ = ["pack", "unpack"]
 ENDING = ".safetensors"
 WITHOUT_DATA = {
     "scheme", "bits", "codewords", "delta", "sparsity", "settings", "recipe", "num_classes", "in_chans", "img_size",
-    "codec", "output", "force", "everything", "as_json",
+    "codec", "untouched", "output", "force", "everything", "as_json",
 }  # fmt: skip
 
 

@@ -52,6 +52,7 @@ class Options:
     amp: bool = False
     seed: int = 0
     codec: str = "auto"
+    untouched: str = "f32"
     output: Path | None = None
     force: bool = False
     dry_run: bool = False

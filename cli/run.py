@@ -131,6 +131,7 @@ def _stage(
     work: Run, stage: Stage, model: nn.Module, teacher: nn.Module | None, step: Callable[[str], Step], **given: Any
 ) -> tuple[Packed, nn.Module]:
     training, seed = stage.training, work.options.seed
+    half = work.options.untouched == "f16" and stage is work.recipe.stages[-1]
     here = step("codebooks")
     job = Compressor(
         model, stage.policy, model_args=work.args, teacher=teacher, distill=training.distill if teacher else 0.0,
@@ -142,7 +143,7 @@ def _stage(
     schemes = ", ".join(sorted({repr(fate.scheme) for fate in shared}))
     here.done(f"{len(shared)} tensors, {counts(weights)} weights  {schemes}")
     if work.data is None or not _trains(work, stage):
-        return job.finish(_calibration(work, training.batch_size)), job.model
+        return job.finish(_calibration(work, training.batch_size), half), job.model
     here = step("fine-tuning")
     job.finetune(
         work.data.train_loader(training.batch_size, seed), val=work.data.eval_loader(EVAL_BATCH, "validation"),
@@ -150,7 +151,7 @@ def _stage(
         weight_decay=training.weight_decay, on_epoch=here.on_epoch, on_step=here.on_step,
         device=work.options.device, amp=work.options.amp,
     )  # fmt: skip
-    packed = job.finish(_calibration(work, training.batch_size))
+    packed = job.finish(_calibration(work, training.batch_size), half)
     top1 = _measure(work, job.model, "validation").top1
     here.done(f"{training.epochs} epochs  validation {percent(top1)}")
     return packed, job.model
@@ -229,7 +230,7 @@ def _dry_run(work: Run) -> None:
         }
         for fate in job.fates
     ]
-    report = job.prepare().finish().report(options.codec)
+    report = job.prepare().finish(half_untouched=options.untouched == "f16").report(options.codec)
     size, dense = report.totals.file, report.totals.dense
     if options.as_json:
         print_json({"sites": rows, "predicted": {"file": size, "dense": dense}, "output": str(work.output)})

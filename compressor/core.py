@@ -17,7 +17,7 @@ from compressor.formats.errors import UsageError
 from compressor.group import Group
 from compressor.grouping import begun_rounds, make_groups, param_groups
 from compressor.losses import distillation, frozen_copy
-from compressor.packing import Packed, SharedModel, snapped
+from compressor.packing import Packed, SharedModel, halve_untouched, snapped
 from compressor.policy import Fate, Policy
 from compressor.schedule import make_optimizer
 from compressor.sharing import attach, detach, set_weight
@@ -201,11 +201,12 @@ class Compressor:
         train(self.model, train_loader, self.loss, optimizer, schedule, epochs, told, on_step, device, amp)
         return self
 
-    def finish(self, calibration: Batches | None = None) -> Packed:
+    def finish(self, calibration: Batches | None = None, half_untouched: bool = False) -> Packed:
         """Snap every weight to its codeword and make ``job.model`` an ordinary module again.
 
         Args:
             calibration: batches to estimate BatchNorm statistics on anew.
+            half_untouched: round the float32 tensors that are not shared to float16, and store them so.
         """
         self._prepared("finish()")
         tensors, books, values = snapped(self.groups)
@@ -216,7 +217,8 @@ class Compressor:
         if calibration is not None:
             device = next(self.model.parameters()).device
             estimate_batch_norm(self.model, ((inputs.to(device), targets) for inputs, targets in calibration))
-        return Packed.of(SharedModel(self.model, tensors, books), self)
+        halved = halve_untouched(self.model, tensors) if half_untouched else frozenset()
+        return Packed.of(SharedModel(self.model, tensors, books, halved), self)
 
     def undo(self) -> nn.Module:
         """Take the sharing off and give the weights their values from before."""

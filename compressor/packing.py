@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from os import PathLike
 from typing import TYPE_CHECKING, Any
@@ -26,7 +26,7 @@ from compressor.sites import Site
 if TYPE_CHECKING:
     from compressor.core import Compressor
 
-__all__ = ["Packed", "SharedModel", "decoded", "snapped"]
+__all__ = ["Packed", "SharedModel", "decoded", "halve_untouched", "snapped"]
 
 DTYPES = {
     torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64",
@@ -61,13 +61,29 @@ def snapped(
     return tensors, tuple(books), values
 
 
+@torch.no_grad()
+def halve_untouched(model: nn.Module, shared: Collection[str]) -> frozenset[str]:
+    """Round the float32 tensors that are not shared to float16, in place; those beyond its range stay as they are.
+
+    Returns:
+        Names of the tensors that float16 now holds exactly.
+    """
+    names = set()
+    for name, tensor in model.state_dict().items():
+        if name not in shared and tensor.dtype == torch.float32 and bool(torch.isfinite(tensor.half()).all()):
+            tensor.copy_(tensor.half())
+            names.add(name)
+    return frozenset(names)
+
+
 @dataclass(frozen=True)
 class SharedModel:
-    """A model whose weights are snapped, with the shared tensors they are decoded from."""
+    """A model whose weights are snapped, the shared tensors they come from, and which of the rest float16 holds."""
 
     model: nn.Module
     tensors: Mapping[str, SharedTensor]
     books: tuple[Codebook, ...]
+    halved: frozenset[str] = frozenset()
 
 
 class Packed:
@@ -91,7 +107,11 @@ class Packed:
             Content(
                 sites={name: shared.tensors[name] for name in states if name in shared.tensors},
                 books=shared.books,
-                untouched={n: _raw(t) for n, t in states.items() if n not in shared.tensors and n not in aliases},
+                untouched={
+                    name: _raw(tensor, "F16" if name in shared.halved else "")
+                    for name, tensor in states.items()
+                    if name not in shared.tensors and name not in aliases
+                },
                 aliases=aliases,
                 model=_named(cfg, job.model_args),
                 preprocessing=_preprocessing(cfg),
@@ -161,9 +181,9 @@ def _aliases(states: Mapping[str, Tensor]) -> dict[str, str]:
     return aliases
 
 
-def _raw(tensor: Tensor) -> RawTensor:
+def _raw(tensor: Tensor, stored: str) -> RawTensor:
     flat = tensor.detach().cpu().contiguous().reshape(-1)
-    return RawTensor(DTYPES[tensor.dtype], tuple(tensor.shape), flat.view(torch.uint8).numpy().tobytes())
+    return RawTensor(DTYPES[tensor.dtype], tuple(tensor.shape), flat.view(torch.uint8).numpy().tobytes(), stored)
 
 
 def _named(cfg: Any, args: Mapping[str, Any]) -> dict[str, Any] | None:

@@ -202,3 +202,27 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+def test_untouched_tensors_in_half_precision(tmp_path: Path) -> None:
+    """What is evaluated is what is stored: rounded in the model, half the bytes; what float16 cannot hold is left."""
+    torch.manual_seed(0)
+    model: Any = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Flatten(), nn.Linear(8, 4))
+    with torch.no_grad():
+        model[1].running_var.fill_(1e6)
+        model[1].running_mean.normal_()
+    policy = Policy([Rule("*", scheme="kmeans", bits=2)])
+    sizes = []
+    for half in (False, True):
+        job = Compressor(model, policy, teacher=None).prepare()
+        trained: Any = job.model
+        packed = job.finish(half_untouched=half)
+        path = tmp_path / f"{half}.safetensors"
+        packed.save(path)
+        loaded = compressor.load_state_dict(path)
+        assert all(torch.equal(value, loaded[name]) for name, value in job.model.state_dict().items())
+        sizes.append(packed.report().totals.untouched)
+    floats = sum(t.numel() for name, t in model.state_dict().items() if t.ndim == 1 and "running_var" not in name)
+    assert sizes[0] - sizes[1] == 2 * floats
+    assert not torch.equal(trained[1].running_mean, model[1].running_mean)
+    assert float(trained[1].running_var[0]) == 1e6
