@@ -46,12 +46,14 @@ class _Pull(Function):
         flat, flat_free = latent.reshape(-1), free.reshape(-1)
         slope = torch.zeros_like(flat, dtype=torch.float32)
         total = torch.zeros((), dtype=torch.float64, device=flat.device)
+        precision = torch.promote_types(latent.dtype, torch.float32)
+        codebook = codebook.to(precision)
         for start in range(0, flat.numel(), BLOCK):
             block = slice(start, start + BLOCK)
             chosen = flat_free[block]
-            values, slopes = _pull_in_block(flat[block][chosen].float(), codebook, zero_below)
+            values, slopes = _pull_in_block(flat[block][chosen].to(precision), codebook, zero_below)
             total += values.sum(dtype=torch.float64)
-            slope[block][chosen] = slopes
+            slope[block][chosen] = slopes.float()
         ctx.save_for_backward(slope.view(latent.shape))
         ctx.dtype = latent.dtype
         return total
@@ -65,7 +67,7 @@ class _Pull(Function):
 
 
 def _pull_in_block(weights: Tensor, codebook: Tensor, zero_below: float) -> tuple[Tensor, Tensor]:
-    """Give the value and its slope for each weight, float32[n] both."""
+    """Give the value and its slope for each weight, in their precision, [n] both."""
     above = torch.bucketize(weights, codebook, out_int32=True)
     safe = weights.abs().clamp_(min=LEAST).copysign(weights)
     small = weights.abs() < zero_below
@@ -79,7 +81,7 @@ def _pull_in_block(weights: Tensor, codebook: Tensor, zero_below: float) -> tupl
 
 
 def _distance(weights: Tensor, safe: Tensor, codebook: Tensor, indices: Tensor, small: Tensor) -> tuple[Tensor, Tensor]:
-    """Give D = |1 - c/w| and its slope for each weight and one codeword, float32[n] both."""
+    """Give D = |1 - c/w| and its slope for each weight and one codeword, [n] both."""
     codewords = codebook.index_select(0, indices)
     offset = (weights - codewords).masked_fill_(small & (codewords == 0), 0)
     slope = (offset * safe).sign_() * codewords / safe.square()

@@ -26,7 +26,7 @@ def test_pull_is_the_regulariser_of_two_codewords() -> None:
     (expected,) = torch.autograd.grad(in_full(latent[free], codebook.double(), 0.1), latent)
     (found,) = torch.autograd.grad(pull(latent, free, codebook, 0.1), latent)
     inside = ((latent > -0.5) & (latent < 0.75)).detach()
-    torch.testing.assert_close(found[inside], expected[inside], rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(found[inside], expected[inside], rtol=1e-5, atol=1e-9)
     assert (found[~free] == 0).all()
 
 
