@@ -5,6 +5,7 @@ Memory is O(N): a step saves one index per weight and never an N x K matrix.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -32,16 +33,25 @@ def nearest(weights: Tensor, codebook: Tensor) -> Tensor:
         >>> nearest(torch.tensor([-0.9, 0.5, 0.6]), torch.tensor([-1.0, 0.0, 1.0])).tolist()
         [0, 1, 2]
     """
+    find = _finder(codebook)
+    indices = torch.empty(weights.shape, dtype=torch.int32, device=weights.device)
+    flat, out = weights.reshape(-1), indices.view(-1)
+    for block in _blocks(flat):
+        find(flat[block], out[block])
+    return indices
+
+
+def _blocks(weights: Tensor) -> Iterator[slice]:
+    return (slice(start, start + BLOCK) for start in range(0, weights.numel(), BLOCK))
+
+
+def _finder(codebook: Tensor) -> Callable[[Tensor, Tensor], object]:
+    """Give what writes the nearest codewords of some weights, float32[n], to int32[n]."""
     bounds = (codebook[1:] + codebook[:-1]) / 2
     table = _cell_table(bounds)
     if table is None:
-        return torch.bucketize(weights, bounds, out_int32=True)
-    indices = torch.empty(weights.shape, dtype=torch.int32, device=weights.device)
-    flat, out = weights.reshape(-1), indices.view(-1)
-    for start in range(0, flat.numel(), BLOCK):
-        block = slice(start, start + BLOCK)
-        _nearest_in_block(flat[block], *table, out=out[block])
-    return indices
+        return lambda weights, out: torch.bucketize(weights, bounds, out_int32=True, out=out)
+    return lambda weights, out: _nearest_in_block(weights, *table, out=out)
 
 
 def _cell_table(bounds: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor] | None:
@@ -96,17 +106,33 @@ class _Lookup(Function):
 
 class _StraightThrough(Function):
     @staticmethod
-    def forward(ctx: Any, latent: Tensor, codebook: Tensor, indices: Tensor) -> Tensor:
+    def forward(ctx: Any, latent: Tensor, codebook: Tensor, indices: Tensor | None) -> Tensor:
+        """Look up, and find the indices first if there are none, a block at a time: nothing else is N long."""
+        weights = latent.reshape(-1)
+        find = _finder(codebook) if indices is None else None
         # A large part of a step's memory: indices wait here for the backward pass, in a byte each where they fit.
-        ctx.save_for_backward(indices.to(torch.uint8) if len(codebook) <= 256 else indices)
+        kept = torch.empty_like(weights, dtype=torch.uint8 if len(codebook) <= 256 else torch.int32)
+        values = torch.empty(latent.shape, dtype=codebook.dtype, device=codebook.device)
+        found = torch.empty(min(BLOCK, len(weights)), dtype=torch.int32, device=weights.device)
+        for block in _blocks(weights):
+            here = found[: len(kept[block])] if indices is None else indices.reshape(-1)[block]
+            if find is not None:
+                find(weights[block].float(), here)
+            torch.index_select(codebook, 0, here, out=values.view(-1)[block])
+            kept[block] = here
+        ctx.save_for_backward(kept)
         ctx.codewords, ctx.dtype = len(codebook), latent.dtype
-        return codebook.index_select(0, indices.reshape(-1)).view(indices.shape)
+        return values
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor | None, None]:
-        (indices,) = ctx.saved_tensors
-        to_codebook = _scatter(gradient, indices.int(), ctx.codewords) if ctx.needs_input_grad[1] else None
+        (kept,) = ctx.saved_tensors
+        if not ctx.needs_input_grad[1]:
+            return gradient.to(ctx.dtype), None, None
+        to_codebook, flat = gradient.new_zeros(ctx.codewords), gradient.reshape(-1)
+        for block in _blocks(flat):
+            to_codebook.index_add_(0, kept[block].int(), flat[block])
         return gradient.to(ctx.dtype), to_codebook, None
 
 
@@ -129,13 +155,13 @@ def lookup(codebook: Tensor, indices: Tensor) -> Tensor:
     return result
 
 
-def straight_through(latent: Tensor, codebook: Tensor, indices: Tensor) -> Tensor:
+def straight_through(latent: Tensor, codebook: Tensor, indices: Tensor | None = None) -> Tensor:
     """Give ``codebook[indices]`` while the gradient passes to the latent weights unchanged, and to the codebook.
 
     Args:
         latent: float, the trained dense weights.
         codebook: float32[K].
-        indices: int32 of the shape of ``latent``.
+        indices: int32 of the shape of ``latent``; None: the nearest codewords, in a codebook that ascends.
 
     Example:
         >>> latent = torch.tensor([0.4, 0.9], requires_grad=True)

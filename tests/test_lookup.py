@@ -65,3 +65,17 @@ def test_straight_through_gives_both_gradients() -> None:
     assert codebook.grad is not None
     assert torch.equal(latent.grad, gradient)
     assert codebook.grad.tolist() == [float(gradient[indices == k].sum()) for k in (0, 1)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("codewords", [1, 2, 16, 300])
+def test_straight_through_finds_the_nearest_itself(codewords: int, dtype: torch.dtype) -> None:
+    torch.manual_seed(codewords)
+    latent = torch.randn(3, 70_001).to(dtype).t().requires_grad_()
+    codebook = torch.randn(codewords).sort().values.requires_grad_()
+    gradient = torch.randn(70_001, 3)
+    found = straight_through(latent, codebook)
+    told = straight_through(latent, codebook, nearest(latent.detach().float(), codebook.detach()))
+    assert torch.equal(found, told)
+    to_both = [torch.autograd.grad(weight, (latent, codebook), gradient) for weight in (found, told)]
+    assert all(torch.equal(mine, theirs) for mine, theirs in zip(*to_both, strict=True))

@@ -82,9 +82,9 @@ class Learnt(Scheme):
 
     def _hash(self, group: Group, latent: Tensor) -> Tensor:
         codebook = group.codebook().sort().values  # training may have let codewords overtake each other
-        indices = nearest(latent.detach().float(), codebook.detach())
         if not self.soft or len(codebook) == 1:
-            return straight_through(latent, codebook, indices)
+            return straight_through(latent, codebook)
+        indices = nearest(latent.detach().float(), codebook.detach())
         halved = float(codebook.detach().diff().square().mean()) / 2
         coldest = torch.finfo(torch.float32).tiny  # codewords may all have met
         return soft_gradient(latent, codebook, indices, max(float(group.temperature) * halved, coldest))  # type: ignore[arg-type]
