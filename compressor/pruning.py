@@ -59,7 +59,7 @@ class Pruning:
         if progress >= self.sparsity_by:
             return self.sparsity
         left = (self.sparsity_by - progress) / (self.sparsity_by - self.sparsity_from)
-        return self.sparsity + (self.sparsity_start - self.sparsity) * left**self.sparsity_power
+        return self.sparsity + (self.sparsity_start - self.sparsity) * math.pow(left, self.sparsity_power)
 
     def last_look(self, progress: float) -> float:
         """Give when the smallest weights were looked for last: from the begin on, and when the end is reached."""

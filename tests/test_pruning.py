@@ -166,7 +166,8 @@ def test_resumes_in_the_middle() -> None:
     ("settings", "fault"),
     [({"sparsity": 1.0}, "sparsity"), ({"sparsity": -0.1}, "sparsity"), ({"sparsity_by": 0.5}, "without sparsity"),
      ({"sparsity": 0.5, "sparsity_by": 2}, "sparsity_by"), ({"sparsity": 0.5, "sparsity_power": 0}, "sparsity_power"),
-     ({"sparsity": 0.5, "sparsity_from": 0.5, "sparsity_by": 0.4}, "0.4 is before sparsity_from 0.5"), ({"sparsity": "much"}, "sparsity")],
+     ({"sparsity": 0.5, "sparsity_from": 0.5, "sparsity_by": 0.4}, "0.4 is before sparsity_from 0.5"),
+     ({"sparsity": "much"}, "sparsity")],
 )  # fmt: skip
 def test_impossible_settings(settings: dict[str, Any], fault: str) -> None:
     with pytest.raises(PolicyError, match=fault):
