@@ -133,7 +133,11 @@ class Group(nn.Module):
         return f"indices_{self.sites.index(site)}"
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *rest: Any) -> None:
-        """Let codebooks and indices change shape: a scheme may grow its codebook in training."""
+        """Let codebooks and indices change shape, for a scheme may grow its codebook, and weights be pruned."""
+        for site in self.sites:
+            name = f"pruned_{self.sites.index(site)}"
+            if prefix + name in state_dict and name not in self._buffers:
+                self.prune(site, torch.zeros_like(self.latent(site), dtype=torch.bool))
         for held in (self._parameters, self._buffers):
             for name, tensor in held.items():
                 saved = state_dict.get(prefix + name)

@@ -62,11 +62,19 @@ def detach(model: nn.Module) -> None:
         for site in group.sites:
             for module, attribute in site.owners:
                 order = module.__dict__.pop("_order_before_sharing", None)
+                _own_class(module)
                 parametrize.remove_parametrizations(module, attribute, leave_parametrized=False)
                 for name in order or ():
                     if name in module._parameters:
                         module._parameters[name] = module._parameters.pop(name)
     delattr(model, CONTAINER)
+
+
+def _own_class(module: nn.Module) -> None:
+    """Give a module a parametrised class of its own: torch's deep copies share theirs, which removal changes."""
+    shared = type(module)
+    body = {name: value for name, value in vars(shared).items() if name not in ("__dict__", "__weakref__")}
+    module.__class__ = type(shared.__name__, shared.__bases__, body)
 
 
 @contextmanager
