@@ -65,6 +65,10 @@ class Group(nn.Module):
         """The dense trained tensor behind a site."""
         return self._latents[self.sites.index(site)]
 
+    def set_latents(self, latents: list[Tensor]) -> None:
+        """Replace the dense tensors behind the sites by others of their shapes."""
+        self._latents = latents
+
     def set_codebook(self, codebook: Tensor, learnt: bool) -> None:
         """Replace the codebook, float32[K]; ``learnt`` makes it a parameter."""
         values = codebook.detach().to(self.unit) / self.unit

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -41,6 +42,17 @@ class Groups(nn.ModuleList):
     def forward(self, x: Tensor) -> Tensor:
         """Give ``x`` back."""
         return x
+
+    def _load_from_state_dict(self, *given: Any) -> None:
+        """Follow parameters that ``load_state_dict(assign=True)`` has put in the place of others.
+
+        The groups are the last module of a model, so that all its parameters are loaded before them.
+        """
+        super()._load_from_state_dict(*given)
+        for group in self:
+            assert isinstance(group, Group)
+            owners: list[tuple[Any, str]] = [site.owners[0] for site in group.sites]
+            group.set_latents([module.parametrizations[attribute].original for module, attribute in owners])
 
 
 def attach(model: nn.Module, groups: Sequence[Group]) -> None:

@@ -81,6 +81,9 @@ class PolynomialDecay:
     def __post_init__(self) -> None:
         _check_share("initial_sparsity", self.initial_sparsity)
         _check_share("final_sparsity", self.final_sparsity)
+        if self.initial_sparsity > self.final_sparsity:
+            falls = f"initial_sparsity {self.initial_sparsity:g} is above final_sparsity {self.final_sparsity:g}"
+            raise UsageError(f"{falls}, but what is pruned stays pruned")
         _check_whole("begin_step", self.begin_step, 0)
         _check_whole("end_step", self.end_step, max(1, self.begin_step))
         _check_whole("frequency", self.frequency, 1)
