@@ -154,7 +154,7 @@ def test_starts_are_those_of_the_engine(start: CentroidInitialization, init: Any
 
 def test_patterns_cluster_in_place() -> None:
     model = net()
-    dense = model[4].weight.detach().clone()
+    dense = weights(model)[1].clone()
     cluster_weights_(model, {r"0": ClusteringConfig(4), r".*\.weight": ClusteringConfig(9, cluster_per_channel=True)})
     assert len(weights(model)[0].unique()) == 4
     assert [len(channel.unique()) for channel in weights(model)[1]] == [9] * 4
