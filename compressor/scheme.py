@@ -102,16 +102,17 @@ def share_scalars(
         indices: int[shape] by site of ``group``, each in 0..K-1; any number where the weight is pruned.
         scales: what the codewords of a site are multiplied by.
     """
+    codebook = codebook.detach().float()  # the model may have been moved to another dtype, codebooks and all
     if group.has_zeros:
         indices = {site: found.masked_fill(group.pruned(site), len(codebook)) for site, found in indices.items()}
         codebook = torch.cat([codebook, codebook.new_zeros(1)])
     latents = {site: group.latent(site) for site in indices}
     dtypes = {DTYPE_NAMES[latent.dtype] for latent in latents.values()}
     dtype = dtypes.pop() if len(dtypes) == 1 else "F32"  # one dtype: the codebook needs no more digits than it
-    given = Table.of(codebook.detach().cpu().numpy(), dtype)
+    given = Table.of(codebook.cpu().numpy(), dtype)
     values, position = np.unique(given.values.reshape(-1), return_inverse=True)
     renamed = np.empty(len(position), dtype=index_dtype(len(values)))
-    renamed[np.argsort(codebook.detach().cpu().numpy(), kind="stable")] = position
+    renamed[np.argsort(codebook.cpu().numpy(), kind="stable")] = position
     tensors = {
         site.name: SharedTensor(
             shape=tuple(latent.shape),
@@ -134,10 +135,11 @@ def share_slices(group: Group, codebooks: Tensor, indices: Tensor) -> Shared:
     """
     (site,) = group.sites
     dtype, shape = DTYPE_NAMES[group.latent(site).dtype], tuple(indices.shape)
+    codebooks = codebooks.detach().float()
     if group.has_zeros:
         indices = indices.masked_fill(group.pruned(site), codebooks.shape[1])
         codebooks = torch.cat([codebooks, codebooks.new_zeros(len(codebooks), 1)], dim=1)
-    given = round_to(codebooks.detach().cpu().numpy(), dtype) + np.float32(0)  # -0.0 becomes 0.0
+    given = round_to(codebooks.cpu().numpy(), dtype) + np.float32(0)  # -0.0 becomes 0.0
     order = np.argsort(given, axis=1, kind="stable")
     position = np.argsort(order, axis=1).astype(index_dtype(given.shape[1]))
     renamed = np.take_along_axis(position, indices.cpu().numpy().reshape(len(given), -1), axis=1)

@@ -320,3 +320,12 @@ def test_one_clear_line(fault: str) -> None:
     with pytest.raises(kind, match=message) as raised:
         call()
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("kind", CLUSTERINGS)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_wrapped_model_may_be_moved_to_another_dtype(kind: str, dtype: torch.dtype) -> None:
+    wrapped = CLUSTERINGS[kind](sparse_net()).to(dtype)
+    moved = [weight.clone() for weight in weights(wrapped)]
+    job_of(wrapped).finish()
+    assert all(torch.equal(now, then) for now, then in zip(weights(wrapped), moved, strict=True))
