@@ -18,7 +18,7 @@ from compressor.group import Group
 from compressor.intervals import PrefixSums, initial_borders, refined
 from compressor.sites import Site
 
-__all__ = ["Init", "fit_codebook", "optimal_codebook"]
+__all__ = ["Init", "fit_codebook", "fit_codebook_of_each_slice", "optimal_codebook"]
 
 Init = Literal["optimal", "linear", "density", "quantile"]
 
@@ -96,6 +96,32 @@ def fit_codebook(
         kept = [importance[site][~group.pruned(site)] for site in group.sites]
         weighing = torch.cat([part.float() for part in kept]).cpu().numpy()
     return torch.from_numpy(optimal_codebook(weights.cpu().numpy(), codewords, weighing, init)).to(weights.device)
+
+
+def fit_codebook_of_each_slice(
+    group: Group, codewords: int, importance: Mapping[Site, Tensor] | None, init: Init = "optimal"
+) -> Tensor:
+    """Find the best codebook for the weights in each slice of axis 0 of a group's one tensor.
+
+    Returns:
+        float32[slices, K'], ascending; where a slice needs fewer codewords than others its largest is repeated.
+    """
+    (site,) = group.sites
+    latent = group.latent(site).detach()
+    rows = latent.float().reshape(len(latent), -1).cpu().numpy()
+    kept = ~group.pruned(site).reshape(rows.shape).cpu().numpy()
+    mass = None if importance is None else importance[site].float().reshape(rows.shape).cpu().numpy()
+    if group.has_zeros:
+        codewords = max(1, codewords - 1)
+    found = [
+        optimal_codebook(row[keep], codewords, None if mass is None else mass[number][keep], init)
+        if keep.any()
+        else np.zeros(1, np.float32)
+        for number, (row, keep) in enumerate(zip(rows, kept, strict=True))
+    ]
+    most = max(map(len, found))
+    filled = np.stack([np.pad(codebook, (0, most - len(codebook)), mode="edge") for codebook in found])
+    return torch.from_numpy(filled).to(latent.device)
 
 
 def _positive(importance: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -65,6 +65,10 @@ class Group(nn.Module):
         """The dense trained tensor behind a site."""
         return self._latents[self.sites.index(site)]
 
+    def set_latents(self, latents: list[Tensor]) -> None:
+        """Replace the dense tensors behind the sites by others of their shapes."""
+        self._latents = latents
+
     def set_codebook(self, codebook: Tensor, learnt: bool) -> None:
         """Replace the codebook, float32[K]; ``learnt`` makes it a parameter."""
         values = codebook.detach().to(self.unit) / self.unit
@@ -133,7 +137,11 @@ class Group(nn.Module):
         return f"indices_{self.sites.index(site)}"
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *rest: Any) -> None:
-        """Let codebooks and indices change shape: a scheme may grow its codebook in training."""
+        """Let codebooks and indices change shape, for a scheme may grow its codebook, and weights be pruned."""
+        for site in self.sites:
+            name = f"pruned_{self.sites.index(site)}"
+            if prefix + name in state_dict and name not in self._buffers:
+                self.prune(site, torch.zeros_like(self.latent(site), dtype=torch.bool))
         for held in (self._parameters, self._buffers):
             for name, tensor in held.items():
                 saved = state_dict.get(prefix + name)

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-__all__ = ["lookup", "nearest", "straight_through"]
+__all__ = ["lookup", "nearest", "nearest_by_row", "straight_through"]
 
 CELLS = 4096
 BLOCK = 1 << 17  # weights handled at a time, so that temporaries stay in cache
@@ -52,6 +52,29 @@ def _finder(codebook: Tensor) -> Callable[[Tensor, Tensor], object]:
     if table is None:
         return lambda weights, out: torch.bucketize(weights, bounds, out_int32=True, out=out)
     return lambda weights, out: _nearest_in_block(weights, *table, out=out)
+
+
+def nearest_by_row(weights: Tensor, codebooks: Tensor) -> Tensor:
+    """Find the nearest codeword of each weight in the codebook of its slice of axis 0; a tie goes to the lower one.
+
+    Args:
+        weights: float32, any shape, finite.
+        codebooks: float32[B, K], each ascending; B is 1, or the slices that axis 0 has.
+
+    Returns:
+        int32 of the shape of ``weights``: positions in the codebooks laid one after the other.
+
+    Example:
+        >>> nearest_by_row(torch.tensor([[0.1, 0.9], [0.1, 7.0]]), torch.tensor([[0.0, 1.0], [0.0, 8.0]])).tolist()
+        [[0, 1], [2, 3]]
+    """
+    books, codewords = codebooks.shape
+    if books == 1:
+        return nearest(weights, codebooks[0])
+    bounds = ((codebooks[:, 1:] + codebooks[:, :-1]) / 2).contiguous()
+    found = torch.searchsorted(bounds, weights.reshape(books, -1), out_int32=True)
+    first = torch.arange(0, books * codewords, codewords, dtype=torch.int32, device=found.device)
+    return (found + first[:, None]).view(weights.shape)
 
 
 def _cell_table(bounds: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor] | None:

@@ -30,7 +30,7 @@ class Rule:
         scheme: id of a scheme; None: that of the policy's last rule, with its settings.
         types: class names of which the tensor's module must be one; empty: any.
         settings: settings of the scheme, or ``bits``; and for any scheme those of ``Pruning``: ``sparsity``,
-            ``sparsity_by``, ``sparsity_start``.
+            ``sparsity_by`` and the others.
 
     Example:
         >>> Rule("layer4", scheme="learnt", bits=2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import fields
 from typing import TYPE_CHECKING, Annotated, Any
@@ -18,20 +19,23 @@ if TYPE_CHECKING:
 
 __all__ = ["Pruning", "make_pruning", "smallest", "split_settings"]
 
-STEPS = 100  # times at most that a gradual pruning looks for the smallest weights
+ROUNDING = 1e-9  # of shares of the training that were computed from steps
 
 
 @dataclass(frozen=True)
 class Pruning:
     """How many weights of a tensor are zero, and by when.
 
-    Between the begin of training and ``sparsity_by`` the share of zeros rises from ``sparsity_start`` along
-    ``s_end + (s_start - s_end) (1 - t)^3``: many at first, when many are superfluous, few at the end.
+    Between ``sparsity_from`` and ``sparsity_by`` the share of zeros rises from ``sparsity_start`` along
+    ``s_end + (s_start - s_end) (1 - t)^power``: many at first, when many are superfluous, few at the end.
 
     Args:
         sparsity: share of zeros at the end, 0 to 1.
         sparsity_by: when it is reached, as a share of the training; 0: at once.
-        sparsity_start: share of zeros at the begin.
+        sparsity_start: share of zeros when pruning begins.
+        sparsity_from: when pruning begins, as a share of the training; nothing is pruned before.
+        sparsity_power: of the polynomial.
+        sparsity_every: share of the training between two looks for the smallest weights; 0: after each step.
 
     Example:
         >>> pruning = Pruning(sparsity=0.8, sparsity_by=0.5)
@@ -44,20 +48,32 @@ class Pruning:
     sparsity: Annotated[float, Field(ge=0, lt=1)]
     sparsity_by: Annotated[float, Field(ge=0, le=1)] = 0.0
     sparsity_start: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    sparsity_from: Annotated[float, Field(ge=0, le=1)] = 0.0
+    sparsity_power: Annotated[float, Field(gt=0, le=100)] = 3.0
+    sparsity_every: Annotated[float, Field(ge=0, le=1)] = 0.01
 
     def level(self, progress: float) -> float:
         """Give the share of zeros at this point of the training, 0 to 1."""
+        if progress < self.sparsity_from:
+            return 0.0
         if progress >= self.sparsity_by:
             return self.sparsity
-        left = 1 - progress / self.sparsity_by
-        return self.sparsity + (self.sparsity_start - self.sparsity) * left**3
+        left = (self.sparsity_by - progress) / (self.sparsity_by - self.sparsity_from)
+        return self.sparsity + (self.sparsity_start - self.sparsity) * math.pow(left, self.sparsity_power)
+
+    def last_look(self, progress: float) -> float:
+        """Give when the smallest weights were looked for last: from the begin on, and when the end is reached."""
+        since = progress - self.sparsity_from
+        if since < 0 or progress >= self.sparsity_by or not self.sparsity_every:
+            return progress
+        return self.sparsity_from + math.floor(since / self.sparsity_every + ROUNDING) * self.sparsity_every
 
     def advance(self, group: Group, progress: float) -> None:
         """Prune each tensor of the group to the level due; what is pruned stays pruned."""
-        stepped = progress if progress >= self.sparsity_by else int(progress * STEPS) / STEPS
+        level = self.level(self.last_look(progress))
         for site in group.sites:
             pruned = group.pruned(site)
-            wanted = round(self.level(stepped) * pruned.numel())
+            wanted = round(level * pruned.numel())
             if int(pruned.sum()) < wanted:
                 group.prune(site, smallest(group.latent(site), wanted, pruned))
 
@@ -81,10 +97,13 @@ def make_pruning(settings: Mapping[str, Any], where: str) -> Pruning | None:
     if "sparsity" not in settings:
         raise PolicyError(f"{where} has {', '.join(settings)} without sparsity")
     try:
-        return TypeAdapter(Pruning).validate_python(dict(settings))
+        made = TypeAdapter(Pruning).validate_python(dict(settings))
     except ValidationError as error:
         first = error.errors()[0]
         raise PolicyError(f"{where}, {first['loc'][0]}: {first['msg']}, got {first['input']!r}") from None
+    if made.sparsity_by < made.sparsity_from:
+        raise PolicyError(f"{where}: sparsity_by {made.sparsity_by:g} is before sparsity_from {made.sparsity_from:g}")
+    return made
 
 
 def smallest(latent: Tensor, count: int, pruned: Tensor) -> Tensor:

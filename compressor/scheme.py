@@ -17,12 +17,13 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
+from compressor.formats.dtypes import round_to
 from compressor.formats.errors import PolicyError, did_you_mean
 from compressor.formats.record import Codebook, SharedTensor, Table, index_dtype
 from compressor.group import Group
 from compressor.sites import Site
 
-__all__ = ["SCHEMES", "Scheme", "Shared", "make_scheme", "register", "share_scalars"]
+__all__ = ["SCHEMES", "Scheme", "Shared", "make_scheme", "register", "share_scalars", "share_slices"]
 
 
 @dataclass(frozen=True)
@@ -101,16 +102,17 @@ def share_scalars(
         indices: int[shape] by site of ``group``, each in 0..K-1; any number where the weight is pruned.
         scales: what the codewords of a site are multiplied by.
     """
+    codebook = codebook.detach().float()  # the model may have been moved to another dtype, codebooks and all
     if group.has_zeros:
         indices = {site: found.masked_fill(group.pruned(site), len(codebook)) for site, found in indices.items()}
         codebook = torch.cat([codebook, codebook.new_zeros(1)])
     latents = {site: group.latent(site) for site in indices}
     dtypes = {DTYPE_NAMES[latent.dtype] for latent in latents.values()}
     dtype = dtypes.pop() if len(dtypes) == 1 else "F32"  # one dtype: the codebook needs no more digits than it
-    given = Table.of(codebook.detach().cpu().numpy(), dtype)
+    given = Table.of(codebook.cpu().numpy(), dtype)
     values, position = np.unique(given.values.reshape(-1), return_inverse=True)
     renamed = np.empty(len(position), dtype=index_dtype(len(values)))
-    renamed[np.argsort(codebook.detach().cpu().numpy(), kind="stable")] = position
+    renamed[np.argsort(codebook.cpu().numpy(), kind="stable")] = position
     tensors = {
         site.name: SharedTensor(
             shape=tuple(latent.shape),
@@ -122,6 +124,27 @@ def share_scalars(
         for site, latent in latents.items()
     }
     return Shared((Table(values.reshape(1, -1, 1), dtype),), tensors)
+
+
+def share_slices(group: Group, codebooks: Tensor, indices: Tensor) -> Shared:
+    """Bring the codebooks of the slices of a tensor's axis 0 into canonical form: ascending, 0.0 where pruned.
+
+    Args:
+        codebooks: float32[slices, K].
+        indices: int[shape] of the group's one tensor, into its slice's codebook; any number where it is pruned.
+    """
+    (site,) = group.sites
+    dtype, shape = DTYPE_NAMES[group.latent(site).dtype], tuple(indices.shape)
+    codebooks = codebooks.detach().float()
+    if group.has_zeros:
+        indices = indices.masked_fill(group.pruned(site), codebooks.shape[1])
+        codebooks = torch.cat([codebooks, codebooks.new_zeros(len(codebooks), 1)], dim=1)
+    given = round_to(codebooks.cpu().numpy(), dtype) + np.float32(0)  # -0.0 becomes 0.0
+    order = np.argsort(given, axis=1, kind="stable")
+    position = np.argsort(order, axis=1).astype(index_dtype(given.shape[1]))
+    renamed = np.take_along_axis(position, indices.cpu().numpy().reshape(len(given), -1), axis=1)
+    table = Table(np.take_along_axis(given, order, axis=1)[:, :, None], dtype)
+    return Shared((table,), {site.name: SharedTensor(shape, 0, renamed.reshape(-1), dtype, axis=0)})
 
 
 DTYPE_NAMES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -42,6 +43,17 @@ class Groups(nn.ModuleList):
         """Give ``x`` back."""
         return x
 
+    def _load_from_state_dict(self, *given: Any) -> None:
+        """Follow parameters that ``load_state_dict(assign=True)`` has put in the place of others.
+
+        The groups are the last module of a model, so that all its parameters are loaded before them.
+        """
+        super()._load_from_state_dict(*given)
+        for group in self:
+            assert isinstance(group, Group)
+            owners: list[tuple[Any, str]] = [site.owners[0] for site in group.sites]
+            group.set_latents([module.parametrizations[attribute].original for module, attribute in owners])
+
 
 def attach(model: nn.Module, groups: Sequence[Group]) -> None:
     """Let the model compute with shared weights; the groups hang in one container module on it."""
@@ -62,11 +74,19 @@ def detach(model: nn.Module) -> None:
         for site in group.sites:
             for module, attribute in site.owners:
                 order = module.__dict__.pop("_order_before_sharing", None)
+                _own_class(module)
                 parametrize.remove_parametrizations(module, attribute, leave_parametrized=False)
                 for name in order or ():
                     if name in module._parameters:
                         module._parameters[name] = module._parameters.pop(name)
     delattr(model, CONTAINER)
+
+
+def _own_class(module: nn.Module) -> None:
+    """Give a module a parametrised class of its own: torch's deep copies share theirs, which removal changes."""
+    shared = type(module)
+    body = {name: value for name, value in vars(shared).items() if name not in ("__dict__", "__weakref__")}
+    module.__class__ = type(shared.__name__, shared.__bases__, body)
 
 
 @contextmanager

@@ -148,7 +148,8 @@ bits = 4
 def test_recipes_say_everything_and_come_back_equal() -> None:
     recipe = Recipe.from_toml(RECIPE)
     said = recipe.to_dict()["stage"][0]
-    assert said["rule"][0] == {"match": "fc", "scheme": "learnt", "codewords": 256, "group": "site", "soft": 0.0}
+    learnt = {"codewords": 256, "group": "site", "soft": 0.0, "init": "optimal"}
+    assert said["rule"][0] == {"match": "fc", "scheme": "learnt", **learnt}
     assert said["rule"][1] == {"match": "conv1", "ignore": True}
     assert said["epochs"] == 3
     assert said["opt"]

@@ -58,6 +58,38 @@ def test_polynomial_decay_as_zhu_and_gupta_have_it() -> None:
         assert pruning.level(t) == pytest.approx(0.9 + (0.1 - 0.9) * (1 - t / 0.5) ** 3)
 
 
+@given(
+    start=st.floats(0, 0.5), end=st.floats(0.5, 0.99), begin=st.integers(0, 500), length=st.integers(1, 500),
+    power=st.integers(1, 5), every=st.integers(1, 100), step=st.integers(0, 1200),
+)  # fmt: skip
+def test_a_schedule_in_steps_is_the_same_in_shares_of_them(
+    start: float, end: float, begin: int, length: int, power: int, every: int, step: int
+) -> None:
+    """Shares are rounded quotients of steps; the looks are nevertheless after just the steps they are due."""
+    last = begin + length
+    pruning = Pruning(end, 1.0, start, begin / last, power, min(1.0, every / last))
+    found = pruning.level(pruning.last_look(min(1.0, step / last)))
+    looked = min(step, last) if step >= last else begin + (step - begin) // every * every
+    left = 1 - (looked - begin) / length
+    assert found == pytest.approx(0.0 if step < begin else end + (start - end) * left**power, abs=1e-9)
+
+
+def test_nothing_is_pruned_before_it_begins() -> None:
+    job = job_of("dense", sparsity=0.5, sparsity_start=0.25, sparsity_from=0.5, sparsity_by=1.0).prepare()
+    optimizer = torch.optim.SGD(job.param_groups(lr=0.0), lr=0.0)
+    job.attach(optimizer, 4)
+    shares = []
+    for _ in range(4):
+        shares.append(zeros_of(job))
+        optimizer.step()
+    assert [*shares, zeros_of(job)] == [0.0, 0.0, 0.25, 0.46875, 0.5]
+
+
+def zeros_of(job: Compressor) -> float:
+    (site,) = job.groups[0].sites
+    return float(job.groups[0].pruned(site).float().mean())
+
+
 def test_the_smallest_are_pruned_and_stay_so() -> None:
     latent = torch.tensor([0.5, -0.1, 0.1, 3.0])
     first = smallest(latent, 1, torch.zeros(4, dtype=torch.bool))
@@ -133,7 +165,9 @@ def test_resumes_in_the_middle() -> None:
 @pytest.mark.parametrize(
     ("settings", "fault"),
     [({"sparsity": 1.0}, "sparsity"), ({"sparsity": -0.1}, "sparsity"), ({"sparsity_by": 0.5}, "without sparsity"),
-     ({"sparsity": 0.5, "sparsity_by": 2}, "sparsity_by"), ({"sparsity": "much"}, "sparsity")],
+     ({"sparsity": 0.5, "sparsity_by": 2}, "sparsity_by"), ({"sparsity": 0.5, "sparsity_power": 0}, "sparsity_power"),
+     ({"sparsity": 0.5, "sparsity_from": 0.5, "sparsity_by": 0.4}, "0.4 is before sparsity_from 0.5"),
+     ({"sparsity": "much"}, "sparsity")],
 )  # fmt: skip
 def test_impossible_settings(settings: dict[str, Any], fault: str) -> None:
     with pytest.raises(PolicyError, match=fault):

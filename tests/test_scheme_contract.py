@@ -298,6 +298,8 @@ def test_deep_copies_stand_alone(scheme: str) -> None:
     train(job, inputs, opt, 3)
     assert torch.equal(copied(inputs), before)
     assert not torch.equal(job.model(inputs), before)
+    job.finish()
+    assert torch.equal(copied(inputs), before)
 
 
 def test_averages_with_timms_ema(scheme: str) -> None:

@@ -11,10 +11,10 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
-from compressor.codebooks import fit_codebook
+from compressor.codebooks import Init, fit_codebook, fit_codebook_of_each_slice
 from compressor.group import Group
-from compressor.lookup import nearest, straight_through
-from compressor.scheme import Scheme, Shared, register, share_scalars
+from compressor.lookup import nearest, nearest_by_row, straight_through
+from compressor.scheme import Scheme, Shared, register, share_scalars, share_slices
 from compressor.sites import Site
 from compressor.soft import soft_gradient
 
@@ -39,10 +39,12 @@ class Learnt(Scheme):
 
     Args:
         codewords: K, the number of values a tensor may take.
-        group: "site": a codebook for each tensor; "network": one for all, of weights divided by a power of two that
-            is near each tensor's spread, and that the file stores.
+        group: "site": a codebook for each tensor; "channel": for each slice of its axis 0, the output channels of all
+            but transposed convolutions, if those have more weights than codewords; "network": one for all, of weights
+            divided by a power of two that is near each tensor's spread, and that the file stores.
         soft: 0: gradients pass straight through; above: the exact gradients of the soft hash, at first at this
             temperature in halves of the mean squared spacing of the codewords, cooled to a hundredth of it.
+        init: where the k-means starts that gives the first codebook: "optimal", "linear", "density" or "quantile".
 
     Reference: Cho, Alizadeh-Vahid, Adya, Rastegari, "DKM: Differentiable k-Means Clustering Layer", ICLR 2022.
     """
@@ -51,8 +53,9 @@ class Learnt(Scheme):
     paper: ClassVar[str] = 'after Cho et al., "DKM", ICLR 2022; Chen et al., "HashedNets", ICML 2015'
 
     codewords: Annotated[int, Field(ge=1, le=65536, strict=True)] = 16
-    group: Literal["site", "network"] = "site"
+    group: Literal["site", "channel", "network"] = "site"
     soft: Annotated[float, Field(ge=0, le=100)] = 0.0
+    init: Init = "optimal"
 
     @property
     def whole_network(self) -> bool:
@@ -69,7 +72,11 @@ class Learnt(Scheme):
         if self.whole_network:
             group.register_buffer("scales", torch.tensor([_spread(group.survivors(site)) for site in group.sites]))
             group.unit.fill_(1.0)
-        group.set_codebook(fit_codebook(group, self.codewords, importance, scales=_scales(group)), learnt=True)
+        if self._books(group) > 1:
+            codebook = fit_codebook_of_each_slice(group, self.codewords, importance, self.init).reshape(-1)
+        else:
+            codebook = fit_codebook(group, self.codewords, importance, self.init, _scales(group))
+        group.set_codebook(codebook, learnt=True)
         group.register_buffer("reseeds", torch.zeros((), dtype=torch.int64))
         group.register_buffer("temperature", torch.tensor(self.soft, dtype=torch.float64))
 
@@ -80,10 +87,22 @@ class Learnt(Scheme):
             return self._hash(group, latent / scale) * scale
         return self._hash(group, latent)
 
+    def _books(self, group: Group) -> int:
+        """Count the codebooks of a group, which lie one after the other in its values."""
+        shape = group.latent(group.sites[0]).shape
+        alone = self.group == "channel" and math.prod(shape[1:]) > self.codewords
+        return shape[0] if alone else 1
+
     def _hash(self, group: Group, latent: Tensor) -> Tensor:
-        codebook = group.codebook().sort().values  # training may have let codewords overtake each other
-        if not self.soft or len(codebook) == 1:
-            return straight_through(latent, codebook)
+        # Training may have let codewords overtake each other.
+        codebooks = group.codebook().view(self._books(group), -1).sort().values
+        if not self.soft or codebooks.shape[1] == 1:
+            several = nearest_by_row(latent.detach().float(), codebooks.detach()) if len(codebooks) > 1 else None
+            return straight_through(latent, codebooks.reshape(-1), several)
+        rows = latent.reshape(len(codebooks), -1)
+        return torch.stack([self._soft(group, *pair) for pair in zip(rows, codebooks, strict=True)]).view(latent.shape)
+
+    def _soft(self, group: Group, latent: Tensor, codebook: Tensor) -> Tensor:
         indices = nearest(latent.detach().float(), codebook.detach())
         halved = float(codebook.detach().diff().square().mean()) / 2
         coldest = torch.finfo(torch.float32).tiny  # codewords may all have met
@@ -93,15 +112,18 @@ class Learnt(Scheme):
         """Cool; and ten times in a run, put codewords that no weight uses back to use."""
         group.temperature.fill_(self.soft * COLDEST**progress)  # type: ignore[operator]
         due = math.floor(min(progress, LAST_RESEED) * RESEEDS)
-        if due > int(group.reseeds):  # type: ignore[arg-type]
+        if due > int(group.reseeds) and progress < 1:  # type: ignore[arg-type]  # what is trained is what is stored
             group.reseeds.fill_(due)  # type: ignore[operator]
-            _reseed(group)
+            _reseed(group, self._books(group))
         return None
 
     def share(self, group: Group) -> Shared:
         """Give the codebook and each weight's nearest codeword in it."""
-        codebook = group.codebook().detach().sort().values
-        scales = _scales(group)
+        codebooks = group.codebook().detach().view(self._books(group), -1).sort().values
+        if len(codebooks) > 1:
+            rows = group.latent(group.sites[0]).detach().float()
+            return share_slices(group, codebooks, nearest_by_row(rows, codebooks) % codebooks.shape[1])
+        codebook, scales = codebooks[0], _scales(group)
         latents = {site: group.latent(site).detach() / (scales[site] if scales else 1) for site in group.sites}
         nearest_now = {site: nearest(latent.float(), codebook) for site, latent in latents.items()}
         return share_scalars(group, codebook, nearest_now, scales)
@@ -120,19 +142,22 @@ def _scales(group: Group) -> dict[Site, float] | None:
     return dict(zip(group.sites, group.scales.tolist(), strict=True))  # type: ignore[operator]
 
 
-def _reseed(group: Group) -> None:
-    """Split the cluster with the largest squared error for each codeword that no weight uses.
+def _reseed(group: Group, books: int) -> None:
+    """Split the cluster with the largest squared error of its codebook for each codeword that no weight uses.
 
     An unused codeword has no gradient for ever. The halves of a bell or a box have their means about 0.8
     standard deviations from the middle, and an eighth of the squared error each.
     """
     values = group.values.detach()
-    order = values.argsort()
-    count, mean, error = _clusters(group, values[order] * group.unit)
+    codewords = len(values) // books
+    first = torch.arange(0, len(values), codewords, device=values.device)
+    order = (values.view(books, -1).argsort() + first[:, None]).reshape(-1)
+    count, mean, error = _clusters(group, (values[order] * group.unit).view(books, -1))
     for unused in torch.nonzero(count == 0).flatten().tolist():
-        widest = int(error.argmax())
+        start = unused // codewords * codewords
+        widest = start + int(error[start : start + codewords].argmax())
         if float(error[widest]) <= 0:
-            return
+            continue
         spread = 0.8 * (error[widest] / count[widest]).sqrt()
         mean[unused], mean[widest] = mean[widest] - spread, mean[widest] + spread
         for half in (unused, widest):
@@ -141,16 +166,18 @@ def _reseed(group: Group) -> None:
         error[unused] = error[widest] = error[widest] / 8
 
 
-def _clusters(group: Group, codebook: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Count, mean and squared error of the weights nearest to each codeword, float64[K] each."""
-    count, first, second = torch.zeros(3, len(codebook), dtype=torch.float64, device=codebook.device)
+def _clusters(group: Group, codebooks: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Count, mean and squared error of the weights nearest to each codeword, float64[B K] each."""
+    flat = codebooks.reshape(-1).double()
+    count, first, second = torch.zeros(3, len(flat), dtype=torch.float64, device=flat.device)
     scales = _scales(group)
     for site in group.sites:
-        latent = group.survivors(site) / (scales[site] if scales else 1)
-        indices = nearest(latent.float(), codebook)
-        offset = latent.double() - codebook.double()[indices]
-        count += torch.bincount(indices, minlength=len(codebook))
-        first += torch.bincount(indices, offset, len(codebook))
-        second += torch.bincount(indices, offset.square(), len(codebook))
+        latent = group.latent(site).detach() / (scales[site] if scales else 1)
+        kept = ~group.pruned(site)
+        indices = nearest_by_row(latent.float(), codebooks)[kept]
+        offset = latent[kept].double() - flat[indices]
+        count += torch.bincount(indices, minlength=len(flat))
+        first += torch.bincount(indices, offset, len(flat))
+        second += torch.bincount(indices, offset.square(), len(flat))
     shift = first / count.clamp(min=1)
-    return count, codebook.double() + shift, (second - first * shift).clamp(min=0)
+    return count, flat + shift, (second - first * shift).clamp(min=0)

@@ -1,0 +1,125 @@
+"""``tfmot.quantization.keras`` for torch: train with the weights, not the activations, rounded to a few bits."""
+
+from __future__ import annotations
+
+import copy
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from compressor.api.wrapping import wrap
+from compressor.formats.errors import UsageError
+from compressor.policy import Policy, Rule
+from compressor.sites import find_tensors
+
+__all__ = [
+    "DefaultNBitQuantizeScheme",
+    "quantize_annotate_layer",
+    "quantize_annotate_model",
+    "quantize_apply",
+    "quantize_model",
+]
+
+MARK = "quantize_annotation"
+MOST_BITS = 16
+
+
+@dataclass(frozen=True)
+class DefaultNBitQuantizeScheme:
+    """Weights of so many bits: evenly spaced values between the ends of each run of 256 weights, found in every step.
+
+    Args:
+        num_bits_weight: 1 to 16.
+    """
+
+    num_bits_weight: int = 8
+
+    def __post_init__(self) -> None:
+        bits = self.num_bits_weight
+        if not isinstance(bits, int) or isinstance(bits, bool) or not 1 <= bits <= MOST_BITS:
+            raise UsageError(f"num_bits_weight must be a whole number from 1 to {MOST_BITS}, got {bits!r}")
+
+    def rule(self, match: str) -> Rule:
+        """Give the rule that quantises what ``match`` matches so."""
+        return Rule(match, scheme="uniform", bits=self.num_bits_weight)
+
+
+EIGHT_BITS = DefaultNBitQuantizeScheme()
+
+
+@dataclass(frozen=True)
+class Annotation:
+    """The mark on a layer that is to be quantised: how, or as the scheme says."""
+
+    quantize_config: DefaultNBitQuantizeScheme | None
+
+
+def quantize_model(to_quantize: nn.Module) -> nn.Module:
+    """Give a copy of a model that trains with all its weights rounded to 8 bits.
+
+    Raises UsageError for what is no module, PolicyError where nothing can be quantised.
+
+    Example:
+        >>> quantized = quantize_model(nn.Sequential(nn.Linear(64, 64)))
+        >>> len(quantized[0].weight[:4].unique()) <= 256
+        True
+    """
+    return wrap("quantize_model", to_quantize, Policy([EIGHT_BITS.rule("*")]))
+
+
+def quantize_annotate_layer(
+    to_annotate: nn.Module, quantize_config: DefaultNBitQuantizeScheme | None = None
+) -> nn.Module:
+    """Give a copy of a layer with a mark by which ``quantize_apply`` will quantise it.
+
+    Args:
+        to_annotate: a layer, or any module whose weights are to be quantised alike.
+        quantize_config: how; None: as the scheme of ``quantize_apply`` says.
+    """
+    annotated = copy.deepcopy(_checked("quantize_annotate_layer", to_annotate))
+    setattr(annotated, MARK, Annotation(quantize_config))
+    return annotated
+
+
+def quantize_annotate_model(to_annotate: nn.Module) -> nn.Module:
+    """Give a copy of a model with a mark on every layer that has weights to quantise and no mark yet."""
+    annotated = copy.deepcopy(_checked("quantize_annotate_model", to_annotate))
+    for site in find_tensors(annotated):
+        for module, _ in site.owners:
+            if site.default and not hasattr(module, MARK):
+                setattr(module, MARK, Annotation(None))
+    return annotated
+
+
+def quantize_apply(model: nn.Module, scheme: DefaultNBitQuantizeScheme = EIGHT_BITS) -> nn.Module:
+    """Give a copy of a model that trains with the weights of its marked layers rounded.
+
+    Raises UsageError for a model without marks, PolicyError where a marked layer has no weights to quantise.
+
+    Example:
+        >>> model = nn.Sequential(
+        ...     nn.Linear(16, 16), quantize_annotate_layer(nn.Linear(16, 16), DefaultNBitQuantizeScheme(2))
+        ... )
+        >>> quantized = quantize_apply(model)
+        >>> len(quantized[1].weight.unique()), len(quantized[0].weight.unique()) > 200
+        (4, True)
+    """
+    copied = copy.deepcopy(_checked("quantize_apply", model))
+    rules = []
+    for name, module in copied.named_modules():
+        annotation: Any = vars(module).pop(MARK, None)
+        if annotation is not None:
+            match = f"re:{re.escape(name)}" if name else "*"
+            rules.append((annotation.quantize_config or scheme).rule(match))
+    if not rules:
+        raise UsageError("quantize_apply: no layer is marked; quantize_annotate_layer(layer) or _model(model) does")
+    # A mark on a layer counts before one on a module above it, whose name comes first.
+    return wrap("quantize_apply", copied, Policy(rules[::-1]), inplace=True)
+
+
+def _checked(verb: str, model: nn.Module) -> nn.Module:
+    if not isinstance(model, nn.Module):
+        raise UsageError(f"{verb} takes a torch.nn.Module, got {type(model).__name__}")
+    return model
