@@ -115,11 +115,15 @@ def _part(tensor: Tensor, channels: range | None, axis: int) -> Tensor:
 def _compute(x: Tensor, weight: VirtualTensor, bias: Tensor | None, layer: Callable[[torch.dtype], Layer]) -> Tensor:
     """Apply a layer in the dtype that autocast, where it is on, chooses."""
     kind = x.device.type
-    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
-    if torch.is_autocast_enabled(kind):
-        x, bias = x.to(dtype), None if bias is None else bias.to(dtype)
+    if not torch.amp.is_autocast_available(kind) or not torch.is_autocast_enabled(kind):
+        return _apply(x, weight, bias, layer(weight.dtype))
+    dtype = torch.get_autocast_dtype(kind)
     with torch.autocast(kind, enabled=False):
-        computed: Tensor = _Blockwise.apply(x, weight.codebook, bias, weight.source, layer(dtype))
+        return _apply(x.to(dtype), weight, None if bias is None else bias.to(dtype), layer(dtype))
+
+
+def _apply(x: Tensor, weight: VirtualTensor, bias: Tensor | None, layer: Layer) -> Tensor:
+    computed: Tensor = _Blockwise.apply(x, weight.codebook, bias, weight.source, layer)
     return computed
 
 
