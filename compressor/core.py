@@ -15,11 +15,12 @@ from torch.utils.data import DataLoader
 from compressor.calibration import Batches, estimate_batch_norm, squared_gradients
 from compressor.formats.errors import UsageError
 from compressor.group import Group
-from compressor.grouping import begun_rounds, make_groups, make_virtual, param_groups
+from compressor.grouping import begun_rounds, fitted_groups, param_groups
 from compressor.losses import distillation, frozen_copy
 from compressor.packing import Packed, SharedModel, halve_untouched, snapped
 from compressor.policy import Fate, Policy
 from compressor.schedule import make_optimizer
+from compressor.scratch import initialise
 from compressor.sharing import attach, detach, restore, set_weight
 from compressor.sites import finite_weights
 from compressor.training import Epoch, evaluate, train
@@ -45,7 +46,7 @@ class Compressor:
         seed: of everything random in ``finetune``.
         preserve_sparsity: pin weights that are zero now to zero, as pruning before has left them.
         original: the weights by name that the report measures noise against; None: the model's as given.
-        from_scratch: the weights are random, and the values that are shared may start as they like.
+        from_scratch: the weights are random, or drawn when they are shared where the model is on ``meta``; no teacher.
 
     Raises PolicyError where the policy does not fit the model, MissingError for weights that are not finite.
 
@@ -76,7 +77,9 @@ class Compressor:
         self.policy, self.model_args, self.seed = policy, dict(model_args or {}), seed
         self.distill, self.temperature = distill, temperature
         self.fates: list[Fate] = policy.plan(self.model)
-        dense = {fate.site.name: finite_weights(fate.site) for fate in self.fates if fate.scheme}
+        self.sites = [fate.site for fate in self.fates if fate.scheme]
+        dense = {site.name: finite_weights(site) for site in self.sites if not (from_scratch and site.tensor.is_meta)}
+        teacher = None if from_scratch and teacher == "dense" else teacher  # it knows nothing
         self.teacher = frozen_copy(model if teacher == "dense" else teacher) if distill > 0 else None
         taught = self.teacher is not None and teacher == "dense"  # by the same weights: they need keeping only once
         kept = self.teacher.state_dict() if self.teacher is not None and taught else {}
@@ -96,13 +99,12 @@ class Compressor:
         """
         if self.groups:
             raise UsageError("prepare() has been called: the model is shared already")
-        shared = [fate.site for fate in self.fates if fate.scheme]
-        importance = None if calibration is None else squared_gradients(self.model, shared, calibration)
-        self.groups = make_groups(self.fates, self.preserve_sparsity, self.from_scratch)
-        for group in self.groups:
-            group.scheme.fit(group, importance)
-        for name in make_virtual(self.groups) if virtual else ():
-            self.dense.pop(name)
+        importance = None if calibration is None else squared_gradients(self.model, self.sites, calibration)
+        for fate in self.fates:
+            if virtual and fate.scheme and fate.scheme.generator():
+                self.dense.pop(fate.site.name, None)
+        self.groups = fitted_groups(self.fates, importance, self.preserve_sparsity, self.from_scratch, virtual)
+        initialise(self.model)
         attach(self.model, self.groups)
         return self
 

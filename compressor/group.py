@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Group"]
 
+RUN = 1 << 18  # weights summed at a time
+
 
 class _Precondition(Function):
     """Identity whose gradient is multiplied by a constant."""
@@ -47,15 +49,21 @@ class Group(nn.Module):
         sites: its sites, in state-dict order.
         pruning: how many weights are zero, and by when; None: whatever is pinned by ``prune`` alone.
         from_scratch: whether the weights are random yet, and only their spread matters.
+        virtual: whether ``weight`` gives tensors that are never whole; ``let_go`` ends the making of such a group.
     """
 
     unit: Tensor
 
     def __init__(
-        self, scheme: Scheme, sites: list[Site], pruning: Pruning | None = None, from_scratch: bool = False
+        self,
+        scheme: Scheme,
+        sites: list[Site],
+        pruning: Pruning | None = None,
+        from_scratch: bool = False,
+        virtual: bool = False,
     ) -> None:
         super().__init__()
-        self.from_scratch, self.virtual = from_scratch, False
+        self.from_scratch, self.virtual = from_scratch, virtual
         self.scheme = scheme
         self.sites = sites
         self.pruning = pruning
@@ -132,16 +140,11 @@ class Group(nn.Module):
         stream = Stream(site.name, latent.numel(), 2 * len(self.values))
         return Generated(codec, stream, tuple(latent.shape), latent.dtype)
 
-    def become_virtual(self) -> None:
-        """Let go of latent weights and indices: from now on ``weight`` gives tensors that are never whole.
-
-        Of the latent weights shape and dtype remain; the model's own parameters are left without elements.
-        """
+    def let_go(self) -> None:
+        """Free the latent weights: shape and dtype remain, and the model's own parameters without elements."""
         for number, site in enumerate(self.sites):
             self._latents[number] = torch.empty_like(site.tensor, device="meta")
             site.tensor.data = site.tensor.new_empty(0)
-            self._buffers.pop(self._indices_name(site), None)
-        self.virtual = True
 
     def weight(self, site: Site, latent: Tensor) -> Tensor:
         """The weight the network computes with, in the latent's dtype: the scheme's, or zero where pruned."""
@@ -174,7 +177,10 @@ class Group(nn.Module):
 
 
 def _sum_of_squares(latent: Tensor) -> Tensor:
-    return (latent.detach().double() - latent.detach().double().mean()).square().sum()
+    """Sum the squared distances from the mean, in double precision but never all at a time."""
+    runs = latent.detach().reshape(-1).split(RUN)
+    mean = torch.stack([run.double().sum() for run in runs]).sum() / max(latent.numel(), 1)
+    return torch.stack([(run.double() - mean).square().sum() for run in runs]).sum()
 
 
 def _power_of_two(spread: float) -> float:

@@ -74,7 +74,7 @@ def restore(model: nn.Module, groups: Sequence[Group], dense: Mapping[str, Tenso
     sites = [site for group in groups for site in group.sites]
     for site in sites:
         if site.name not in dense:
-            raise UsageError(f"undo(): prepare(virtual=True) has let go of the dense weights of {site.name}")
+            raise UsageError(f"undo(): the dense weights of {site.name} have not been kept: prepare(virtual=True)")
     detach(model)
     for site in sites:
         set_weight(site, dense[site.name])

@@ -23,7 +23,6 @@ from compressor.sites import Site
 
 CODEC = "hashed"
 TINY = 1e-300
-BLOCK = 1 << 17  # weights summed at a time
 MOST_VALUES = codec_class(CODEC).max_codewords // 2 - 1  # each with either sign, and a zero where weights are pruned
 
 
@@ -92,12 +91,12 @@ class Hashed(Scheme):
         """Start the values at the signed means, or from scratch the scaled signed sums, of their weights."""
         group.unit.fill_(1.0)  # they are weights, not the codewords of some: the learning rate is that of weights
         group.set_codebook(group.unit.new_zeros(self.stored_values(group.weights)), learnt=True)
-        for site in group.sites:
-            source = group.generated(site)
-            whole = source.indices(0, source.stream.count, group.unit.device)
-            group.set_indices(site, whole.view(source.shape), saved=False)
-        sums, counts = _signed_sums(group, None if group.from_scratch else importance)
-        start = _spread_alike(group, sums, counts) if group.from_scratch else sums / counts.clamp(min=TINY)
+        sums, counts, energy = _signed_sums(group, None if group.from_scratch else importance)
+        if group.from_scratch:
+            start = sums / counts.sqrt().clamp(min=TINY)
+            start *= (energy / (start.square() * counts).sum().clamp(min=TINY)).sqrt()
+        else:
+            start = sums / counts.clamp(min=TINY)
         group.set_codebook(start, learnt=True)
 
     def weight(self, group: Group, site: Site, latent: Tensor) -> Tensor:
@@ -120,25 +119,30 @@ class Hashed(Scheme):
         return SharedTensor(source.shape, 0, indices.astype(index_dtype(codewords)), book.dtype, codec=self.generator())
 
 
-def _signed_sums(group: Group, importance: Mapping[Site, Tensor] | None) -> tuple[Tensor, Tensor]:
-    """Sum the weights of each value with their signs, and count them, or sum their importance: float64[K] each."""
-    values = len(group.values)
-    totals = torch.zeros(2, 2 * values, dtype=torch.float64, device=group.unit.device)
+def _signed_sums(group: Group, importance: Mapping[Site, Tensor] | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Go through the weights once, and keep their indices where they are looked up in training.
+
+    Returns:
+        Float64[K]: the sums of each value's weights with their signs; how many these are, or their importance.
+        Float64[]: the sum of all squares. Pruned weights do not count.
+    """
+    values, device = len(group.values), group.unit.device
+    totals = torch.zeros(2, 2 * values, dtype=torch.float64, device=device)
+    energy = torch.zeros((), dtype=torch.float64, device=device)
     for site in group.sites:
-        weights, indices = group.latent(site).detach().reshape(-1), group.indices(site).view(-1)
-        weighing = ~group.pruned(site).view(-1) if group.has_zeros else torch.ones_like(weights)
-        if importance is not None:
-            weighing = weighing * importance[site].reshape(-1).double().clamp(min=TINY)
-        for start in range(0, len(weights), BLOCK):
-            run = slice(start, start + BLOCK)
-            count = weighing[run].double()
-            totals.index_add_(1, indices[run], torch.stack([weights[run].double() * count, count]))
-    return totals[0, :values] - totals[0, values:], totals[1, :values] + totals[1, values:]
-
-
-def _spread_alike(group: Group, sums: Tensor, counts: Tensor) -> Tensor:
-    """Give every value the spread of a weight, however many share it, and all weights the energy they had."""
-    values = sums / counts.sqrt().clamp(min=TINY)
-    energy = (values.square() * counts).sum()
-    wanted = torch.stack([group.survivors(site).double().square().sum() for site in group.sites]).sum()
-    return values * (wanted / energy.clamp(min=TINY)).sqrt()
+        source, weights = group.generated(site), group.latent(site).detach().reshape(-1)
+        if not group.virtual:
+            group.set_indices(site, torch.empty(source.shape, dtype=torch.int32, device=device), saved=False)
+        for start, stop in source.runs():
+            indices, run = source.indices(start, stop, device), weights[start:stop].double()
+            weighing = torch.ones_like(run)
+            if group.has_zeros:
+                weighing *= ~group.pruned(site).view(-1)[start:stop]
+            if importance is not None:
+                weighing *= importance[site].view(-1)[start:stop].double().clamp(min=TINY)
+            totals.index_add_(1, indices, torch.stack([run * weighing, weighing]))
+            energy += (run.square() * weighing).sum()
+            if not group.virtual:
+                group.indices(site).view(-1)[start:stop] = indices
+    sums, counts = totals[0, :values] - totals[0, values:], totals[1, :values] + totals[1, values:]
+    return sums, counts, energy
