@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd import Function
@@ -47,8 +48,13 @@ class Generated:
         found = torch.empty(stop - start, dtype=torch.int32, device=device)
         for begin in range(start, stop, CHUNK):
             end = min(begin + CHUNK, stop)
-            positions = torch.arange(begin, end, device=device)
-            found[begin - start : end - start] = self.codec.generate(self.stream, positions)
+            found[begin - start : end - start] = self._generate(begin, end, device)
+        return found
+
+    def _generate(self, start: int, stop: int, device: torch.device) -> Tensor:
+        if device.type == "cpu":  # numpy is a third faster there
+            return torch.from_numpy(self.codec.generate(self.stream, np.arange(start, stop, dtype=np.int64)))
+        found: Tensor = self.codec.generate(self.stream, torch.arange(start, stop, device=device))
         return found
 
     @property
