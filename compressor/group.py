@@ -179,8 +179,12 @@ class Group(nn.Module):
 def _sum_of_squares(latent: Tensor) -> Tensor:
     """Sum the squared distances from the mean, in double precision but never all at a time."""
     runs = latent.detach().reshape(-1).split(RUN)
-    mean = torch.stack([run.double().sum() for run in runs]).sum() / max(latent.numel(), 1)
-    return torch.stack([(run.double() - mean).square().sum() for run in runs]).sum()
+    mean, total = torch.zeros(2, dtype=torch.float64, device=latent.device)  # in place: small tensors that live between
+    for run in runs:  # large ones would keep the allocator from using their memory again
+        mean += run.double().sum() / max(latent.numel(), 1)
+    for run in runs:
+        total += (run.double() - mean).square().sum()
+    return total
 
 
 def _power_of_two(spread: float) -> float:
