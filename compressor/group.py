@@ -179,8 +179,10 @@ class Group(nn.Module):
 def _sum_of_squares(latent: Tensor) -> Tensor:
     """Sum the squared distances from the mean, in double precision but never all at a time."""
     runs = latent.detach().reshape(-1).split(RUN)
-    mean, total = torch.zeros(2, dtype=torch.float64, device=latent.device)  # in place: small tensors that live between
-    for run in runs:  # large ones would keep the allocator from using their memory again
+    # Sums are taken in place: small tensors made between large ones keep the allocator from using their memory again.
+    mean = torch.zeros((), dtype=torch.float64, device=latent.device)
+    total = torch.zeros_like(mean)
+    for run in runs:
         mean += run.double().sum() / max(latent.numel(), 1)
     for run in runs:
         total += (run.double() - mean).square().sum()
