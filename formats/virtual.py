@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map_only
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from compressor.formats.blockwise import BLOCKWISE
 from compressor.formats.generated import Generated
@@ -69,7 +69,13 @@ class VirtualTensor(Tensor):
 
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
-        raise TypeError(f"{func} met a virtual weight that torch's overrides did not see; give it expand_weights()")
+        """Come here for what torch's overrides do not see, above all ``set_`` of ``remove_parametrizations``."""
+        if any(
+            isinstance(one, VirtualTensor) and one.requires_grad for one in tree_leaves((args, kwargs))
+        ):  # its gradient would go no further than here
+            raise TypeError(f"{func} does not see a virtual weight as torch's overrides do; give it expand_weights()")
+        args, given = tree_map_only(VirtualTensor, VirtualTensor.expand_weights, (args, dict(kwargs or {})))
+        return func(*args, **given)
 
 
 _KNOWN = {

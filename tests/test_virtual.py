@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.utils import parametrize
 
 from compressor import Compressor, Policy, Rule, load
 from compressor.formats import blockwise, generated
@@ -387,6 +388,28 @@ def test_packed_inference_of_small_layers_gives_the_same_bits(tmp_path: Path) ->
     assert torch.equal(copy.deepcopy(packed)(x), dense(x))
     assert torch.equal(packed.half()(x.half()), dense.half()(x.half()))
     assert packed.to("meta")(x.half().to("meta")).shape == (2, 5)
+
+
+def test_a_layer_becomes_dense_again(tmp_path: Path) -> None:
+    path, x = saved(tmp_path, network()), torch.randn(2, 3, 6, 6)
+    dense, packed = load(path, network()), load(path, network(), weights="packed")
+    layer = packed.get_submodule("5")
+    parametrize.remove_parametrizations(layer, "weight")
+    assert type(layer.weight) is Tensor
+    assert torch.equal(layer.weight, dense.state_dict()["5.weight"])
+    assert torch.equal(packed(x), dense(x))
+
+
+def test_gradients_are_not_lost_where_torch_passes_its_overrides() -> None:
+    weight = VirtualTensor(source_of((3, 4)), torch.zeros(10, requires_grad=True), torch.float32)
+    with pytest.raises(TypeError, match=r"expand_weights\(\)"), torch.no_grad():
+        torch.empty(0).set_(weight)  # type: ignore[call-overload]
+
+
+def test_packed_inference_exports(tmp_path: Path) -> None:
+    packed, x = load(saved(tmp_path, network()), network(), weights="packed"), torch.randn(2, 3, 6, 6)
+    exported = torch.export.export(packed, (x,)).module()
+    torch.testing.assert_close(exported(x), packed(x))
 
 
 def test_packed_inference_keeps_the_stored_dtype(tmp_path: Path) -> None:

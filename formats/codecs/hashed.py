@@ -6,7 +6,6 @@ Chen, Wilson, Tyree, Weinberger, Chen, "Compressing Neural Networks with the Has
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any, ClassVar
 
 import numpy as np
@@ -92,7 +91,6 @@ def hashed_indices(name: str, count: int, codewords: int, seed: int = 0) -> NDAr
     return indices
 
 
-@lru_cache(maxsize=1024)
 def _key(name: str, seed: int) -> int:
     """Give the key of a tensor, as the signed number of the same 64 bits."""
     if not 0 <= seed <= _MASK:
