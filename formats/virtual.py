@@ -70,9 +70,8 @@ class VirtualTensor(Tensor):
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
         """Come here for what torch's overrides do not see, above all ``set_`` of ``remove_parametrizations``."""
-        if any(
-            isinstance(one, VirtualTensor) and one.requires_grad for one in tree_leaves((args, kwargs))
-        ):  # its gradient would go no further than here
+        met = [one for one in tree_leaves((args, kwargs)) if isinstance(one, VirtualTensor)]
+        if any(weight.requires_grad for weight in met):  # gradients would go no further than here
             raise TypeError(f"{func} does not see a virtual weight as torch's overrides do; give it expand_weights()")
         args, given = tree_map_only(VirtualTensor, VirtualTensor.expand_weights, (args, dict(kwargs or {})))
         return func(*args, **given)
