@@ -120,7 +120,10 @@ def _compress(work: Run, model: nn.Module, step: Callable[[str], Step]) -> tuple
     packed, original = None, model.state_dict()
     pruned = False
     for stage in work.recipe.stages:
-        packed, model = _stage(work, stage, model, teacher, step, preserve_sparsity=pruned, original=original)
+        packed, model = _stage(
+            work, stage, model, teacher, step, preserve_sparsity=pruned, original=original,
+            from_scratch=work.options.from_scratch and packed is None,
+        )  # fmt: skip
         pruned = pruned or any(stage.policy.prunings)
     assert packed is not None
     packed.note(recipe=work.recipe.to_dict(), **({"amp": True} if work.options.amp else {}))
@@ -218,7 +221,8 @@ def _dry_run(work: Run) -> None:
     options = work.options
     given = {"checkpoint_path": str(options.checkpoint_path)} if options.checkpoint_path is not None else {}
     model = create_model(options.model, {**work.args, **given}, pretrained=options.pretrained, seed=options.seed)
-    job = Compressor(model, work.recipe.stages[-1].policy, model_args=work.args, teacher=None)
+    policy = work.recipe.stages[-1].policy
+    job = Compressor(model, policy, model_args=work.args, teacher=None, from_scratch=True)  # for its size alone
     rules = job.policy.given
     rows = [
         {

@@ -15,12 +15,13 @@ from torch.utils.data import DataLoader
 from compressor.calibration import Batches, estimate_batch_norm, squared_gradients
 from compressor.formats.errors import UsageError
 from compressor.group import Group
-from compressor.grouping import begun_rounds, make_groups, param_groups
+from compressor.grouping import begun_rounds, fitted_groups, param_groups
 from compressor.losses import distillation, frozen_copy
 from compressor.packing import Packed, SharedModel, halve_untouched, snapped
 from compressor.policy import Fate, Policy
 from compressor.schedule import make_optimizer
-from compressor.sharing import attach, detach, set_weight
+from compressor.scratch import initialise
+from compressor.sharing import attach, detach, restore, set_weight
 from compressor.sites import finite_weights
 from compressor.training import Epoch, evaluate, train
 
@@ -45,6 +46,7 @@ class Compressor:
         seed: of everything random in ``finetune``.
         preserve_sparsity: pin weights that are zero now to zero, as pruning before has left them.
         original: the weights by name that the report measures noise against; None: the model's as given.
+        from_scratch: the weights are random, or drawn when they are shared where the model is on ``meta``; no teacher.
 
     Raises PolicyError where the policy does not fit the model, MissingError for weights that are not finite.
 
@@ -69,35 +71,40 @@ class Compressor:
         seed: int = 0,
         preserve_sparsity: bool = False,
         original: Mapping[str, Tensor] | None = None,
+        from_scratch: bool = False,
     ) -> None:
         self.model = copying.deepcopy(model) if copy else model
         self.policy, self.model_args, self.seed = policy, dict(model_args or {}), seed
         self.distill, self.temperature = distill, temperature
         self.fates: list[Fate] = policy.plan(self.model)
-        dense = {fate.site.name: finite_weights(fate.site) for fate in self.fates if fate.scheme}
+        self.sites = [fate.site for fate in self.fates if fate.scheme]
+        dense = {site.name: finite_weights(site) for site in self.sites if not (from_scratch and site.tensor.is_meta)}
+        teacher = None if from_scratch and teacher == "dense" else teacher  # it knows nothing
         self.teacher = frozen_copy(model if teacher == "dense" else teacher) if distill > 0 else None
         taught = self.teacher is not None and teacher == "dense"  # by the same weights: they need keeping only once
         kept = self.teacher.state_dict() if self.teacher is not None and taught else {}
         self.dense = {name: kept[name] if taught else weights.clone() for name, weights in dense.items()}
         self.original = self.dense if original is None else {name: original[name] for name in self.dense}
-        self.preserve_sparsity = preserve_sparsity
+        self.preserve_sparsity, self.from_scratch = preserve_sparsity, from_scratch
         self.groups: list[Group] = []
         self.steps = self.total_steps = 0
 
-    def prepare(self, calibration: Batches | None = None) -> Compressor:
+    def prepare(self, calibration: Batches | None = None, virtual: bool = False) -> Compressor:
         """Make codebooks and indices from the weights, and let the model compute with them.
 
         Args:
             calibration: (inputs, targets) batches; the squared gradients on them weigh the weights' errors.
+            virtual: let go of the dense weights where a scheme generates its indices, and with them of ``undo()`` and
+                the noise of the report. Layers then compute block by block.
         """
         if self.groups:
             raise UsageError("prepare() has been called: the model is shared already")
-        importance = None
-        if calibration is not None:
-            importance = squared_gradients(self.model, [fate.site for fate in self.fates if fate.scheme], calibration)
-        self.groups = make_groups(self.fates, self.preserve_sparsity)
-        for group in self.groups:
-            group.scheme.fit(group, importance)
+        importance = None if calibration is None else squared_gradients(self.model, self.sites, calibration)
+        for fate in self.fates:
+            if virtual and fate.scheme and fate.scheme.generator():
+                self.dense.pop(fate.site.name, None)
+        self.groups = fitted_groups(self.fates, importance, self.preserve_sparsity, self.from_scratch, virtual)
+        initialise(self.model)
         attach(self.model, self.groups)
         return self
 
@@ -223,10 +230,7 @@ class Compressor:
     def undo(self) -> nn.Module:
         """Take the sharing off and give the weights their values from before."""
         self._prepared("undo()")
-        sites = [site for group in self.groups for site in group.sites]
-        detach(self.model)
-        for site in sites:
-            set_weight(site, self.dense[site.name])
+        restore(self.model, self.groups, self.dense)
         self.groups = []
         return self.model
 

@@ -10,6 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import Function
 
+from compressor.formats.codec import Stream
+from compressor.formats.generated import Generated
+from compressor.formats.virtual import VirtualTensor, mirrored
 from compressor.sites import Site
 
 if TYPE_CHECKING:
@@ -17,6 +20,8 @@ if TYPE_CHECKING:
     from compressor.scheme import Scheme
 
 __all__ = ["Group"]
+
+RUN = 1 << 18  # weights summed at a time
 
 
 class _Precondition(Function):
@@ -43,12 +48,22 @@ class Group(nn.Module):
         scheme: the scheme that governs this group.
         sites: its sites, in state-dict order.
         pruning: how many weights are zero, and by when; None: whatever is pinned by ``prune`` alone.
+        from_scratch: whether the weights are random yet, and only their spread matters.
+        virtual: whether ``weight`` gives tensors that are never whole; ``let_go`` ends the making of such a group.
     """
 
     unit: Tensor
 
-    def __init__(self, scheme: Scheme, sites: list[Site], pruning: Pruning | None = None) -> None:
+    def __init__(
+        self,
+        scheme: Scheme,
+        sites: list[Site],
+        pruning: Pruning | None = None,
+        from_scratch: bool = False,
+        virtual: bool = False,
+    ) -> None:
         super().__init__()
+        self.from_scratch, self.virtual = from_scratch, virtual
         self.scheme = scheme
         self.sites = sites
         self.pruning = pruning
@@ -90,9 +105,9 @@ class Group(nn.Module):
         values: Tensor = _Precondition.apply(self.values, factor)
         return values * self.unit
 
-    def set_indices(self, site: Site, indices: Tensor) -> None:
-        """Keep the indices of a site: int[shape], -1 where an entry is still free."""
-        self.register_buffer(self._indices_name(site), indices.to(torch.int32))
+    def set_indices(self, site: Site, indices: Tensor, saved: bool = True) -> None:
+        """Keep the indices of a site: int[shape], -1 where an entry is still free; in the state dict if ``saved``."""
+        self.register_buffer(self._indices_name(site), indices.to(torch.int32), persistent=saved)
 
     def indices(self, site: Site) -> Tensor:
         """The kept indices of a site, int32[shape]."""
@@ -122,8 +137,23 @@ class Group(nn.Module):
         latent = self.latent(site).detach()
         return latent[~self.pruned(site)] if self.has_zeros else latent.reshape(-1)
 
+    def generated(self, site: Site) -> Generated:
+        """Where the weights of a site come from, in a group whose scheme generates its indices."""
+        codec, latent = self.scheme.generator(), self.latent(site)
+        assert codec is not None
+        stream = Stream(site.name, latent.numel(), 2 * len(self.values))
+        return Generated(codec, stream, tuple(latent.shape), latent.dtype)
+
+    def let_go(self) -> None:
+        """Free the latent weights: shape and dtype remain, and the model's own parameters without elements."""
+        for number, site in enumerate(self.sites):
+            self._latents[number] = torch.empty_like(site.tensor, device="meta")
+            site.tensor.data = site.tensor.new_empty(0)
+
     def weight(self, site: Site, latent: Tensor) -> Tensor:
         """The weight the network computes with, in the latent's dtype: the scheme's, or zero where pruned."""
+        if self.virtual:
+            return VirtualTensor(self.generated(site), mirrored(self.codebook()), latent.dtype)
         weight = self.scheme.weight(self, site, latent).to(latent.dtype)
         return weight.masked_fill(self.pruned(site), 0) if self.has_zeros else weight
 
@@ -155,7 +185,16 @@ class Group(nn.Module):
 
 
 def _sum_of_squares(latent: Tensor) -> Tensor:
-    return (latent.detach().double() - latent.detach().double().mean()).square().sum()
+    """Sum the squared distances from the mean, in double precision but never all at a time."""
+    runs = latent.detach().reshape(-1).split(RUN)
+    # Sums are taken in place: small tensors made between large ones keep the allocator from using their memory again.
+    mean = torch.zeros((), dtype=torch.float64, device=latent.device)
+    total = torch.zeros_like(mean)
+    for run in runs:
+        mean += run.double().sum() / max(latent.numel(), 1)
+    for run in runs:
+        total += (run.double() - mean).square().sum()
+    return total
 
 
 def _power_of_two(spread: float) -> float:

@@ -2,37 +2,75 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from compressor.formats.errors import UsageError
 from compressor.group import Group
 from compressor.policy import Fate
+from compressor.scratch import initialise_site
 from compressor.sites import Site
 
-__all__ = ["begun_rounds", "make_groups", "param_groups"]
+__all__ = ["begun_rounds", "fitted_groups", "param_groups"]
 
 
-def make_groups(fates: Sequence[Fate], preserve_sparsity: bool = False) -> list[Group]:
-    """Make a group of each shared tensor, or of all under one scheme where it wants the whole network.
+_log = logging.getLogger(__name__)
+
+
+def fitted_groups(
+    fates: Sequence[Fate],
+    importance: Mapping[Site, Tensor] | None = None,
+    preserve_sparsity: bool = False,
+    from_scratch: bool = False,
+    virtual: bool = False,
+) -> list[Group]:
+    """Make a group of each shared tensor, or of all under one scheme where it wants the whole network, and fit it.
 
     Args:
         preserve_sparsity: pin weights that are zero now to zero.
+        from_scratch: the weights are random; those on ``meta`` are drawn now. Of trained ones, a scheme may have a word
+            of caution.
+        virtual: groups whose scheme generates its indices let go of their dense weights, each before the next is made.
+
+    Raises UsageError for ``virtual`` where no scheme generates its indices, or weights are pruned.
     """
+    schemes = [fate.scheme for fate in fates if fate.scheme]
+    cautions = {scheme.id: scheme.caution for scheme in schemes if scheme.caution and not from_scratch}
+    for name, caution in cautions.items():
+        _log.warning("scheme %s: %s", name, caution)
+    if virtual and not any(scheme.generator() for scheme in schemes):
+        known = ", ".join(sorted({scheme.id for scheme in schemes}))
+        raise UsageError(f"virtual=True: no scheme here generates its indices: {known}")
     together: dict[Any, list[Site]] = {}
     for number, fate in enumerate(fates):
         if fate.scheme:
             alone = None if fate.scheme.whole_network else number
             together.setdefault((alone, fate.scheme, fate.pruning), []).append(fate.site)
-    groups = [Group(scheme, sites, pruning) for (_, scheme, pruning), sites in together.items()]
-    for group in groups:
-        zeros = {site: site.tensor.detach() == 0 for site in group.sites} if preserve_sparsity else {}
-        if any(bool(zero.any()) for zero in zeros.values()):
-            for site, zero in zeros.items():
-                group.prune(site, zero | group.pruned(site))
+    groups = []
+    for (_, scheme, pruning), sites in together.items():
+        for site in sites:
+            initialise_site(site)
+        group = Group(scheme, sites, pruning, from_scratch, virtual and scheme.generator() is not None)
+        _pin_zeros(group, preserve_sparsity)
+        group.scheme.fit(group, importance)
+        if group.virtual:
+            group.let_go()
+        groups.append(group)
     return groups
+
+
+def _pin_zeros(group: Group, preserve_sparsity: bool) -> None:
+    """Pin weights that are zero, where asked; a virtual weight can have none: their mask would be as large as it."""
+    zeros = {site: site.tensor.detach() == 0 for site in group.sites} if preserve_sparsity else {}
+    if any(bool(zero.any()) for zero in zeros.values()):
+        for site, zero in zeros.items():
+            group.prune(site, zero | group.pruned(site))
+    if group.virtual and group.has_zeros:
+        raise UsageError(f"virtual=True: {group.sites[0].name} is pruned, and a virtual weight is never whole")
 
 
 def param_groups(model: nn.Module, groups: Sequence[Group], lr: float, weight_decay: float) -> list[dict[str, Any]]:

@@ -203,7 +203,7 @@ def _provenance(shared: SharedModel, job: Compressor) -> dict[str, Any]:
     states = shared.model.state_dict()
     rules = {fate.site.name: fate.rule for fate in job.fates if fate.scheme}
     return {
-        "sqnr": [_sqnr(job.original[name], states[name]) for name in states if name in shared.tensors],
+        "sqnr": [_sqnr(job.original.get(name), states[name]) for name in states if name in shared.tensors],
         "rules": [rules[name] for name in states if name in shared.tensors],
         "left": {fate.site.name: fate.reason for fate in job.fates if not fate.scheme},
         "parameters": sum(parameter.numel() for parameter in shared.model.parameters()),
@@ -212,8 +212,10 @@ def _provenance(shared: SharedModel, job: Compressor) -> dict[str, Any]:
     }
 
 
-def _sqnr(dense: Tensor, shared: Tensor) -> float | None:
-    """Signal to quantisation noise in dB, to two digits; None where nothing was lost."""
+def _sqnr(dense: Tensor | None, shared: Tensor) -> float | None:
+    """Signal to quantisation noise in dB, to two digits; None where nothing was lost, or the dense weights are gone."""
+    if dense is None:
+        return None
     signal = float(dense.double().square().sum())
     noise = float((dense.double() - shared.to(dense.device).double()).square().sum())
     return round(10 * math.log10(signal / noise), 2) if noise > 0 and signal > 0 else None

@@ -193,7 +193,10 @@ def _worth_sharing(site: Site, scheme: Scheme) -> tuple[Scheme | None, str]:
         return None, f"holds {tensor.dtype}, not floating point"
     if tensor.element_size() > 4:
         return None, f"holds {tensor.dtype}, which a packed file keeps as it is"
-    values = scheme.stored_values(tensor.numel())
+    try:
+        values = scheme.stored_values(tensor.numel())
+    except PolicyError as error:
+        raise PolicyError(f"{site.name}: {error}") from None
     if tensor.numel() <= values:
         return None, f"{tensor.numel():,} weights are no more than the {values:,} values they would share"
     return scheme, ""

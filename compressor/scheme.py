@@ -17,6 +17,7 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
+from compressor.formats.codec import Codec
 from compressor.formats.dtypes import round_to
 from compressor.formats.errors import PolicyError, did_you_mean
 from compressor.formats.record import Codebook, SharedTensor, Table, index_dtype
@@ -43,6 +44,9 @@ class Scheme(ABC):
     shares: ClassVar[bool] = True
     """Whether it shares values at all; False: its tensors stay free, and are stored untouched."""
 
+    caution: ClassVar[str] = ""
+    """What to say, once, where it shares weights that have been trained."""
+
     @property
     def whole_network(self) -> bool:
         """Whether all tensors under this scheme, with these settings, form one group."""
@@ -55,9 +59,19 @@ class Scheme(ABC):
             raise PolicyError(f"scheme {cls.id!r} takes 1 to 16 bits, got {bits}")
         return {"codewords": 2**bits}
 
+    def generator(self) -> Codec | None:
+        """Give the codec that generates its indices, of the group's codebook and after it its negatives.
+
+        None where indices are found and kept. Only what is generated can be trained without a dense weight.
+        """
+        return None
+
     @abstractmethod
     def stored_values(self, weights: int) -> int:
-        """Count the codebook values stored for a tensor of so many weights, to tell whether sharing pays."""
+        """Count the codebook values stored for a tensor of so many weights, to tell whether sharing pays.
+
+        Raises PolicyError for more than can be stored.
+        """
 
     @abstractmethod
     def fit(self, group: Group, importance: Mapping[Site, Tensor] | None) -> None:

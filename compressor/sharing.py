@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,7 +14,7 @@ from compressor.formats.errors import UsageError
 from compressor.group import Group
 from compressor.sites import Site
 
-__all__ = ["CONTAINER", "attach", "cached_weights", "detach"]
+__all__ = ["CONTAINER", "attach", "cached_weights", "detach", "restore", "set_weight"]
 
 CONTAINER = "weight_sharing"
 
@@ -89,6 +89,17 @@ def _own_class(module: nn.Module) -> None:
     module.__class__ = type(shared.__name__, shared.__bases__, body)
 
 
+def restore(model: nn.Module, groups: Sequence[Group], dense: Mapping[str, Tensor]) -> None:
+    """Take all groups off and set the weights to those given by name; raises UsageError where some are gone."""
+    sites = [site for group in groups for site in group.sites]
+    for site in sites:
+        if site.name not in dense:
+            raise UsageError(f"undo(): the dense weights of {site.name} have not been kept: prepare(virtual=True)")
+    detach(model)
+    for site in sites:
+        set_weight(site, dense[site.name])
+
+
 @contextmanager
 def _order_kept(module: nn.Module) -> Iterator[None]:
     """Remember the order of the module's parameters, which removal would otherwise change."""
@@ -104,6 +115,8 @@ def cached_weights() -> Iterator[None]:
 
 
 def set_weight(site: Site, value: Tensor) -> None:
-    """Set a site's tensor in place, all owners with it."""
+    """Set a site's tensor in place, all owners with it; one that was virtual gets its memory back."""
     with torch.no_grad():
+        if site.tensor.shape != value.shape:
+            site.tensor.data = site.tensor.new_empty(value.shape)
         site.tensor.copy_(value)

@@ -89,8 +89,10 @@ def find_tensors(model: nn.Module) -> list[Site]:
 
 
 def finite_weights(site: Site) -> Tensor:
-    """Give a site's weights; raises MissingError, naming it, where any is NaN or infinite."""
+    """Give a site's weights; raises MissingError, naming it, where any is NaN or infinite, or there are none."""
     tensor = site.tensor.detach()
+    if tensor.is_meta:
+        raise MissingError(f"{site.name} is on meta and has no values: load weights, or say from_scratch=True")
     bad = int((~torch.isfinite(tensor)).sum())
     if bad:
         first = tuple(torch.nonzero(~torch.isfinite(tensor))[0].tolist())

@@ -65,6 +65,10 @@ class Codec(ABC):
         """Give ``values[decode(data)]``, float32[stream.count]; a codec may fuse the two."""
         return values.take(self.decode(data, stream))
 
+    def generate(self, stream: Stream, positions: Any) -> Any:
+        """Give the indices at ``positions``, int64 of numpy or torch, in their place; only where not ``general``."""
+        raise UsageError(f"codec {self.id!r} generates no indices: those of {stream.name!r} are stored")
+
     @abstractmethod
     def code_lengths(self, histogram: NDArray[np.int64]) -> NDArray[np.float64]:
         """Give the bits each codeword costs when the counts are ``histogram`` (int64[codewords])."""

@@ -62,7 +62,8 @@ def load(path: str | os.PathLike[str], model: nn.Module | None = None, weights: 
         model: the module to fill; None builds the timm model that the file names, without downloading anything.
         weights: "dense", or "packed" for inference in little memory: linear, convolution, embedding and attention
             layers keep packed indices and expand them in each forward pass. Logits are the same, bit for bit; no
-            parameter requires a gradient, and the state dict holds the packed buffers.
+            parameter requires a gradient, and the state dict holds the packed buffers. Where a codec generates the
+            indices there are none: linear and convolution layers compute block by block, and sum in another order.
 
     Raises:
         UsageError: other ``weights``.

@@ -1,10 +1,14 @@
-"""Packed inference: layers whose weight stays bit-packed in memory and is expanded each time it is read."""
+"""Packed inference: layers whose weight stays packed in memory, and is expanded each time it is read.
+
+Packed is bits for each index; or where a codec generates them the codebook alone, and then linear layers and
+convolutions never have all of the weight.
+"""
 
 from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -14,8 +18,11 @@ from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils import parametrize
 
 from compressor.formats.bitpacking import pack_bits
+from compressor.formats.codec import Stream
+from compressor.formats.generated import Generated
 from compressor.formats.reader import PackedFile
-from compressor.formats.record import SharedTensor
+from compressor.formats.record import SharedTensor, Table
+from compressor.formats.virtual import ComputedWeight, VirtualWeight
 
 __all__ = ["PackedWeight", "install", "read_packed"]
 
@@ -24,7 +31,7 @@ _LAYERS = (nn.Linear, _ConvNd, nn.Embedding, nn.EmbeddingBag, nn.MultiheadAttent
 _WHOLE_ROWS = {4: torch.float32, 8: torch.int64, 16: torch.complex128}  # gathered as one element, three times as fast
 
 
-class PackedWeight(nn.Module):
+class PackedWeight(ComputedWeight):
     """A weight as packed indices and codebook; ``forward`` expands it, bit for bit as ``record.decode`` does.
 
     Args:
@@ -42,13 +49,13 @@ class PackedWeight(nn.Module):
     """
 
     indices: Tensor
-    codebook: Tensor
     scale: Tensor | None
     offset: Tensor | None
 
     def __init__(self, site: SharedTensor, codebook: Tensor) -> None:
         super().__init__()
         books, codewords, length = codebook.shape
+        self.dtype = DTYPES[site.dtype]
         self.site = replace(site, indices=np.empty(0, np.uint8), scale=None, offset=None, codec=None)
         if length == 1:  # scalars lie in C order: vectors of one along the last axis
             self.site = replace(self.site, vector_axis=len(site.shape) - 1)
@@ -68,15 +75,7 @@ class PackedWeight(nn.Module):
             weight = weight * self._spread(self.scale)
         if self.offset is not None:
             weight = weight + self._spread(self.offset)
-        return weight.to(DTYPES[self.site.dtype]).to(like.dtype)
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> PackedWeight:
-        """Follow to a device, but keep float32: the weight is rounded to another dtype after it is computed."""
-        before = dict(self._buffers)
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        for name, tensor in before.items():
-            self._buffers[name] = None if tensor is None else tensor.to(self.indices.device)
-        return self
+        return weight.to(self.dtype).to(like.dtype)
 
     @property
     def _rows(self) -> tuple[int, ...]:
@@ -115,27 +114,39 @@ class PackedWeight(nn.Module):
         return per_group.view([-1 if place == axis else 1 for place in range(len(shape))])
 
 
-def read_packed(file: PackedFile, model: nn.Module) -> dict[str, PackedWeight]:
+def read_packed(file: PackedFile, model: nn.Module) -> dict[str, ComputedWeight]:
     """Read the shared tensors that ``model`` can hold packed, by all their names; tied ones are the same object.
 
     Those of linear, convolution, embedding and attention layers, where packed is smaller than dense.
     """
     users = Counter(entry.book for entry in file.sites.values())
     books: dict[int, Tensor] = {}
-    packed: dict[str, PackedWeight] = {}
-    for name in file.sites:
+    packed: dict[str, ComputedWeight] = {}
+    for name, entry in file.sites.items():
         names = [name, *(alias for alias, tied in file.aliases.items() if tied == name)]
         if all(isinstance(_owner(model, path)[0], _LAYERS) for path in names):
-            site = file.shared(name)
-            if site.book not in books:
-                books[site.book] = torch.from_numpy(file.book(site.book).expand())
-            weight = PackedWeight(site, books[site.book])
-            if _size(weight, users[site.book]) < math.prod(site.shape) * DTYPES[site.dtype].itemsize:
+            weight: ComputedWeight | None = _virtual(file, name)
+            if weight is None:
+                if entry.book not in books:
+                    books[entry.book] = torch.from_numpy(file.book(entry.book).expand())
+                weight = PackedWeight(file.shared(name), books[entry.book])
+            if _size(weight, users[entry.book]) < math.prod(entry.shape) * DTYPES[entry.dtype].itemsize:
                 packed.update(dict.fromkeys(names, weight))
     return packed
 
 
-def install(packed: Mapping[str, PackedWeight], model: nn.Module) -> None:
+def _virtual(file: PackedFile, name: str) -> VirtualWeight | None:
+    """Give the weight of a site that consists of a codebook of scalars and nothing else; None for others."""
+    site, book = file.shared(name, indices=False), file.book(file.sites[name].book)
+    grouped = site.scale is not None or site.offset is not None or book.shape[::2] != (1, 1)
+    if site.codec is None or grouped or not isinstance(book, Table):
+        return None
+    stream = Stream(name, math.prod(site.shape), book.shape[1])
+    source = Generated(site.codec, stream, site.shape, DTYPES[site.dtype])
+    return VirtualWeight(source, torch.from_numpy(book.values.reshape(-1)), book.mirrored)
+
+
+def install(packed: Mapping[str, ComputedWeight], model: nn.Module) -> None:
     """Put packed weights in the place of the dense ones of ``model``, and freeze what else it learns."""
     model.requires_grad_(False)  # else autograd would keep the expanded weights for a backward pass
     done = set()
@@ -151,16 +162,16 @@ def _owner(model: nn.Module, name: str) -> tuple[nn.Module, str]:
     return model.get_submodule(path), attribute
 
 
-def _size(weight: PackedWeight, sharers: int) -> int:
+def _size(weight: ComputedWeight, sharers: int) -> int:
     """Count the bytes of a packed weight, with its part of the codebook."""
-    own = (weight.indices, weight.scale, weight.offset)
-    return sum(tensor.nbytes for tensor in own if tensor is not None) + weight.codebook.nbytes // sharers
+    own = sum(tensor.nbytes for name, tensor in weight.named_buffers() if name != "codebook")
+    return own + weight.codebook.nbytes // sharers
 
 
-def _parametrize(weight: PackedWeight, owner: nn.Module, attribute: str) -> None:
+def _parametrize(weight: ComputedWeight, owner: nn.Module, attribute: str) -> None:
     """Put an empty buffer, which follows ``.to()``, in the place of the dense tensor, and expand from there."""
     dense: Tensor = getattr(owner, attribute)
-    like = torch.empty(0, dtype=DTYPES[weight.site.dtype]) if dense.is_meta else dense.detach().new_empty(0)
+    like = torch.empty(0, dtype=weight.dtype) if dense.is_meta else dense.detach().new_empty(0)
     delattr(owner, attribute)
     owner.register_buffer(attribute, like)
     parametrize.register_parametrization(owner, attribute, weight.to(like.device), unsafe=True)

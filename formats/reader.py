@@ -111,11 +111,11 @@ class PackedFile(PackedParts):
         with self._named():
             return self._indices(site)
 
-    def shared(self, name: str) -> SharedTensor:
-        """Give a site as the record it was written from."""
+    def shared(self, name: str, indices: bool = True) -> SharedTensor:
+        """Give a site as the record it was written from; without ``indices``, none are decoded and it has none."""
         site = self._site(name)
         with self._named():
-            return self._shared(site, self._indices(site))
+            return self._shared(site, self._indices(site) if indices else np.empty(0, np.uint8))
 
     def tensor(self, name: str) -> NDArray[Any]:
         """Decode a site to its weights, as ``record.decode`` does; BF16 as uint16 bit patterns."""

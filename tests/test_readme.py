@@ -13,11 +13,12 @@ from compressor import Recipe
 from compressor.cli.main import cli
 from compressor.formats import errors
 
-README = (Path(__file__).resolve().parent.parent / "README.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+def blocks(language: str, text: str = README) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
 
 
 def test_python_runs_from_first_block_to_last(
@@ -30,6 +31,13 @@ def test_python_runs_from_first_block_to_last(
     out = capsys.readouterr().out
     assert out.startswith("site")
     assert "whole file" in out
+
+
+def test_python_of_the_schemes_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (block,) = blocks("python", (ROOT / "docs" / "schemes.md").read_text(encoding="utf-8"))
+    exec(compile(block, "schemes.md", "exec"), {})
+    assert (tmp_path / "hashed.safetensors").stat().st_size < 4 * (1024 * 1024 + 10 * 1024) / 50
 
 
 def test_recipe_reads() -> None:

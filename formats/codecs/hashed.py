@@ -52,6 +52,18 @@ class Hashed(Codec):
         """Generate the indices from the stored seed."""
         return hashed_indices(stream.name, stream.count, stream.codewords, self.of(data, stream).seed)
 
+    def generate(self, stream: Stream, positions: Any) -> Any:
+        """Hash positions to indices, in place: int64 of numpy or torch, and the same on every device."""
+        positions += 1
+        positions *= _signed(_GOLDEN)
+        positions += _key(stream.name, self.seed)
+        _mix(positions)
+        positions >>= 32
+        positions &= (1 << 32) - 1
+        positions *= stream.codewords
+        positions >>= 32
+        return positions
+
     def code_lengths(self, histogram: NDArray[np.int64]) -> NDArray[np.float64]:
         """Cost nothing."""
         return np.zeros(len(histogram))
@@ -71,17 +83,21 @@ def hashed_indices(name: str, count: int, codewords: int, seed: int = 0) -> NDAr
         >>> hashed_indices("fc.weight", 6, 100).tolist()
         [3, 59, 66, 25, 57, 27]
     """
-    if not 0 <= seed <= _MASK:
-        raise UsageError(f"seed {seed} of the hash, expected 0 to 2**64 - 1")
-    key = _mix_one(_fnv1a(name.encode()) ^ seed)
+    stream, codec = Stream(name, count, codewords), Hashed(seed)
     indices = np.empty(count, index_dtype(codewords))
     for start in range(0, count, _BLOCK):
-        block = np.arange(start + 1, min(start + _BLOCK, count) + 1, dtype=np.uint64)
-        block *= np.uint64(_GOLDEN)
-        block += np.uint64(key)
-        _mix(block)
-        indices[start : start + len(block)] = (block >> np.uint64(32)) * np.uint64(codewords) >> np.uint64(32)
+        stop = min(start + _BLOCK, count)
+        indices[start:stop] = codec.generate(stream, np.arange(start, stop, dtype=np.int64))
     return indices
+
+
+def _key(name: str, seed: int) -> int:
+    """Give the key of a tensor, as the signed number of the same 64 bits."""
+    if not 0 <= seed <= _MASK:
+        raise UsageError(f"seed {seed} of the hash, expected 0 to 2**64 - 1")
+    words = np.array([_signed(_fnv1a(name.encode()) ^ seed)])
+    _mix(words)
+    return int(words[0])
 
 
 def _fnv1a(data: bytes) -> int:
@@ -91,16 +107,18 @@ def _fnv1a(data: bytes) -> int:
     return value
 
 
-def _mix(words: NDArray[np.uint64]) -> None:
-    """Mix each word in place: the finaliser of splitmix64."""
-    words ^= words >> np.uint64(30)
-    words *= np.uint64(0xBF58476D1CE4E5B9)
-    words ^= words >> np.uint64(27)
-    words *= np.uint64(0x94D049BB133111EB)
-    words ^= words >> np.uint64(31)
+def _signed(word: int) -> int:
+    return word - (1 << 64) if word >> 63 else word
 
 
-def _mix_one(word: int) -> int:
-    words = np.array([word], np.uint64)
-    _mix(words)
-    return int(words[0])
+def _mix(words: Any) -> None:
+    """Mix each word in place: the finaliser of splitmix64.
+
+    Words are int64, for torch has no arithmetic of uint64; products wrap around all the same, and shifts are masked,
+    for those of signed numbers draw the sign after them.
+    """
+    words ^= words >> 30 & (1 << 34) - 1
+    words *= _signed(0xBF58476D1CE4E5B9)
+    words ^= words >> 27 & (1 << 37) - 1
+    words *= _signed(0x94D049BB133111EB)
+    words ^= words >> 31 & (1 << 33) - 1

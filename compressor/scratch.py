@@ -1,0 +1,46 @@
+"""Random weights for a model that was built on ``meta``, where tensors have shapes but no memory."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from compressor.formats.errors import MissingError
+from compressor.sites import Site
+
+__all__ = ["initialise", "initialise_site"]
+
+
+def initialise(model: nn.Module) -> None:
+    """Give all tensors that are on ``meta`` memory, and the values of their module's ``reset_parameters()``.
+
+    Raises MissingError where a module has none.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(3, 2, device="meta"), nn.BatchNorm1d(2))
+        >>> initialise(model)
+        >>> model[0].weight.is_meta, bool(model[0].weight.abs().max() <= 3**-0.5)
+        (False, True)
+    """
+    for module in model.modules():
+        _initialise(module)
+
+
+def initialise_site(site: Site) -> None:
+    """Do so for the modules that hold a site; tied tensors stay tied."""
+    first, name = site.owners[0]
+    for owner, attribute in site.owners:
+        owner._parameters[attribute] = first._parameters[name]
+        _initialise(owner)
+
+
+def _initialise(module: nn.Module) -> None:
+    own = [*module._parameters.values(), *module._buffers.values()]
+    if not any(tensor is not None and tensor.is_meta for tensor in own):
+        return
+    reset = getattr(module, "reset_parameters", None) or getattr(module, "_reset_parameters", None)
+    if reset is None:
+        kind = type(module).__name__
+        raise MissingError(f"a {kind} on meta has no reset_parameters(): build the model where it has memory")
+    module.to_empty(device=torch.get_default_device(), recurse=False)
+    reset()
