@@ -133,7 +133,14 @@ class Group(nn.Module):
         return f"indices_{self.sites.index(site)}"
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *rest: Any) -> None:
-        """Let codebooks and indices change shape: a scheme may grow its codebook in training."""
+        """Let codebooks and indices change shape, and buffers come into being: a scheme may do both in training.
+
+        So may pruning: weights that are pinned to zero in a saved state need not have been when this group was made.
+        """
+        for key, saved in state_dict.items():
+            name = key.removeprefix(prefix)
+            if key.startswith(prefix) and name.startswith("pruned_") and name not in self._buffers:
+                self.register_buffer(name, torch.empty_like(saved, device=self.unit.device))
         for held in (self._parameters, self._buffers):
             for name, tensor in held.items():
                 saved = state_dict.get(prefix + name)
