@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader, RandomSampler
 from torch.utils.data import Dataset as TorchDataset
 
 from compressor.formats.errors import MissingError, UsageError
-from compressor.splits import ArraySplit, Batch, ImageSplit
+from compressor.splits import ArraySplit, Batch, ImageSplit, PictureOrder
 
 __all__ = ["FASHION_MNIST_DIR", "Dataset", "load_data"]
 
@@ -67,12 +67,14 @@ class Dataset:
         """Give shuffled training batches; the order follows ``seed`` alone, and goes on from epoch to epoch."""
         count = len(self.train)  # type: ignore[arg-type]
         order = torch.Generator().manual_seed(seed)
+        pictures = isinstance(self.train, ImageSplit)
         return DataLoader(
             self.train,
             batch_size,
-            sampler=RandomSampler(self.train, generator=order),  # type: ignore[arg-type]
+            sampler=(PictureOrder if pictures else RandomSampler)(self.train, generator=order),  # type: ignore[arg-type]
             drop_last=count > batch_size and count % batch_size == 1,  # batch norm cannot train on one image
-            generator=order,
+            # workers that persist draw from it once, and so would shift the order of a training that is resumed
+            generator=torch.Generator().manual_seed(seed) if pictures else order,
             **self._loading(self.train),
         )
 
