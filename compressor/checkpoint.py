@@ -113,9 +113,10 @@ class Checkpoints:
 
         Raises ResourceError where disk or permissions do not allow it; the one before is then kept.
         """
-        self._drop(self.paths()[: 1 - KEPT])
+        path = self.folder / f"{self.stage:02}-{step:010}.safetensors"
+        self._drop([other for other in self.paths() if other != path][: 1 - KEPT])  # first: the disk may be near full
         facts = {"about": self.about, "training": _plain(training), "stage": self.stage, "step": step}
-        write_state(self.folder / f"{self.stage:02}-{step:010}.safetensors", {**facts, "state": state})
+        write_state(path, {**facts, "state": state})
         self._saved = time.monotonic()
 
     def take(self, training: Mapping[str, Any]) -> dict[str, Any] | None:

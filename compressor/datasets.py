@@ -73,9 +73,7 @@ class Dataset:
             batch_size,
             sampler=(PictureOrder if pictures else RandomSampler)(self.train, generator=order),  # type: ignore[arg-type]
             drop_last=count > batch_size and count % batch_size == 1,  # batch norm cannot train on one image
-            # workers that persist draw from it once, and so would shift the order of a training that is resumed
-            generator=torch.Generator().manual_seed(seed) if pictures else order,
-            **self._loading(self.train),
+            **{"generator": order, **self._loading(self.train)},
         )
 
     def eval_loader(self, batch_size: int, split: str | None = None) -> DataLoader[Any]:
@@ -86,8 +84,11 @@ class Dataset:
         return DataLoader(data, batch_size, **self._loading(data))
 
     def _loading(self, data: TorchDataset[Any]) -> dict[str, Any]:
-        whole = {"collate_fn": _as_it_is} if isinstance(data, ArraySplit) else {}
-        return {"num_workers": self.workers, "persistent_workers": self.workers > 0, **whole}
+        whole: dict[str, Any] = {"collate_fn": _as_it_is} if isinstance(data, ArraySplit) else {}
+        # For workers that persist a loader draws once, at first: from a generator that nothing else draws from, or a
+        # training that is resumed would not draw what it would have drawn.
+        own = {"generator": torch.Generator()} if self.workers else {}
+        return {"num_workers": self.workers, "persistent_workers": self.workers > 0, **whole, **own}
 
 
 def _as_it_is(batch: Batch) -> Batch:

@@ -189,7 +189,8 @@ class Keeper:
                 f"stopped after step {step} of {self.epochs * len(self.loader)}, which is kept in "
                 f"{self.checkpoints.folder}: {HOW_TO_GO_ON}"
             )
-        if not position.batches or self.checkpoints.due(step):
+        middle = 0 < position.batches < len(self.loader)  # after the last batch, the end of the epoch is near
+        if not position.batches or (middle and self.checkpoints.due(step)):
             try:
                 self._save(step, position)
             except ResourceError as exc:  # nothing is lost as yet: better to go on than to stop
