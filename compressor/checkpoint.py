@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import platform
 import time
 from collections.abc import Iterator, Mapping
 from os import PathLike
@@ -11,6 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import filelock
+import numpy as np
+import timm
+import torch
 
 from compressor.formats.errors import IntegrityError, MissingError, ResourceError, UsageError
 from compressor.state_file import read_state, write_state
@@ -86,6 +90,8 @@ class Checkpoints:
         if resume:
             self._found = self._newest()
             self._refuse_changes(self._found["about"], self.about)
+            for change in differences(self._found["machine"], _machine()):
+                _log.warning("%s: the file will not be the same to the last bit", change)
         elif self.paths() and not force:
             raise UsageError(
                 f"{self.folder} holds a run that was interrupted: go on with --resume (resume=True), or begin anew "
@@ -116,6 +122,7 @@ class Checkpoints:
         path = self.folder / f"{self.stage:02}-{step:010}.safetensors"
         self._drop([other for other in self.paths() if other != path][: 1 - KEPT])  # first: the disk may be near full
         facts = {"about": self.about, "training": _plain(training), "stage": self.stage, "step": step}
+        facts["machine"] = _machine()
         write_state(path, {**facts, "state": state})
         self._saved = time.monotonic()
 
@@ -199,6 +206,13 @@ def differences(then: Any, now: Any, where: str = "") -> Iterator[str]:
             yield from differences(one, other, f"{where} {number}")
     elif then != now:
         yield f"{where} was {json.dumps(then)}, is {json.dumps(now)}"
+
+
+def _machine() -> dict[str, Any]:
+    """Name what else decides on the last bits of a sum."""
+    gpu = torch.accelerator.current_accelerator()
+    versions = {"torch": torch.__version__, "timm": timm.__version__, "numpy": np.__version__}
+    return {**versions, "threads": torch.get_num_threads(), "device": str(gpu or platform.machine())}
 
 
 def _plain(facts: Mapping[str, Any]) -> dict[str, Any]:
