@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
@@ -25,7 +26,7 @@ def stoppable(checkpoints: Checkpoints | None) -> Iterator[None]:
     In training the first signal finishes the step and saves: InterruptionError, as between trainings where there is a
     checkpoint to go on from. Otherwise, and at the second signal, Ctrl-C is KeyboardInterrupt, and others SystemExit.
     """
-    if checkpoints is None:
+    if checkpoints is None or threading.current_thread() is not threading.main_thread():  # others get no signals
         yield
         return
     signals = _Signals(checkpoints)

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, Sampler
 
 from compressor.checkpoint import Checkpoints
-from compressor.formats.errors import InterruptionError, ResourceError
+from compressor.formats.errors import InterruptionError, ResourceError, UsageError
 from compressor.random_state import random_state, set_random_state
 from compressor.state_file import checksum
 
@@ -159,7 +159,8 @@ class Keeper:
         if state is None:
             return Position(begun=order_state(loader))
         for name, part in self.parts.items():
-            part.load_state_dict(state["parts"][name])
+            if name in state["parts"]:  # another device may scale the loss where the one before did not
+                part.load_state_dict(state["parts"][name])
         set_random_state(state["random"])
         position = Position(**state["position"])
         if not position.batches:
@@ -193,7 +194,7 @@ class Keeper:
         if not position.batches or (middle and self.checkpoints.due(step)):
             try:
                 self._save(step, position)
-            except ResourceError as exc:  # nothing is lost as yet: better to go on than to stop
+            except (ResourceError, UsageError) as exc:  # nothing is lost as yet: better to go on than to stop
                 _log.warning("no checkpoint of step %s: %s; the training goes on", step, exc)
 
     def _save(self, step: int, position: Position) -> None:

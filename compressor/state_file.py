@@ -36,7 +36,7 @@ def write_state(path: str | PathLike[str], state: Mapping[str, Any]) -> int:
 
     Args:
         path: the file; it is the old one or the new one whole, whatever happens meanwhile.
-        state: any nesting of dict, list and tuple with tensors, arrays, numbers, strings, truth values and None.
+        state: any nesting of dict, list and tuple with tensors, arrays, numbers, strings, booleans, dtypes and None.
 
     Raises:
         UsageError: something else is in it.
@@ -119,6 +119,8 @@ def _encode(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
         return items if isinstance(value, list) else {"tuple": items}
     if isinstance(value, np.generic):
         value = value.item()
+    if isinstance(value, torch.dtype):
+        return {"dtype": str(value).removeprefix("torch.")}
     if value is None or isinstance(value, bool | int | float | str):
         return value
     raise UsageError(f"state {name.lstrip('.')!r} is a {type(value).__name__}: it cannot be kept in a checkpoint")
@@ -132,6 +134,8 @@ def _decode(value: Any, tensors: Mapping[str, Tensor]) -> Any:
     ((kind, held),) = value.items()
     if kind == "tensor":
         return tensors[held]
+    if kind == "dtype":
+        return {str(dtype).removeprefix("torch."): dtype for dtype in DTYPES}[held]
     if kind == "tuple":
         return tuple(_decode(item, tensors) for item in held)
     return {_decode(key, tensors): _decode(item, tensors) for key, item in held}

@@ -52,7 +52,7 @@ class Runs:
     """Runs the command on ready weights; something may be done when a step is over."""
 
     def __init__(self, weights: Path, capsys: pytest.CaptureFixture[str]) -> None:
-        self.words = (*TINY, "--dataset", "digits", "--checkpoint-path", str(weights))
+        self.words: tuple[str, ...] = (*TINY, "--dataset", "digits", "--checkpoint-path", str(weights))
         self.capsys = capsys
 
     def __call__(self, code: int, *more: str, at: int = 0, act: Callable[[], object] = lambda: None) -> str:
