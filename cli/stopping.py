@@ -26,11 +26,12 @@ def stoppable(checkpoints: Checkpoints | None) -> Iterator[None]:
     In training the first signal finishes the step and saves: InterruptionError, as between trainings where there is a
     checkpoint to go on from. Otherwise, and at the second signal, Ctrl-C is KeyboardInterrupt, and others SystemExit.
     """
-    if checkpoints is None or threading.current_thread() is not threading.main_thread():  # others get no signals
+    if checkpoints is None:
         yield
         return
     signals = _Signals(checkpoints)
-    before = {number: signal.getsignal(number) for number in SIGNALS}
+    main = threading.current_thread() is threading.main_thread()  # others get no signals
+    before = {number: signal.getsignal(number) for number in SIGNALS if main}
     try:
         for number, handler in before.items():
             if handler is not signal.SIG_IGN:  # as nohup has it

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -173,6 +174,15 @@ def test_69_a_signal_that_is_ignored_stays_ignored(runs: Runs) -> None:
     finally:
         signal.signal(signal.SIGHUP, before)
     assert OUT.exists()
+
+
+def test_69_without_the_main_thread_there_are_no_signals(runs: Runs) -> None:
+    whole = runs.whole()
+    thread = threading.Thread(target=run, args=([*runs.words],))
+    thread.start()
+    thread.join()
+    assert OUT.read_bytes() == whole
+    assert not FOLDER.exists()
 
 
 def test_67_killed_again_and_again(runs: Runs) -> None:
