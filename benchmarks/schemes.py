@@ -8,12 +8,14 @@ trained at the lowest setting of each scheme alone, for it takes ten times as lo
 
 from __future__ import annotations
 
+from typing import Any
+
 from comparison import Comparison, Stages
 
 from compressor import Rule
 
 EPOCHS = 1
-SETTINGS: dict[str, list[dict[str, float]]] = {
+SETTINGS: dict[str, list[dict[str, Any]]] = {
     **{scheme: [{"bits": bits} for bits in (4, 3, 2)] for scheme in ("learnt", "kmeans", "uniform", "diffquant")},
     "fixed": [{"bits": bits} for bits in (8, 4, 3)],
     "hashed": [{"bits": bits} for bits in (8, 4, 2)],
@@ -23,11 +25,10 @@ SETTINGS: dict[str, list[dict[str, float]]] = {
 }
 
 
-def named(scheme: str, settings: dict[str, float]) -> str:
+def named(scheme: str, settings: dict[str, Any]) -> str:
     """Give the name of a row."""
-    return ", ".join(
-        [scheme, *(f"{value} bits" if key == "bits" else f"{key} {value}" for key, value in settings.items())]
-    )
+    told = (f"{value} bits" if key == "bits" else f"{key} {value}" for key, value in settings.items())
+    return ", ".join([scheme, *told])
 
 
 METHODS: dict[str, Stages] = {

@@ -55,6 +55,9 @@ class Options:
     untouched: str = "f32"
     output: Path | None = None
     force: bool = False
+    resume: bool = False
+    checkpoint_minutes: float = 10.0
+    checkpoint_steps: int = 0
     dry_run: bool = False
     everything: bool = False
     as_json: bool = False
@@ -93,7 +96,7 @@ class Options:
             raise UsageError("--from-scratch trains no dense baseline: leave out --baseline-epochs")
         if self.checkpoint_path is not None and self.baseline_epochs is not None:
             raise UsageError("--checkpoint-path names a trained model: leave out --baseline-epochs")
-        if self.post_training and (said := self._said((*TRAINING, "baseline_epochs", "device", "amp"))):
+        if self.post_training and (said := self._said((*TRAINING, "baseline_epochs", "device", "amp", "resume"))):
             raise UsageError(f"no data to train on for {said}: name --dataset or --data-dir")
         if self.bits is not None and self.codewords is not None:
             raise UsageError("--bits and --codewords: name one")

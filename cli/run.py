@@ -17,11 +17,13 @@ from torch import Tensor, nn
 
 import compressor
 from compressor.baseline import create_model, train_baseline
+from compressor.cli.dry_run import dry_run
 from compressor.cli.files import EVAL_BATCH
 from compressor.cli.options import Options
 from compressor.cli.requirements import check_requirements
 from compressor.cli.setup import Run, set_up
-from compressor.cli.show import Step, accuracy_line, counts, flips, percent, print_json, print_table, say, width
+from compressor.cli.show import Step, accuracy_line, counts, flips, percent, print_json, say, width
+from compressor.cli.stopping import stoppable
 from compressor.core import Compressor
 from compressor.formats.errors import CompressorError, MissingError
 from compressor.packing import Packed
@@ -36,15 +38,26 @@ def run(options: Options) -> None:
     check_requirements()
     work = set_up(options)
     if options.dry_run:
-        _dry_run(work)
+        dry_run(work)
         return
     if work.data is not None and not options.names_data:
         say(f"No data named: using the built-in digits (1,797 handwritten images). For your own: {options.own_data()}")
-    step = _steps(work)
+    with stoppable(work.checkpoints):
+        _run(work)
+
+
+def _run(work: Run) -> None:
+    step, checkpoints = _steps(work), work.checkpoints
+    if checkpoints is not None and checkpoints.found is not None:
+        stage, done = checkpoints.found
+        what = f"stage {stage} of {len(work.recipe.stages)}" if stage else "the dense baseline"
+        say(f"Resuming {what} after step {done}, from {checkpoints.folder}")
     model = _dense(work, step)
-    dense = None if work.data is None or options.from_scratch else _measure(work, model)
+    dense = None if work.data is None or work.options.from_scratch else _measure(work, model)
     packed, compressed = _compress(work, model, step)
     result = _write(work, packed, compressed, dense, step("file"))
+    if checkpoints is not None:
+        checkpoints.clear()
     _show(work, packed, result, dense)
 
 
@@ -85,7 +98,7 @@ def _start(work: Run, step: Callable[[str], Step]) -> nn.Module:
     baseline = train_baseline(
         options.model, args, work.data, seed=options.seed, epochs=options.baseline_epochs,
         pretrained=options.pretrained, on_epoch=here.on_epoch, on_step=here.on_step, device=options.device,
-        amp=options.amp,
+        amp=options.amp, checkpoints=work.checkpoints,
     )  # fmt: skip
     kept = "not kept" if baseline.path is None else f"{'reused from' if baseline.reused else 'kept in'} {baseline.path}"
     here.done(f"{baseline.figures['epochs']} epochs  validation {percent(baseline.figures['validation_top1'])}  {kept}")
@@ -118,11 +131,20 @@ def _compress(work: Run, model: nn.Module, step: Callable[[str], Step]) -> tuple
     """Run the stages; give the packed model and the module it came from."""
     teacher = None if work.options.from_scratch or work.data is None else model
     packed, original = None, model.state_dict()
-    pruned = False
-    for stage in work.recipe.stages:
+    pruned, checkpoints = False, work.checkpoints
+    resumed = 0 if checkpoints is None or checkpoints.found is None else checkpoints.found[0]
+    for number, stage in enumerate(work.recipe.stages, 1):
+        if checkpoints is not None:
+            checkpoints.stage = number
+        if number < resumed:  # all that the stages before have left is in the checkpoint
+            step("codebooks").done(f"stage {number} was done before")
+            if _trains(work, stage):
+                step("fine-tuning").done(f"stage {number} was done before")
+            pruned = pruned or any(stage.policy.prunings)
+            continue
         packed, model = _stage(
             work, stage, model, teacher, step, preserve_sparsity=pruned, original=original,
-            from_scratch=work.options.from_scratch and packed is None,
+            from_scratch=work.options.from_scratch and number == 1,
         )  # fmt: skip
         pruned = pruned or any(stage.policy.prunings)
     assert packed is not None
@@ -152,7 +174,7 @@ def _stage(
         work.data.train_loader(training.batch_size, seed), val=work.data.eval_loader(EVAL_BATCH, "validation"),
         epochs=training.epochs, lr=training.lr, opt=training.opt, sched=training.sched,
         weight_decay=training.weight_decay, on_epoch=here.on_epoch, on_step=here.on_step,
-        device=work.options.device, amp=work.options.amp,
+        device=work.options.device, amp=work.options.amp, checkpoints=work.checkpoints,
     )  # fmt: skip
     packed = job.finish(_calibration(work, training.batch_size), half)
     top1 = _measure(work, job.model, "validation").top1
@@ -214,31 +236,3 @@ def _accuracy(result: Evaluation, dense: Evaluation | None) -> dict[str, Any]:
         lost, gained = flips(result, dense)
         facts |= {"dense": dense.top1, "lost": lost, "gained": gained}
     return facts
-
-
-def _dry_run(work: Run) -> None:
-    """Show the fate of every tensor, and the size that the untrained weights would take."""
-    options = work.options
-    given = {"checkpoint_path": str(options.checkpoint_path)} if options.checkpoint_path is not None else {}
-    model = create_model(options.model, {**work.args, **given}, pretrained=options.pretrained, seed=options.seed)
-    policy = work.recipe.stages[-1].policy
-    job = Compressor(model, policy, model_args=work.args, teacher=None, from_scratch=True)  # for its size alone
-    rules = job.policy.given
-    rows = [
-        {
-            "site": fate.site.name,
-            "shape": list(fate.site.tensor.shape),
-            "weights": fate.site.tensor.numel(),
-            "fate": repr(fate.scheme) if fate.scheme else f"left alone: {fate.reason}",
-            "rule": "" if fate.rule is None else rules[fate.rule].match,
-        }
-        for fate in job.fates
-    ]
-    report = job.prepare().finish(half_untouched=options.untouched == "f16").report(options.codec)
-    size, dense = report.totals.file, report.totals.dense
-    if options.as_json:
-        print_json({"sites": rows, "predicted": {"file": size, "dense": dense}, "output": str(work.output)})
-        return
-    shown = [[r["site"], "x".join(map(str, r["shape"])), f"{r['weights']:,}", r["fate"], r["rule"]] for r in rows]  # type: ignore[call-overload]
-    print_table([["site", "shape", "weights", "fate", "rule"], *shown])
-    click.echo(f"predicted  {dense:,} -> {size:,} bytes ({dense / size:.1f}x) before training; nothing was written")
