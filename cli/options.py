@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from compressor.cli.gates import check_gates
 from compressor.formats.errors import UsageError
 
 __all__ = ["Options"]
@@ -58,6 +59,9 @@ class Options:
     resume: bool = False
     checkpoint_minutes: float = 10.0
     checkpoint_steps: int = 0
+    require_top1: float | None = None
+    require_drop: float | None = None
+    require_size: int | None = None
     dry_run: bool = False
     everything: bool = False
     as_json: bool = False
@@ -100,6 +104,7 @@ class Options:
             raise UsageError(f"no data to train on for {said}: name --dataset or --data-dir")
         if self.bits is not None and self.codewords is not None:
             raise UsageError("--bits and --codewords: name one")
+        check_gates(self)
         if self.dataset_download and not (self.dataset or "").startswith("torch/"):
             raise UsageError("--dataset-download needs --dataset torch/...")
 

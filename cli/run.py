@@ -19,6 +19,7 @@ import compressor
 from compressor.baseline import create_model, train_baseline
 from compressor.cli.dry_run import dry_run
 from compressor.cli.files import EVAL_BATCH
+from compressor.cli.gates import missed_gates, refuse, rejected
 from compressor.cli.options import Options
 from compressor.cli.requirements import check_requirements
 from compressor.cli.setup import Run, set_up
@@ -55,10 +56,11 @@ def _run(work: Run) -> None:
     model = _dense(work, step)
     dense = None if work.data is None or work.options.from_scratch else _measure(work, model)
     packed, compressed = _compress(work, model, step)
-    result = _write(work, packed, compressed, dense, step("file"))
+    result, missed = _write(work, packed, compressed, dense, step("file"))
     if checkpoints is not None:
         checkpoints.clear()
-    _show(work, packed, result, dense)
+    _show(work, packed, result, dense, missed)
+    refuse(missed, work.output)
 
 
 def _steps(work: Run) -> Callable[[str], Step]:
@@ -196,31 +198,38 @@ def _measure(work: Run, model: nn.Module, split: str | None = None) -> Evaluatio
     return evaluate(model.to(work.device), work.data.eval_loader(EVAL_BATCH, split))
 
 
-def _write(work: Run, packed: Packed, model: nn.Module, dense: Evaluation | None, here: Step) -> Evaluation | None:
-    """Write the file, reopen it, and measure the model it gives; None where there is no data."""
-    expected = None
+def _write(
+    work: Run, packed: Packed, model: nn.Module, dense: Evaluation | None, here: Step
+) -> tuple[Evaluation | None, list[str]]:
+    """Write the file, reopen it, and measure the model it gives, None without data; and say what gates it misses."""
+    expected, options, before = None, work.options, None if dense is None else dense.top1
     if work.data is not None:
         expected = _measure(work, model)
-        before = {} if dense is None else {"dense": dense.top1}
+        known = {} if before is None else {"dense": before}
         data = {"name": work.data.name, "version": work.data.version, "split": work.data.evaluated, "n": expected.n}
-        packed.note(data=data, top1={**before, "packed": expected.top1})
-    size = packed.save(work.output, codec=work.options.codec, force=work.options.force)
-    loaded = compressor.load(work.output)
-    here.done(f"{work.output}  {size:,} bytes, reopened and verified")
-    if work.data is None or expected is None:
-        return None
+        packed.note(data=data, top1={**known, "packed": expected.top1})
+    top1, size = None if expected is None else expected.top1, len(packed.to_bytes(options.codec))
+    missed = missed_gates(options, size, top1, before)
+    output = rejected(work.output) if missed else work.output
+    packed.save(output, codec=options.codec, force=options.force or bool(missed))
+    loaded = compressor.load(output)
+    here.done(f"{output}  {size:,} bytes, reopened and verified")
+    if expected is None:
+        return None, missed
     result = _measure(work, loaded)
     if not torch.equal(result.correct, expected.correct):
-        raise CompressorError(f"{work.output} answers otherwise than the model it was written from")
-    return result
+        raise CompressorError(f"{output} answers otherwise than the model it was written from")
+    return result, missed
 
 
-def _show(work: Run, packed: Packed, result: Evaluation | None, dense: Evaluation | None) -> None:
+def _show(work: Run, packed: Packed, result: Evaluation | None, dense: Evaluation | None, missed: list[str]) -> None:
     options = work.options
     report = packed.report(options.codec)
     if options.as_json:
         accuracy = None if result is None else _accuracy(result, dense)
-        print_json({"file": str(work.output), "model": options.model, "top1": accuracy, **report.to_dict()})
+        file = rejected(work.output) if missed else work.output
+        facts = {"file": str(file), "model": options.model, "top1": accuracy, "missed": missed}
+        print_json(facts | report.to_dict())
         return
     click.echo("\n" + report.table(width(), options.everything))
     if result is not None and work.data is not None:
