@@ -106,7 +106,8 @@ class Compressor:
             if virtual and fate.scheme and fate.scheme.generator():
                 self.dense.pop(fate.site.name, None)  # and from ``original``, which is the same if none was given
         self.groups = fitted_groups(self.fates, importance, self.preserve_sparsity, self.from_scratch, virtual)
-        initialise(self.model)
+        if self.from_scratch:
+            initialise(self.model)
         attach(self.model, self.groups)
         return self
 

@@ -45,7 +45,12 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr("compressor.cli.setup.load_data", lambda *_, **__: few_digits())
     before = torch.get_num_threads()
     torch.set_num_threads(1)
+    signals = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    for number in signals:  # which may be ignored, where the tests run in the background
+        signal.signal(number, signal.SIG_DFL if number != signal.SIGINT else signal.default_int_handler)
     yield
+    for number, handler in signals.items():
+        signal.signal(number, handler)
     torch.set_num_threads(before)
 
 
