@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,8 @@ from compressor.cli.requirements import check_requirements
 from compressor.cli.setup import Run, set_up
 from compressor.cli.show import Step, accuracy_line, counts, flips, percent, print_json, print_table, say, width
 from compressor.core import Compressor
-from compressor.formats.errors import CompressorError, MissingError
+from compressor.formats.errors import CompressorError, MissingError, UnsupportedError
+from compressor.formats.locking import holding
 from compressor.packing import Packed
 from compressor.recipe import Stage
 from compressor.training import Evaluation, evaluate
@@ -41,6 +41,7 @@ def run(options: Options) -> None:
     if work.data is not None and not options.names_data:
         say(f"No data named: using the built-in digits (1,797 handwritten images). For your own: {options.own_data()}")
     step = _steps(work)
+    click.get_current_context().with_resource(holding(work.output))
     model = _dense(work, step)
     dense = None if work.data is None or options.from_scratch else _measure(work, model)
     packed, compressed = _compress(work, model, step)
@@ -75,11 +76,9 @@ def _start(work: Run, step: Callable[[str], Step]) -> nn.Module:
         return create_model(options.model, args, seed=options.seed)
     if work.data is None or _fits_as_it_is(work):
         here = step("weights")
-        path = options.checkpoint_path
-        given = {"checkpoint_path": str(path)} if path is not None else {}
-        with _explained(path):
-            model = create_model(options.model, {**args, **given}, pretrained=options.pretrained, seed=options.seed)
-        here.done(f"{path or 'pretrained'}  {counts(sum(p.numel() for p in model.parameters()))} parameters")
+        model = _named(work)
+        size = counts(sum(p.numel() for p in model.parameters()))
+        here.done(f"{options.checkpoint_path or 'pretrained'}  {size} parameters")
         return model
     here = step("dense baseline")
     baseline = train_baseline(
@@ -94,13 +93,27 @@ def _start(work: Run, step: Callable[[str], Step]) -> nn.Module:
     return model
 
 
-@contextmanager
-def _explained(checkpoint: Path | None) -> Iterator[None]:
-    """Say what is wrong with a damaged checkpoint: torch's EOFError, click would take for Ctrl-D."""
+def _named(work: Run) -> nn.Module:
+    """Build the model with the weights that the options name, if any."""
+    options, path = work.options, work.options.checkpoint_path
+    given = {"checkpoint_path": str(path)} if path is not None else {}
     try:
-        yield
-    except (EOFError, SafetensorError) as exc:
-        raise MissingError(f"--checkpoint-path {checkpoint}: damaged, or no checkpoint ({exc})") from exc
+        return create_model(options.model, {**work.args, **given}, pretrained=options.pretrained, seed=options.seed)
+    except (EOFError, SafetensorError, MissingError):
+        if path is not None:
+            _check_readable(path)
+        raise
+
+
+def _check_readable(checkpoint: Path) -> None:
+    """Read a checkpoint that did not load, alone, to tell one that is damaged or holds code from one that does not fit.
+
+    Raises UnsupportedError for the first; timm unpickles nothing but tensors, and torch names what it refused.
+    """
+    try:
+        timm.models.load_state_dict(str(checkpoint))
+    except (EOFError, RuntimeError, ValueError, SafetensorError) as exc:  # EOFError, click would take for Ctrl-D
+        raise UnsupportedError(f"--checkpoint-path {checkpoint}: damaged, or no checkpoint ({exc})") from exc
 
 
 def _fits_as_it_is(work: Run) -> bool:
@@ -218,9 +231,7 @@ def _accuracy(result: Evaluation, dense: Evaluation | None) -> dict[str, Any]:
 
 def _dry_run(work: Run) -> None:
     """Show the fate of every tensor, and the size that the untrained weights would take."""
-    options = work.options
-    given = {"checkpoint_path": str(options.checkpoint_path)} if options.checkpoint_path is not None else {}
-    model = create_model(options.model, {**work.args, **given}, pretrained=options.pretrained, seed=options.seed)
+    options, model = work.options, _named(work)
     policy = work.recipe.stages[-1].policy
     job = Compressor(model, policy, model_args=work.args, teacher=None, from_scratch=True)  # for its size alone
     rules = job.policy.given
