@@ -29,7 +29,7 @@ with holding(sys.argv[1]):
 @contextmanager
 def another_process(path: Path) -> Iterator[None]:
     """Hold a file in a child within the block, which then is killed."""
-    command = [sys.executable, "-c", CODE, path]
+    command = [sys.executable, "-c", CODE, str(path)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as child:
         assert child.stdout is not None
         assert child.stdout.readline() == "held\n"
