@@ -5,24 +5,26 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import click
 import timm
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
 import compressor
 from compressor.baseline import create_model, train_baseline
+from compressor.cli.dry_run import dry_run
 from compressor.cli.files import EVAL_BATCH
+from compressor.cli.gates import missed_gates, refuse, rejected
 from compressor.cli.options import Options
 from compressor.cli.requirements import check_requirements
 from compressor.cli.setup import Run, set_up
-from compressor.cli.show import Step, accuracy_line, counts, flips, percent, print_json, print_table, say, width
+from compressor.cli.show import Step, accuracy_line, counts, flips, percent, print_json, say, width
+from compressor.cli.stopping import stoppable
+from compressor.cli.weights import named_model
 from compressor.core import Compressor
-from compressor.formats.errors import CompressorError, MissingError, UnsupportedError
+from compressor.formats.errors import CompressorError
 from compressor.formats.locking import holding
 from compressor.packing import Packed
 from compressor.recipe import Stage
@@ -36,17 +38,28 @@ def run(options: Options) -> None:
     check_requirements()
     work = set_up(options)
     if options.dry_run:
-        _dry_run(work)
+        dry_run(work)
         return
     if work.data is not None and not options.names_data:
         say(f"No data named: using the built-in digits (1,797 handwritten images). For your own: {options.own_data()}")
-    step = _steps(work)
-    click.get_current_context().with_resource(holding(work.output))
+    with holding(work.output), stoppable(work.checkpoints):
+        _run(work)
+
+
+def _run(work: Run) -> None:
+    step, checkpoints = _steps(work), work.checkpoints
+    if checkpoints is not None and checkpoints.found is not None:
+        stage, done = checkpoints.found
+        what = f"stage {stage} of {len(work.recipe.stages)}" if stage else "the dense baseline"
+        say(f"Resuming {what} after step {done}, from {checkpoints.folder}")
     model = _dense(work, step)
-    dense = None if work.data is None or options.from_scratch else _measure(work, model)
+    dense = None if work.data is None or work.options.from_scratch else _measure(work, model)
     packed, compressed = _compress(work, model, step)
-    result = _write(work, packed, compressed, dense, step("file"))
-    _show(work, packed, result, dense)
+    result, missed = _write(work, packed, compressed, dense, step("file"))
+    if checkpoints is not None:
+        checkpoints.clear()
+    _show(work, packed, result, dense, missed)
+    refuse(missed, work.output)
 
 
 def _steps(work: Run) -> Callable[[str], Step]:
@@ -76,7 +89,7 @@ def _start(work: Run, step: Callable[[str], Step]) -> nn.Module:
         return create_model(options.model, args, seed=options.seed)
     if work.data is None or _fits_as_it_is(work):
         here = step("weights")
-        model = _named(work)
+        model = named_model(work)
         size = counts(sum(p.numel() for p in model.parameters()))
         here.done(f"{options.checkpoint_path or 'pretrained'}  {size} parameters")
         return model
@@ -84,36 +97,13 @@ def _start(work: Run, step: Callable[[str], Step]) -> nn.Module:
     baseline = train_baseline(
         options.model, args, work.data, seed=options.seed, epochs=options.baseline_epochs,
         pretrained=options.pretrained, on_epoch=here.on_epoch, on_step=here.on_step, device=options.device,
-        amp=options.amp,
+        amp=options.amp, checkpoints=work.checkpoints,
     )  # fmt: skip
     kept = "not kept" if baseline.path is None else f"{'reused from' if baseline.reused else 'kept in'} {baseline.path}"
     here.done(f"{baseline.figures['epochs']} epochs  validation {percent(baseline.figures['validation_top1'])}  {kept}")
     model = create_model(options.model, args, seed=options.seed)
     model.load_state_dict(dict(baseline.state))
     return model
-
-
-def _named(work: Run) -> nn.Module:
-    """Build the model with the weights that the options name, if any."""
-    options, path = work.options, work.options.checkpoint_path
-    given = {"checkpoint_path": str(path)} if path is not None else {}
-    try:
-        return create_model(options.model, {**work.args, **given}, pretrained=options.pretrained, seed=options.seed)
-    except (EOFError, SafetensorError, MissingError):
-        if path is not None:
-            _check_readable(path)
-        raise
-
-
-def _check_readable(checkpoint: Path) -> None:
-    """Read a checkpoint that did not load, alone, to tell one that is damaged or holds code from one that does not fit.
-
-    Raises UnsupportedError for the first; timm unpickles nothing but tensors, and torch names what it refused.
-    """
-    try:
-        timm.models.load_state_dict(str(checkpoint))
-    except (EOFError, RuntimeError, ValueError, SafetensorError) as exc:  # EOFError, click would take for Ctrl-D
-        raise UnsupportedError(f"--checkpoint-path {checkpoint}: damaged, or no checkpoint ({exc})") from exc
 
 
 def _fits_as_it_is(work: Run) -> bool:
@@ -131,11 +121,20 @@ def _compress(work: Run, model: nn.Module, step: Callable[[str], Step]) -> tuple
     """Run the stages; give the packed model and the module it came from."""
     teacher = None if work.options.from_scratch or work.data is None else model
     packed, original = None, model.state_dict()
-    pruned = False
-    for stage in work.recipe.stages:
+    pruned, checkpoints = False, work.checkpoints
+    resumed = 0 if checkpoints is None or checkpoints.found is None else checkpoints.found[0]
+    for number, stage in enumerate(work.recipe.stages, 1):
+        if checkpoints is not None:
+            checkpoints.stage = number
+        if number < resumed:  # all that the stages before have left is in the checkpoint
+            step("codebooks").done(f"stage {number} was done before")
+            if _trains(work, stage):
+                step("fine-tuning").done(f"stage {number} was done before")
+            pruned = pruned or any(stage.policy.prunings)
+            continue
         packed, model = _stage(
             work, stage, model, teacher, step, preserve_sparsity=pruned, original=original,
-            from_scratch=work.options.from_scratch and packed is None,
+            from_scratch=work.options.from_scratch and number == 1,
         )  # fmt: skip
         pruned = pruned or any(stage.policy.prunings)
     assert packed is not None
@@ -165,7 +164,7 @@ def _stage(
         work.data.train_loader(training.batch_size, seed), val=work.data.eval_loader(EVAL_BATCH, "validation"),
         epochs=training.epochs, lr=training.lr, opt=training.opt, sched=training.sched,
         weight_decay=training.weight_decay, on_epoch=here.on_epoch, on_step=here.on_step,
-        device=work.options.device, amp=work.options.amp,
+        device=work.options.device, amp=work.options.amp, checkpoints=work.checkpoints,
     )  # fmt: skip
     packed = job.finish(_calibration(work, training.batch_size), half)
     top1 = _measure(work, job.model, "validation").top1
@@ -187,31 +186,38 @@ def _measure(work: Run, model: nn.Module, split: str | None = None) -> Evaluatio
     return evaluate(model.to(work.device), work.data.eval_loader(EVAL_BATCH, split))
 
 
-def _write(work: Run, packed: Packed, model: nn.Module, dense: Evaluation | None, here: Step) -> Evaluation | None:
-    """Write the file, reopen it, and measure the model it gives; None where there is no data."""
-    expected = None
+def _write(
+    work: Run, packed: Packed, model: nn.Module, dense: Evaluation | None, here: Step
+) -> tuple[Evaluation | None, list[str]]:
+    """Write the file, reopen it, and measure the model it gives, None without data; and say what gates it misses."""
+    expected, options, before = None, work.options, None if dense is None else dense.top1
     if work.data is not None:
         expected = _measure(work, model)
-        before = {} if dense is None else {"dense": dense.top1}
+        known = {} if before is None else {"dense": before}
         data = {"name": work.data.name, "version": work.data.version, "split": work.data.evaluated, "n": expected.n}
-        packed.note(data=data, top1={**before, "packed": expected.top1})
-    size = packed.save(work.output, codec=work.options.codec, force=work.options.force)
-    loaded = compressor.load(work.output)
-    here.done(f"{work.output}  {size:,} bytes, reopened and verified")
-    if work.data is None or expected is None:
-        return None
+        packed.note(data=data, top1={**known, "packed": expected.top1})
+    top1, size = None if expected is None else expected.top1, len(packed.to_bytes(options.codec))
+    missed = missed_gates(options, size, top1, before)
+    output = rejected(work.output) if missed else work.output
+    packed.save(output, codec=options.codec, force=options.force or bool(missed))
+    loaded = compressor.load(output)
+    here.done(f"{output}  {size:,} bytes, reopened and verified")
+    if expected is None:
+        return None, missed
     result = _measure(work, loaded)
     if not torch.equal(result.correct, expected.correct):
-        raise CompressorError(f"{work.output} answers otherwise than the model it was written from")
-    return result
+        raise CompressorError(f"{output} answers otherwise than the model it was written from")
+    return result, missed
 
 
-def _show(work: Run, packed: Packed, result: Evaluation | None, dense: Evaluation | None) -> None:
+def _show(work: Run, packed: Packed, result: Evaluation | None, dense: Evaluation | None, missed: list[str]) -> None:
     options = work.options
     report = packed.report(options.codec)
     if options.as_json:
         accuracy = None if result is None else _accuracy(result, dense)
-        print_json({"file": str(work.output), "model": options.model, "top1": accuracy, **report.to_dict()})
+        file = rejected(work.output) if missed else work.output
+        facts = {"file": str(file), "model": options.model, "top1": accuracy, "missed": missed}
+        print_json(facts | report.to_dict())
         return
     click.echo("\n" + report.table(width(), options.everything))
     if result is not None and work.data is not None:
@@ -227,29 +233,3 @@ def _accuracy(result: Evaluation, dense: Evaluation | None) -> dict[str, Any]:
         lost, gained = flips(result, dense)
         facts |= {"dense": dense.top1, "lost": lost, "gained": gained}
     return facts
-
-
-def _dry_run(work: Run) -> None:
-    """Show the fate of every tensor, and the size that the untrained weights would take."""
-    options, model = work.options, _named(work)
-    policy = work.recipe.stages[-1].policy
-    job = Compressor(model, policy, model_args=work.args, teacher=None, from_scratch=True)  # for its size alone
-    rules = job.policy.given
-    rows = [
-        {
-            "site": fate.site.name,
-            "shape": list(fate.site.tensor.shape),
-            "weights": fate.site.tensor.numel(),
-            "fate": repr(fate.scheme) if fate.scheme else f"left alone: {fate.reason}",
-            "rule": "" if fate.rule is None else rules[fate.rule].match,
-        }
-        for fate in job.fates
-    ]
-    report = job.prepare().finish(half_untouched=options.untouched == "f16").report(options.codec)
-    size, dense = report.totals.file, report.totals.dense
-    if options.as_json:
-        print_json({"sites": rows, "predicted": {"file": size, "dense": dense}, "output": str(work.output)})
-        return
-    shown = [[r["site"], "x".join(map(str, r["shape"])), f"{r['weights']:,}", r["fate"], r["rule"]] for r in rows]  # type: ignore[call-overload]
-    print_table([["site", "shape", "weights", "fate", "rule"], *shown])
-    click.echo(f"predicted  {dense:,} -> {size:,} bytes ({dense / size:.1f}x) before training; nothing was written")

@@ -13,6 +13,7 @@ from timm.data import resolve_data_config
 from torch import nn
 
 from compressor import model_zoo
+from compressor.checkpoint import Checkpoints
 from compressor.cli.options import Options
 from compressor.datasets import Dataset, load_data
 from compressor.formats.atomic import check_writable
@@ -39,6 +40,7 @@ class Run:
         args: arguments of ``timm.create_model``.
         output: the file to write.
         device: where the models are measured.
+        checkpoints: of the training; None where there is none.
     """
 
     options: Options
@@ -47,6 +49,7 @@ class Run:
     args: Mapping[str, Any]
     output: Path
     device: torch.device
+    checkpoints: Checkpoints | None = None
 
 
 def set_up(options: Options) -> Run:
@@ -70,7 +73,30 @@ def set_up(options: Options) -> Run:
         stage.policy.plan(sketch)
     if data is not None:
         _check_head(sketch, data, options)
-    return Run(options, recipe, data, args, output, device)
+    work = Run(options, recipe, data, args, output, device)
+    return work if data is None or options.dry_run else replace(work, checkpoints=_checkpoints(work, data))
+
+
+def _checkpoints(work: Run, data: Dataset) -> Checkpoints:
+    """Open the folder of checkpoints beside the output: those of the dense baseline, stage 0, and of each stage."""
+    options = work.options
+    about = {
+        "model": options.model,
+        "args": dict(work.args),
+        "recipe": work.recipe.to_dict(),
+        "data": {"name": data.name, "version": data.version, "input": data.input_size},
+        "pretrained": options.pretrained,
+        "from scratch": options.from_scratch,
+        "weights given": options.checkpoint_path is not None,
+        "baseline epochs": options.baseline_epochs,
+        "calibration images": options.calibration_images,
+        "seed": options.seed,
+        "amp": options.amp,
+    }
+    return Checkpoints(
+        work.output.with_name(f"{work.output.name}.checkpoints"), about, minutes=options.checkpoint_minutes,
+        steps=options.checkpoint_steps, resume=options.resume, force=options.force,
+    )  # fmt: skip
 
 
 def _check_names(codec: str, recipe: Recipe) -> None:

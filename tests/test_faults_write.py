@@ -109,7 +109,7 @@ def test_60_61_told_before_the_work(
     def forbidden(*_: object, **__: object) -> None:
         raise AssertionError("the work began")
 
-    monkeypatch.setattr("compressor.cli.run.create_model", forbidden)
+    monkeypatch.setattr("compressor.cli.weights.create_model", forbidden)
     monkeypatch.setattr("compressor.formats.loader.load_state_dict", forbidden)
     words = COMMANDS[command][:-1]
     assert "exists: give another name, or --force" in fails(capsys, 2, *words, old.name)
@@ -160,7 +160,7 @@ def test_64_the_second_of_two_commands_is_told_before_the_work(
 
     before = sorted(os.listdir())
     with another_process(old.resolve()), monkeypatch.context() as patch:
-        patch.setattr("compressor.cli.run.create_model", forbidden)
+        patch.setattr("compressor.cli.weights.create_model", forbidden)
         patch.setattr("compressor.formats.loader.load_state_dict", forbidden)
         assert f"{old.name} is what another process is going to write: wait" in fails(
             capsys, 6, *COMMANDS[command], "--force"
