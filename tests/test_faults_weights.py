@@ -128,6 +128,17 @@ def test_39_what_is_not_shared_is_stored_as_it_is(tmp_path: Path) -> None:
     assert all(same_bits(state[name], buffer) for name, buffer in buffers.items())
 
 
+def test_39_double_precision_is_left_alone(tmp_path: Path) -> None:
+    """No record decodes to it: such a tensor is stored as it is, and the table says why."""
+    model = nn.Sequential(nn.Linear(16, 16), nn.Linear(16, 16).double())
+    job = Compressor(model, KMEANS, teacher=None).prepare()
+    assert {fate.site.name: fate.reason for fate in job.fates if not fate.scheme}["1.weight"].startswith(
+        "holds torch.float64"
+    )
+    job.finish().save(tmp_path / "a")
+    assert same_bits(compressor.load_state_dict(tmp_path / "a")["1.weight"], model[1].weight.detach())
+
+
 @pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor:UserWarning", "ignore:TypedStorage:UserWarning")
 @pytest.mark.parametrize("kind", ["complex", "sparse", "quantised"])
 def test_39_what_cannot_be_stored_is_refused_by_name(kind: str) -> None:
