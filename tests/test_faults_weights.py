@@ -79,7 +79,7 @@ def test_37_views_are_told_by_name(caplog: pytest.LogCaptureFixture) -> None:
 def test_37_parts_of_one_memory_that_do_not_overlap_are_no_fault(caplog: pytest.LogCaptureFixture) -> None:
     memory = torch.arange(12.0)
     model = Holder(one=memory[:4], two=memory[4:], three=memory[:4], none=memory[2:2])
-    model.register_parameter("tied", model.fc.weight)
+    model.tied = model.fc.weight
     packed(model)
     packed(timm.create_model("test_vit"))
     assert not caplog.records
@@ -130,7 +130,8 @@ def test_39_what_is_not_shared_is_stored_as_it_is(tmp_path: Path) -> None:
 
 def test_39_double_precision_is_left_alone(tmp_path: Path) -> None:
     """No record decodes to it: such a tensor is stored as it is, and the table says why."""
-    model = nn.Sequential(nn.Linear(16, 16), nn.Linear(16, 16).double())
+    model: Any = nn.Sequential(nn.Linear(16, 16), nn.Linear(16, 16))
+    model[1].double()
     job = Compressor(model, KMEANS, teacher=None).prepare()
     assert {fate.site.name: fate.reason for fate in job.fates if not fate.scheme}["1.weight"].startswith(
         "holds torch.float64"
