@@ -55,10 +55,12 @@ def unpack(file: Path, output: Path, force: bool, max_memory: int | None) -> Non
     Names, shapes and values are those of the model's state dict: timm loads it by checkpoint_path.
     """
     from compressor.formats.atomic import check_writable, write_atomically
+    from compressor.formats.locking import holding
 
     if output.suffix != ENDING:
         raise UsageError(f"-o {output}: timm knows a plain checkpoint by its ending, name it {output.stem}{ENDING}")
     check_writable(output, force)
+    click.get_current_context().with_resource(holding(output))
     with open_packed(file, max_memory) as packed:
         model = packed.model
     from safetensors.torch import save

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import click
 
-from compressor.baseline import create_model
 from compressor.cli.setup import Run
 from compressor.cli.show import print_json, print_table
+from compressor.cli.weights import named_model
 from compressor.core import Compressor
 
 __all__ = ["dry_run"]
@@ -14,9 +14,7 @@ __all__ = ["dry_run"]
 
 def dry_run(work: Run) -> None:
     """Show the fate of every tensor, and the size that the untrained weights would take."""
-    options = work.options
-    given = {"checkpoint_path": str(options.checkpoint_path)} if options.checkpoint_path is not None else {}
-    model = create_model(options.model, {**work.args, **given}, pretrained=options.pretrained, seed=options.seed)
+    options, model = work.options, named_model(work)
     policy = work.recipe.stages[-1].policy
     job = Compressor(model, policy, model_args=work.args, teacher=None, from_scratch=True)  # for its size alone
     rules = job.policy.given

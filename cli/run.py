@@ -5,14 +5,11 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import click
 import timm
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
 import compressor
@@ -25,8 +22,10 @@ from compressor.cli.requirements import check_requirements
 from compressor.cli.setup import Run, set_up
 from compressor.cli.show import Step, accuracy_line, counts, flips, percent, print_json, say, width
 from compressor.cli.stopping import stoppable
+from compressor.cli.weights import named_model
 from compressor.core import Compressor
-from compressor.formats.errors import CompressorError, MissingError
+from compressor.formats.errors import CompressorError
+from compressor.formats.locking import holding
 from compressor.packing import Packed
 from compressor.recipe import Stage
 from compressor.training import Evaluation, evaluate
@@ -43,7 +42,7 @@ def run(options: Options) -> None:
         return
     if work.data is not None and not options.names_data:
         say(f"No data named: using the built-in digits (1,797 handwritten images). For your own: {options.own_data()}")
-    with stoppable(work.checkpoints):
+    with holding(work.output), stoppable(work.checkpoints):
         _run(work)
 
 
@@ -90,11 +89,9 @@ def _start(work: Run, step: Callable[[str], Step]) -> nn.Module:
         return create_model(options.model, args, seed=options.seed)
     if work.data is None or _fits_as_it_is(work):
         here = step("weights")
-        path = options.checkpoint_path
-        given = {"checkpoint_path": str(path)} if path is not None else {}
-        with _explained(path):
-            model = create_model(options.model, {**args, **given}, pretrained=options.pretrained, seed=options.seed)
-        here.done(f"{path or 'pretrained'}  {counts(sum(p.numel() for p in model.parameters()))} parameters")
+        model = named_model(work)
+        size = counts(sum(p.numel() for p in model.parameters()))
+        here.done(f"{options.checkpoint_path or 'pretrained'}  {size} parameters")
         return model
     here = step("dense baseline")
     baseline = train_baseline(
@@ -107,15 +104,6 @@ def _start(work: Run, step: Callable[[str], Step]) -> nn.Module:
     model = create_model(options.model, args, seed=options.seed)
     model.load_state_dict(dict(baseline.state))
     return model
-
-
-@contextmanager
-def _explained(checkpoint: Path | None) -> Iterator[None]:
-    """Say what is wrong with a damaged checkpoint: torch's EOFError, click would take for Ctrl-D."""
-    try:
-        yield
-    except (EOFError, SafetensorError) as exc:
-        raise MissingError(f"--checkpoint-path {checkpoint}: damaged, or no checkpoint ({exc})") from exc
 
 
 def _fits_as_it_is(work: Run) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -32,6 +33,7 @@ DTYPES = {
     torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64",
     torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL",
 }  # fmt: skip
+_log = logging.getLogger(__name__)
 PREPROCESSING = ("input_size", "mean", "std", "interpolation", "crop_pct", "crop_mode")
 
 
@@ -102,6 +104,7 @@ class Packed:
         """Gather everything from a finished model."""
         states = _states(shared.model)
         aliases = _aliases(states)
+        _warn_of_views({name: tensor for name, tensor in states.items() if name not in aliases})
         cfg = getattr(shared.model, "pretrained_cfg", None)
         return cls(
             Content(
@@ -179,6 +182,19 @@ def _aliases(states: Mapping[str, Tensor]) -> dict[str, str]:
             if stored != name:
                 aliases[name] = stored
     return aliases
+
+
+def _warn_of_views(states: Mapping[str, Tensor]) -> None:
+    """Warn of tensors whose memory overlaps without being the same: the file holds each in full, no longer joined."""
+    reach, holder = 0, ""
+    for start, name in sorted((tensor.data_ptr(), name) for name, tensor in states.items() if tensor.numel()):
+        tensor = states[name]
+        steps = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+        end = start + (steps + 1) * tensor.element_size()
+        if start < reach:
+            _log.warning("%s and %s lie in the same memory: each is stored for itself, no longer joined", holder, name)
+        if end > reach:
+            reach, holder = end, name
 
 
 def _raw(tensor: Tensor, stored: str) -> RawTensor:

@@ -22,8 +22,8 @@ def initialise(model: nn.Module) -> None:
         >>> model[0].weight.is_meta, bool(model[0].weight.abs().max() <= 3**-0.5)
         (False, True)
     """
-    for module in model.modules():
-        _initialise(module)
+    for name, module in model.named_modules():
+        _initialise(module, name)
 
 
 def initialise_site(site: Site) -> None:
@@ -31,16 +31,19 @@ def initialise_site(site: Site) -> None:
     first, name = site.owners[0]
     for owner, attribute in site.owners:
         owner._parameters[attribute] = first._parameters[name]
-        _initialise(owner)
+        _initialise(owner, site.name.removesuffix(name).removesuffix("."))
 
 
-def _initialise(module: nn.Module) -> None:
-    own = [*module._parameters.values(), *module._buffers.values()]
-    if not any(tensor is not None and tensor.is_meta for tensor in own):
+def _initialise(module: nn.Module, name: str) -> None:
+    own = {**module._parameters, **module._buffers}
+    absent = [f"{name}.{key}" if name else key for key, tensor in own.items() if tensor is not None and tensor.is_meta]
+    if not absent:
         return
     reset = getattr(module, "reset_parameters", None) or getattr(module, "_reset_parameters", None)
     if reset is None:
         kind = type(module).__name__
-        raise MissingError(f"a {kind} on meta has no reset_parameters(): build the model where it has memory")
+        raise MissingError(
+            f"{absent[0]}: a {kind} on meta has no reset_parameters(): build the model where it has memory"
+        )
     module.to_empty(device=torch.get_default_device(), recurse=False)
     reset()

@@ -14,8 +14,12 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from compressor.formats.errors import ResourceError, UsageError
+from compressor.formats.locking import sweep_locks
 
 __all__ = ["check_writable", "write_atomically"]
+
+_ATTEMPTS = 3
+_WITHOUT = {errno.ENOSYS, errno.EXDEV, errno.EINVAL, errno.ENOTSUP}  # said by file systems that lack rename or fsync
 
 # A temporary file names its machine and process, so that the next writer can tell the litter of a dead one.
 _MACHINE = f"{zlib.crc32(platform.node().encode()):08x}"
@@ -96,10 +100,17 @@ def _target(path: str | os.PathLike[str], force: bool) -> Path:
 
 
 def _create_beside(target: Path) -> tuple[int, Path]:
-    temporary = target.parent / f".timm-compressor-{_MACHINE}-{os.getpid()}-{secrets.token_hex(8)}.tmp"
+    """Make a temporary file that nobody else has; a name that is taken, be it by a planted link, is left alone."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     with _explained(target):
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-        return os.open(temporary, flags, 0o666), temporary  # the umask takes its part off
+        for attempt in range(1, _ATTEMPTS + 1):
+            temporary = target.parent / f".timm-compressor-{_MACHINE}-{os.getpid()}-{secrets.token_hex(8)}.tmp"
+            try:
+                return os.open(temporary, flags, 0o666), temporary  # the umask takes its part off
+            except FileExistsError:
+                if attempt == _ATTEMPTS:
+                    raise
+    raise AssertionError("the last attempt returns or raises")
 
 
 def _write_all(descriptor: int, view: memoryview) -> None:
@@ -136,6 +147,7 @@ def _sync_folder(folder: Path) -> None:
 def _sweep(folder: Path) -> None:
     """Remove what writers that no longer run left in ``folder``."""
     with contextlib.suppress(OSError):
+        sweep_locks(folder)
         for entry in os.listdir(folder):
             found = _TEMPORARY.fullmatch(entry)
             if found and not _runs(int(found[1])):
@@ -171,4 +183,6 @@ def _explained(target: Path) -> Iterator[None]:
         if isinstance(error, FileNotFoundError):
             raise ResourceError(f"folder {target.parent} does not exist: make it first") from error
         reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
-        raise ResourceError(f"{target} cannot be written: {reason}") from error
+        lacks = isinstance(error, OSError) and error.errno in _WITHOUT
+        hint = "; this file system may lack what that takes: write to another one, then copy the file" if lacks else ""
+        raise ResourceError(f"{target} cannot be written: {reason}{hint}") from error

@@ -3,10 +3,10 @@
 * CompressorError (1: a bug, never raised on purpose)
     - UsageError (2): an option, setting or call that cannot be
         - PolicyError: a rule, recipe or setting
-    - FileError (3): the packed file given
+    - FileError (3): the packed file, or the checkpoint, given
         - FormatError: not laid out as SPEC.md says
         - IntegrityError: a checksum does not match
-        - UnsupportedError: another kind of file, a newer version, an unknown codec
+        - UnsupportedError: another kind of file, a newer version, an unknown codec; a checkpoint that is none
     - MissingError (4): model, weights or data that are absent or do not fit
     - QualityError (5): a result that missed its gate
     - ResourceError (6): memory, disk, permissions
@@ -54,7 +54,7 @@ class PolicyError(UsageError):
 
 
 class FileError(CompressorError):
-    """The packed file given cannot be used."""
+    """The packed file, or the checkpoint, given cannot be used."""
 
     exit_code = 3
 
@@ -68,7 +68,7 @@ class IntegrityError(FileError):
 
 
 class UnsupportedError(FileError):
-    """Another kind of file, a newer version, or an unknown codec."""
+    """Another kind of file, a newer version, an unknown codec, or a checkpoint that is none."""
 
 
 class MissingError(CompressorError):

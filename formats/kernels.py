@@ -186,38 +186,39 @@ def huffman_decode(output: Words, ends: Words, table: Words, data: Words, width:
     return int(lost)
 
 
-_AT_ONCE = 3  # codes of at most 15 bits in the 57 that a word has at least after the bits before
+_AHEAD = 57  # bits that a word has at least after those before the next code
 
 
 def _write_huffman_decode(code: Code, item: int) -> None:
     output, count = code.array(0, item), code.number(1)
     ends, lanes = code.array(2, 64), code.number(3)
     table, data, size, width = code.array(4, 64), code.array(5, 8), code.number(6), code.number(7)
-    position, lane, lost = code.variable(0), code.variable(0), code.variable(0)
-    shift = code.constant(64) - width
-
-    def decode_all_lanes(codes: int) -> None:
+    position, lane, step, lost = code.variable(0), code.variable(0), code.variable(0), code.variable(0)
+    at, ahead = code.variable(0), code.variable(0)
+    shift, most = code.constant(64) - width, code.constant(_AHEAD) // width
+    # all lanes in turn, each as many codes as a word is sure to hold; one loop for the last ones too: less to compile
+    with code.loop(lambda: position.get() < count):
+        left = count - position.get()
+        codes = (most < left).choose(most, left)
         lane.set(0)
         with code.loop(lambda: lane.get() < lanes):
             number = lane.get()
-            at = ends[number]
-            byte = at >> 3
-            ahead = data.word_at((byte < size).choose(byte, size)).swap_bytes() << (at & 7)
-            for step in range(codes):
-                entry = table[ahead >> shift]
+            first = number * count + position.get()
+            at.set(ends[number])
+            byte = at.get() >> 3
+            ahead.set(data.word_at((byte < size).choose(byte, size)).swap_bytes() << (at.get() & 7))
+            step.set(0)
+            with code.loop(lambda: step.get() < codes):
+                entry = table[ahead.get() >> shift]
                 length = entry & 255
-                output[number * count + position.get() + step] = entry >> 8
+                output[first + step.get()] = entry >> 8
                 lost.set(lost.get() | (length < 1))
-                ahead = ahead << length
-                at = at + length
-            ends[number] = at
+                ahead.set(ahead.get() << length)
+                at.set(at.get() + length)
+                step.set(step.get() + 1)
+            ends[number] = at.get()
             lane.set(number + 1)
         position.set(position.get() + codes)
-
-    with code.loop(lambda: position.get() + (_AT_ONCE - 1) < count):
-        decode_all_lanes(_AT_ONCE)
-    with code.loop(lambda: position.get() < count):
-        decode_all_lanes(1)
     code.give(lost.get())
 
 

@@ -188,11 +188,9 @@ def compile_function(write: Callable[[Code], None], arguments: int) -> Callable[
 
 
 def _optimise(module: llvm.ModuleRef, machine: llvm.TargetMachine) -> None:
-    """Put variables into registers and simplify; the standard pipeline takes five times as long for no more speed."""
+    """Put variables into registers; what else LLVM has for it takes longer, for no more speed."""
     passes = llvm.create_new_function_pass_manager()
     passes.add_sroa_pass()
-    passes.add_instruction_combine_pass()
-    passes.add_simplify_cfg_pass()
     builder = llvm.create_pass_builder(machine, llvm.create_pipeline_tuning_options())
     for function in module.functions:
         passes.run(function, builder)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -19,6 +20,9 @@ from compressor.formats.record import Codebook, Content, Indices, RawTensor, Sha
 from compressor.formats.source import Source
 
 __all__ = ["MAX_MEMORY", "PackedFile", "Sizes"]
+
+_log = logging.getLogger(__name__)
+_DENORMAL = float(np.finfo(np.float32).tiny)
 
 
 class PackedFile(PackedParts):
@@ -62,7 +66,11 @@ class PackedFile(PackedParts):
             entry = self.book_entries[number]
             if isinstance(entry, TableEntry):
                 data = self._part(("codebook", number))
-                self._books[number] = read_table(data, entry, f"codebook {number}", number in self._ascending)
+                table = read_table(data, entry, f"codebook {number}", number in self._ascending)
+                if 0 < np.abs(table.values).max() < _DENORMAL:
+                    what = f"{self.label}: codebook {number}: all values are below {_DENORMAL:.2g} (denormal)"
+                    _log.warning("%s, which some processors take for 0", what)
+                self._books[number] = table
             else:
                 self._books[number] = entry
         return self._books[number]

@@ -235,13 +235,18 @@ def test_file_size_limit(tmp_path: Path) -> None:
 
 def test_planted_temporary_is_not_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "victim").write_bytes(b"victim")
-    monkeypatch.setattr(secrets, "token_hex", lambda size: "0" * 2 * size)
+    drawn = iter(digit * 16 for digit in "01000")
+    monkeypatch.setattr(secrets, "token_hex", lambda size: next(drawn))
     planted = tmp_path / f".timm-compressor-{atomic._MACHINE}-{os.getpid()}-{'0' * 16}.tmp"
     planted.symlink_to("victim")
+    write_atomically(tmp_path / "a", b"new")
+    assert (tmp_path / "a").read_bytes() == b"new"
     with pytest.raises(ResourceError, match="File exists"):
-        write_atomically(tmp_path / "a", b"new")
+        write_atomically(tmp_path / "b", b"new")
+    assert next(drawn, None) is None  # three names were tried
     assert (tmp_path / "victim").read_bytes() == b"victim"
     assert planted.is_symlink()
+    assert names(tmp_path) == [planted.name, "a", "victim"]
 
 
 def test_litter_of_the_dead_is_swept_and_of_the_living_kept(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ import timm
 import torch
 from safetensors.torch import save_file
 from test_faults_read import Says, says
+from test_locking import another_process
 from test_packed_lies import small
 from test_record import RECORDS
 
@@ -32,6 +33,7 @@ __all__ = ["says"]  # the fixture
 
 UNPACK = ("unpack", "good.safetensors", "-o", "a.safetensors")
 PACK = ("pack", "test_resnet", "--checkpoint-path", "dense.safetensors", "--scheme", "kmeans", "--bits", "1")
+ELSEWHERE = "this file system may lack what that takes: write to another one, then copy the file"
 COMMANDS = {"unpack": UNPACK, "pack": (*PACK, "-o", "a.safetensors")}
 
 
@@ -73,9 +75,9 @@ def refusing(code: int) -> Callable[..., Any]:
         ("write", errno.EDQUOT, "cannot be written: Disk quota exceeded"),
         ("write", errno.EFBIG, "cannot be written: File too large"),
         ("fsync", errno.EIO, "cannot be written: Input/output error"),
-        ("fsync", errno.EINVAL, "cannot be written: Invalid argument"),  # 75
-        ("replace", errno.ENOSYS, "cannot be written: Function not implemented"),
-        ("replace", errno.EXDEV, "cannot be written: Invalid cross-device link"),
+        ("fsync", errno.EINVAL, f"cannot be written: Invalid argument; {ELSEWHERE}"),  # 75
+        ("replace", errno.ENOSYS, f"cannot be written: Function not implemented; {ELSEWHERE}"),
+        ("replace", errno.EXDEV, f"cannot be written: Invalid cross-device link; {ELSEWHERE}"),
     ],
 )
 def test_59_75_what_the_file_system_refuses(
@@ -84,7 +86,7 @@ def test_59_75_what_the_file_system_refuses(
     before = sorted(os.listdir())
     with monkeypatch.context() as patch:
         patch.setattr(os, call, refusing(code))
-        assert text in fails(capsys, 6, *COMMANDS[command], "--force")
+        assert fails(capsys, 6, *COMMANDS[command], "--force").endswith(text)
     assert old.read_bytes() == b"old"
     assert sorted(os.listdir()) == before
 
@@ -107,7 +109,7 @@ def test_60_61_told_before_the_work(
     def forbidden(*_: object, **__: object) -> None:
         raise AssertionError("the work began")
 
-    monkeypatch.setattr("compressor.cli.run.create_model", forbidden)
+    monkeypatch.setattr("compressor.cli.weights.create_model", forbidden)
     monkeypatch.setattr("compressor.formats.loader.load_state_dict", forbidden)
     words = COMMANDS[command][:-1]
     assert "exists: give another name, or --force" in fails(capsys, 2, *words, old.name)
@@ -147,6 +149,26 @@ def test_64_65_two_writers_and_a_reader(tmp_path: Path) -> None:
         with PackedFile.open(path) as file:
             assert file.check() == []
     assert os.listdir(tmp_path) == ["a"]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_64_the_second_of_two_commands_is_told_before_the_work(
+    old: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    def forbidden(*_: object, **__: object) -> None:
+        raise AssertionError("the work began")
+
+    before = sorted(os.listdir())
+    with another_process(old.resolve()), monkeypatch.context() as patch:
+        patch.setattr("compressor.cli.weights.create_model", forbidden)
+        patch.setattr("compressor.formats.loader.load_state_dict", forbidden)
+        assert f"{old.name} is what another process is going to write: wait" in fails(
+            capsys, 6, *COMMANDS[command], "--force"
+        )
+    assert old.read_bytes() == b"old"
+    assert run([*COMMANDS[command], "--force"]) == 0  # the other one was killed
+    assert old.read_bytes() != b"old"
+    assert sorted(os.listdir()) == before
 
 
 NAMES = ["a b", "-x", "CON", "日本語", os.fsdecode(b"not-\xff-utf8"), "x" * 230]

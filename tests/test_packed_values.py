@@ -59,6 +59,18 @@ def test_blobs_of_other_sizes() -> None:
         refuse(forged(blobs={blob: blobs[blob] + b"\0"}), FormatError, f"blob '{blob}'")
 
 
+@pytest.mark.parametrize(("values", "told"), [([-1e-40, 0, 1e-39], True), ([-1e-40, 1], False), ([0], False)])
+def test_codebooks_of_denormals_alone_are_told(
+    caplog: pytest.LogCaptureFixture, values: list[float], told: bool
+) -> None:
+    content = Content({"a": SharedTensor((2,), 0, np.zeros(2, np.uint8))}, (Table.of(values),))
+    with PackedFile.from_bytes(pack(content)) as file:
+        for _ in range(2):
+            assert file.check() == []
+    said = "packed bytes: codebook 0: all values are below 1.2e-38 (denormal), which some processors take for 0"
+    assert [record.message for record in caplog.records] == [said] * told
+
+
 def test_denormal_codewords_are_kept() -> None:
     site = SharedTensor((2,), 0, np.array([0, 1], np.uint8))
     book = Table.of([1e-45, 1e-40])

@@ -193,6 +193,21 @@ def test_deterministic_under_a_seed(scheme: str) -> None:
     assert run() == run()
 
 
+def test_threads_do_not_change_the_content(scheme: str) -> None:
+    """Without training, and with more weights than torch gives to one thread."""
+    before = torch.get_num_threads()
+    torch.manual_seed(3)
+    model, hashes = nn.Linear(300, 300), set()
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            with PackedFile.from_bytes(job_of(model, scheme).prepare().finish().to_bytes()) as file:
+                hashes.add(file.content_sha256())
+    finally:
+        torch.set_num_threads(before)
+    assert len(hashes) == 1
+
+
 def test_resumed_training_ends_in_the_same_bytes(scheme: str) -> None:
     def start() -> tuple[Compressor, torch.optim.Optimizer, Tensor]:
         torch.manual_seed(3)
