@@ -6,6 +6,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +18,17 @@ from torch import Tensor, nn
 
 import compressor
 from compressor.baseline import create_model, train_baseline
+from compressor.cli.dry_run import dry_run
 from compressor.cli.files import EVAL_BATCH
 from compressor.cli.options import Options
 from compressor.cli.requirements import check_requirements
 from compressor.cli.setup import Run, set_up
-from compressor.cli.show import Step, accuracy_line, counts, flips, percent, print_json, print_table, say, width
+from compressor.cli.show import Step, accuracy_line, counts, flips, percent, print_json, say, width
 from compressor.core import Compressor
 from compressor.formats.errors import CompressorError, MissingError
 from compressor.packing import Packed
 from compressor.recipe import Stage
+from compressor.teacher import seeing
 from compressor.training import Evaluation, evaluate
 
 __all__ = ["run"]
@@ -36,14 +39,15 @@ def run(options: Options) -> None:
     check_requirements()
     work = set_up(options)
     if options.dry_run:
-        _dry_run(work)
+        dry_run(work)
         return
     if work.data is not None and not options.names_data:
         say(f"No data named: using the built-in digits (1,797 handwritten images). For your own: {options.own_data()}")
     step = _steps(work)
+    teacher = _teacher(work, step)
     model = _dense(work, step)
     dense = None if work.data is None or options.from_scratch else _measure(work, model)
-    packed, compressed = _compress(work, model, step)
+    packed, compressed = _compress(work, model, teacher, step)
     result = _write(work, packed, compressed, dense, step("file"))
     _show(work, packed, result, dense)
 
@@ -51,7 +55,7 @@ def run(options: Options) -> None:
 def _steps(work: Run) -> Callable[[str], Step]:
     """Give a maker of numbered steps."""
     trained = sum(_trains(work, stage) for stage in work.recipe.stages)
-    total = len(work.recipe.stages) + trained + 1 + (not work.options.from_scratch)
+    total = len(work.recipe.stages) + trained + 1 + (not work.options.from_scratch) + (work.teacher is not None)
     numbers = itertools.count(1)
     return lambda name: Step(f"{next(numbers)}/{total}", name)
 
@@ -69,19 +73,34 @@ def _dense(work: Run, step: Callable[[str], Step]) -> nn.Module:
     return model
 
 
-def _start(work: Run, step: Callable[[str], Step]) -> nn.Module:
+def _teacher(work: Run, step: Callable[[str], Step]) -> nn.Module | None:
+    """Give the model to distil from, where one was named, for images as the student sees them."""
+    teacher, data = work.teacher, work.data
+    if teacher is None or data is None:
+        return None
+    if teacher.model is not None:
+        here, top1 = step("teacher"), _measure(work, teacher.model, "validation").top1
+        here.done(f"{work.options.teacher}  {work.options.teacher_checkpoint}  validation {percent(top1)}")
+        return teacher.model
+    own = replace(work, options=teacher.options, args=teacher.args)
+    model = _start(own, step, "teacher")
+    known: Any = model.pretrained_cfg if _fits_as_it_is(own) else {}  # else it was trained on what the student sees
+    return seeing(model, data.mean, data.std, known)
+
+
+def _start(work: Run, step: Callable[[str], Step], name: str | None = None) -> nn.Module:
     options, args = work.options, dict(work.args)
     if options.from_scratch:
         return create_model(options.model, args, seed=options.seed)
     if work.data is None or _fits_as_it_is(work):
-        here = step("weights")
+        here = step(name or "weights")
         path = options.checkpoint_path
         given = {"checkpoint_path": str(path)} if path is not None else {}
         with _explained(path):
             model = create_model(options.model, {**args, **given}, pretrained=options.pretrained, seed=options.seed)
         here.done(f"{path or 'pretrained'}  {counts(sum(p.numel() for p in model.parameters()))} parameters")
         return model
-    here = step("dense baseline")
+    here = step(name or "dense baseline")
     baseline = train_baseline(
         options.model, args, work.data, seed=options.seed, epochs=options.baseline_epochs,
         pretrained=options.pretrained, on_epoch=here.on_epoch, on_step=here.on_step, device=options.device,
@@ -114,9 +133,12 @@ def _fits_as_it_is(work: Run) -> bool:
     return options.pretrained and (options.baseline_epochs == 0 or (fits and options.baseline_epochs is None))
 
 
-def _compress(work: Run, model: nn.Module, step: Callable[[str], Step]) -> tuple[Packed, nn.Module]:
+def _compress(
+    work: Run, model: nn.Module, teacher: nn.Module | None, step: Callable[[str], Step]
+) -> tuple[Packed, nn.Module]:
     """Run the stages; give the packed model and the module it came from."""
-    teacher = None if work.options.from_scratch or work.data is None else model
+    if teacher is None and work.data is not None and not work.options.from_scratch:
+        teacher = model
     packed, original = None, model.state_dict()
     pruned = False
     for stage in work.recipe.stages:
@@ -126,7 +148,8 @@ def _compress(work: Run, model: nn.Module, step: Callable[[str], Step]) -> tuple
         )  # fmt: skip
         pruned = pruned or any(stage.policy.prunings)
     assert packed is not None
-    packed.note(recipe=work.recipe.to_dict(), **({"amp": True} if work.options.amp else {}))
+    facts = {"amp": work.options.amp or None, "teacher": work.options.teacher}
+    packed.note(recipe=work.recipe.to_dict(), **{name: fact for name, fact in facts.items() if fact is not None})
     return packed, model
 
 
@@ -214,31 +237,3 @@ def _accuracy(result: Evaluation, dense: Evaluation | None) -> dict[str, Any]:
         lost, gained = flips(result, dense)
         facts |= {"dense": dense.top1, "lost": lost, "gained": gained}
     return facts
-
-
-def _dry_run(work: Run) -> None:
-    """Show the fate of every tensor, and the size that the untrained weights would take."""
-    options = work.options
-    given = {"checkpoint_path": str(options.checkpoint_path)} if options.checkpoint_path is not None else {}
-    model = create_model(options.model, {**work.args, **given}, pretrained=options.pretrained, seed=options.seed)
-    policy = work.recipe.stages[-1].policy
-    job = Compressor(model, policy, model_args=work.args, teacher=None, from_scratch=True)  # for its size alone
-    rules = job.policy.given
-    rows = [
-        {
-            "site": fate.site.name,
-            "shape": list(fate.site.tensor.shape),
-            "weights": fate.site.tensor.numel(),
-            "fate": repr(fate.scheme) if fate.scheme else f"left alone: {fate.reason}",
-            "rule": "" if fate.rule is None else rules[fate.rule].match,
-        }
-        for fate in job.fates
-    ]
-    report = job.prepare().finish(half_untouched=options.untouched == "f16").report(options.codec)
-    size, dense = report.totals.file, report.totals.dense
-    if options.as_json:
-        print_json({"sites": rows, "predicted": {"file": size, "dense": dense}, "output": str(work.output)})
-        return
-    shown = [[r["site"], "x".join(map(str, r["shape"])), f"{r['weights']:,}", r["fate"], r["rule"]] for r in rows]  # type: ignore[call-overload]
-    print_table([["site", "shape", "weights", "fate", "rule"], *shown])
-    click.echo(f"predicted  {dense:,} -> {size:,} bytes ({dense / size:.1f}x) before training; nothing was written")
