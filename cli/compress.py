@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from compressor.cli.gates import in_bytes
 from compressor.cli.options import Options
 
 __all__ = ["compress"]
@@ -49,6 +50,14 @@ OPTIONS = (
                  help="Store what is not shared, such as norms and biases, rounded to float16."),
     click.Option(["-o", "--output"], type=path, help="File to write. [default: MODEL-DATA-SCHEME.safetensors]"),
     click.Option(["--force"], is_flag=True, help="Replace the file if it exists."),
+    click.Option(["--resume"], is_flag=True, help="Go on where the same command was stopped or killed."),
+    click.Option(["--checkpoint-minutes"], type=click.FloatRange(0), default=10.0, show_default=True,
+                 help="Between checkpoints in the middle of an epoch; 0: only at its end."),
+    click.Option(["--checkpoint-steps"], type=click.IntRange(0), default=0, help="Steps between checkpoints, also."),
+    click.Option(["--require-top1"], metavar="PERCENT", type=click.FloatRange(0, 100),
+                 help="Exit 5 below; the file is kept as OUTPUT.rejected."),
+    click.Option(["--require-drop"], metavar="POINTS", type=float, help="Likewise where top-1 falls by more."),
+    click.Option(["--require-size"], metavar="BYTES", callback=in_bytes, help="Likewise for a larger file, as 1.5MB."),
     click.Option(["--dry-run"], is_flag=True, help="Show the fate of every tensor and the size; write nothing."),
     click.Option(["--all", "everything"], is_flag=True, help="Show every tensor in the table."),
     click.Option(["--json", "as_json"], is_flag=True, help="Print one JSON document on stdout instead of the table."),

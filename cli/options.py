@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from compressor.cli.gates import check_gates
 from compressor.formats.errors import UsageError
 
 __all__ = ["Options"]
@@ -57,6 +58,12 @@ class Options:
     untouched: str = "f32"
     output: Path | None = None
     force: bool = False
+    resume: bool = False
+    checkpoint_minutes: float = 10.0
+    checkpoint_steps: int = 0
+    require_top1: float | None = None
+    require_drop: float | None = None
+    require_size: int | None = None
     dry_run: bool = False
     everything: bool = False
     as_json: bool = False
@@ -104,10 +111,12 @@ class Options:
             raise UsageError("--from-scratch trains no dense baseline: leave out --baseline-epochs")
         if self.checkpoint_path is not None and self.baseline_epochs is not None and not self.trains_teacher:
             raise UsageError("--checkpoint-path names a trained model: leave out --baseline-epochs")
-        if self.post_training and (said := self._said((*TRAINING, "baseline_epochs", "teacher", "device", "amp"))):
+        training = (*TRAINING, "baseline_epochs", "teacher", "device", "amp", "resume")
+        if self.post_training and (said := self._said(training)):
             raise UsageError(f"no data to train on for {said}: name --dataset or --data-dir")
         if self.bits is not None and self.codewords is not None:
             raise UsageError("--bits and --codewords: name one")
+        check_gates(self)
         if self.dataset_download and not (self.dataset or "").startswith("torch/"):
             raise UsageError("--dataset-download needs --dataset torch/...")
 

@@ -5,30 +5,26 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import click
-import timm
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
 import compressor
-from compressor.baseline import create_model, train_baseline
 from compressor.cli.dry_run import dry_run
 from compressor.cli.files import EVAL_BATCH
+from compressor.cli.gates import missed_gates, refuse, rejected
 from compressor.cli.options import Options
 from compressor.cli.requirements import check_requirements
 from compressor.cli.setup import Run, set_up
 from compressor.cli.show import Step, accuracy_line, counts, flips, percent, print_json, say, width
+from compressor.cli.stopping import stoppable
+from compressor.cli.weights import dense_model, teacher_model
 from compressor.core import Compressor
-from compressor.formats.errors import CompressorError, MissingError
+from compressor.formats.errors import CompressorError
 from compressor.packing import Packed
 from compressor.recipe import Stage
-from compressor.teacher import seeing
 from compressor.training import Evaluation, evaluate
 
 __all__ = ["run"]
@@ -43,13 +39,25 @@ def run(options: Options) -> None:
         return
     if work.data is not None and not options.names_data:
         say(f"No data named: using the built-in digits (1,797 handwritten images). For your own: {options.own_data()}")
-    step = _steps(work)
-    teacher = _teacher(work, step)
-    model = _dense(work, step)
-    dense = None if work.data is None or options.from_scratch else _measure(work, model)
+    with stoppable(work.checkpoints):
+        _run(work)
+
+
+def _run(work: Run) -> None:
+    step, checkpoints = _steps(work), work.checkpoints
+    if checkpoints is not None and checkpoints.found is not None:
+        stage, done = checkpoints.found
+        what = f"stage {stage} of {len(work.recipe.stages)}" if stage else "the dense baseline"
+        say(f"Resuming {what} after step {done}, from {checkpoints.folder}")
+    teacher = teacher_model(work, step)
+    model = dense_model(work, step)
+    dense = None if work.data is None or work.options.from_scratch else _measure(work, model)
     packed, compressed = _compress(work, model, teacher, step)
-    result = _write(work, packed, compressed, dense, step("file"))
-    _show(work, packed, result, dense)
+    result, missed = _write(work, packed, compressed, dense, step("file"))
+    if checkpoints is not None:
+        checkpoints.clear()
+    _show(work, packed, result, dense, missed)
+    refuse(missed, work.output)
 
 
 def _steps(work: Run) -> Callable[[str], Step]:
@@ -64,75 +72,6 @@ def _trains(work: Run, stage: Stage) -> bool:
     return work.data is not None and stage.training.epochs > 0
 
 
-def _dense(work: Run, step: Callable[[str], Step]) -> nn.Module:
-    """Give the model to compress, with its preprocessing written on it."""
-    model = _start(work, step)
-    if work.data is not None:
-        own = {"input_size": work.data.input_size, "mean": work.data.mean, "std": work.data.std}
-        model.pretrained_cfg = {**getattr(model, "pretrained_cfg", {}), **own}  # type: ignore[assignment]
-    return model
-
-
-def _teacher(work: Run, step: Callable[[str], Step]) -> nn.Module | None:
-    """Give the model to distil from, where one was named, for images as the student sees them."""
-    teacher, data = work.teacher, work.data
-    if teacher is None or data is None:
-        return None
-    if teacher.model is not None:
-        here, top1 = step("teacher"), _measure(work, teacher.model, "validation").top1
-        here.done(f"{work.options.teacher}  {work.options.teacher_checkpoint}  validation {percent(top1)}")
-        return teacher.model
-    own = replace(work, options=teacher.options, args=teacher.args)
-    model = _start(own, step, "teacher")
-    known: Any = model.pretrained_cfg if _fits_as_it_is(own) else {}  # else it was trained on what the student sees
-    return seeing(model, data.mean, data.std, known)
-
-
-def _start(work: Run, step: Callable[[str], Step], name: str | None = None) -> nn.Module:
-    options, args = work.options, dict(work.args)
-    if options.from_scratch:
-        return create_model(options.model, args, seed=options.seed)
-    if work.data is None or _fits_as_it_is(work):
-        here = step(name or "weights")
-        path = options.checkpoint_path
-        given = {"checkpoint_path": str(path)} if path is not None else {}
-        with _explained(path):
-            model = create_model(options.model, {**args, **given}, pretrained=options.pretrained, seed=options.seed)
-        here.done(f"{path or 'pretrained'}  {counts(sum(p.numel() for p in model.parameters()))} parameters")
-        return model
-    here = step(name or "dense baseline")
-    baseline = train_baseline(
-        options.model, args, work.data, seed=options.seed, epochs=options.baseline_epochs,
-        pretrained=options.pretrained, on_epoch=here.on_epoch, on_step=here.on_step, device=options.device,
-        amp=options.amp,
-    )  # fmt: skip
-    kept = "not kept" if baseline.path is None else f"{'reused from' if baseline.reused else 'kept in'} {baseline.path}"
-    here.done(f"{baseline.figures['epochs']} epochs  validation {percent(baseline.figures['validation_top1'])}  {kept}")
-    model = create_model(options.model, args, seed=options.seed)
-    model.load_state_dict(dict(baseline.state))
-    return model
-
-
-@contextmanager
-def _explained(checkpoint: Path | None) -> Iterator[None]:
-    """Say what is wrong with a damaged checkpoint: torch's EOFError, click would take for Ctrl-D."""
-    try:
-        yield
-    except (EOFError, SafetensorError) as exc:
-        raise MissingError(f"--checkpoint-path {checkpoint}: damaged, or no checkpoint ({exc})") from exc
-
-
-def _fits_as_it_is(work: Run) -> bool:
-    """Tell whether the weights named need no training of their own before they are shared."""
-    options = work.options
-    if options.checkpoint_path is not None:
-        return True
-    cfg = timm.models.get_pretrained_cfg(options.model)
-    assert work.data is not None
-    fits = cfg is not None and cfg.num_classes == work.data.num_classes and "in_chans" not in work.args
-    return options.pretrained and (options.baseline_epochs == 0 or (fits and options.baseline_epochs is None))
-
-
 def _compress(
     work: Run, model: nn.Module, teacher: nn.Module | None, step: Callable[[str], Step]
 ) -> tuple[Packed, nn.Module]:
@@ -140,11 +79,20 @@ def _compress(
     if teacher is None and work.data is not None and not work.options.from_scratch:
         teacher = model
     packed, original = None, model.state_dict()
-    pruned = False
-    for stage in work.recipe.stages:
+    pruned, checkpoints = False, work.checkpoints
+    resumed = 0 if checkpoints is None or checkpoints.found is None else checkpoints.found[0]
+    for number, stage in enumerate(work.recipe.stages, 1):
+        if checkpoints is not None:
+            checkpoints.stage = number
+        if number < resumed:  # all that the stages before have left is in the checkpoint
+            step("codebooks").done(f"stage {number} was done before")
+            if _trains(work, stage):
+                step("fine-tuning").done(f"stage {number} was done before")
+            pruned = pruned or any(stage.policy.prunings)
+            continue
         packed, model = _stage(
             work, stage, model, teacher, step, preserve_sparsity=pruned, original=original,
-            from_scratch=work.options.from_scratch and packed is None,
+            from_scratch=work.options.from_scratch and number == 1,
         )  # fmt: skip
         pruned = pruned or any(stage.policy.prunings)
     assert packed is not None
@@ -175,7 +123,7 @@ def _stage(
         work.data.train_loader(training.batch_size, seed), val=work.data.eval_loader(EVAL_BATCH, "validation"),
         epochs=training.epochs, lr=training.lr, opt=training.opt, sched=training.sched,
         weight_decay=training.weight_decay, on_epoch=here.on_epoch, on_step=here.on_step,
-        device=work.options.device, amp=work.options.amp,
+        device=work.options.device, amp=work.options.amp, checkpoints=work.checkpoints,
     )  # fmt: skip
     packed = job.finish(_calibration(work, training.batch_size), half)
     top1 = _measure(work, job.model, "validation").top1
@@ -197,31 +145,38 @@ def _measure(work: Run, model: nn.Module, split: str | None = None) -> Evaluatio
     return evaluate(model.to(work.device), work.data.eval_loader(EVAL_BATCH, split))
 
 
-def _write(work: Run, packed: Packed, model: nn.Module, dense: Evaluation | None, here: Step) -> Evaluation | None:
-    """Write the file, reopen it, and measure the model it gives; None where there is no data."""
-    expected = None
+def _write(
+    work: Run, packed: Packed, model: nn.Module, dense: Evaluation | None, here: Step
+) -> tuple[Evaluation | None, list[str]]:
+    """Write the file, reopen it, and measure the model it gives, None without data; and say what gates it misses."""
+    expected, options, before = None, work.options, None if dense is None else dense.top1
     if work.data is not None:
         expected = _measure(work, model)
-        before = {} if dense is None else {"dense": dense.top1}
+        known = {} if before is None else {"dense": before}
         data = {"name": work.data.name, "version": work.data.version, "split": work.data.evaluated, "n": expected.n}
-        packed.note(data=data, top1={**before, "packed": expected.top1})
-    size = packed.save(work.output, codec=work.options.codec, force=work.options.force)
-    loaded = compressor.load(work.output)
-    here.done(f"{work.output}  {size:,} bytes, reopened and verified")
-    if work.data is None or expected is None:
-        return None
+        packed.note(data=data, top1={**known, "packed": expected.top1})
+    top1, size = None if expected is None else expected.top1, len(packed.to_bytes(options.codec))
+    missed = missed_gates(options, size, top1, before)
+    output = rejected(work.output) if missed else work.output
+    packed.save(output, codec=options.codec, force=options.force or bool(missed))
+    loaded = compressor.load(output)
+    here.done(f"{output}  {size:,} bytes, reopened and verified")
+    if expected is None:
+        return None, missed
     result = _measure(work, loaded)
     if not torch.equal(result.correct, expected.correct):
-        raise CompressorError(f"{work.output} answers otherwise than the model it was written from")
-    return result
+        raise CompressorError(f"{output} answers otherwise than the model it was written from")
+    return result, missed
 
 
-def _show(work: Run, packed: Packed, result: Evaluation | None, dense: Evaluation | None) -> None:
+def _show(work: Run, packed: Packed, result: Evaluation | None, dense: Evaluation | None, missed: list[str]) -> None:
     options = work.options
     report = packed.report(options.codec)
     if options.as_json:
         accuracy = None if result is None else _accuracy(result, dense)
-        print_json({"file": str(work.output), "model": options.model, "top1": accuracy, **report.to_dict()})
+        file = rejected(work.output) if missed else work.output
+        facts = {"file": str(file), "model": options.model, "top1": accuracy, "missed": missed}
+        print_json(facts | report.to_dict())
         return
     click.echo("\n" + report.table(width(), options.everything))
     if result is not None and work.data is not None:

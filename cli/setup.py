@@ -13,6 +13,7 @@ from timm.data import resolve_data_config
 from torch import nn
 
 from compressor import model_zoo
+from compressor.checkpoint import Checkpoints
 from compressor.cli.options import Options
 from compressor.datasets import Dataset, load_data
 from compressor.formats.atomic import check_writable
@@ -23,6 +24,7 @@ from compressor.formats.reader import PackedFile
 from compressor.policy import Policy, Rule
 from compressor.recipe import Recipe, Stage, Training
 from compressor.schedule import make_optimizer
+from compressor.state_file import checksum
 from compressor.teacher import load_teacher
 from compressor.training import find_device
 
@@ -55,6 +57,7 @@ class Run:
         args: arguments of ``timm.create_model``.
         output: the file to write.
         device: where the models are measured.
+        checkpoints: of the training; None where there is none.
         teacher: the model to distil from, where that is not the dense one.
     """
 
@@ -64,6 +67,7 @@ class Run:
     args: Mapping[str, Any]
     output: Path
     device: torch.device
+    checkpoints: Checkpoints | None = None
     teacher: Teacher | None = None
 
 
@@ -89,7 +93,32 @@ def set_up(options: Options) -> Run:
         stage.policy.plan(sketch)
     if data is not None:
         _check_head(sketch, data, options)
-    return Run(options, recipe, data, args, output, device, _teacher(options, recipe, data))
+    work = Run(options, recipe, data, args, output, device, teacher=_teacher(options, recipe, data))
+    return work if data is None or options.dry_run else replace(work, checkpoints=_checkpoints(work, data))
+
+
+def _checkpoints(work: Run, data: Dataset) -> Checkpoints:
+    """Open the folder of checkpoints beside the output: those of the dense baseline, stage 0, and of each stage."""
+    options, given = work.options, None if work.teacher is None else work.teacher.model
+    about = {
+        "model": options.model,
+        "args": dict(work.args),
+        "recipe": work.recipe.to_dict(),
+        "data": {"name": data.name, "version": data.version, "input": data.input_size},
+        "pretrained": options.pretrained,
+        "from scratch": options.from_scratch,
+        "weights given": options.checkpoint_path is not None,
+        "baseline epochs": options.baseline_epochs,
+        "calibration images": options.calibration_images,
+        "seed": options.seed,
+        "amp": options.amp,
+        "teacher": options.teacher,
+        "weights of the teacher": None if given is None else f"CRC-32 {checksum(given.state_dict()):08x}",
+    }
+    return Checkpoints(
+        work.output.with_name(f"{work.output.name}.checkpoints"), about, minutes=options.checkpoint_minutes,
+        steps=options.checkpoint_steps, resume=options.resume, force=options.force,
+    )  # fmt: skip
 
 
 def _teacher(options: Options, recipe: Recipe, data: Dataset | None) -> Teacher | None:

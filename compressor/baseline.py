@@ -11,7 +11,6 @@ import json
 import logging
 import os
 import time
-import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -29,9 +28,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.optim.lr_scheduler import OneCycleLR
 
+from compressor.checkpoint import Checkpoints
 from compressor.datasets import Dataset
 from compressor.formats.atomic import write_atomically
 from compressor.formats.errors import MissingError, ResourceError
+from compressor.resuming import Keeper
+from compressor.state_file import checksum
 from compressor.training import Epoch, evaluate, train
 
 __all__ = ["Baseline", "BaselineRecipe", "cache_dir", "create_model", "train_baseline"]
@@ -120,6 +122,7 @@ def train_baseline(
     on_step: Callable[[int, int], None] | None = None,
     device: str | None = None,
     amp: bool = False,
+    checkpoints: Checkpoints | None = None,
 ) -> Baseline:
     """Train a dense timm model, or give the one trained before by the same call.
 
@@ -130,6 +133,7 @@ def train_baseline(
         epochs: passes over the training split; None for as many as the kind of model needs.
         pretrained: start from timm's pretrained weights, at a tenth of the learning rate.
         on_epoch, on_step, device, amp: as in ``compressor.training.train``.
+        checkpoints: where a training that is interrupted is kept.
     """
     model = create_model(name, args, pretrained=pretrained, seed=seed)
     recipe = BaselineRecipe.for_model(model, epochs)
@@ -141,7 +145,8 @@ def train_baseline(
     with _locked(path) as usable:
         if usable and (kept := _read(path, identity, model)) is not None:
             return kept
-        trained = partial(train, on_epoch=on_epoch, on_step=on_step, device=device, amp=amp)
+        keeper = None if checkpoints is None else Keeper(checkpoints, model, identity)
+        trained = partial(train, on_epoch=on_epoch, on_step=on_step, device=device, amp=amp, keeper=keeper)
         figures = _train(model, data, recipe, seed, trained)
         baseline = Baseline(dict(model.state_dict()), figures, None, reused=False)
         return _keep(path, identity, baseline) if usable else baseline
@@ -220,7 +225,7 @@ def _read(path: Path, identity: Mapping[str, Any], model: nn.Module) -> Baseline
         with safetensors.safe_open(path, "pt") as file:
             facts = json.loads((file.metadata() or {})[_KEY])
             state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (a file is no mapping)
-        if facts["crc32"] != _checksum(state) or facts["identity"] != json.loads(_canonical(identity)):
+        if facts["crc32"] != checksum(state) or facts["identity"] != json.loads(_canonical(identity)):
             raise ValueError("checksum or key differ")
         model.load_state_dict(state)
     except (safetensors.SafetensorError, OSError, ValueError, KeyError, TypeError, RuntimeError) as exc:
@@ -231,19 +236,10 @@ def _read(path: Path, identity: Mapping[str, Any], model: nn.Module) -> Baseline
 
 def _keep(path: Path, identity: Mapping[str, Any], baseline: Baseline) -> Baseline:
     state = {key: value.detach().cpu().clone().contiguous() for key, value in baseline.state.items()}
-    facts = {"identity": identity, "figures": baseline.figures, "crc32": _checksum(state)}
+    facts = {"identity": identity, "figures": baseline.figures, "crc32": checksum(state)}
     try:  # one metadata key: safetensors writes several in random order
         write_atomically(path, safetensors.torch.save(state, {_KEY: _canonical(facts)}), force=True)
     except ResourceError as exc:
         _log.warning("%s: the baseline will not be kept", exc)
         return baseline
     return replace(baseline, path=path)
-
-
-def _checksum(state: Mapping[str, Tensor]) -> int:
-    """Give one CRC-32 of all names and values."""
-    crc = 0
-    for name in sorted(state):
-        crc = zlib.crc32(name.encode(), crc)
-        crc = zlib.crc32(state[name].reshape(-1).view(torch.uint8).numpy().data, crc)
-    return crc

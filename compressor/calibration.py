@@ -41,6 +41,4 @@ def squared_gradients(model: nn.Module, sites: Sequence[Site], batches: Batches)
 
 def estimate_batch_norm(model: nn.Module, batches: Batches) -> None:
     """Estimate BatchNorm statistics with the weights as they are now; the model's mode is left as it was."""
-    was_training = model.training
-    update_bn(batches, model)
-    model.train(was_training)
+    update_bn(batches, model, next(model.parameters()).device)

@@ -13,12 +13,14 @@ from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
 from compressor.calibration import Batches, estimate_batch_norm, squared_gradients
+from compressor.checkpoint import Checkpoints
 from compressor.formats.errors import UsageError
 from compressor.group import Group
-from compressor.grouping import begun_rounds, fitted_groups, param_groups
+from compressor.grouping import begun_rounds, fitted_groups, param_groups, penalties
 from compressor.losses import distillation, frozen_copy
 from compressor.packing import Packed, SharedModel, halve_untouched, snapped
 from compressor.policy import Fate, Policy
+from compressor.resuming import Keeper
 from compressor.schedule import make_optimizer
 from compressor.scratch import initialise
 from compressor.sharing import attach, detach, restore, set_weight
@@ -102,7 +104,7 @@ class Compressor:
         importance = None if calibration is None else squared_gradients(self.model, self.sites, calibration)
         for fate in self.fates:
             if virtual and fate.scheme and fate.scheme.generator():
-                self.dense.pop(fate.site.name, None)
+                self.dense.pop(fate.site.name, None)  # and from ``original``, which is the same if none was given
         self.groups = fitted_groups(self.fates, importance, self.preserve_sparsity, self.from_scratch, virtual)
         initialise(self.model)
         attach(self.model, self.groups)
@@ -161,14 +163,8 @@ class Compressor:
         return task + self.penalty(task)
 
     def penalty(self, task: Tensor | None = None) -> Tensor:
-        """Give the sum of the schemes' own terms of the loss; 0 where they have none.
-
-        Args:
-            task: the loss without them, which some take as their measure; None: 1.
-        """
-        measure = torch.ones(()) if task is None else task.detach()
-        terms = [term for group in self.groups if (term := group.scheme.penalty(group, measure)) is not None]
-        return torch.stack(terms).sum() if terms else torch.zeros(())
+        """Give the sum of the schemes' own terms of the loss; ``task``, or 1, is the loss without, some's measure."""
+        return penalties(self.groups, torch.ones(()) if task is None else task.detach())
 
     def finetune(
         self,
@@ -183,6 +179,7 @@ class Compressor:
         on_step: Callable[[int, int], None] | None = None,
         device: str | None = None,
         amp: bool = False,
+        checkpoints: Checkpoints | None = None,
     ) -> Compressor:
         """Train shared weights and codebooks; names and values of the options as in timm.
 
@@ -191,12 +188,14 @@ class Compressor:
             on_epoch: told after each epoch, with top-1 on ``val`` where there is one.
             on_step: told after each step: steps done, and in all.
             device, amp: where, and whether in mixed precision, as ``compressor.training.train`` has it.
+            checkpoints: keep the training there, and go on from there; see docs/resuming.md.
         """
         self._prepared("finetune()")
         if epochs < 1:
             raise UsageError(f"epochs must be at least 1, got {epochs}; without training go on with finish()")
         torch.manual_seed(self.seed)
         updates = max(1, len(train_loader))
+        keeper = Keeper.of(self, checkpoints, opt=opt, lr=lr, sched=sched, weight_decay=weight_decay, amp=amp)
         optimizer, schedule = make_optimizer(self.param_groups(lr, weight_decay), opt, lr, sched, epochs, updates)
         self.attach(optimizer, self.steps + epochs * updates, schedule.restart)
 
@@ -205,7 +204,7 @@ class Compressor:
             if on_epoch is not None:
                 on_epoch(epoch, top1)
 
-        train(self.model, train_loader, self.loss, optimizer, schedule, epochs, told, on_step, device, amp)
+        train(self.model, train_loader, self.loss, optimizer, schedule, epochs, told, on_step, device, amp, keeper)
         return self
 
     def finish(self, calibration: Batches | None = None, half_untouched: bool = False) -> Packed:
@@ -222,8 +221,7 @@ class Compressor:
             set_weight(site, value)
         self.groups = []
         if calibration is not None:
-            device = next(self.model.parameters()).device
-            estimate_batch_norm(self.model, ((inputs.to(device), targets) for inputs, targets in calibration))
+            estimate_batch_norm(self.model, calibration)
         halved = halve_untouched(self.model, tensors) if half_untouched else frozenset()
         return Packed.of(SharedModel(self.model, tensors, books, halved), self)
 
@@ -235,12 +233,12 @@ class Compressor:
         return self.model
 
     def state_dict(self) -> dict[str, Any]:
-        """Give all that training changes, but for your optimiser: for an exact resume in your own loop."""
+        """Give all that training changes, but for your optimiser, schedule and random generators: docs/resuming.md."""
         self._prepared("state_dict()")
         return {"model": self.model.state_dict(), "steps": self.steps}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on where ``state_dict()`` was taken; call ``prepare()`` and ``attach()`` as then."""
+        """Go on where ``state_dict()`` was taken, with the same model and policy; after ``prepare()``, ``attach()``."""
         self._prepared("load_state_dict()")
         self.model.load_state_dict(state["model"])
         self.steps = state["steps"]

@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader, RandomSampler
 from torch.utils.data import Dataset as TorchDataset
 
 from compressor.formats.errors import MissingError, UsageError
-from compressor.splits import ArraySplit, Batch, ImageSplit
+from compressor.splits import ArraySplit, Batch, ImageSplit, PictureOrder
 
 __all__ = ["FASHION_MNIST_DIR", "Dataset", "load_data"]
 
@@ -67,13 +67,13 @@ class Dataset:
         """Give shuffled training batches; the order follows ``seed`` alone, and goes on from epoch to epoch."""
         count = len(self.train)  # type: ignore[arg-type]
         order = torch.Generator().manual_seed(seed)
+        pictures = isinstance(self.train, ImageSplit)
         return DataLoader(
             self.train,
             batch_size,
-            sampler=RandomSampler(self.train, generator=order),  # type: ignore[arg-type]
+            sampler=(PictureOrder if pictures else RandomSampler)(self.train, generator=order),  # type: ignore[arg-type]
             drop_last=count > batch_size and count % batch_size == 1,  # batch norm cannot train on one image
-            generator=order,
-            **self._loading(self.train),
+            **{"generator": order, **self._loading(self.train)},
         )
 
     def eval_loader(self, batch_size: int, split: str | None = None) -> DataLoader[Any]:
@@ -84,8 +84,11 @@ class Dataset:
         return DataLoader(data, batch_size, **self._loading(data))
 
     def _loading(self, data: TorchDataset[Any]) -> dict[str, Any]:
-        whole = {"collate_fn": _as_it_is} if isinstance(data, ArraySplit) else {}
-        return {"num_workers": self.workers, "persistent_workers": self.workers > 0, **whole}
+        whole: dict[str, Any] = {"collate_fn": _as_it_is} if isinstance(data, ArraySplit) else {}
+        # For workers that persist a loader draws once, at first: from a generator that nothing else draws from, or a
+        # training that is resumed would not draw what it would have drawn.
+        own = {"generator": torch.Generator()} if self.workers else {}
+        return {"num_workers": self.workers, "persistent_workers": self.workers > 0, **whole, **own}
 
 
 def _as_it_is(batch: Batch) -> Batch:

@@ -167,11 +167,14 @@ class Group(nn.Module):
         return f"indices_{self.sites.index(site)}"
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *rest: Any) -> None:
-        """Let codebooks and indices change shape, for a scheme may grow its codebook, and weights be pruned."""
-        for site in self.sites:
-            name = f"pruned_{self.sites.index(site)}"
-            if prefix + name in state_dict and name not in self._buffers:
-                self.prune(site, torch.zeros_like(self.latent(site), dtype=torch.bool))
+        """Let codebooks and indices change shape, and buffers come into being: a scheme may do both in training.
+
+        So may pruning: weights that are pinned to zero in a saved state need not have been when this group was made.
+        """
+        for key, saved in state_dict.items():
+            name = key.removeprefix(prefix)
+            if key.startswith(prefix) and name.startswith("pruned_") and name not in self._buffers:
+                self.register_buffer(name, torch.empty_like(saved, device=self.unit.device))
         for held in (self._parameters, self._buffers):
             for name, tensor in held.items():
                 saved = state_dict.get(prefix + name)

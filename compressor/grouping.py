@@ -15,7 +15,7 @@ from compressor.policy import Fate
 from compressor.scratch import initialise_site
 from compressor.sites import Site
 
-__all__ = ["begun_rounds", "fitted_groups", "param_groups"]
+__all__ = ["begun_rounds", "fitted_groups", "param_groups", "penalties"]
 
 
 _log = logging.getLogger(__name__)
@@ -95,3 +95,9 @@ def begun_rounds(groups: Sequence[Group], progress: float) -> list[tuple[float, 
         if end is not None:
             begun.setdefault(end, []).extend(group.trained())
     return list(begun.items())
+
+
+def penalties(groups: Sequence[Group], task: Tensor) -> Tensor:
+    """Give the sum of the schemes' own terms of the loss, 0 where they have none; ``task`` as for their ``penalty``."""
+    terms = [term for group in groups if (term := group.scheme.penalty(group, task)) is not None]
+    return torch.stack(terms).sum() if terms else torch.zeros(())

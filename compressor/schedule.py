@@ -21,6 +21,12 @@ class Schedule(Protocol):
     def step(self) -> None:
         """Set the learning rate of the next step."""
 
+    def state_dict(self) -> dict[str, Any]:
+        """Give all that changes in training."""
+
+    def load_state_dict(self, state: dict[str, Any], /) -> None:
+        """Put it back."""
+
 
 class RoundSchedule:
     """A timm schedule for each parameter group, which may begin anew for some in the middle of training.
@@ -33,8 +39,10 @@ class RoundSchedule:
 
     def __init__(self, optimizer: Optimizer, name: str, epochs: int, updates_per_epoch: int) -> None:
         self._optimizer, self._name = optimizer, name
-        self._timms = [self._make(number, epochs, updates_per_epoch) for number in range(len(optimizer.param_groups))]
-        self._steps = [0] * len(self._timms)
+        count = len(optimizer.param_groups)
+        self._lengths = [(epochs, updates_per_epoch)] * count
+        self._timms = [self._make(number, *length) for number, length in enumerate(self._lengths)]
+        self._steps = [0] * count
 
     def _make(self, number: int, epochs: int, updates_per_epoch: int) -> Any:
         group: Any = _OneGroup(self._optimizer, number)
@@ -55,7 +63,20 @@ class RoundSchedule:
         for number, group in enumerate(self._optimizer.param_groups):
             if wanted & {id(parameter) for parameter in group["params"]}:
                 group["lr"] = group.get("initial_lr", group["lr"])
-                self._timms[number], self._steps[number] = self._make(number, 1, steps), 0
+                self._lengths[number], self._steps[number] = (1, steps), 0
+                self._timms[number] = self._make(number, 1, steps)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Give all that changes in training: of each group, how long its schedule is, and where it stands."""
+        return {"lengths": list(self._lengths), "steps": list(self._steps)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Put it back; the learning rates themselves are the optimiser's state."""
+        self._lengths, self._steps = list(state["lengths"]), list(state["steps"])
+        rates = [group["lr"] for group in self._optimizer.param_groups]
+        self._timms = [self._make(number, *length) for number, length in enumerate(self._lengths)]
+        for group, rate in zip(self._optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate  # timm's schedules set it to their first
 
 
 class _OneGroup:

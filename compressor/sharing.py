@@ -51,6 +51,8 @@ class Groups(nn.ModuleList):
         super()._load_from_state_dict(*given)
         for group in self:
             assert isinstance(group, Group)
+            if group.virtual:  # it has none
+                continue
             owners: list[tuple[Any, str]] = [site.owners[0] for site in group.sites]
             group.set_latents([module.parametrizations[attribute].original for module, attribute in owners])
 

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, Sampler
 
 from compressor.formats.errors import MissingError
+from compressor.random_state import seeded
 
-__all__ = ["ArraySplit", "Batch", "ImageSplit"]
+__all__ = ["ArraySplit", "Batch", "ImageSplit", "PictureOrder"]
 
 Batch = tuple[Tensor, Tensor]
 
@@ -82,7 +83,8 @@ def _shifted(images: Tensor, shift: int) -> Tensor:
 class ImageSplit(Dataset[Any]):
     """Pictures opened one by one from a data set that timm made.
 
-    A picture that cannot be read is an error that names it: timm would put its neighbour in its place.
+    A picture that cannot be read is an error that names it: timm would put its neighbour in its place. An index may
+    come with a seed, which all that is random about the picture then follows from, in whatever process it is opened.
     """
 
     def __init__(self, source: Any, transform: Callable[[Any], Tensor], mode: str) -> None:
@@ -91,7 +93,10 @@ class ImageSplit(Dataset[Any]):
     def __len__(self) -> int:
         return len(self.source)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+    def __getitem__(self, index: int | tuple[int, int]) -> tuple[Tensor, int]:
+        if isinstance(index, tuple):
+            with seeded(index[1]):
+                return self[index[0]]
         from PIL import Image
 
         image, target = self.source[index][:2]
@@ -104,3 +109,18 @@ class ImageSplit(Dataset[Any]):
         finally:
             image.close()
         return self.transform(converted), int(target)
+
+
+class PictureOrder(Sampler[tuple[int, int]]):
+    """Each picture once an epoch, in random order, with a seed for what is random about it."""
+
+    def __init__(self, pictures: ImageSplit, generator: torch.Generator) -> None:
+        self.pictures, self.generator = pictures, generator
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        order = torch.randperm(len(self.pictures), generator=self.generator)
+        seeds = torch.randint(1 << 32, (len(order),), generator=self.generator)
+        yield from zip(order.tolist(), seeds.tolist(), strict=True)
+
+    def __len__(self) -> int:
+        return len(self.pictures)

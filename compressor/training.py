@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
-from accelerate.utils import is_bf16_available, patch_environment
+from accelerate.utils import is_bf16_available, patch_environment, send_to_device
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
 from compressor.formats.errors import MissingError, QualityError, UsageError
+from compressor.resuming import Keeper, Position, batches_from
 from compressor.schedule import Schedule
 from compressor.sharing import cached_weights
 
@@ -79,6 +80,7 @@ def train(
     on_step: Callable[[int, int], None] | None = None,
     device: str | None = None,
     amp: bool = False,
+    keeper: Keeper | None = None,
 ) -> None:
     """Train a model in place.
 
@@ -90,11 +92,18 @@ def train(
         on_step: told after every step: steps done, and in all.
         device: where, such as "cuda:1", and where the model stays; None for accelerate's choice.
         amp: automatic mixed precision, in ``on_epoch`` too: bf16, or fp16 on a GPU that does not know it.
+        keeper: keeps the training in checkpoints, and lets it go on from one.
 
-    Raises QualityError when the loss is no longer a number, UsageError for a device that torch does not have.
+    Raises QualityError when the loss is no longer a number, UsageError for a device that torch does not have,
+    InterruptionError where the checkpoints are told to stop it.
     """
-    with _accelerator(device, amp) as accelerator, _prepared(accelerator, model, optimizer, loader) as prepared:
-        _run_epochs(accelerator, *prepared, loss, schedule, epochs, on_epoch, on_step)
+    heeding = nullcontext() if keeper is None else keeper.heeding()
+    with (
+        _accelerator(device, amp) as accelerator,
+        _prepared(accelerator, model, optimizer, loader) as prepared,
+        heeding,
+    ):
+        _run_epochs(accelerator, *prepared, loss, schedule, epochs, on_epoch, on_step, keeper)
 
 
 def _run_epochs(
@@ -107,26 +116,45 @@ def _run_epochs(
     epochs: int,
     on_epoch: Callable[[Epoch], None] | None,
     on_step: Callable[[int, int], None] | None,
+    keeper: Keeper | None,
 ) -> None:
     model.train()
-    done = 0
-    for number in range(1, epochs + 1):
-        total, batches = torch.zeros((), device=accelerator.device), 0
-        for inputs, targets in loader:
-            with accelerator.autocast(), cached_weights():
-                value = loss(model(inputs), targets, inputs)
-            optimizer.zero_grad()
-            accelerator.backward(value)
-            optimizer.step()
+    at, updates = Position(), len(loader)
+    if keeper is not None:
+        at = keeper.begin(loader, epochs, optimizer=optimizer, schedule=schedule, scaler=accelerator.scaler)
+    while at.epochs < epochs:
+        for batch in batches_from(loader, at):
+            value = _step(accelerator, model, optimizer, loss, *send_to_device(batch, accelerator.device))
             schedule.step()
-            total, batches, done = total + value.detach(), batches + 1, done + 1
+            at.loss, at.batches = at.loss + value, at.batches + 1
+            if keeper is not None:
+                keeper.after_step(at)
             if on_step is not None:
-                on_step(done, epochs * len(loader))
-        mean = float(total) / max(batches, 1)
-        if not math.isfinite(mean):
-            raise QualityError(f"the loss of epoch {number} is {mean}: training has diverged; try a lower --lr")
-        if on_epoch is not None:
-            on_epoch(Epoch(number, epochs, mean))
+                on_step(at.epochs * updates + at.batches, epochs * updates)
+        _end_epoch(at, epochs, on_epoch)
+        at = Position(at.epochs + 1)
+        if keeper is not None:
+            keeper.after_epoch(at)
+
+
+def _step(
+    accelerator: Accelerator, model: nn.Module, optimizer: Optimizer, loss: Loss, inputs: Tensor, targets: Tensor
+) -> Tensor:
+    """Train on one batch; give its loss."""
+    with accelerator.autocast(), cached_weights():
+        value = loss(model(inputs), targets, inputs)
+    optimizer.zero_grad()
+    accelerator.backward(value)
+    optimizer.step()
+    return value.detach()
+
+
+def _end_epoch(at: Position, epochs: int, on_epoch: Callable[[Epoch], None] | None) -> None:
+    number, mean = at.epochs + 1, float(at.loss) / max(at.batches, 1)
+    if not math.isfinite(mean):
+        raise QualityError(f"the loss of epoch {number} is {mean}: training has diverged; try a lower --lr")
+    if on_epoch is not None:
+        on_epoch(Epoch(number, epochs, mean))
 
 
 def find_device(asked: str | None) -> torch.device:
@@ -178,12 +206,14 @@ def _prepared(
 ) -> Iterator[tuple[nn.Module, Optimizer, DataLoader[Any]]]:
     """Let accelerate prepare all three, and take off the model again what it leaves there.
 
-    It marks the model, so that the next run would not place it, and has its forward pass run under autocast.
+    It marks the model, so that the next run would not place it, and has its forward pass run under autocast. Of its
+    loader we take what is inside: it loads a batch ahead, so that what is drawn for it could not be drawn again.
     """
     left = "_is_accelerate_prepared", "_original_forward", "forward"
     before = {name: vars(model)[name] for name in left if name in vars(model)}
     try:
-        yield cast(tuple[nn.Module, Optimizer, DataLoader[Any]], accelerator.prepare(model, optimizer, loader))
+        *prepared, batches = accelerator.prepare(model, optimizer, loader)
+        yield cast(tuple[nn.Module, Optimizer, DataLoader[Any]], (*prepared, batches.base_dataloader))
     finally:
         for name in left:
             vars(model).pop(name, None)

@@ -10,7 +10,7 @@ import re
 import secrets
 import stat
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from compressor.formats.errors import ResourceError, UsageError
@@ -37,7 +37,7 @@ def check_writable(path: str | os.PathLike[str], force: bool) -> None:
 
 def write_atomically(
     path: str | os.PathLike[str],
-    data: bytes,
+    data: bytes | Sequence[bytes | memoryview],
     verify: Callable[[Path], None] | None = None,
     force: bool = False,
 ) -> None:
@@ -49,7 +49,7 @@ def write_atomically(
 
     Args:
         path: the file.
-        data: its bytes.
+        data: its bytes, in one piece or in several, for what would not fit into memory twice.
         verify: called with the temporary file's path; what it raises stops the writing.
         force: replace an existing file.
 
@@ -57,14 +57,16 @@ def write_atomically(
         UsageError: it exists, and ``force`` is not set.
         ResourceError: folder, disk or permissions do not allow it.
     """
+    parts = [memoryview(part).cast("B") for part in ([data] if isinstance(data, bytes) else data)]
     target = _target(path, force)
     _sweep(target.parent)
-    _check_space(target, len(data))
+    _check_space(target, sum(map(len, parts)))
     descriptor, temporary = _create_beside(target)
     try:
         with _explained(target):
             try:
-                _write_all(descriptor, data)
+                for part in parts:
+                    _write_all(descriptor, part)
                 os.fsync(descriptor)
             finally:
                 os.close(descriptor)
@@ -100,8 +102,7 @@ def _create_beside(target: Path) -> tuple[int, Path]:
         return os.open(temporary, flags, 0o666), temporary  # the umask takes its part off
 
 
-def _write_all(descriptor: int, data: bytes) -> None:
-    view = memoryview(data)
+def _write_all(descriptor: int, view: memoryview) -> None:
     while view:
         view = view[os.write(descriptor, view) :]
 

@@ -10,6 +10,7 @@
     - MissingError (4): model, weights or data that are absent or do not fit
     - QualityError (5): a result that missed its gate
     - ResourceError (6): memory, disk, permissions
+    - InterruptionError (7): a run that was told to stop, and can go on
 
 Each message is one line: what, which (file, layer, option), got, expected, next step.
 """
@@ -25,6 +26,7 @@ __all__ = [
     "FileError",
     "FormatError",
     "IntegrityError",
+    "InterruptionError",
     "MissingError",
     "PolicyError",
     "QualityError",
@@ -85,6 +87,12 @@ class ResourceError(CompressorError):
     """Memory, disk or permissions do not allow it."""
 
     exit_code = 6
+
+
+class InterruptionError(CompressorError):
+    """A run was told to stop; its state is kept, and it can go on."""
+
+    exit_code = 7
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

@@ -254,7 +254,10 @@ def test_ctrl_c(tmp_path: Path) -> None:
             assert process.poll() is None
         process.send_signal(signal.SIGINT)
         said = process.stderr.read()
-    assert process.returncode == 130
-    assert said.splitlines()[-1] == "interrupted"
+    assert process.returncode == 7
+    first, *_, last = said.splitlines()
+    assert "stopping after this step; once more, to stop at once" in first + last
+    assert last.startswith("error: stopped after step ")
+    assert last.endswith(": the same command with --resume (resume=True) goes on")
     assert "Traceback" not in said
     assert not list(tmp_path.glob("*.safetensors"))

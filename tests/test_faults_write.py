@@ -107,7 +107,7 @@ def test_60_61_told_before_the_work(
     def forbidden(*_: object, **__: object) -> None:
         raise AssertionError("the work began")
 
-    monkeypatch.setattr("compressor.cli.run.create_model", forbidden)
+    monkeypatch.setattr("compressor.cli.weights.create_model", forbidden)
     monkeypatch.setattr("compressor.formats.loader.load_state_dict", forbidden)
     words = COMMANDS[command][:-1]
     assert "exists: give another name, or --force" in fails(capsys, 2, *words, old.name)

@@ -215,7 +215,7 @@ def test_pretrained_teacher_is_shown_images_as_it_knows_them(tmp_path: Path, mon
         for number in range(2):
             pixels = random.randint(0, 256, (32, 32, 3)).astype(np.uint8)
             Image.fromarray(pixels).save(tmp_path / "own" / place / f"{number}.png")
-    monkeypatch.setattr("compressor.cli.run.create_model", hub)
+    monkeypatch.setattr("compressor.cli.weights.create_model", hub)
     monkeypatch.setattr("compressor.teacher.Renormalised", spied)
     words = ["--pretrained", "--baseline-epochs", "0", "--data-dir", "own", "--img-size", "32", "--epochs", "1"]
     assert run([TEACHER, "--teacher", "resnet18", *words, "--batch-size", "2", "--bits", "4"]) == 0

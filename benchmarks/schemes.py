@@ -1,0 +1,48 @@
+"""Fashion-MNIST: every scheme at about 2, 3 and 4 bits where it can, at one epoch and equal distillation.
+
+    python benchmarks/schemes.py [--dense FOLDER] [--minutes 10] [--net resnet18] [--seed 0]
+
+Rows, results and table as in ``comparison.py``; ``--dense`` is that of ``fashion_mnist.py``. The large network is
+trained at the lowest setting of each scheme alone, for it takes ten times as long.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from comparison import Comparison, Stages
+
+from compressor import Rule
+
+EPOCHS = 1
+SETTINGS: dict[str, list[dict[str, Any]]] = {
+    **{scheme: [{"bits": bits} for bits in (4, 3, 2)] for scheme in ("learnt", "kmeans", "uniform", "diffquant")},
+    "fixed": [{"bits": bits} for bits in (8, 4, 3)],
+    "hashed": [{"bits": bits} for bits in (8, 4, 2)],
+    "wfn": [{"delta": delta} for delta in (0.005, 0.01)],
+    "inq": [{"bits": bits} for bits in (5, 4)],
+    "ttq": [{}],
+}
+
+
+def named(scheme: str, settings: dict[str, Any]) -> str:
+    """Give the name of a row."""
+    told = (f"{value} bits" if key == "bits" else f"{key} {value}" for key, value in settings.items())
+    return ", ".join([scheme, *told])
+
+
+METHODS: dict[str, Stages] = {
+    "dense-continued": [],
+    **{
+        named(scheme, settings): [([Rule("*", scheme, **settings)], EPOCHS)]
+        for scheme, grid in SETTINGS.items()
+        for settings in grid
+    },
+}
+LOWEST = ["dense-continued", *(named(scheme, grid[-1]) for scheme, grid in SETTINGS.items())]
+RUNS = [("test_resnet", method, 0) for method in METHODS]
+RUNS += [("resnet18", method, 0) for method in LOWEST]
+RUNS += [("test_resnet", method, seed) for seed in (1, 2) for method in METHODS]
+
+if __name__ == "__main__":
+    Comparison("schemes", METHODS, RUNS, EPOCHS).command()()

@@ -1,0 +1,221 @@
+"""Checkpoints of a training: a folder of the newest two, which a later process goes on from."""
+
+from __future__ import annotations
+
+import json
+import logging
+import platform
+import time
+from collections.abc import Iterator, Mapping
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import filelock
+import numpy as np
+import timm
+import torch
+
+from compressor.formats.errors import IntegrityError, MissingError, ResourceError, UsageError
+from compressor.state_file import read_state, write_state
+
+__all__ = ["Checkpoints", "differences"]
+
+_log = logging.getLogger(__name__)
+KEPT = 2
+LOCK = ".lock"
+
+
+class Checkpoints:
+    """The checkpoints of one training, or of several stages of it, in a folder that no other process may use meanwhile.
+
+    A training that is given them, as ``Compressor.finetune(..., checkpoints=...)``, saves one after every epoch, and
+    in between as the arguments say. With ``resume`` it goes on from the newest that is sound, and ends as if it had
+    never been interrupted. Call ``clear()`` when their work is done; ``close()`` lets the folder go and keeps them.
+
+    Args:
+        folder: made where it is missing.
+        about: what the result depends on beside what the training knows itself; JSON values.
+        minutes: after which one is saved in the middle of an epoch; 0: never.
+        steps: after which one is saved; 0: never.
+        resume: go on from what is there.
+        force: where not to go on, drop what is there.
+
+    Raises:
+        UsageError: there are some, and neither ``resume`` nor ``force`` is set; or ``about`` has changed since.
+        MissingError: there are none to resume from.
+        IntegrityError: all there are are damaged.
+        ResourceError: the folder cannot be written, or another process is at work in it.
+
+    Example:
+        >>> import tempfile
+        >>> folder = tempfile.mkdtemp()
+        >>> first = Checkpoints(folder)
+        >>> first.save(7, {"weights": [1, 2]}, {"lr": 0.1})
+        >>> first.close()
+        >>> again = Checkpoints(folder, resume=True)
+        >>> again.take({"lr": 0.1})
+        {'weights': [1, 2]}
+        >>> again.clear()
+    """
+
+    def __init__(
+        self,
+        folder: str | PathLike[str],
+        about: Mapping[str, Any] | None = None,
+        *,
+        minutes: float = 10.0,
+        steps: int = 0,
+        resume: bool = False,
+        force: bool = False,
+    ) -> None:
+        self.folder, self.about = Path(folder), _plain(about or {})
+        self.minutes, self.steps = minutes, steps
+        self.stage = 0
+        """Which training of several this is; their checkpoints are told apart by it."""
+        self.stop = False
+        """Set it, as from a signal, and the training saves one more after the step it is at, and ends."""
+        self.training = False
+        """Whether a training is running that will heed ``stop``."""
+        self._lock = self._locked()
+        self._saved = time.monotonic()
+        self._found: dict[str, Any] | None = None
+        try:
+            self._begin(resume, force)
+        except BaseException:
+            self.close()
+            raise
+
+    def _begin(self, resume: bool, force: bool) -> None:
+        if resume:
+            self._found = self._newest()
+            self._refuse_changes(self._found["about"], self.about)
+            for change in differences(self._found["machine"], _machine()):
+                _log.warning("%s: the file will not be the same to the last bit", change)
+        elif self.paths() and not force:
+            raise UsageError(
+                f"{self.folder} holds a run that was interrupted: go on with --resume (resume=True), or begin anew "
+                "with --force (force=True)"
+            )
+        else:
+            self._drop(self.paths())
+
+    def paths(self) -> list[Path]:
+        """Give the files there are, oldest first."""
+        return sorted(self.folder.glob("[0-9]*-[0-9]*.safetensors"))
+
+    @property
+    def found(self) -> tuple[int, int] | None:
+        """Stage and step that the run is resumed from; None where it is not."""
+        return None if self._found is None else (self._found["stage"], self._found["step"])
+
+    def due(self, step: int) -> bool:
+        """Tell whether one is to be saved after so many steps of the training, in the middle of an epoch."""
+        late = self.minutes and time.monotonic() - self._saved >= 60 * self.minutes
+        return bool(late or (self.steps and step % self.steps == 0))
+
+    def save(self, step: int, state: Mapping[str, Any], training: Mapping[str, Any]) -> None:
+        """Save one: what ``state_file.write_state`` takes, and what the training depends on, as JSON values.
+
+        Raises ResourceError where disk or permissions do not allow it; the one before is then kept.
+        """
+        path = self.folder / f"{self.stage:02}-{step:010}.safetensors"
+        self._drop([other for other in self.paths() if other != path][: 1 - KEPT])  # first: the disk may be near full
+        facts = {"about": self.about, "training": _plain(training), "stage": self.stage, "step": step}
+        facts["machine"] = _machine()
+        write_state(path, {**facts, "state": state})
+        self._saved = time.monotonic()
+
+    def take(self, training: Mapping[str, Any]) -> dict[str, Any] | None:
+        """Give the state to go on from, once; None where there is none for this stage.
+
+        Raises UsageError where what the training depends on has changed.
+        """
+        found = self._found
+        if found is None or found["stage"] != self.stage:
+            return None
+        self._refuse_changes(found["training"], _plain(training))
+        self._found = None  # it holds all tensors
+        state: dict[str, Any] = found["state"]
+        return state
+
+    def clear(self) -> None:
+        """Delete them: what they were for is done."""
+        self._drop(self.paths())
+        self.close()
+
+    def close(self) -> None:
+        """Let other processes use the folder; it goes where it is empty."""
+        if self._lock.is_locked:
+            (self.folder / LOCK).unlink(missing_ok=True)
+            self._lock.release()
+            if not any(self.folder.iterdir()):
+                self.folder.rmdir()
+
+    def _newest(self) -> dict[str, Any]:
+        """Read the newest that is sound."""
+        paths = self.paths()
+        if not paths:
+            raise MissingError(f"nothing to resume: no checkpoint in {self.folder}; leave out --resume (resume=True)")
+        while True:
+            path = paths.pop()
+            try:
+                return read_state(path)
+            except IntegrityError as exc:
+                if not paths:
+                    raise IntegrityError(f"{exc}; no other is left: begin anew with --force (force=True)") from exc
+                _log.warning("%s: going back to %s", exc, paths[-1].name)
+                self._drop([path])
+
+    def _refuse_changes(self, then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+        changed = list(differences(then, now))
+        if changed:
+            more = f" and {len(changed) - 4} more" if len(changed) > 4 else ""
+            raise UsageError(
+                f"{self.folder} holds another run: {'; '.join(changed[:4])}{more}. Give the command as it was, or "
+                "begin anew with --force (force=True)"
+            )
+
+    def _locked(self) -> filelock.BaseFileLock:
+        lock = filelock.FileLock(self.folder / LOCK)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            lock.acquire(timeout=0)
+        except filelock.Timeout as exc:
+            raise ResourceError(f"another process is at work in {self.folder}: wait for it, or stop it first") from exc
+        except OSError as exc:
+            raise ResourceError(f"{self.folder} cannot be written: {exc.strerror or exc}") from exc
+        return lock
+
+    def _drop(self, paths: list[Path]) -> None:
+        for path in paths:
+            path.unlink(missing_ok=True)
+
+
+def differences(then: Any, now: Any, where: str = "") -> Iterator[str]:
+    """Tell where two nestings of JSON values differ.
+
+    >>> list(differences({"seed": 0, "data": {"name": "digits"}}, {"seed": 1, "data": {"name": "digits"}}))
+    ['seed was 0, is 1']
+    """
+    if isinstance(then, dict) and isinstance(now, dict):
+        for key in [*then, *(key for key in now if key not in then)]:
+            yield from differences(then.get(key), now.get(key), f"{where}.{key}" if where else key)
+    elif isinstance(then, list) and isinstance(now, list) and len(then) == len(now):
+        for number, (one, other) in enumerate(zip(then, now, strict=True), 1):
+            yield from differences(one, other, f"{where} {number}")
+    elif then != now:
+        yield f"{where} was {json.dumps(then)}, is {json.dumps(now)}"
+
+
+def _machine() -> dict[str, Any]:
+    """Name what else decides on the last bits of a sum."""
+    gpu = torch.accelerator.current_accelerator()
+    versions = {"torch": torch.__version__, "timm": timm.__version__, "numpy": np.__version__}
+    return {**versions, "threads": torch.get_num_threads(), "device": str(gpu or platform.machine())}
+
+
+def _plain(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Give what JSON makes of it: lists for tuples."""
+    plain: dict[str, Any] = json.loads(json.dumps(facts))
+    return plain

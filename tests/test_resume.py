@@ -1,0 +1,378 @@
+"""Runs that are interrupted in every way a user can, and go on: exit code, message, and the bytes of the file."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import filelock
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+from test_faults_write import refusing
+from tiny import few_digits, tiny
+
+from compressor.baseline import create_model
+from compressor.cli.main import run
+from compressor.cli.show import Step
+from compressor.datasets import load_data
+
+OUT, FOLDER = Path("out"), Path("out.checkpoints")
+TINY = ("tiny", "--epochs", "4", "--batch-size", "16", "--lr", "0.01", "--bits", "2", "-o", "out")
+STEPS = 24
+WHOLE: dict[tuple[str, ...], bytes] = {}
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("weights") / "dense.safetensors"
+    torch.manual_seed(0)
+    save_file(tiny().state_dict(), path)
+    return path
+
+
+@pytest.fixture(autouse=True)
+def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TIMM_COMPRESSOR_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("compressor.cli.setup.load_data", lambda *_, **__: few_digits())
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+class Runs:
+    """Runs the command on ready weights; something may be done when a step is over."""
+
+    def __init__(self, weights: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        self.words: tuple[str, ...] = (*TINY, "--dataset", "digits", "--checkpoint-path", str(weights))
+        self.capsys = capsys
+
+    def __call__(self, code: int, *more: str, at: int = 0, act: Callable[[], object] = lambda: None) -> str:
+        """Give what was said on stderr."""
+
+        def on_step(step: Step, done: int, total: int) -> None:
+            if done == at:
+                act()
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Step, "on_step", on_step)
+            assert run([*self.words, *more]) == code
+        said = self.capsys.readouterr().err
+        assert "Traceback" not in said
+        return said
+
+    def refused(self, code: int, *more: str) -> str:
+        """Give the line that says why."""
+        *_, line = self(code, *more).splitlines()
+        assert line.startswith("error: ")
+        return line.removeprefix("error: ")
+
+    def whole(self) -> bytes:
+        """Run from the beginning to the end; give the file, and take it away."""
+        if self.words not in WHOLE:
+            self(0)
+            WHOLE[self.words] = OUT.read_bytes()
+            OUT.unlink()
+        return WHOLE[self.words]
+
+
+@pytest.fixture
+def runs(weights: Path, capsys: pytest.CaptureFixture[str]) -> Runs:
+    return Runs(weights, capsys)
+
+
+def tell(number: int, times: int = 1) -> Callable[[], None]:
+    def act() -> None:
+        for _ in range(times):
+            signal.raise_signal(number)
+
+    return act
+
+
+class GoneError(BaseException):
+    """As if the process were no more: nobody catches it."""
+
+
+def die() -> None:
+    raise GoneError
+
+
+def killed(runs: Runs, at: int, *more: str) -> None:
+    with pytest.raises(GoneError):
+        runs(0, *more, at=at, act=die)
+    runs.capsys.readouterr()
+
+
+def kept() -> list[str]:
+    return sorted(path.name for path in FOLDER.iterdir())
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_69_told_once_the_step_is_finished_and_kept(runs: Runs, number: signal.Signals) -> None:
+    whole = runs.whole()
+    before = signal.getsignal(number)
+    said = runs(7, at=9, act=tell(number)).splitlines()
+    assert "stopping after this step; once more, to stop at once" in said
+    assert said[-1] == (
+        "error: stopped after step 10 of 24, which is kept in out.checkpoints: the same command with --resume "
+        "(resume=True) goes on"
+    )
+    assert signal.getsignal(number) == before
+    assert not OUT.exists()
+    assert kept() == ["01-0000000006.safetensors", "01-0000000010.safetensors"]
+    assert "Resuming stage 1 of 1 after step 10, from out.checkpoints" in runs(0, "--resume")
+    assert OUT.read_bytes() == whole
+    assert not FOLDER.exists()
+
+
+def test_69_told_twice_it_ends_at_once(runs: Runs) -> None:
+    assert runs(130, at=9, act=tell(signal.SIGINT, 2)).splitlines()[-1] == "interrupted"
+    assert kept() == ["01-0000000006.safetensors"]
+    for number, code in ((signal.SIGTERM, 143), (signal.SIGHUP, 129)):
+        with pytest.raises(SystemExit) as ended:
+            runs(0, "--force", at=9, act=tell(number, 2))
+        assert ended.value.code == code
+
+
+def test_69_told_between_trainings(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With nothing kept it is as without checkpoints; at the end, the whole training is kept."""
+    whole = runs.whole()
+
+    def instead(name: str, number: int) -> Callable[..., Any]:
+        return lambda *_, **__: signal.raise_signal(number)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("compressor.cli.weights.create_model", instead("model", signal.SIGINT))
+        assert runs(130).splitlines()[-1] == "interrupted"
+        patch.setattr("compressor.cli.weights.create_model", instead("model", signal.SIGTERM))
+        with pytest.raises(SystemExit):
+            runs(0)
+    assert not FOLDER.exists()
+    with monkeypatch.context() as patch:
+        patch.setattr("compressor.cli.run._write", instead("file", signal.SIGTERM))
+        said = runs(7)
+    assert said.endswith("stopped; out.checkpoints keeps how far it had come: the same command with --resume "
+                         "(resume=True) goes on\n")  # fmt: skip
+    assert " epoch " not in runs(0, "--resume")  # nothing is left to train
+    assert OUT.read_bytes() == whole
+
+
+def test_69_a_signal_that_is_ignored_stays_ignored(runs: Runs) -> None:
+    """As nohup has it."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        runs(0, at=9, act=tell(signal.SIGHUP))
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert OUT.exists()
+
+
+def test_69_without_the_main_thread_there_are_no_signals(runs: Runs) -> None:
+    whole = runs.whole()
+    thread = threading.Thread(target=run, args=([*runs.words],))
+    thread.start()
+    thread.join()
+    assert OUT.read_bytes() == whole
+    assert not FOLDER.exists()
+
+
+def test_67_killed_again_and_again(runs: Runs) -> None:
+    """Between checkpoints, at the end of an epoch, and after the last step; by number of steps, too."""
+    whole = runs.whole()
+    killed(runs, 5, "--checkpoint-steps", "2")
+    for step, more in ((6, ("--checkpoint-steps", "1")), (15, ()), (18, ()), (STEPS, ())):
+        killed(runs, step, "--resume", *more)
+    runs(0, "--resume")
+    assert OUT.read_bytes() == whole
+
+
+def test_67_killed_in_the_dense_baseline(runs: Runs) -> None:
+    runs.words = (*TINY, "--baseline-epochs", "5")
+    whole = runs.whole()
+    for entry in Path("cache").iterdir():
+        entry.unlink()
+    killed(runs, 7, "--checkpoint-steps", "3")  # of ten
+    assert kept() == ["00-0000000004.safetensors", "00-0000000006.safetensors"]
+    said = runs(0, "--resume", "--checkpoint-steps", "3")
+    assert "Resuming the dense baseline after step 6, from out.checkpoints" in said
+    assert "epoch 4 of 5" in said
+    assert "epoch 3 of 5" not in said
+    assert OUT.read_bytes() == whole
+
+
+RECIPE = """
+[[stage]]
+epochs = 2
+lr = 0.01
+batch_size = 16
+rule = [{ match = "*", scheme = "dense", sparsity = 0.5, sparsity_by = 0.5 }]
+[[stage]]
+epochs = 2
+lr = 0.01
+batch_size = 16
+rule = [{ match = "8", scheme = "wfn" }, { match = "*", scheme = "kmeans", bits = 2 }]
+"""
+
+
+@pytest.mark.parametrize("done", [8, 12])
+def test_67_killed_in_each_stage_of_a_recipe(runs: Runs, done: int) -> None:
+    Path("two.toml").write_text(RECIPE)
+    at = TINY.index("--epochs")
+    runs.words = (*TINY[:at], *runs.words[len(TINY) :], "-o", "out", "--recipe", "two.toml")
+    whole = runs.whole()
+    seen: list[int] = []
+
+    def in_second_stage() -> None:
+        seen.append(done)
+        if len(seen) == 2:
+            die()
+
+    with pytest.raises(GoneError):
+        runs(0, "--checkpoint-steps", "5", at=done, act=in_second_stage)
+    said = runs(0, "--resume")
+    assert f"Resuming stage 2 of 2 after step {6 if done < 12 else 10}, from" in said
+    assert said.count("stage 1 was done before") == 2
+    assert OUT.read_bytes() == whole
+
+
+def test_70_another_recipe_seed_or_data(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
+    killed(runs, 9)
+    begin = "out.checkpoints holds another run: "
+    end = ". Give the command as it was, or begin anew with --force (force=True)"
+    assert runs.refused(2, "--resume", "--seed", "1") == f"{begin}seed was 0, is 1{end}"
+    assert runs.refused(2, "--resume", "--lr", "0.001") == f"{begin}recipe.stage 1.lr was 0.01, is 0.001{end}"
+    said = runs.refused(2, "--resume", "--bits", "3", "--epochs", "5")
+    assert said == f"{begin}recipe.stage 1.epochs was 4, is 5; recipe.stage 1.rule 1.codewords was 4, is 8{end}"
+    other = replace(few_digits(), version="digits-2")
+    with monkeypatch.context() as patch:
+        patch.setattr("compressor.cli.setup.load_data", lambda *_, **__: other)
+        assert runs.refused(2, "--resume") == f'{begin}data.version was "digits-1", is "digits-2"{end}'
+    runs(0, "--resume")
+
+
+def test_70_other_weights_under_the_same_name(runs: Runs, weights: Path) -> None:
+    killed(runs, 9)
+    save_file(create_model("tiny", {}, seed=1).state_dict(), "other.safetensors")
+    runs.words = tuple("other.safetensors" if word == str(weights) else word for word in runs.words)
+    said = runs.refused(2, "--resume")
+    assert said.startswith("out.checkpoints holds another run: weights was ")
+
+
+@pytest.mark.parametrize("cut", [0, 7, 400, -1])
+def test_70_the_newest_is_damaged(runs: Runs, caplog: pytest.LogCaptureFixture, cut: int) -> None:
+    whole = runs.whole()
+    killed(runs, 14)
+    *_, older, newest = sorted(FOLDER.glob("*.safetensors"))
+    newest.write_bytes(newest.read_bytes()[:cut])
+    assert "Resuming stage 1 of 1 after step 6" in runs(0, "--resume")
+    (warning,) = caplog.messages
+    assert warning.startswith(f"{newest} is damaged, or holds no state of a training (")
+    assert warning.endswith(f"): going back to {older.name}")
+    assert "\n" not in warning
+    assert OUT.read_bytes() == whole
+
+
+def test_70_all_are_damaged(runs: Runs) -> None:
+    killed(runs, 14)
+    for path in FOLDER.glob("*.safetensors"):
+        data = bytearray(path.read_bytes())
+        data[-1] ^= 1
+        path.write_bytes(data)
+    said = runs.refused(3, "--resume")
+    assert "(its checksum differs); no other is left: begin anew with --force (force=True)" in said
+    runs(0, "--force")
+
+
+def test_nothing_to_resume(runs: Runs) -> None:
+    line = "nothing to resume: no checkpoint in out.checkpoints; leave out --resume (resume=True)"
+    assert runs.refused(4, "--resume") == line
+    assert not FOLDER.exists()
+    assert run(["tiny", "--checkpoint-path", "x", "--resume"]) == 2
+    assert "no data to train on for --resume: name --dataset or --data-dir" in runs.capsys.readouterr().err
+
+
+def test_an_interrupted_run_is_not_overwritten(runs: Runs) -> None:
+    killed(runs, 9)
+    line = (
+        "out.checkpoints holds a run that was interrupted: go on with --resume (resume=True), or begin anew with "
+        "--force (force=True)"
+    )
+    assert runs.refused(2) == line
+    runs(0, "--force")
+    assert not FOLDER.exists()
+
+
+def test_64_another_process_is_at_work(runs: Runs) -> None:
+    FOLDER.mkdir()
+    with filelock.FileLock(FOLDER / ".lock"):
+        line = "another process is at work in out.checkpoints: wait for it, or stop it first"
+        assert runs.refused(6) == runs.refused(6, "--resume") == line
+    assert kept() == [".lock"]
+
+
+def test_60_a_file_is_in_the_way_of_the_folder(runs: Runs) -> None:
+    FOLDER.touch()
+    assert runs.refused(6) == "out.checkpoints cannot be written: File exists"
+
+
+def test_59_the_disk_is_full(runs: Runs, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A training that need not stop goes on; one that is told to cannot be said to be kept."""
+    whole = runs.whole()
+    with monkeypatch.context() as patch:
+        fill = patch.setattr
+        runs(0, at=1, act=lambda: fill("compressor.checkpoint.write_state", refused))
+    assert OUT.read_bytes() == whole
+    assert len(caplog.messages) == 4
+    assert caplog.messages[0] == (
+        "no checkpoint of step 6: out.checkpoints/01-0000000006.safetensors needs 3 bytes; the training goes on"
+    )
+    OUT.unlink()
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", refusing(28))
+        said = runs(6, at=9, act=tell(signal.SIGTERM))
+    assert "01-0000000010.safetensors cannot be written: No space left on device" in said.splitlines()[-1]
+    assert not FOLDER.exists()
+
+
+def refused(path: Path, state: object) -> None:
+    from compressor.formats.errors import ResourceError
+
+    raise ResourceError(f"{path} needs 3 bytes")
+
+
+def test_72_what_has_diverged_is_not_kept(runs: Runs) -> None:
+    assert "has diverged" in runs(5, "--lr", "1e38", "--opt", "sgd", "--checkpoint-steps", "1")
+    assert not FOLDER.exists()
+
+
+def test_pictures_that_are_opened_by_workers(runs: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is random about a picture follows from its place in the order, and so does not depend on the process."""
+    random = np.random.RandomState(0)
+    for split, count in (("train", 10), ("val", 2)):
+        for name in ("a", "b"):
+            (tmp_path / "own" / split / name).mkdir(parents=True)
+            for number in range(count):
+                pixels = random.randint(0, 256, (40, 40, 3)).astype(np.uint8)
+                Image.fromarray(pixels).save(tmp_path / "own" / split / name / f"{number}.png")
+    monkeypatch.setattr("compressor.cli.setup.load_data", load_data)
+    monkeypatch.setattr("compressor.datasets.os.cpu_count", lambda: 2)
+    data = ("--data-dir", "own", "--img-size", "32", "--in-chans", "3")
+    runs.words = ("tiny", *data, "--epochs", "3", "--baseline-epochs", "1", "--batch-size", "4", "-o", "out")
+    whole = runs.whole()
+    killed(runs, 8, "--checkpoint-steps", "1")
+    assert "after step 8" in runs(0, "--resume")
+    assert OUT.read_bytes() == whole
+    killed(runs, 8, "--force")
+    OUT.unlink()
+    (tmp_path / "own" / "train" / "a" / "0.png").unlink()
+    said = runs.refused(2, "--resume")
+    assert said.startswith('out.checkpoints holds another run: data.version was "pictures-')
