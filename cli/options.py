@@ -48,6 +48,8 @@ class Options:
     sched: str | None = None
     weight_decay: float | None = None
     distill: float | None = None
+    teacher: str | None = None
+    teacher_checkpoint: Path | None = None
     calibration_images: int = 1024
     device: str | None = None
     amp: bool = False
@@ -82,6 +84,11 @@ class Options:
         return self.has_weights and not self.names_data
 
     @property
+    def trains_teacher(self) -> bool:
+        """Whether a teacher was named, without its weights."""
+        return self.teacher is not None and self.teacher_checkpoint is None
+
+    @property
     def data_name(self) -> str:
         """The data set to open; "" for a folder of pictures."""
         return self.dataset if self.dataset is not None else "" if self.data_dir is not None else "digits"
@@ -94,13 +101,18 @@ class Options:
             raise UsageError("--pretrained and --checkpoint-path: name one")
         if self.from_scratch and self.has_weights:
             raise UsageError("--from-scratch starts from random weights: leave out --pretrained and --checkpoint-path")
-        if self.from_scratch and self.distill:
-            raise UsageError("--from-scratch has no dense model to distil from: leave out --distill")
-        if self.from_scratch and self.baseline_epochs:
+        if self.from_scratch and self.distill and self.teacher is None:
+            raise UsageError("--from-scratch has no dense model to distil from: leave out --distill, or name --teacher")
+        if self.teacher_checkpoint is not None and self.teacher is None:
+            raise UsageError(f"--teacher-checkpoint {self.teacher_checkpoint}: name its model with --teacher")
+        if self.teacher is not None and self.distill == 0:
+            raise UsageError(f"--teacher {self.teacher} and --distill 0: leave out one")
+        if self.from_scratch and self.baseline_epochs and not self.trains_teacher:
             raise UsageError("--from-scratch trains no dense baseline: leave out --baseline-epochs")
-        if self.checkpoint_path is not None and self.baseline_epochs is not None:
+        if self.checkpoint_path is not None and self.baseline_epochs is not None and not self.trains_teacher:
             raise UsageError("--checkpoint-path names a trained model: leave out --baseline-epochs")
-        if self.post_training and (said := self._said((*TRAINING, "baseline_epochs", "device", "amp", "resume"))):
+        training = (*TRAINING, "baseline_epochs", "teacher", "device", "amp", "resume")
+        if self.post_training and (said := self._said(training)):
             raise UsageError(f"no data to train on for {said}: name --dataset or --data-dir")
         if self.bits is not None and self.codewords is not None:
             raise UsageError("--bits and --codewords: name one")
@@ -126,7 +138,9 @@ class Options:
     def training(self) -> dict[str, Any]:
         """Give the training settings that were named, and those that training from scratch needs otherwise."""
         named = {name: value for name in TRAINING if (value := getattr(self, name)) is not None}
-        return {"epochs": 12, "lr": 3e-3, **named, "distill": 0.0} if self.from_scratch else named
+        if not self.from_scratch:
+            return named
+        return {"epochs": 12, "lr": 3e-3, **named, **({} if self.teacher else {"distill": 0.0})}
 
     def output_path(self) -> Path:
         """Give the file to write: the one named, or one named after model, data and scheme."""
@@ -149,7 +163,8 @@ class Options:
         else:
             rule = self.rule()
             how = f"--scheme {rule['scheme']}" + "".join(f" --{k} {rule[k]}" for k in ("bits", *NUMBERS) if k in rule)
-        return f"compress {self.model} --pretrained --data-dir IMAGES {how}"
+        taught = "" if self.teacher is None else f" --teacher {self.teacher}"
+        return f"compress {self.model} --pretrained --data-dir IMAGES {how}{taught}"
 
 
 def _last(folder: Path | None) -> str:

@@ -8,12 +8,10 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import click
-import timm
 import torch
 from torch import Tensor, nn
 
 import compressor
-from compressor.baseline import create_model, train_baseline
 from compressor.cli.dry_run import dry_run
 from compressor.cli.files import EVAL_BATCH
 from compressor.cli.gates import missed_gates, refuse, rejected
@@ -22,7 +20,7 @@ from compressor.cli.requirements import check_requirements
 from compressor.cli.setup import Run, set_up
 from compressor.cli.show import Step, accuracy_line, counts, flips, percent, print_json, say, width
 from compressor.cli.stopping import stoppable
-from compressor.cli.weights import named_model
+from compressor.cli.weights import dense_model, teacher_model
 from compressor.core import Compressor
 from compressor.formats.errors import CompressorError
 from compressor.formats.locking import holding
@@ -52,9 +50,10 @@ def _run(work: Run) -> None:
         stage, done = checkpoints.found
         what = f"stage {stage} of {len(work.recipe.stages)}" if stage else "the dense baseline"
         say(f"Resuming {what} after step {done}, from {checkpoints.folder}")
-    model = _dense(work, step)
+    teacher = teacher_model(work, step)
+    model = dense_model(work, step)
     dense = None if work.data is None or work.options.from_scratch else _measure(work, model)
-    packed, compressed = _compress(work, model, step)
+    packed, compressed = _compress(work, model, teacher, step)
     result, missed = _write(work, packed, compressed, dense, step("file"))
     if checkpoints is not None:
         checkpoints.clear()
@@ -65,7 +64,7 @@ def _run(work: Run) -> None:
 def _steps(work: Run) -> Callable[[str], Step]:
     """Give a maker of numbered steps."""
     trained = sum(_trains(work, stage) for stage in work.recipe.stages)
-    total = len(work.recipe.stages) + trained + 1 + (not work.options.from_scratch)
+    total = len(work.recipe.stages) + trained + 1 + (not work.options.from_scratch) + (work.teacher is not None)
     numbers = itertools.count(1)
     return lambda name: Step(f"{next(numbers)}/{total}", name)
 
@@ -74,52 +73,12 @@ def _trains(work: Run, stage: Stage) -> bool:
     return work.data is not None and stage.training.epochs > 0
 
 
-def _dense(work: Run, step: Callable[[str], Step]) -> nn.Module:
-    """Give the model to compress, with its preprocessing written on it."""
-    model = _start(work, step)
-    if work.data is not None:
-        own = {"input_size": work.data.input_size, "mean": work.data.mean, "std": work.data.std}
-        model.pretrained_cfg = {**getattr(model, "pretrained_cfg", {}), **own}  # type: ignore[assignment]
-    return model
-
-
-def _start(work: Run, step: Callable[[str], Step]) -> nn.Module:
-    options, args = work.options, dict(work.args)
-    if options.from_scratch:
-        return create_model(options.model, args, seed=options.seed)
-    if work.data is None or _fits_as_it_is(work):
-        here = step("weights")
-        model = named_model(work)
-        size = counts(sum(p.numel() for p in model.parameters()))
-        here.done(f"{options.checkpoint_path or 'pretrained'}  {size} parameters")
-        return model
-    here = step("dense baseline")
-    baseline = train_baseline(
-        options.model, args, work.data, seed=options.seed, epochs=options.baseline_epochs,
-        pretrained=options.pretrained, on_epoch=here.on_epoch, on_step=here.on_step, device=options.device,
-        amp=options.amp, checkpoints=work.checkpoints,
-    )  # fmt: skip
-    kept = "not kept" if baseline.path is None else f"{'reused from' if baseline.reused else 'kept in'} {baseline.path}"
-    here.done(f"{baseline.figures['epochs']} epochs  validation {percent(baseline.figures['validation_top1'])}  {kept}")
-    model = create_model(options.model, args, seed=options.seed)
-    model.load_state_dict(dict(baseline.state))
-    return model
-
-
-def _fits_as_it_is(work: Run) -> bool:
-    """Tell whether the weights named need no training of their own before they are shared."""
-    options = work.options
-    if options.checkpoint_path is not None:
-        return True
-    cfg = timm.models.get_pretrained_cfg(options.model)
-    assert work.data is not None
-    fits = cfg is not None and cfg.num_classes == work.data.num_classes and "in_chans" not in work.args
-    return options.pretrained and (options.baseline_epochs == 0 or (fits and options.baseline_epochs is None))
-
-
-def _compress(work: Run, model: nn.Module, step: Callable[[str], Step]) -> tuple[Packed, nn.Module]:
+def _compress(
+    work: Run, model: nn.Module, teacher: nn.Module | None, step: Callable[[str], Step]
+) -> tuple[Packed, nn.Module]:
     """Run the stages; give the packed model and the module it came from."""
-    teacher = None if work.options.from_scratch or work.data is None else model
+    if teacher is None and work.data is not None and not work.options.from_scratch:
+        teacher = model
     packed, original = None, model.state_dict()
     pruned, checkpoints = False, work.checkpoints
     resumed = 0 if checkpoints is None or checkpoints.found is None else checkpoints.found[0]
@@ -138,7 +97,8 @@ def _compress(work: Run, model: nn.Module, step: Callable[[str], Step]) -> tuple
         )  # fmt: skip
         pruned = pruned or any(stage.policy.prunings)
     assert packed is not None
-    packed.note(recipe=work.recipe.to_dict(), **({"amp": True} if work.options.amp else {}))
+    facts = {"amp": work.options.amp or None, "teacher": work.options.teacher}
+    packed.note(recipe=work.recipe.to_dict(), **{name: fact for name, fact in facts.items() if fact is not None})
     return packed, model
 
 

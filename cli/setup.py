@@ -24,9 +24,26 @@ from compressor.formats.reader import PackedFile
 from compressor.policy import Policy, Rule
 from compressor.recipe import Recipe, Stage, Training
 from compressor.schedule import make_optimizer
+from compressor.state_file import checksum
+from compressor.teacher import load_teacher
 from compressor.training import find_device
 
 __all__ = ["Run", "set_up"]
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """A model to distil from.
+
+    Args:
+        options: those it is started by.
+        args: arguments of ``timm.create_model``.
+        model: with the weights of its checkpoint; None where it is to be trained, or timm's.
+    """
+
+    options: Options
+    args: Mapping[str, Any]
+    model: nn.Module | None
 
 
 @dataclass(frozen=True)
@@ -41,6 +58,7 @@ class Run:
         output: the file to write.
         device: where the models are measured.
         checkpoints: of the training; None where there is none.
+        teacher: the model to distil from, where that is not the dense one.
     """
 
     options: Options
@@ -50,15 +68,17 @@ class Run:
     output: Path
     device: torch.device
     checkpoints: Checkpoints | None = None
+    teacher: Teacher | None = None
 
 
 def set_up(options: Options) -> Run:
     """Check everything that can be checked before the long work."""
     options.check()
     device = find_device(options.device)
-    if not timm.is_model(options.model):
-        hint = did_you_mean(options.model, timm.list_models())
-        raise MissingError(f"timm {timm.__version__} has no model {options.model!r}.{hint}")
+    for model in filter(None, (options.model, options.teacher)):
+        if not timm.is_model(model):
+            hint = did_you_mean(model, timm.list_models())
+            raise MissingError(f"timm {timm.__version__} has no model {model!r}.{hint}")
     recipe = _recipe(options)
     _check_names(options.codec, recipe)
     output = options.output_path()
@@ -73,13 +93,13 @@ def set_up(options: Options) -> Run:
         stage.policy.plan(sketch)
     if data is not None:
         _check_head(sketch, data, options)
-    work = Run(options, recipe, data, args, output, device)
+    work = Run(options, recipe, data, args, output, device, teacher=_teacher(options, recipe, data))
     return work if data is None or options.dry_run else replace(work, checkpoints=_checkpoints(work, data))
 
 
 def _checkpoints(work: Run, data: Dataset) -> Checkpoints:
     """Open the folder of checkpoints beside the output: those of the dense baseline, stage 0, and of each stage."""
-    options = work.options
+    options, given = work.options, None if work.teacher is None else work.teacher.model
     about = {
         "model": options.model,
         "args": dict(work.args),
@@ -92,11 +112,30 @@ def _checkpoints(work: Run, data: Dataset) -> Checkpoints:
         "calibration images": options.calibration_images,
         "seed": options.seed,
         "amp": options.amp,
+        "teacher": options.teacher,
+        "weights of the teacher": None if given is None else f"CRC-32 {checksum(given.state_dict()):08x}",
     }
     return Checkpoints(
         work.output.with_name(f"{work.output.name}.checkpoints"), about, minutes=options.checkpoint_minutes,
         steps=options.checkpoint_steps, resume=options.resume, force=options.force,
     )  # fmt: skip
+
+
+def _teacher(options: Options, recipe: Recipe, data: Dataset | None) -> Teacher | None:
+    """Give the teacher, its weights read where it has any, for what the student is given and has to tell apart."""
+    if options.teacher is None or data is None:
+        return None
+    if not any(stage.training.epochs and stage.training.distill for stage in recipe.stages):
+        raise UsageError(f"--teacher {options.teacher}: nothing is distilled, epochs or distill are 0; leave it out")
+    own = replace(options, model=options.teacher, checkpoint_path=None, from_scratch=False)
+    args = _model_args(own, data)
+    _check_head(build_model(own.model, args), data, own)
+    path = options.teacher_checkpoint
+    try:
+        model = None if path is None else load_teacher(path, own.model, args, data.mean, data.std)
+    except MissingError as exc:
+        raise MissingError(f"--teacher-checkpoint {exc}") from exc
+    return Teacher(own, args, model)
 
 
 def _check_names(codec: str, recipe: Recipe) -> None:

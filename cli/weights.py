@@ -1,18 +1,84 @@
-"""The model that the options name, with the weights that they name."""
+"""The models a run starts from: the dense one that is compressed, and a bigger one to distil from."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import timm
 from safetensors import SafetensorError
 from torch import nn
 
-from compressor.baseline import create_model
+from compressor.baseline import create_model, train_baseline
+from compressor.cli.files import EVAL_BATCH
 from compressor.cli.setup import Run
+from compressor.cli.show import Step, counts, percent
 from compressor.formats.errors import MissingError, UnsupportedError
+from compressor.teacher import seeing
+from compressor.training import evaluate
 
-__all__ = ["named_model"]
+__all__ = ["dense_model", "named_model", "teacher_model"]
+
+
+def dense_model(work: Run, step: Callable[[str], Step]) -> nn.Module:
+    """Give the model to compress, with its preprocessing written on it."""
+    model = _start(work, step)
+    if work.data is not None:
+        own = {"input_size": work.data.input_size, "mean": work.data.mean, "std": work.data.std}
+        model.pretrained_cfg = {**getattr(model, "pretrained_cfg", {}), **own}  # type: ignore[assignment]
+    return model
+
+
+def teacher_model(work: Run, step: Callable[[str], Step]) -> nn.Module | None:
+    """Give the model to distil from, where one was named, for images as the student sees them."""
+    teacher, data = work.teacher, work.data
+    if teacher is None or data is None:
+        return None
+    if teacher.model is not None:
+        here = step("teacher")
+        top1 = evaluate(teacher.model.to(work.device), data.eval_loader(EVAL_BATCH, "validation")).top1
+        here.done(f"{work.options.teacher}  {work.options.teacher_checkpoint}  validation {percent(top1)}")
+        return teacher.model
+    own = replace(work, options=teacher.options, args=teacher.args, checkpoints=None)  # begun anew where it is stopped
+    model = _start(own, step, "teacher")
+    known: Any = model.pretrained_cfg if _fits_as_it_is(own) else {}  # else it was trained on what the student sees
+    return seeing(model, data.mean, data.std, known)
+
+
+def _start(work: Run, step: Callable[[str], Step], name: str | None = None) -> nn.Module:
+    options, args = work.options, dict(work.args)
+    if options.from_scratch:
+        return create_model(options.model, args, seed=options.seed)
+    if work.data is None or _fits_as_it_is(work):
+        here = step(name or "weights")
+        model = named_model(work)
+        size = counts(sum(p.numel() for p in model.parameters()))
+        here.done(f"{options.checkpoint_path or 'pretrained'}  {size} parameters")
+        return model
+    here = step(name or "dense baseline")
+    baseline = train_baseline(
+        options.model, args, work.data, seed=options.seed, epochs=options.baseline_epochs,
+        pretrained=options.pretrained, on_epoch=here.on_epoch, on_step=here.on_step, device=options.device,
+        amp=options.amp, checkpoints=work.checkpoints,
+    )  # fmt: skip
+    kept = "not kept" if baseline.path is None else f"{'reused from' if baseline.reused else 'kept in'} {baseline.path}"
+    here.done(f"{baseline.figures['epochs']} epochs  validation {percent(baseline.figures['validation_top1'])}  {kept}")
+    model = create_model(options.model, args, seed=options.seed)
+    model.load_state_dict(dict(baseline.state))
+    return model
+
+
+def _fits_as_it_is(work: Run) -> bool:
+    """Tell whether the weights named need no training of their own before they are shared."""
+    options = work.options
+    if options.checkpoint_path is not None:
+        return True
+    cfg = timm.models.get_pretrained_cfg(options.model)
+    assert work.data is not None
+    fits = cfg is not None and cfg.num_classes == work.data.num_classes and "in_chans" not in work.args
+    return options.pretrained and (options.baseline_epochs == 0 or (fits and options.baseline_epochs is None))
 
 
 def named_model(work: Run) -> nn.Module:

@@ -48,7 +48,7 @@ class Compressor:
         seed: of everything random in ``finetune``.
         preserve_sparsity: pin weights that are zero now to zero, as pruning before has left them.
         original: the weights by name that the report measures noise against; None: the model's as given.
-        from_scratch: the weights are random, or drawn when they are shared where the model is on ``meta``; no teacher.
+        from_scratch: the weights are random, or drawn when they are shared where the model is on ``meta``: no "dense".
 
     Raises PolicyError where the policy does not fit the model, MissingError for weights that are not finite.
 

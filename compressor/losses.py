@@ -19,6 +19,8 @@ def distillation(output: Tensor, teacher_output: Tensor, temperature: float) -> 
         output, teacher_output: float[batch, classes], logits.
         temperature: T; the factor T^2 keeps the gradient's size independent of it.
 
+    Raises UsageError where the teacher tells other classes apart.
+
     Example:
         >>> import torch
         >>> float(distillation(torch.ones(2, 3), torch.zeros(2, 3), temperature=2.0))
@@ -26,6 +28,9 @@ def distillation(output: Tensor, teacher_output: Tensor, temperature: float) -> 
 
     Reference: Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network", 2015, section 2.
     """
+    if output.shape != teacher_output.shape:
+        got, expected = tuple(teacher_output.shape), tuple(output.shape)
+        raise UsageError(f"the teacher's output is {got}, expected {expected}: it needs the classes of its student")
     student = functional.log_softmax(output / temperature, dim=-1)
     teacher = functional.log_softmax(teacher_output / temperature, dim=-1)
     return functional.kl_div(student, teacher, reduction="batchmean", log_target=True) * temperature**2

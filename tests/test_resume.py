@@ -156,9 +156,9 @@ def test_69_told_between_trainings(runs: Runs, monkeypatch: pytest.MonkeyPatch) 
         return lambda *_, **__: signal.raise_signal(number)
 
     with monkeypatch.context() as patch:
-        patch.setattr("compressor.cli.run.named_model", instead("model", signal.SIGINT))
+        patch.setattr("compressor.cli.weights.create_model", instead("model", signal.SIGINT))
         assert runs(130).splitlines()[-1] == "interrupted"
-        patch.setattr("compressor.cli.run.named_model", instead("model", signal.SIGTERM))
+        patch.setattr("compressor.cli.weights.create_model", instead("model", signal.SIGTERM))
         with pytest.raises(SystemExit):
             runs(0)
     assert not FOLDER.exists()
