@@ -16,7 +16,7 @@ from torch.autograd.function import once_differentiable
 __all__ = ["lookup", "nearest", "nearest_by_row", "straight_through"]
 
 CELLS = 4096
-BLOCK = 1 << 17  # weights handled at a time, so that temporaries stay in cache
+BLOCK = 1 << 15  # weights handled at a time, so that temporaries stay in cache
 
 
 def nearest(weights: Tensor, codebook: Tensor) -> Tensor:
