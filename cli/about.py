@@ -5,12 +5,16 @@ from __future__ import annotations
 import os
 import platform
 import sys
+from dataclasses import asdict
 from textwrap import fill
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from compressor.cli.show import print_json, print_table, width
+
+if TYPE_CHECKING:
+    from compressor.model_zoo import Checkpoint
 
 __all__ = ["env", "schemes", "zoo"]
 
@@ -73,17 +77,37 @@ def env(as_json: bool) -> None:
 
 @click.group()
 def zoo() -> None:
-    """The recipes that come with the package."""
+    """The recipes and packed checkpoints that come with the package."""
 
 
 @zoo.command("list")
 @as_json
 def zoo_list(as_json: bool) -> None:
-    """List the recipes, for compress MODEL --recipe NAME."""
-    from compressor.model_zoo import list_recipes, recipe_text
+    """List the recipes, for compress MODEL --recipe NAME, and the checkpoints, for zoo:NAME in place of a FILE."""
+    from compressor.model_zoo import checkpoint, list_checkpoints, list_recipes, recipe_text
 
-    found = {name: recipe_text(name).splitlines()[0].lstrip("# ") for name in list_recipes()}
+    recipes = {name: recipe_text(name).splitlines()[0].lstrip("# ") for name in list_recipes()}
+    checkpoints = [checkpoint(name) for name in list_checkpoints()]
     if as_json:
-        print_json({"recipes": [{"name": name, "summary": text} for name, text in found.items()]})
-    else:
-        print_table([[name, text] for name, text in found.items()])
+        found = [{**asdict(entry), "bits_per_weight": entry.bits_per_weight} for entry in checkpoints]
+        summaries = [{"name": name, "summary": text} for name, text in recipes.items()]
+        print_json({"recipes": summaries, "checkpoints": found})
+        return
+    print_table([[name, text] for name, text in recipes.items()])
+    click.echo()
+    heads = ["checkpoint", "recipe", "bytes", "bits/weight", "dense", "top-1", "95 %", "measured on"]
+    print_table([heads, *map(_cells, checkpoints)])
+
+
+def _cells(entry: Checkpoint) -> list[str]:
+    low, high = entry.interval
+    return [
+        f"zoo:{entry.name}",
+        entry.recipe,
+        f"{entry.bytes:,}",
+        f"{entry.bits_per_weight:.2f}",
+        f"{100 * entry.dense_top1:.2f} %",
+        f"{100 * entry.top1:.2f} %",
+        f"[{100 * low:.2f}, {100 * high:.2f}]",
+        f"{entry.n:,} test images of {entry.dataset}",
+    ]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from compressor.cli.files import memory_option, open_packed
+from compressor.cli.files import PackedPath, memory_option, open_packed
 from compressor.cli.show import print_json, print_table
 from compressor.formats.errors import IntegrityError, UsageError
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["diff", "verify"]
 
 CHUNK = 1 << 20
-packed_file = click.Path(path_type=Path)
+packed_file = PackedPath(path_type=Path)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead.")
 
 

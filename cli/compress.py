@@ -20,7 +20,7 @@ OPTIONS = (
     click.Option(["--delta"], type=float, help="Largest relative distance of a weight to its value, for wfn."),
     click.Option(["--sparsity"], type=float, help="Share of weights that are pruned to zero, under any scheme."),
     click.Option(["--set", "settings"], metavar="KEY=VALUE", multiple=True, help="A setting of the scheme."),
-    click.Option(["--recipe"], metavar="NAME|FILE", help="Shipped recipe, TOML file, or the one a packed file holds."),
+    click.Option(["--recipe"], metavar="NAME|FILE", help="Shipped recipe, TOML file, or that of a packed file."),
     click.Option(["--dataset"], help="digits, fashion-mnist, or a timm name such as torch/cifar10."),
     click.Option(["--data-dir"], type=path, help="Folder of the data; alone: pictures in train/CLASS and val/CLASS."),
     click.Option(["--dataset-download"], is_flag=True, help="Let torchvision fetch torch/... into --data-dir."),

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from compressor.cli.compress import OPTIONS
-from compressor.cli.files import memory_option, open_packed
+from compressor.cli.files import PackedPath, memory_option, open_packed
 from compressor.cli.options import Options
 from compressor.formats.errors import UsageError
 
@@ -45,7 +45,7 @@ pack = click.Command(
 
 
 @click.command()
-@click.argument("file", type=click.Path(path_type=Path))
+@click.argument("file", type=PackedPath(path_type=Path))
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="The .safetensors file to write.")
 @click.option("--force", is_flag=True, help="Replace the file if it exists.")
 @memory_option

@@ -18,11 +18,23 @@ if TYPE_CHECKING:
     from compressor.formats.reader import PackedFile
     from compressor.provenance import Provenance
 
-__all__ = ["EVAL_BATCH", "evaluate", "inspect", "memory_option", "open_packed"]
+__all__ = ["EVAL_BATCH", "PackedPath", "evaluate", "inspect", "memory_option", "open_packed"]
 
 EVAL_BATCH = 256
 GIB = 1 << 30
-packed_file = click.argument("file", type=click.Path(path_type=Path))
+
+
+class PackedPath(click.Path):
+    """A packed file: a path, or zoo:NAME for a checkpoint that comes with the package; ./zoo:NAME is a file."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Give the path."""
+        from compressor.model_zoo import packed_path
+
+        return packed_path(value) if isinstance(value, str) else super().convert(value, param, ctx)
+
+
+packed_file = click.argument("file", type=PackedPath(path_type=Path))
 memory_option = click.option(
     "--max-memory", metavar="GIB", type=click.IntRange(1), help="Allow tensors of so many GiB, from a FILE you trust."
 )

@@ -82,6 +82,8 @@ def cli() -> None:
     """Let the weights of a timm MODEL share a few values, fine-tune it, and write one small .safetensors file.
 
     With no data named, the built-in handwritten digits are used: compress resnet34 --scheme learnt --bits 4
+
+    For the FILE of a command, zoo:NAME is a checkpoint that comes with the package: compress zoo list
     """
 
 

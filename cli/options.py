@@ -151,7 +151,7 @@ class Options:
 
     def _how(self) -> str:
         if self.recipe is not None:
-            return Path(self.recipe).stem
+            return Path(self.recipe.removeprefix("zoo:")).stem
         rule = self.rule()
         said = "".join(f"-{name}{rule[name]}" for name in NUMBERS if name in rule)
         return f"{rule['scheme']}{rule.get('bits', '')}{said}".replace("-codewords", "-")

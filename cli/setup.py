@@ -166,7 +166,7 @@ def _training(training: Training, changes: Mapping[str, Any]) -> Training:
 
 
 def _named_recipe(name: str) -> Recipe:
-    path = Path(name)
+    path = model_zoo.packed_path(name)
     if path.suffix == ".safetensors":
         with PackedFile.open(path) as file:
             if not file.recipe:

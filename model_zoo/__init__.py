@@ -1,12 +1,13 @@
-"""The recipes that ship with the package, by name."""
+"""The recipes and the packed checkpoints that ship with the package, by name."""
 
 from __future__ import annotations
 
 from importlib import resources
 
 from compressor.formats.errors import MissingError, did_you_mean
+from compressor.model_zoo.index import Checkpoint, checkpoint, list_checkpoints, load, packed_path
 
-__all__ = ["list_recipes", "recipe_text"]
+__all__ = ["Checkpoint", "checkpoint", "list_checkpoints", "list_recipes", "load", "packed_path", "recipe_text"]
 
 _FOLDER = resources.files(__name__) / "recipes"
 

@@ -204,7 +204,7 @@ def test_lists(type_: Any, words: tuple[str, ...]) -> None:
 
 def test_help_lists_options_and_commands(type_: Any) -> None:
     out = type_("--help")[0]
-    for word in ("--scheme", "--dry-run", "inspect", "eval", "schemes", "zoo", "env"):
+    for word in ("--scheme", "--dry-run", "inspect", "eval", "schemes", "zoo", "zoo:NAME", "env"):
         assert word in out
 
 

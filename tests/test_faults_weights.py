@@ -155,11 +155,14 @@ def test_39_what_cannot_be_stored_is_refused_by_name(kind: str) -> None:
 
 
 def test_39_what_has_no_values_is_refused_by_name() -> None:
-    with pytest.raises(MissingError, match=r"^odd: a Holder on meta has no reset_parameters\(\): build") as caught:
-        packed(Holder(odd=torch.empty(3, device="meta")))
-    assert caught.value.exit_code == 4
+    model = Holder(odd=torch.empty(3, device="meta"))
+    with pytest.raises(UsageError, match=r"^odd: a meta tensor cannot be packed") as caught:
+        packed(model)
+    assert caught.value.exit_code == 2
+    with pytest.raises(MissingError, match=r"^odd: a Holder on meta has no reset_parameters\(\): build"):
+        Compressor(model, KMEANS, from_scratch=True).prepare()
     with pytest.raises(MissingError, match=r"^1\.odd: a Holder on meta"):
-        packed(nn.Sequential(nn.Linear(16, 16), Holder(odd=torch.empty(3, device="meta"))))
+        Compressor(nn.Sequential(nn.Linear(16, 16), model), KMEANS, from_scratch=True).prepare()
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])

@@ -1,0 +1,136 @@
+"""The packed checkpoints that ship with the package, by name: ``index.toml`` says what each is and how it was made."""
+
+from __future__ import annotations
+
+import hashlib
+import tomllib
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import compressor
+from compressor.formats.errors import IntegrityError, MissingError, did_you_mean
+
+if TYPE_CHECKING:
+    from torch import nn
+
+__all__ = ["INDEX", "PREFIX", "Checkpoint", "checkpoint", "list_checkpoints", "load", "packed_path"]
+
+INDEX = Path(__file__).parent / "index.toml"
+PREFIX = "zoo:"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What the index says of one packed file.
+
+    Args:
+        name: without ``zoo:``.
+        model: timm's name.
+        dataset: what it was trained and measured on.
+        recipe: the shipped recipe.
+        seed: of everything random.
+        command: what wrote the file.
+        dense_sha256: of the file of dense weights that ``command`` names; "" where it trained them itself.
+        sha256: of the packed file.
+        bytes: of the packed file.
+        parameters: of the model.
+        dense_top1: share of test images that the dense model classified correctly.
+        top1: that share for the packed file.
+        interval: its 95 % interval, by Wilson's score.
+        n: test images.
+        correct_of_first_200: how many of the first 200 test images the packed file's model classified correctly.
+    """
+
+    name: str
+    model: str
+    dataset: str
+    recipe: str
+    seed: int
+    command: str
+    dense_sha256: str
+    sha256: str
+    bytes: int
+    parameters: int
+    dense_top1: float
+    top1: float
+    interval: tuple[float, float]
+    n: int
+    correct_of_first_200: int
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Bits of the whole file, header and all, per parameter of the model."""
+        return 8 * self.bytes / self.parameters
+
+
+def list_checkpoints() -> list[str]:
+    """Give the names of the shipped checkpoints, sorted.
+
+    >>> "test_resnet-tiny" in list_checkpoints()
+    True
+    """
+    return sorted(_index())
+
+
+def checkpoint(name: str) -> Checkpoint:
+    """Give what the index says of a checkpoint; raises MissingError with the nearest name.
+
+    >>> checkpoint("test_resnet-tiny").bits_per_weight < 1.5
+    True
+    """
+    if name not in _index():
+        known = ", ".join(list_checkpoints())
+        raise MissingError(f"no checkpoint {name!r}.{did_you_mean(name, list_checkpoints())} Shipped ones: {known}.")
+    return _index()[name]
+
+
+def packed_path(text: str) -> Path:
+    """Give the file that ``zoo:NAME`` stands for; any other text is a path already.
+
+    Raises:
+        MissingError: no such checkpoint, or its file is not where it was installed.
+        IntegrityError: the file is not the one of the index.
+
+    Example:
+        >>> packed_path("zoo:test_resnet-tiny").name, str(packed_path("a/b.safetensors"))
+        ('test_resnet-tiny.safetensors', 'a/b.safetensors')
+    """
+    if not text.startswith(PREFIX):
+        return Path(text)
+    entry = checkpoint(text.removeprefix(PREFIX))
+    path = INDEX.parent / "checkpoints" / f"{entry.name}.safetensors"
+    try:
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError as exc:
+        raise MissingError(f"{text}: {path} cannot be read ({exc.strerror or exc}): install the package again") from exc
+    if digest != entry.sha256:
+        raise IntegrityError(f"{text}: the sha256 of {path} is {digest}, expected {entry.sha256}: install it again")
+    return path
+
+
+def load(name: str, weights: str = "dense") -> nn.Module:
+    """Give the timm model of a shipped checkpoint, in eval mode.
+
+    Args:
+        name: as ``list_checkpoints`` gives it.
+        weights: "dense" or "packed", as for ``compressor.load``.
+
+    Raises:
+        UsageError, MissingError, IntegrityError: as ``compressor.load`` and ``packed_path`` do.
+
+    Example:
+        >>> load("test_resnet-tiny").num_classes
+        10
+    """
+    return compressor.load(packed_path(PREFIX + name), weights=weights)
+
+
+@cache
+def _index() -> dict[str, Checkpoint]:
+    tables = tomllib.loads(INDEX.read_text(encoding="utf-8"))["checkpoint"]
+    return {
+        name: Checkpoint(**{**facts, "name": name, "interval": tuple(facts["interval"])})
+        for name, facts in tables.items()
+    }
