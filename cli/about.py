@@ -23,6 +23,7 @@ PACKAGES = (
     "scikit-learn",
 )  # fmt: skip
 INDENT = "    "
+WIDE = 136  # columns that the whole table of checkpoints takes
 as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead.")
 
 
@@ -93,21 +94,25 @@ def zoo_list(as_json: bool) -> None:
         summaries = [{"name": name, "summary": text} for name, text in recipes.items()]
         print_json({"recipes": summaries, "checkpoints": found})
         return
-    print_table([[name, text] for name, text in recipes.items()])
+    columns = width()
+    indent = max(map(len, recipes)) + 2
+    for name, text in recipes.items():
+        click.echo(fill(f"{name:{indent}}{text}", columns, subsequent_indent=" " * indent))
     click.echo()
-    heads = ["checkpoint", "recipe", "bytes", "bits/weight", "dense", "top-1", "95 %", "measured on"]
-    print_table([heads, *map(_cells, checkpoints)])
+    heads = ["checkpoint", "bytes", "bits/weight", "dense", "top-1", "recipe", "95 %", "measured on"]
+    kept = len(heads) if columns >= WIDE else 5
+    print_table([row[:kept] for row in (heads, *map(_cells, checkpoints))])
 
 
 def _cells(entry: Checkpoint) -> list[str]:
     low, high = entry.interval
     return [
         f"zoo:{entry.name}",
-        entry.recipe,
         f"{entry.bytes:,}",
         f"{entry.bits_per_weight:.2f}",
         f"{100 * entry.dense_top1:.2f} %",
         f"{100 * entry.top1:.2f} %",
+        entry.recipe,
         f"[{100 * low:.2f}, {100 * high:.2f}]",
         f"{entry.n:,} test images of {entry.dataset}",
     ]
