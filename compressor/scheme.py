@@ -44,6 +44,9 @@ class Scheme(ABC):
     shares: ClassVar[bool] = True
     """Whether it shares values at all; False: its tensors stay free, and are stored untouched."""
 
+    bits_taken: ClassVar[tuple[int, int]] = 1, 16
+    """The least and the most that ``bits`` may be."""
+
     caution: ClassVar[str] = ""
     """What to say, once, where it shares weights that have been trained."""
 
@@ -54,10 +57,11 @@ class Scheme(ABC):
 
     @classmethod
     def settings_for_bits(cls, bits: int) -> dict[str, Any]:
-        """Give the settings that ``bits`` stands for; raises PolicyError for bits the scheme cannot take."""
-        if not 1 <= bits <= 16:
-            raise PolicyError(f"scheme {cls.id!r} takes 1 to 16 bits, got {bits}")
-        return {"codewords": 2**bits}
+        """Give what ``bits`` stands for: the setting of that name, or codewords; raises PolicyError out of range."""
+        least, most = cls.bits_taken
+        if not least <= bits <= most:
+            raise PolicyError(f"scheme {cls.id!r} takes {least} to {most} bits, got {bits}")
+        return {"bits": bits} if "bits" in cls.__annotations__ else {"codewords": 2**bits}
 
     def generator(self) -> Codec | None:
         """Give the codec that generates its indices, of the group's codebook and after it its negatives.

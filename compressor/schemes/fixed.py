@@ -14,7 +14,6 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor
 from torch.autograd import Function
 
-from compressor.formats.errors import PolicyError
 from compressor.formats.record import Grid, SharedTensor, index_dtype
 from compressor.group import Group
 from compressor.scheme import DTYPE_NAMES, Scheme, Shared, register
@@ -48,18 +47,12 @@ class Fixed(Scheme):
 
     id: ClassVar[str] = "fixed"
     paper: ClassVar[str] = 'Gupta et al., "Deep Learning with Limited Numerical Precision", ICML 2015'
+    bits_taken: ClassVar[tuple[int, int]] = LEAST_BITS, MOST_BITS
 
     bits: Annotated[int, Field(ge=LEAST_BITS, le=MOST_BITS, strict=True)] = 8
     fraction_bits: Annotated[int, Field(ge=COARSEST, le=FINEST, strict=True)] | Literal["auto"] = "auto"
     rounding: Literal["nearest", "stochastic"] = "nearest"
     master_copy: bool = True
-
-    @classmethod
-    def settings_for_bits(cls, bits: int) -> dict[str, Any]:
-        """They are a setting of their own."""
-        if not LEAST_BITS <= bits <= MOST_BITS:
-            raise PolicyError(f"scheme {cls.id!r} takes {LEAST_BITS} to {MOST_BITS} bits, got {bits}")
-        return {"bits": bits}
 
     def stored_values(self, weights: int) -> int:
         """The grid's least value, its step, and how many there are."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from itertools import pairwise
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from pydantic import AfterValidator, Field
@@ -13,7 +13,6 @@ from pydantic.dataclasses import dataclass
 from pydantic_core import PydanticCustomError
 from torch import Tensor
 
-from compressor.formats.errors import PolicyError
 from compressor.group import Group
 from compressor.lookup import lookup
 from compressor.scheme import Scheme, Shared, register, share_scalars
@@ -59,16 +58,10 @@ class INQ(Scheme):
 
     id: ClassVar[str] = "inq"
     paper: ClassVar[str] = 'Zhou, Yao, Guo, Xu, Chen, "Incremental Network Quantization", ICLR 2017'
+    bits_taken: ClassVar[tuple[int, int]] = LEAST_BITS, MOST_BITS
 
     bits: Annotated[int, Field(ge=LEAST_BITS, le=MOST_BITS, strict=True)] = 5
     portions: Annotated[tuple[float, ...], AfterValidator(_ascending_to_one)] = ()
-
-    @classmethod
-    def settings_for_bits(cls, bits: int) -> dict[str, Any]:
-        """They are a setting of their own."""
-        if not LEAST_BITS <= bits <= MOST_BITS:
-            raise PolicyError(f"scheme {cls.id!r} takes {LEAST_BITS} to {MOST_BITS} bits, got {bits}")
-        return {"bits": bits}
 
     def stored_values(self, weights: int) -> int:
         """Both signs of each power, and zero."""

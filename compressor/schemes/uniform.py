@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass as plain_dataclass
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from pydantic import Field
@@ -12,7 +12,6 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor
 from torch.nn import functional
 
-from compressor.formats.errors import PolicyError
 from compressor.formats.record import Grid, SharedTensor, index_dtype
 from compressor.group import Group
 from compressor.scheme import DTYPE_NAMES, Scheme, Shared, register
@@ -48,16 +47,10 @@ class Uniform(Scheme):
 
     id: ClassVar[str] = "uniform"
     paper: ClassVar[str] = 'Polino, Pascanu, Alistarh, "Model Compression via Distillation and Quantization", ICLR 2018'
+    bits_taken: ClassVar[tuple[int, int]] = 1, MOST_BITS
 
     bits: Annotated[int, Field(ge=1, le=MOST_BITS, strict=True)] = 4
     bucket: Annotated[int, Field(ge=1, le=1 << 31, strict=True)] = 256
-
-    @classmethod
-    def settings_for_bits(cls, bits: int) -> dict[str, Any]:
-        """They are a setting of their own."""
-        if not 1 <= bits <= MOST_BITS:
-            raise PolicyError(f"scheme {cls.id!r} takes 1 to {MOST_BITS} bits, got {bits}")
-        return {"bits": bits}
 
     def stored_values(self, weights: int) -> int:
         """Two for each bucket; the grid is the same whatever the tensor."""
