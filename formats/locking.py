@@ -1,9 +1,11 @@
-"""Keep a file to be written for one process, from before the long work until it is written."""
+"""Keep a file to be written for one process, from before the long work until it is written.
+
+Not filelock's locks: where a file system has none, those become files that outlive a process that is killed.
+"""
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import os
 import re
@@ -21,8 +23,8 @@ _LOCK = re.compile(r"\.timm-compressor-[0-9a-f]{16}\.lock")
 def holding(path: str | os.PathLike[str]) -> Iterator[None]:
     """Hold ``path`` within the block; the kernel lets go of it too when the process is killed.
 
-    Only who asks is kept from writing: ``write_atomically`` itself does not. Where the file system has no locks, or
-    the folder cannot be written, nothing is held, and of two writers the last one's file stays.
+    Only who asks is kept from writing: ``write_atomically`` itself does not. Where the file system has no locks, as on
+    Windows, or the folder cannot be written, nothing is held, and of two writers the last one's file stays.
 
     Raises:
         ResourceError: another process holds it.
@@ -35,7 +37,7 @@ def holding(path: str | os.PathLike[str]) -> Iterator[None]:
         raise ResourceError(
             f"{path} is what another process is going to write: wait until it has ended, or give another name"
         ) from error
-    except OSError:
+    except (OSError, ImportError):
         descriptor = None
     try:
         yield
@@ -48,12 +50,14 @@ def sweep_locks(folder: Path) -> None:
     """Remove the locks of processes that no longer run; OSError where the folder cannot be read."""
     for entry in os.listdir(folder):
         if _LOCK.fullmatch(entry):
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError, ImportError):
                 _unlock(folder / entry, _lock(folder / entry))
 
 
 def _lock(path: Path) -> int:
     """Give the descriptor that holds ``path``, made if need be; BlockingIOError where another holds it."""
+    import fcntl  # which Windows lacks
+
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
         try:
