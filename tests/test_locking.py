@@ -110,7 +110,7 @@ def test_where_nothing_can_be_held_the_work_goes_on(
 
 
 def test_where_python_has_no_such_locks_the_work_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "fcntl", None)  # type: ignore[arg-type]
+    monkeypatch.setitem(sys.modules, "fcntl", None)
     with holding(tmp_path / "a"):
         write_atomically(tmp_path / "a", b"new")
     assert names(tmp_path) == ["a"]
