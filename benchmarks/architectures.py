@@ -12,7 +12,6 @@ into slices. ``README.md`` between the markers is rewritten from all rows.
 from __future__ import annotations
 
 import json
-import re
 import tempfile
 import time
 from pathlib import Path
@@ -21,6 +20,7 @@ from typing import Any
 import click
 import timm
 import torch
+from page import put
 from torch import Tensor, nn
 
 import compressor
@@ -151,13 +151,6 @@ def table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def write_table(rows: list[dict[str, Any]]) -> None:
-    """Put the table between the markers of the README beside this script."""
-    page = HERE / "README.md"
-    marked = re.compile(r"(<!-- architectures -->\n).*?(<!-- end -->)", re.DOTALL)
-    page.write_text(marked.sub(lambda m: m[1] + table(rows) + "\n" + m[2], page.read_text()))
-
-
 def read_rows() -> dict[str, dict[str, Any]]:
     """Give the rows measured so far by model, the newest of each."""
     lines = RESULTS.read_text().splitlines() if RESULTS.exists() else []
@@ -183,7 +176,7 @@ def main(minutes: float, only: str | None) -> None:
             with RESULTS.open("a") as file:
                 file.write(json.dumps(rows[name]) + "\n")
             print(rows[name], flush=True)
-    write_table([rows[name] for name in models if name in rows])
+    put("architectures", table([rows[name] for name in models if name in rows]))
 
 
 if __name__ == "__main__":

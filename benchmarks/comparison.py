@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import json
-import re
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any
 import click
 import torch
 from fashion_mnist import ARGS, BATCH, DISTILL, LR, Bench, train_dense
+from page import put
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -97,12 +97,6 @@ class Comparison:
                     lines.append(f"| {' | '.join([net, method, *cells(same, self.epochs)])} |")
         return "\n".join(lines)
 
-    def write_table(self, rows: list[dict[str, Any]]) -> None:
-        """Put the table between the markers of the README beside this script."""
-        page = HERE / "README.md"
-        marked = re.compile(rf"(<!-- {self.name} -->\n).*?(<!-- end -->)", re.DOTALL)
-        page.write_text(marked.sub(lambda m: m[1] + self.table(rows) + "\n" + m[2], page.read_text()))
-
     def command(self) -> click.Command:
         """Give the command line of the benchmark."""
 
@@ -141,7 +135,7 @@ class Comparison:
             with results.open("a") as file:
                 file.write(json.dumps(rows[-1]) + "\n")
             print(rows[-1], flush=True)
-        self.write_table(rows)
+        put(self.name, self.table(rows))
 
 
 HEADERS = (

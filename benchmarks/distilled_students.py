@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import copy
 import json
-import re
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
@@ -25,6 +24,7 @@ import click
 import torch
 from fashion_mnist import Bench, train_dense
 from lenet import Crop
+from page import put
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -195,13 +195,6 @@ def top1(rows: list[dict[str, Any]]) -> list[str]:
     return [f"{sum(found) / len(found):.2f}{spread}", f"[{100 * low:.2f}, {100 * high:.2f}]"]
 
 
-def write_table(rows: list[dict[str, Any]]) -> None:
-    """Put the table between the markers of the README beside this script."""
-    page = HERE / "README.md"
-    marked = re.compile(r"(<!-- distilled_students -->\n).*?(<!-- end -->)", re.DOTALL)
-    page.write_text(marked.sub(lambda m: m[1] + table(rows) + "\n" + m[2], page.read_text()))
-
-
 @click.command()
 @click.option("--dense", type=click.Path(exists=True, file_okay=False, path_type=Path), help="Folder of dense weights.")
 @click.option("--minutes", default=float("inf"), help="Start no further row after so many minutes.")
@@ -226,7 +219,7 @@ def main(dense: Path | None, minutes: float, images: int | None, seed: int | Non
         with RESULTS.open("a") as file:
             file.write(json.dumps(rows[-1]) + "\n")
         print(rows[-1], flush=True)
-    write_table([json.loads(line) for line in RESULTS.read_text().splitlines()])
+    put("distilled_students", table([json.loads(line) for line in RESULTS.read_text().splitlines()]))
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import copy
 import json
-import re
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -22,6 +21,7 @@ from typing import Any
 import click
 import timm
 import torch
+from page import put
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional
@@ -207,13 +207,6 @@ def cells(key: tuple[str, str, int], same: list[dict[str, Any]]) -> list[str]:
     ]  # fmt: skip
 
 
-def write_table(rows: list[dict[str, Any]]) -> None:
-    """Put the table between the markers of the README beside this script."""
-    page = HERE / "README.md"
-    marked = re.compile(r"(<!-- fashion_mnist -->\n).*?(<!-- end -->)", re.DOTALL)
-    page.write_text(marked.sub(lambda m: m[1] + table(rows) + "\n" + m[2], page.read_text()))
-
-
 @click.command()
 @click.option("--dense", type=click.Path(exists=True, file_okay=False, path_type=Path), help="Folder of dense weights.")
 @click.option("--minutes", default=float("inf"), help="Start no further row after so many minutes.")
@@ -237,7 +230,7 @@ def main(dense: Path | None, minutes: float, net: str | None, codewords: int | N
         with RESULTS.open("a") as file:
             file.write(json.dumps(rows[-1]) + "\n")
         print(rows[-1], flush=True)
-    write_table(rows)
+    put("fashion_mnist", table(rows))
 
 
 if __name__ == "__main__":

@@ -10,12 +10,11 @@ gap-coded form is computed from the same indices. The table goes between the mar
 
 from __future__ import annotations
 
-import re
-from pathlib import Path
 from typing import Any
 
 import click
 import torch
+from page import put
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -134,9 +133,7 @@ def main(seeds: int) -> None:
             rows.append(measure(data, name, seed))
             print(name, seed, rows[-1], flush=True)
         table.append(lines(name, rows))
-    page = Path(__file__).parent / "README.md"
-    marked = re.compile(r"(<!-- lenet -->\n).*?(<!-- end -->)", re.DOTALL)
-    page.write_text(marked.sub(lambda m: m[1] + "\n".join(table) + "\n" + m[2], page.read_text()))
+    put("lenet", "\n".join(table))
 
 
 if __name__ == "__main__":

@@ -12,13 +12,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 import time
 import tomllib
 from pathlib import Path
 from typing import Any
 
 import click
+from page import put
 from safetensors.torch import save
 
 import compressor
@@ -129,13 +129,6 @@ def table(entries: dict[str, dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def write_table(entries: dict[str, dict[str, Any]]) -> None:
-    """Put the table between the markers of the README beside this script."""
-    page = HERE / "README.md"
-    marked = re.compile(r"(<!-- zoo -->\n).*?(<!-- end -->)", re.DOTALL)
-    page.write_text(marked.sub(lambda m: m[1] + table(entries) + "\n" + m[2], page.read_text()))
-
-
 @click.command()
 @click.option("--dense", type=click.Path(exists=True, file_okay=False, path_type=Path), help="Folder of dense weights.")
 @click.option("--minutes", default=float("inf"), help="Start no further checkpoint after so many minutes.")
@@ -162,7 +155,7 @@ def main(dense: Path | None, minutes: float, folder: Path, name: str | None, dev
         entries[plan] = measure(plan, dense, path, data)
         write_index(index, entries)
     if folder.resolve() == ZOO.resolve():
-        write_table(entries)
+        put("zoo", table(entries))
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from groups import bell, fitted, weight_of
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -17,25 +18,10 @@ from compressor.group import Group
 from compressor.policy import Policy, Rule
 from compressor.scheme import make_scheme
 from compressor.schemes.diffquant import DiffQuant, quantiles
-from compressor.sites import find_tensors
-
-
-def bell(count: int = 400) -> Tensor:
-    torch.manual_seed(0)
-    return torch.randn(count) * 0.05
 
 
 def group_of(weights: Tensor, codewords: int = 4, importance: Tensor | None = None) -> Group:
-    scheme, layer = DiffQuant(codewords), nn.Linear(weights.numel(), 1, bias=False).to(weights.dtype)
-    with torch.no_grad():
-        layer.weight.copy_(weights.reshape(1, -1))
-    group = Group(scheme, find_tensors(layer))
-    scheme.fit(group, None if importance is None else {group.sites[0]: importance.reshape(1, -1)})
-    return group
-
-
-def weight_of(group: Group) -> Tensor:
-    return group.weight(group.sites[0], group.latent(group.sites[0])).reshape(-1)
+    return fitted(DiffQuant(codewords), weights, importance)
 
 
 def set_points(group: Group, *points: float) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from groups import fitted
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.nn import functional
@@ -22,18 +23,12 @@ from compressor.group import Group
 from compressor.policy import Policy, Rule
 from compressor.scheme import make_scheme
 from compressor.schemes.fixed import Fixed, round_nearest, round_stochastic
-from compressor.sites import find_tensors
 
 ROUNDINGS = ["nearest", "stochastic"]
 
 
 def group_of(weights: Tensor, **settings: Any) -> Group:
-    scheme, layer = Fixed(**settings), nn.Linear(weights.numel(), 1, bias=False).to(weights.dtype)
-    with torch.no_grad():
-        layer.weight.copy_(weights.reshape(1, -1))
-    group = Group(scheme, find_tensors(layer))
-    scheme.fit(group, None)
-    return group
+    return fitted(Fixed(**settings), weights)
 
 
 def weight_of(group: Group) -> Tensor:

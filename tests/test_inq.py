@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from groups import fitted
 from torch import Tensor, nn
 
 from compressor.core import Compressor
@@ -35,12 +36,7 @@ PAPER = {  # as printed
 
 
 def group_of(weights: Tensor, scheme: INQ) -> Group:
-    layer = nn.Linear(weights.numel(), 1, bias=False).to(weights.dtype)
-    with torch.no_grad():
-        layer.weight.copy_(weights.reshape(1, -1))
-    group = Group(scheme, find_tensors(layer))
-    scheme.fit(group, None)
-    return group
+    return fitted(scheme, weights)
 
 
 def weight_of(group: Group) -> Tensor:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from groups import bell, fitted, weight_of
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -20,29 +21,12 @@ from compressor.policy import Policy, Rule
 from compressor.scheme import make_scheme
 from compressor.schemes.diffquant import DiffQuant
 from compressor.schemes.uniform import Uniform
-from compressor.sites import find_tensors
 
 LARGE = 2.0**126  # half a step beyond the largest is a number of float32 still
 
 
-def bell(count: int = 600) -> Tensor:
-    torch.manual_seed(0)
-    return torch.randn(count) * 0.05
-
-
 def group_of(weights: Tensor, pruned: Tensor | None = None, **settings: Any) -> Group:
-    scheme, layer = Uniform(**settings), nn.Linear(weights.numel(), 1, bias=False).to(weights.dtype)
-    with torch.no_grad():
-        layer.weight.copy_(weights.reshape(1, -1))
-    group = Group(scheme, find_tensors(layer))
-    if pruned is not None:
-        group.prune(group.sites[0], pruned.reshape(1, -1))
-    scheme.fit(group, None)
-    return group
-
-
-def weight_of(group: Group) -> Tensor:
-    return group.weight(group.sites[0], group.latent(group.sites[0])).reshape(-1)
+    return fitted(Uniform(**settings), weights, pruned=pruned)
 
 
 def rounded(weights: Tensor, **settings: Any) -> Tensor:
@@ -67,14 +51,14 @@ def formula(weights: Tensor, bits: int, bucket: int) -> Tensor:
 @pytest.mark.parametrize("bits", [1, 2, 4, 8])
 @pytest.mark.parametrize("bucket", [7, 256, 600, 5000])
 def test_as_the_paper_has_it(bits: int, bucket: int) -> None:
-    weights = bell()
+    weights = bell(600)
     found = rounded(weights, bits=bits, bucket=bucket)
     torch.testing.assert_close(found.double(), formula(weights, bits, bucket), atol=1e-7, rtol=0)
     assert all(len(run.unique()) <= 2**bits for run in found.split(bucket))
 
 
 def test_the_ends_of_a_bucket_are_kept() -> None:
-    weights = bell()
+    weights = bell(600)
     for run, found in zip(weights.split(256), rounded(weights).split(256), strict=True):
         assert found[run.argmin()] == run.min()
         torch.testing.assert_close(found[run.argmax()], run.max(), atol=0, rtol=2.0**-22)
@@ -98,7 +82,7 @@ def test_a_constant_bucket_is_left_as_it_is(value: float) -> None:
 
 
 def test_a_bucket_of_all_weights_is_one_per_tensor() -> None:
-    weights = bell()
+    weights = bell(600)
     whole = rounded(weights, bucket=600)
     assert torch.equal(rounded(weights, bucket=1 << 20), whole)
     assert len(whole.unique()) <= 16
@@ -106,7 +90,7 @@ def test_a_bucket_of_all_weights_is_one_per_tensor() -> None:
 
 
 def test_buckets_know_nothing_of_each_other() -> None:
-    weights = bell()
+    weights = bell(600)
     whole = rounded(weights)
     apart = torch.cat([rounded(run) for run in weights.split(256)])
     assert torch.equal(whole, apart), "nor does what fills the last one count"
@@ -116,7 +100,7 @@ def test_buckets_know_nothing_of_each_other() -> None:
 @pytest.mark.parametrize("pruned", [False, True])
 @pytest.mark.parametrize("bits", [1, 4, 8, 12])
 def test_decodes_to_what_was_computed(bits: int, pruned: bool, dtype: torch.dtype) -> None:
-    weights = (bell() + 0.02).to(dtype)
+    weights = (bell(600) + 0.02).to(dtype)
     group = group_of(weights, weights.abs() < 0.03 if pruned else None, bits=bits)
     computed = weight_of(group).detach()
     assert computed.dtype == dtype
@@ -141,7 +125,7 @@ def test_any_numbers_stay_finite_and_decode_exactly(weights: list[float], bits: 
 @pytest.mark.parametrize("shift", [-1.0, -0.02, 0.0, 0.02, 1.0])
 @pytest.mark.parametrize("bits", [2, 4, 8])
 def test_pruned_weights_are_exactly_zero_and_the_others_near(bits: int, shift: float) -> None:
-    weights = bell() + shift
+    weights = bell(600) + shift
     pruned = torch.arange(600) % 3 == 0
     pruned[512:] = False
     group = group_of(weights, pruned, bits=bits)
@@ -155,7 +139,7 @@ def test_pruned_weights_are_exactly_zero_and_the_others_near(bits: int, shift: f
 
 @pytest.mark.parametrize("bits", [1, 4, 6])
 def test_learnt_points_at_even_distances_are_the_same_grid(bits: int) -> None:
-    weights = bell()
+    weights = bell(600)
     group = Group(DiffQuant(2**bits), group_of(weights).sites)
     values = Uniform(bits=bits).grid.expand().ravel() * float(weights.max() - weights.min()) + float(weights.min())
     group.set_codebook(torch.from_numpy(values), learnt=True)
@@ -163,7 +147,7 @@ def test_learnt_points_at_even_distances_are_the_same_grid(bits: int) -> None:
 
 
 def test_the_gradient_is_the_latent_weights_own() -> None:
-    group, gradient = group_of(bell()), torch.randn(600)
+    group, gradient = group_of(bell(600)), torch.randn(600)
     weight_of(group).backward(gradient)
     found = group.latent(group.sites[0]).grad
     assert found is not None
@@ -171,10 +155,10 @@ def test_the_gradient_is_the_latent_weights_own() -> None:
 
 
 def test_scale_and_offset_follow_the_latent_weights() -> None:
-    group = group_of(bell())
+    group = group_of(bell(600))
     with torch.no_grad():
         group.latent(group.sites[0]).mul_(3).add_(1)
-    assert torch.equal(weight_of(group).detach(), rounded(bell() * 3 + 1))
+    assert torch.equal(weight_of(group).detach(), rounded(bell(600) * 3 + 1))
 
 
 @pytest.mark.parametrize("settings", [{}, {"sparsity": 0.5}])

@@ -1,0 +1,35 @@
+"""One layer's weights under a scheme, for the tests of the schemes."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from compressor.group import Group
+from compressor.scheme import Scheme
+from compressor.sites import find_tensors
+
+__all__ = ["bell", "fitted", "weight_of"]
+
+
+def bell(count: int = 400) -> Tensor:
+    """Weights as networks have them."""
+    torch.manual_seed(0)
+    return torch.randn(count) * 0.05
+
+
+def fitted(scheme: Scheme, weights: Tensor, importance: Tensor | None = None, pruned: Tensor | None = None) -> Group:
+    """The group of one linear layer with these weights, fitted."""
+    layer = nn.Linear(weights.numel(), 1, bias=False).to(weights.dtype)
+    with torch.no_grad():
+        layer.weight.copy_(weights.reshape(1, -1))
+    group = Group(scheme, find_tensors(layer))
+    if pruned is not None:
+        group.prune(group.sites[0], pruned.reshape(1, -1))
+    scheme.fit(group, None if importance is None else {group.sites[0]: importance.reshape(1, -1)})
+    return group
+
+
+def weight_of(group: Group) -> Tensor:
+    """What the network computes with, flat and differentiable."""
+    return group.weight(group.sites[0], group.latent(group.sites[0])).reshape(-1)
