@@ -98,5 +98,5 @@ def make_optimizer(
     try:
         optimizer = create_optimizer_v2(parameters, opt=opt, lr=lr)
         return optimizer, RoundSchedule(optimizer, sched, epochs, updates_per_epoch)
-    except (ValueError, AssertionError, NotImplementedError) as error:
+    except (ValueError, AssertionError, NotImplementedError) as error:  # timm asserts what it is given
         raise UsageError(f"optimiser {opt!r} with schedule {sched!r}: {error}") from None
