@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import json
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +19,12 @@ from fashion_mnist import ARGS, BATCH, DISTILL, LR, Bench, train_dense
 from page import put
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.data import DataLoader
 
 from compressor import Compressor, Policy, Rule
 from compressor.losses import distillation
 from compressor.packing import Packed
+from compressor.splits import ArraySplit
 from compressor.training import evaluate
 
 HERE = Path(__file__).parent
@@ -31,12 +33,21 @@ Stages = list[tuple[list[Rule], int]]  # rules and epochs, one after the other; 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Methods by name, the rows to measure (network, method, seed), and how long each is trained."""
+    """Methods by name, the rows to measure (network, method, seed), how long each is trained, and on how many images."""
 
     name: str
     methods: dict[str, Stages]
     runs: list[tuple[str, str, int]]
     epochs: int
+    images: dict[str, int] = field(default_factory=dict)  # by network: the first so many; all, where it is not named
+
+    def batches(self, bench: Bench, net: str, seed: int) -> DataLoader[Any]:
+        """Give the training batches of a row."""
+        train = bench.data.train
+        assert isinstance(train, ArraySplit)
+        first = copy.copy(train)
+        first.images, first.labels = train.images[: self.images.get(net)], train.labels[: self.images.get(net)]
+        return replace(bench.data, train=first).train_loader(BATCH, seed)
 
     def measure(self, bench: Bench, net: str, method: str, seed: int) -> dict[str, Any]:
         """Train, pack and evaluate one row."""
@@ -72,7 +83,7 @@ class Comparison:
             job = Compressor(
                 model, policy, model_args=ARGS, teacher=teacher, distill=DISTILL, seed=seed, preserve_sparsity=pruned
             )
-            job.prepare().finetune(bench.data.train_loader(BATCH, seed), epochs=epochs, lr=LR[net])
+            job.prepare().finetune(self.batches(bench, net, seed), epochs=epochs, lr=LR[net])
             packed, model = job.finish(), job.model
             pruned = pruned or any(policy.prunings)
         return model, packed
@@ -85,7 +96,7 @@ class Comparison:
             task = functional.cross_entropy(output, target)
             return (1 - DISTILL) * task + DISTILL * distillation(output, teacher(inputs), 2.0)
 
-        train_dense(model, bench.data.train_loader(BATCH, seed), loss, LR[net], self.epochs, seed)
+        train_dense(model, self.batches(bench, net, seed), loss, LR[net], self.epochs, seed)
         return model, None
 
     def table(self, rows: list[dict[str, Any]]) -> str:
