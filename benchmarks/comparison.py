@@ -33,7 +33,7 @@ Stages = list[tuple[list[Rule], int]]  # rules and epochs, one after the other; 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Methods by name, the rows to measure (network, method, seed), how long each is trained, and on how many images."""
+    """Methods by name, the rows to measure (network, method, seed), epochs of each and images to train on."""
 
     name: str
     methods: dict[str, Stages]

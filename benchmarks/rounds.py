@@ -36,7 +36,9 @@ METHODS: dict[str, Stages] = {
 
 IMAGES = {"resnet18": 15_000}
 NETS = ("test_resnet", 0), ("resnet18", 0), ("test_resnet", 1), ("test_resnet", 2)
-ROUNDS = Comparison("rounds", METHODS, [(net, method, seed) for net, seed in NETS for method in METHODS], EPOCHS, IMAGES)
+ROUNDS = Comparison(
+    "rounds", METHODS, [(net, method, seed) for net, seed in NETS for method in METHODS], EPOCHS, IMAGES
+)
 
 if __name__ == "__main__":
     ROUNDS.command()()
