@@ -5,7 +5,6 @@ Memory is O(N): a step saves one index per weight and never an N x K matrix.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -13,10 +12,9 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-__all__ = ["lookup", "nearest", "nearest_by_row", "straight_through"]
+from compressor.hashing import BLOCK, Hash, blocks, sum_by_index
 
-CELLS = 4096
-BLOCK = 1 << 15  # weights handled at a time, so that temporaries stay in cache
+__all__ = ["lookup", "nearest", "nearest_by_row", "straight_through"]
 
 
 def nearest(weights: Tensor, codebook: Tensor) -> Tensor:
@@ -33,25 +31,13 @@ def nearest(weights: Tensor, codebook: Tensor) -> Tensor:
         >>> nearest(torch.tensor([-0.9, 0.5, 0.6]), torch.tensor([-1.0, 0.0, 1.0])).tolist()
         [0, 1, 2]
     """
-    find = _finder(codebook)
+    flat = weights.reshape(-1)
     indices = torch.empty(weights.shape, dtype=torch.int32, device=weights.device)
-    flat, out = weights.reshape(-1), indices.view(-1)
-    for block in _blocks(flat):
-        find(flat[block], out[block])
+    find, values = Hash(codebook), torch.empty_like(flat[:BLOCK])
+    for block in blocks(flat):
+        found = indices.view(-1)[block]
+        find(flat[block], found, values[: len(found)])
     return indices
-
-
-def _blocks(weights: Tensor) -> Iterator[slice]:
-    return (slice(start, start + BLOCK) for start in range(0, weights.numel(), BLOCK))
-
-
-def _finder(codebook: Tensor) -> Callable[[Tensor, Tensor], object]:
-    """Give what writes the nearest codewords of some weights, float32[n], to int32[n]."""
-    bounds = (codebook[1:] + codebook[:-1]) / 2
-    table = _cell_table(bounds)
-    if table is None:
-        return lambda weights, out: torch.bucketize(weights, bounds, out_int32=True, out=out)
-    return lambda weights, out: _nearest_in_block(weights, *table, out=out)
 
 
 def nearest_by_row(weights: Tensor, codebooks: Tensor) -> Tensor:
@@ -77,37 +63,6 @@ def nearest_by_row(weights: Tensor, codebooks: Tensor) -> Tensor:
     return (found + first[:, None]).view(weights.shape)
 
 
-def _cell_table(bounds: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor] | None:
-    """Cut the range of the bounds into equal cells, count the bounds before each, and give the next one.
-
-    A weight's cell then leaves one comparison to do, five times faster than a binary search. None where two
-    bounds fall into one cell, or there are too few to pay.
-    """
-    if len(bounds) < 2 or len(bounds) > CELLS // 4:
-        return None
-    per_unit = CELLS / (bounds[-1] - bounds[0])
-    cells = _cell(bounds, bounds[0], per_unit)
-    if not bool(torch.isfinite(per_unit)) or bool((cells[1:] == cells[:-1]).any()):
-        return None
-    before = torch.bucketize(torch.arange(CELLS, device=bounds.device, dtype=cells.dtype), cells, out_int32=True)
-    following = torch.cat([bounds, bounds.new_full((1,), torch.inf)]).index_select(0, before)
-    return bounds[0], per_unit, before, following
-
-
-def _cell(values: Tensor, first: Tensor, per_unit: Tensor) -> Tensor:
-    # Rounding is monotone and the same for bounds and weights, so a lower cell means a lower value.
-    return values.sub(first).mul_(per_unit).clamp_(0, CELLS - 1).to(torch.int32)
-
-
-def _nearest_in_block(
-    weights: Tensor, first: Tensor, per_unit: Tensor, before: Tensor, following: Tensor, out: Tensor
-) -> None:
-    cells = _cell(weights, first, per_unit)
-    torch.index_select(before, 0, cells, out=out)
-    beyond = following.index_select(0, cells).lt_(weights)  # 0.0 or 1.0, which adds faster than a truth value
-    out.add_(beyond.to(torch.int32))
-
-
 def _scatter(gradient: Tensor, indices: Tensor, codewords: int) -> Tensor:
     total = torch.zeros(codewords, dtype=gradient.dtype, device=gradient.device)
     return total.index_add_(0, indices.reshape(-1), gradient.reshape(-1))
@@ -130,19 +85,16 @@ class _Lookup(Function):
 class _StraightThrough(Function):
     @staticmethod
     def forward(ctx: Any, latent: Tensor, codebook: Tensor, indices: Tensor | None) -> Tensor:
-        """Look up, and find the indices first if there are none, a block at a time: nothing else is N long."""
         weights = latent.reshape(-1)
-        find = _finder(codebook) if indices is None else None
         # A large part of a step's memory: indices wait here for the backward pass, in a byte each where they fit.
         kept = torch.empty_like(weights, dtype=torch.uint8 if len(codebook) <= 256 else torch.int32)
         values = torch.empty(latent.shape, dtype=codebook.dtype, device=codebook.device)
-        found = torch.empty(min(BLOCK, len(weights)), dtype=torch.int32, device=weights.device)
-        for block in _blocks(weights):
-            here = found[: len(kept[block])] if indices is None else indices.reshape(-1)[block]
-            if find is not None:
-                find(weights[block].float(), here)
-            torch.index_select(codebook, 0, here, out=values.view(-1)[block])
-            kept[block] = here
+        if indices is None:
+            Hash(codebook)(weights, kept, values.view(-1))
+        else:
+            for block in blocks(weights):
+                here = kept[block] = indices.reshape(-1)[block]
+                torch.index_select(codebook, 0, here, out=values.view(-1)[block])
         ctx.save_for_backward(kept)
         ctx.codewords, ctx.dtype = len(codebook), latent.dtype
         return values
@@ -153,9 +105,8 @@ class _StraightThrough(Function):
         (kept,) = ctx.saved_tensors
         if not ctx.needs_input_grad[1]:
             return gradient.to(ctx.dtype), None, None
-        to_codebook, flat = gradient.new_zeros(ctx.codewords), gradient.reshape(-1)
-        for block in _blocks(flat):
-            to_codebook.index_add_(0, kept[block].int(), flat[block])
+        flat = gradient.reshape(-1)
+        to_codebook = sum_by_index(flat, kept, ctx.codewords)
         return gradient.to(ctx.dtype), to_codebook, None
 
 

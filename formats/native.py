@@ -1,7 +1,8 @@
 """A few lines of arithmetic as machine code: spelled in ``Value`` and ``Code``, compiled by LLVM in milliseconds.
 
-No Python object is in the code that comes out, so the interpreter's lock is not held while it runs. All arithmetic is
-on 64-bit integers that stay below 2**63; loads widen, stores cut off.
+No Python object is in the code that comes out, so the interpreter's lock is not held while it runs. Integers have 64
+bits and stay below 2**63; loads widen, stores cut off. Real numbers have 32 and are computed in the order written, as
+IEEE 754 says; sums may have 64.
 """
 
 from __future__ import annotations
@@ -16,10 +17,11 @@ import numpy as np
 from llvmlite import ir
 from numpy.typing import NDArray
 
-__all__ = ["Array", "Code", "Value", "Variable", "compile_function"]
+__all__ = ["Array", "Code", "Real", "Value", "Variable", "compile_function"]
 
 _WORD = ir.IntType(64)
 _BYTES = ir.IntType(8).as_pointer()
+_REAL, _LONG_REAL = ir.FloatType(), ir.DoubleType()
 
 
 class Value:
@@ -75,6 +77,32 @@ class Value:
         return Value(self._builder, self._builder.bswap(self.name))
 
 
+class Real:
+    """A float32 that the code will compute."""
+
+    def __init__(self, builder: ir.IRBuilder, name: Any) -> None:
+        self._builder = builder
+        self.name = name
+
+    def __sub__(self, other: Real) -> Real:
+        return Real(self._builder, self._builder.fsub(self.name, other.name))
+
+    def __mul__(self, other: Real) -> Real:
+        return Real(self._builder, self._builder.fmul(self.name, other.name))
+
+    def __lt__(self, other: Real) -> Value:
+        """Give 1 where this is less, else 0: also where one is not a number."""
+        less = self._builder.fcmp_ordered("<", self.name, other.name)
+        return Value(self._builder, self._builder.zext(less, _WORD))
+
+    def whole(self, most: int) -> Value:
+        """Cut off the fraction; 0 for what is less or not a number, ``most`` for what is more."""
+        low, high = _REAL(0.0), _REAL(float(most))
+        within = self._builder.select(self._builder.fcmp_ordered("<", low, self.name), self.name, low)
+        within = self._builder.select(self._builder.fcmp_ordered("<", within, high), within, high)
+        return Value(self._builder, self._builder.fptosi(within, _WORD))
+
+
 class Variable:
     """An integer that the code changes as it runs."""
 
@@ -112,6 +140,16 @@ class Array:
     def __setitem__(self, place: Value | int, value: Value) -> None:
         cut = value.name if self._item == _WORD else self._builder.trunc(value.name, self._item)
         self._builder.store(cut, self._at(place, self._item, self._step), align=self._step)
+
+    def real(self, place: Value | int) -> Real:
+        """Read the bits of an item as a float32."""
+        return Real(self._builder, self._builder.load(self._at(place, _REAL, 4), align=4))
+
+    def add(self, place: Value | int, term: Real) -> None:
+        """Add to an item whose bits are a float64."""
+        at = self._at(place, _LONG_REAL, 8)
+        longer = self._builder.fpext(term.name, _LONG_REAL)
+        self._builder.store(self._builder.fadd(self._builder.load(at, align=8), longer), at, align=8)
 
     def word_at(self, byte: Value) -> Value:
         """Give the eight bytes from ``byte`` on, which need not be aligned, as one integer."""

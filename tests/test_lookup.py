@@ -37,7 +37,7 @@ def test_nearest_agrees_with_bucketize_on_many_weights(codewords: int) -> None:
     assert torch.equal(nearest(on_bounds, codebook), torch.bucketize(on_bounds, bounds, out_int32=True))
 
 
-def test_nearest_with_crowded_bounds_falls_back_and_is_right() -> None:
+def test_nearest_where_bounds_crowd_in_one_cell() -> None:
     codebook = torch.tensor([0.0, 1e-6, 2e-6, 1.0, 2.0])
     weights = torch.linspace(-1e-6, 3e-6, 101)
     assert torch.equal(nearest(weights, codebook), slow_nearest(weights, codebook))

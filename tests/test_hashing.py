@@ -1,0 +1,94 @@
+"""The hash and the sums as machine code and with stock operators, and both against slow obvious twins."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from torch import Tensor
+
+from compressor import hashing
+from compressor.hashing import BLOCK, Hash, sum_by_index
+
+SIZES = (0, 1, 3, 4, 5, BLOCK - 1, BLOCK + 3)
+KINDS = torch.uint8, torch.int32
+anything = st.floats(width=32, allow_nan=False)
+finite = st.floats(-(2.0**127), 2.0**127, width=32)  # so that no bound between two is infinite
+
+
+@pytest.fixture(params=["machine code", "stock operators"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Compute in each of the two ways."""
+    if request.param == "stock operators":
+        monkeypatch.setattr(hashing, "_compiled", lambda name, item: None)
+    return str(request.param)
+
+
+def hashed(weights: Tensor, codebook: Tensor, kind: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Hash between items that must stay as they are."""
+    indices = torch.full((len(weights) + 16,), 77, dtype=kind)
+    values = torch.full((len(weights) + 16,), 77.0)
+    Hash(codebook)(weights, indices[8:-8], values[8:-8])
+    for held in (indices, values):
+        assert (held[:8] == 77).all()
+        assert (held[-8:] == 77).all()
+    return indices[8:-8], values[8:-8]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("codewords", [1, 2, 3, 16, 256])
+@pytest.mark.parametrize("size", SIZES)
+def test_the_hash_is_the_number_of_bounds_below(way: str, size: int, codewords: int, kind: torch.dtype) -> None:
+    torch.manual_seed(size + codewords)
+    codebook = torch.randn(codewords).sort().values
+    bounds = (codebook[1:] + codebook[:-1]) / 2
+    weights = torch.cat([torch.randn(size), codebook, bounds])[:size]
+    indices, values = hashed(weights, codebook, kind)
+    expected = torch.bucketize(weights, bounds)
+    assert torch.equal(indices.long(), expected)
+    assert torch.equal(values, codebook[expected])
+
+
+@given(
+    arrays(np.float32, st.integers(1, 40), elements=anything), arrays(np.float32, st.integers(1, 300), elements=finite)
+)
+@settings(max_examples=300, deadline=None)
+def test_the_machine_code_hashes_any_weights_by_any_codebook(weights: np.ndarray, codebook: np.ndarray) -> None:
+    """Also by one that spans more than a float can say, repeats itself, or crowds in a cell; and infinite weights."""
+    ascending = torch.from_numpy(np.sort(codebook))
+    bounds = (ascending[1:] + ascending[:-1]) / 2
+    indices, values = hashed(torch.from_numpy(weights), ascending, torch.int32)
+    expected = torch.tensor([int((bounds < float(weight)).sum()) for weight in weights])
+    assert torch.equal(indices.long(), expected)
+    assert torch.equal(values, ascending[expected])
+
+
+def test_a_weight_that_is_no_number_stays_within_the_codebook() -> None:
+    indices, values = hashed(torch.full((5,), torch.nan), torch.tensor([1.0, 2.0, 3.0]), torch.uint8)
+    assert indices.tolist() == [0] * 5
+    assert values.tolist() == [1.0] * 5
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("size", SIZES)
+def test_sums_by_index(way: str, size: int, kind: torch.dtype) -> None:
+    torch.manual_seed(size)
+    terms, indices = torch.randn(size), torch.randint(0, 200, (size,)).to(kind)
+    expected = np.bincount(indices.numpy(), terms.double().numpy(), 200)
+    np.testing.assert_allclose(sum_by_index(terms, indices, 200).numpy(), expected, atol=1e-4)
+
+
+def test_sums_of_large_and_small_are_exact() -> None:
+    terms = torch.tensor([1e8, 1.0, 1.0, -1e8] * 1001)
+    assert sum_by_index(terms, torch.zeros(4004, dtype=torch.uint8), 1).tolist() == [2002.0]
+
+
+def test_other_numbers_take_the_stock_operators() -> None:
+    codebook = torch.tensor([-1.0, 0.0, 1.0])
+    weights = torch.tensor([-0.9, 0.4, 0.6])
+    indices, values = hashed(weights.bfloat16(), codebook, torch.uint8)
+    assert (indices.tolist(), values.tolist()) == ([0, 1, 2], [-1.0, 0.0, 1.0])
+    assert sum_by_index(weights.double(), indices, 3).dtype == torch.float64
