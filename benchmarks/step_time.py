@@ -32,8 +32,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from compressor import Compressor, Policy, Rule
-from compressor.losses import distillation, frozen_copy
 from compressor.lookup import nearest
+from compressor.losses import distillation, frozen_copy
 
 SCHEMES = "dense", "learnt", "kmeans", "inq", "wfn"
 WARM_UP, MEMORY_STEPS = 3, 5
@@ -63,7 +63,7 @@ def make_step(case: Case, scheme: str, taught: bool = False) -> tuple[Step, int]
         teacher = frozen_copy(model) if taught else None
         optimizer = torch.optim.AdamW(model.parameters(), 1e-3)
         return _step(case, model, optimizer, functools.partial(dense_loss, teacher)), 0
-    policy = Policy([Rule("*", scheme=scheme, bits=4)])
+    policy = Policy([Rule("*", scheme) if scheme == "wfn" else Rule("*", scheme, bits=4)])
     job = Compressor(model, policy, copy=False, teacher="dense" if taught else None).prepare()
     optimizer = torch.optim.AdamW(job.param_groups(lr=1e-3))
     job.attach(optimizer, total_steps=ALL_STEPS)
