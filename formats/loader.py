@@ -1,33 +1,24 @@
-"""Packed files as torch tensors and timm models."""
+"""Packed files as timm models."""
 
 from __future__ import annotations
 
-import math
 import os
-from collections.abc import Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import timm
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from compressor.formats.errors import MissingError, UsageError, did_you_mean
 from compressor.formats.modules import install, read_packed
 from compressor.formats.reader import PackedFile
-from compressor.formats.record import Content, RawTensor
+from compressor.formats.record import Content
+from compressor.formats.tensors import Tensors, load_state_dict
 
 __all__ = ["build_model", "check_fits", "load", "load_state_dict"]
 
-_TORCH = {
-    "BOOL": torch.bool, "U8": torch.uint8, "I8": torch.int8, "F8_E5M2": torch.float8_e5m2,
-    "F8_E4M3": torch.float8_e4m3fn, "U16": torch.uint16, "I16": torch.int16, "F16": torch.float16,
-    "BF16": torch.bfloat16, "U32": torch.uint32, "I32": torch.int32, "F32": torch.float32,
-    "U64": torch.uint64, "I64": torch.int64, "F64": torch.float64,
-}  # fmt: skip
 _MAX_CLASSES = 1_000_000
 _MAX_CHANNELS = 4_096
 _MAX_IMAGE = 8_192
@@ -37,21 +28,6 @@ _RANDOM_FILLS = {
     "uniform_", "normal_", "trunc_normal_", "erfinv_", "kaiming_uniform_", "kaiming_normal_",
     "xavier_uniform_", "xavier_normal_", "orthogonal_",
 }  # fmt: skip
-
-
-def load_state_dict(path: str | os.PathLike[str], names: Iterable[str] | None = None) -> dict[str, Tensor]:
-    """Read tensors of a packed file; only what is asked for is read and decoded.
-
-    Args:
-        path: the file.
-        names: the tensors wanted; None for all. An alias shares the tensor it stands for.
-
-    Raises:
-        MissingError: a name that the file has not.
-        FileError: the file is damaged, hostile or of another kind.
-    """
-    with PackedFile.open(path) as file:
-        return _tensors(file, names)
 
 
 def load(path: str | os.PathLike[str], model: nn.Module | None = None, weights: str = "dense") -> nn.Module:
@@ -73,13 +49,15 @@ def load(path: str | os.PathLike[str], model: nn.Module | None = None, weights: 
     if weights not in _WEIGHTS:
         raise UsageError(f"weights={weights!r}, expected 'dense' or 'packed'.{did_you_mean(str(weights), _WEIGHTS)}")
     packed = weights == "packed"
-    with PackedFile.open(path) as file:
+    with PackedFile.open(path) as file, Tensors(file) as tensors:
+        if not packed and model is None:
+            tensors.read_ahead()
         target = _build_named(file) if model is None else model
         check_fits(file, target)
-        _fill(target, file, assign=_on_meta(target), packed=packed)
+        _fill(target, file, tensors, assign=_on_meta(target), packed=packed)
         if model is None and _on_meta(target):  # buffers that are computed, not saved
             target = _build_named(file, "cpu")
-            _fill(target, file, assign=True, packed=packed)
+            _fill(target, file, tensors, assign=True, packed=packed)
         if file.preprocessing:
             known: dict[str, Any] = dict(getattr(target, "pretrained_cfg", {}))
             target.pretrained_cfg = known | _tuples(file.preprocessing)  # type: ignore[assignment]
@@ -186,40 +164,13 @@ def _build_named(file: PackedFile, device: str = "meta") -> nn.Module:
     return build_model(name, args, device)
 
 
-def _tensors(file: PackedFile, names: Iterable[str] | None) -> dict[str, Tensor]:
-    known = {name: name for name in (*file.sites, *file.untouched)} | dict(file.aliases)
-    wanted = list(known if names is None else names)
-    for name in wanted:
-        if name not in known:
-            raise MissingError(f"{file.label}: no tensor {name!r}.{did_you_mean(name, known)}")
-    sources = list(dict.fromkeys(known[name] for name in wanted))
-    sources.sort(key=lambda name: math.prod(_shape(file, name)), reverse=True)  # so that threads end together
-    with ThreadPoolExecutor(torch.get_num_threads()) as threads:  # decoding lets go of the interpreter's lock
-        decoded = dict(zip(sources, threads.map(partial(_tensor, file), sources), strict=True))
-    return {name: decoded[known[name]] for name in wanted}
-
-
-def _tensor(file: PackedFile, name: str) -> Tensor:
-    if name not in file.sites:
-        return _raw(file.raw(name))
-    weights = torch.from_numpy(file.tensor(name))
-    return weights.view(torch.bfloat16) if file.sites[name].dtype == "BF16" else weights
-
-
-def _raw(raw: RawTensor) -> Tensor:
-    if not raw.data:
-        return torch.empty(raw.shape, dtype=_TORCH[raw.dtype])
-    data = torch.from_numpy(np.frombuffer(raw.data, np.uint8).copy())
-    return data.view(_TORCH[raw.dtype]).reshape(raw.shape)
-
-
-def _fill(model: nn.Module, file: PackedFile, assign: bool, packed: bool) -> None:
+def _fill(model: nn.Module, file: PackedFile, tensors: Tensors, assign: bool, packed: bool) -> None:
     """Copy the tensors into the model's own, or put them in their place; where ``packed``, not the shared weights."""
     shared = read_packed(file, model) if packed else {}
-    tensors = _tensors(file, [name for name in (*file.sites, *file.untouched, *file.aliases) if name not in shared])
+    state = tensors.read(name for name in (*file.sites, *file.untouched, *file.aliases) if name not in shared)
     if packed:
         install(shared, model)
-    model.load_state_dict(tensors, strict=not packed, assign=assign)
+    model.load_state_dict(state, strict=not packed, assign=assign)
     if assign:  # assigned one by one, tied parameters have come apart
         for alias, name in file.aliases.items():
             if name not in shared:

@@ -1,0 +1,90 @@
+"""What the hash of `learnt` costs a weight, forwards and backwards, from one million weights to 200.
+
+    OMP_NUM_THREADS=1 python benchmarks/hash_cost.py [--repeat 5] [--figure docs/figures/hash_cost.png]
+
+Normal weights, 16 codewords, one thread: machine code, the stock operators it replaces, and a copy of the weights as
+the floor; taken in turn, medians. Rewrites the table in ``README.md``; the figure needs matplotlib.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import click
+import torch
+from page import put
+from tabulate import tabulate
+
+from compressor import hashing
+from compressor.lookup import straight_through
+
+MILLIONS = 1, 3, 10, 30, 100, 200
+CODEWORDS = 16
+COMPILED = hashing._compiled
+HEADERS = ("million weights", "copy", "machine code", "stock operators", "ratio")
+
+
+def seconds(run: Callable[[], object]) -> float:
+    """Time one run."""
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
+
+
+def step(weights: torch.Tensor, codebook: torch.Tensor, gradient: torch.Tensor) -> None:
+    """Hash forwards and backwards."""
+    torch.autograd.grad(straight_through(weights, codebook), [weights, codebook], gradient)
+
+
+def measure(count: int, repeat: int) -> list[float]:
+    """Give the median nanoseconds a weight of copy, machine code and stock operators."""
+    weights = torch.randn(count, requires_grad=True)
+    codebook = torch.linspace(-2.5, 2.5, CODEWORDS, requires_grad=True)
+    gradient, target = torch.ones(count), torch.empty(count)
+    taken: list[list[float]] = [[], [], []]
+    for _ in range(repeat + 1):
+        taken[0].append(seconds(lambda: target.copy_(weights.detach())))
+        taken[1].append(seconds(lambda: step(weights, codebook, gradient)))
+        hashing._compiled = lambda name, item: None
+        try:
+            taken[2].append(seconds(lambda: step(weights, codebook, gradient)))
+        finally:
+            hashing._compiled = COMPILED
+    return [1e9 * statistics.median(times[1:]) / count for times in taken]  # the first turn warms up
+
+
+def draw(rows: list[list[float]], path: Path) -> None:
+    """Draw milliseconds over weights, both logarithmic: a line of slope 1 where cost is linear."""
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(6, 4))
+    for column in (3, 2, 1):
+        axes.loglog([1e6 * row[0] for row in rows], [row[0] * row[column] for row in rows], "o-", label=HEADERS[column])
+    axes.set(
+        xlabel="weights", ylabel="ms, forwards and backwards", title="The hash of learnt, 16 codewords, one thread"
+    )
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(path, dpi=110, bbox_inches="tight")
+
+
+@click.command()
+@click.option("--repeat", default=5)
+@click.option("--figure", type=click.Path(path_type=Path))
+def main(repeat: int, figure: Path | None) -> None:
+    """Measure, rewrite the table, and draw where asked."""
+    torch.set_num_threads(1)
+    found = [(millions, measure(millions * 1_000_000, repeat)) for millions in MILLIONS]
+    rows = [[millions, *times, times[2] / times[1]] for millions, times in found]
+    table = tabulate(rows, HEADERS, tablefmt="github", floatfmt=(",.0f", ".1f", ".1f", ".1f", ".1f"))
+    print(table)
+    put("hash_cost", table)
+    if figure is not None:
+        draw(rows, figure)
+
+
+if __name__ == "__main__":
+    main()
