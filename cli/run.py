@@ -112,7 +112,8 @@ def _stage(
         model, stage.policy, model_args=work.args, teacher=teacher, distill=training.distill if teacher else 0.0,
         temperature=training.temperature, seed=seed, **given,
     )  # fmt: skip
-    job.prepare()
+    wanted = any(fate.scheme and fate.scheme.wants_gradients for fate in job.fates)
+    job.prepare(_calibration(work, training.batch_size) if wanted else None)
     shared = [fate for fate in job.fates if fate.scheme]
     weights = sum(fate.site.tensor.numel() for fate in shared)
     schemes = ", ".join(sorted({repr(fate.scheme) for fate in shared}))

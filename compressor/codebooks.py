@@ -6,6 +6,7 @@ and any number of threads.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -18,7 +19,7 @@ from compressor.group import Group
 from compressor.intervals import PrefixSums, initial_borders, refined
 from compressor.sites import Site
 
-__all__ = ["Init", "fit_codebook", "fit_codebook_of_each_slice", "optimal_codebook"]
+__all__ = ["Init", "fit_codebook", "fit_codebook_of_each_slice", "optimal_codebook", "spread"]
 
 Init = Literal["optimal", "linear", "density", "quantile"]
 
@@ -141,3 +142,9 @@ def _lloyd(values: NDArray[np.float64], sums: PrefixSums, centres: NDArray[np.fl
         borders = moved
         centres = sums.means(borders)
     return centres
+
+
+def spread(weights: Tensor) -> float:
+    """Give the power of two nearest to the root mean square, which leaves every digit of the weights as it is."""
+    size = float(weights.double().square().mean().sqrt()) if len(weights) else 0.0
+    return 2.0 ** max(-100, min(100, round(math.log2(size)))) if size > 0 else 1.0

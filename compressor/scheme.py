@@ -55,6 +55,11 @@ class Scheme(ABC):
         """Whether all tensors under this scheme, with these settings, form one group."""
         return False
 
+    @property
+    def wants_gradients(self) -> bool:
+        """Whether ``fit`` should be told the importance of the weights, where there is data to learn it from."""
+        return False
+
     @classmethod
     def settings_for_bits(cls, bits: int) -> dict[str, Any]:
         """Give what ``bits`` stands for: the setting of that name, or codewords; raises PolicyError out of range."""

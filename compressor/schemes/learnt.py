@@ -11,7 +11,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
-from compressor.codebooks import Init, fit_codebook, fit_codebook_of_each_slice
+from compressor.codebooks import Init, fit_codebook, fit_codebook_of_each_slice, spread
 from compressor.group import Group
 from compressor.lookup import nearest, nearest_by_row, straight_through
 from compressor.scheme import Scheme, Shared, register, share_scalars, share_slices
@@ -70,7 +70,7 @@ class Learnt(Scheme):
     def fit(self, group: Group, importance: Mapping[Site, Tensor] | None) -> None:
         """Start from the codebook with the least error."""
         if self.whole_network:
-            group.register_buffer("scales", torch.tensor([_spread(group.survivors(site)) for site in group.sites]))
+            group.register_buffer("scales", torch.tensor([spread(group.survivors(site)) for site in group.sites]))
             group.unit.fill_(1.0)
         if self._books(group) > 1:
             codebook = fit_codebook_of_each_slice(group, self.codewords, importance, self.init).reshape(-1)
@@ -127,12 +127,6 @@ class Learnt(Scheme):
         latents = {site: group.latent(site).detach() / (scales[site] if scales else 1) for site in group.sites}
         nearest_now = {site: nearest(latent.float(), codebook) for site, latent in latents.items()}
         return share_scalars(group, codebook, nearest_now, scales)
-
-
-def _spread(weights: Tensor) -> float:
-    """Give the power of two nearest to the root mean square, which leaves every digit of the weights as it is."""
-    size = float(weights.double().square().mean().sqrt()) if len(weights) else 0.0
-    return 2.0 ** max(-100, min(100, round(math.log2(size)))) if size > 0 else 1.0
 
 
 def _scales(group: Group) -> dict[Site, float] | None:
