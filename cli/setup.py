@@ -22,6 +22,7 @@ from compressor.formats.errors import MissingError, UsageError, did_you_mean
 from compressor.formats.loader import build_model
 from compressor.formats.reader import PackedFile
 from compressor.policy import Policy, Rule
+from compressor.processes import first, is_first, together
 from compressor.recipe import Recipe, Stage, Training
 from compressor.schedule import make_optimizer
 from compressor.state_file import checksum
@@ -72,9 +73,19 @@ class Run:
 
 
 def set_up(options: Options) -> Run:
-    """Check everything that can be checked before the long work."""
+    """Check everything that can be checked before the long work, in each of several processes; they meet here."""
     options.check()
     device = find_device(options.device)
+    if options.dataset_download:
+        first(lambda: _data(options) and None)
+    with together():
+        work = _checked(options, device)
+    if work.data is None or options.dry_run:
+        return work
+    return replace(work, checkpoints=_checkpoints(work, work.data))
+
+
+def _checked(options: Options, device: torch.device) -> Run:
     for model in filter(None, (options.model, options.teacher)):
         if not timm.is_model(model):
             hint = did_you_mean(model, timm.list_models())
@@ -82,7 +93,7 @@ def set_up(options: Options) -> Run:
     recipe = _recipe(options)
     _check_names(options.codec, recipe)
     output = options.output_path()
-    if not options.dry_run:
+    if is_first() and not options.dry_run:
         check_writable(output, options.force)
     if options.checkpoint_path is not None and not options.checkpoint_path.is_file():
         raise MissingError(f"--checkpoint-path {options.checkpoint_path}: no such file")
@@ -93,8 +104,7 @@ def set_up(options: Options) -> Run:
         stage.policy.plan(sketch)
     if data is not None:
         _check_head(sketch, data, options)
-    work = Run(options, recipe, data, args, output, device, teacher=_teacher(options, recipe, data))
-    return work if data is None or options.dry_run else replace(work, checkpoints=_checkpoints(work, data))
+    return Run(options, recipe, data, args, output, device, teacher=_teacher(options, recipe, data))
 
 
 def _checkpoints(work: Run, data: Dataset) -> Checkpoints:
