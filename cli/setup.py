@@ -28,6 +28,7 @@ from compressor.schedule import make_optimizer
 from compressor.state_file import checksum
 from compressor.teacher import load_teacher
 from compressor.training import find_device
+from compressor.unreadable import BadImages
 
 __all__ = ["Run", "set_up"]
 
@@ -194,7 +195,8 @@ def _data(options: Options) -> Dataset:
     cfg = timm.models.get_pretrained_cfg(options.model)
     asked = {"img_size": options.img_size, "in_chans": options.in_chans}
     config = resolve_data_config({k: v for k, v in asked.items() if v}, cfg.to_dict() if cfg else {"input_size": None})  # type: ignore[no-untyped-call]
-    data = load_data(options.data_name, options.data_dir, config=config, download=options.dataset_download)
+    bad = BadImages(options.max_bad_images, options.output_path().with_name("bad_images.txt"))
+    data = load_data(options.data_name, options.data_dir, config=config, download=options.dataset_download, bad=bad)
     channels, size, _ = data.input_size
     for option, asked_for, has in (("--img-size", options.img_size, size), ("--in-chans", options.in_chans, channels)):
         if asked_for not in (None, has):

@@ -22,6 +22,7 @@ from compressor.resuming import Keeper, Position, batches_from
 from compressor.schedule import Schedule
 from compressor.sharding import dealt, shared_out
 from compressor.sharing import cached_weights
+from compressor.splits import UNREADABLE, check_pictures
 from compressor.team import Team
 
 __all__ = ["Epoch", "Evaluation", "evaluate", "find_device", "train"]
@@ -139,6 +140,7 @@ def _run_epochs(
                 on_step(at.epochs * updates + at.batches, epochs * updates)
             team.draw_alone(at.epochs * updates + at.batches)
         team.agree()
+        check_pictures(loader)
         _end_epoch(at, epochs, on_epoch)
         at = Position(at.epochs + 1)
         if keeper is not None:
@@ -200,31 +202,37 @@ def evaluate(model: nn.Module, loader: Iterable[Any]) -> Evaluation:
     """Classify a data set, in eval mode; the model's mode is left as it was.
 
     Where several processes train a model, all of them have to call this; each takes its share of a DataLoader's images,
-    and all get all answers.
+    and all get all answers. Pictures that cannot be read are left out; raises MissingError for more than may be.
     """
     was_training = model.training
     model.eval()
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     with cached_weights():
-        correct = _answers(model, loader, device)
+        answers = _answers(model, loader, device)
     model.train(was_training)
+    check_pictures(loader)
+    correct = answers[answers != _LEFT_OUT]
     if not len(correct):
         raise MissingError("the data set to evaluate on is empty")
-    return Evaluation(correct)
+    return Evaluation(correct.bool())
+
+
+_LEFT_OUT = 2
 
 
 def _answers(model: nn.Module, loader: Iterable[Any], device: torch.device) -> Tensor:
-    """Tell of each image, in order, whether its class was found: bool[n] on the CPU."""
+    """Tell of each image, in order, whether its class was found: uint8[n] on the CPU, 2 for what is not an image."""
 
     def found(inputs: Tensor, targets: Tensor) -> Tensor:
-        answers: Tensor = model(inputs.to(device)).argmax(dim=-1).cpu()
-        return answers == targets.cpu()
+        wanted = targets.cpu()
+        right: Tensor = model(inputs.to(device)).argmax(dim=-1).cpu() == wanted
+        return right.to(torch.uint8).masked_fill(wanted == UNREADABLE, _LEFT_OUT)
 
     if (shares := dealt(loader)) is None:
-        return torch.cat([torch.zeros(0, dtype=torch.bool), *(found(*batch) for batch in loader)])
+        return torch.cat([torch.zeros(0, dtype=torch.uint8), *(found(*batch) for batch in loader)])
     own, places, images = shares
-    correct = torch.zeros(images, dtype=torch.uint8, device=device)
+    answers = torch.zeros(images, dtype=torch.uint8, device=device)
     for place, batch in zip(places, own, strict=True):
-        correct[place] = found(*batch).to(correct)
-    add_up([correct])
-    return correct.bool().cpu()
+        answers[place] = found(*batch).to(device)
+    add_up([answers])
+    return answers.cpu()
