@@ -91,9 +91,17 @@ def inspect(file: Path, everything: bool, as_json: bool, markdown: bool, max_mem
 @click.option("--data-dir", type=click.Path(path_type=Path), help="Folder of its files.")
 @click.option("--batch-size", type=click.IntRange(1), default=EVAL_BATCH, show_default=True)
 @click.option("--device", help="cpu, cuda, cuda:1, mps ...  [default: a GPU if there is one]")
+@click.option("--max-bad-images", metavar="N", type=click.IntRange(0), default=0, show_default=True,
+              help="Pictures that may be unreadable; all are listed in bad_images.txt.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead.")
 def evaluate(
-    file: Path, dataset: str | None, data_dir: Path | None, batch_size: int, device: str | None, as_json: bool
+    file: Path,
+    dataset: str | None,
+    data_dir: Path | None,
+    batch_size: int,
+    device: str | None,
+    max_bad_images: int,
+    as_json: bool,
 ) -> None:
     """Measure top-1 of a packed FILE."""
     from compressor import load
@@ -105,7 +113,7 @@ def evaluate(
     where = find_device(device)
     with PackedFile.open(file) as packed:
         made, preprocessing = read_provenance(packed), dict(packed.preprocessing or {})
-    data = _data(file, dataset, data_dir, made, preprocessing)
+    data = _data(file, dataset, data_dir, made, preprocessing, max_bad_images)
     model = load(file).to(where)
     _check_head(model, data)
     result = measure(model, data.eval_loader(batch_size))
@@ -121,16 +129,22 @@ def evaluate(
 
 
 def _data(
-    file: Path, dataset: str | None, data_dir: Path | None, made: Provenance, preprocessing: dict[str, Any]
+    file: Path,
+    dataset: str | None,
+    data_dir: Path | None,
+    made: Provenance,
+    preprocessing: dict[str, Any],
+    max_bad_images: int,
 ) -> Dataset:
     from compressor.datasets import load_data
+    from compressor.unreadable import BadImages
 
     named = dataset if dataset is not None else ("" if data_dir is not None else None)
     if named is None:
         named = made.data.name if made.data is not None else None
         if named is None or named == "folder":
             raise UsageError(f"{file} does not say where its data set is: name --dataset or --data-dir")
-    return load_data(named, data_dir, config=preprocessing)
+    return load_data(named, data_dir, config=preprocessing, bad=BadImages(max_bad_images, Path("bad_images.txt")))
 
 
 def _check_head(model: Any, data: Dataset) -> None:

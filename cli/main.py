@@ -26,6 +26,8 @@ from compressor.formats.errors import CompressorError
 __all__ = ["cli", "main"]
 
 INTERRUPTED = 130
+SHARED = (2, 5, 7)  # errors that several processes meet together: in what was asked, in the result, and being stopped
+_RANK = int(os.environ.get("RANK", "0")) if "LOCAL_RANK" in os.environ else 0  # as torchrun numbers processes
 
 
 class DefaultGroup(click.Group):
@@ -94,6 +96,7 @@ for command in (inspect, verify, diff, evaluate, pack, unpack, schemes, zoo, env
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command and exit: with 0, or one line on stderr and the code of the error."""
+    _fall_silent()
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING, stream=sys.stderr)
     logging.captureWarnings(not _debugging())
     logging.getLogger("py.warnings").setLevel(logging.ERROR)
@@ -118,9 +121,9 @@ def run(arguments: list[str]) -> int:
         click.echo(exc.format_message(), err=True)
         return exc.exit_code
     except click.ClickException as exc:
-        return _say(exc.format_message(), exc.exit_code)
+        return _say(exc.format_message(), exc.exit_code, shared=True)
     except CompressorError as exc:
-        return _say(one_line(exc), exc.exit_code)
+        return _say(one_line(exc), exc.exit_code, shared=exc.shared or exc.exit_code in SHARED)
     except (KeyboardInterrupt, click.Abort):
         return _say("interrupted", INTERRUPTED, "")
     except BrokenPipeError:
@@ -148,6 +151,16 @@ def one_line(exc: BaseException) -> str:
     return " ".join(lines)
 
 
-def _say(message: str, code: int, kind: str = "error: ") -> int:
-    click.echo(kind + " ".join(message.split()), err=True)
+def _fall_silent() -> None:
+    """Leave what is said to the first of several processes; of errors see ``_say``."""
+    if _RANK and not _debugging():
+        sys.stdout = sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 (until the end)
+
+
+def _say(message: str, code: int, kind: str = "error: ", shared: bool = False) -> int:
+    """Say it in a line; of several processes only the first says what all of them know."""
+    if not _RANK:
+        click.echo(kind + " ".join(message.split()), err=True)
+    elif not shared and kind:
+        click.echo(f"process {_RANK}: {kind}" + " ".join(message.split()), file=sys.__stderr__)
     return code

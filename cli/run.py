@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from typing import Any
 
 import click
@@ -25,6 +26,7 @@ from compressor.core import Compressor
 from compressor.formats.errors import CompressorError
 from compressor.formats.locking import holding
 from compressor.packing import Packed
+from compressor.processes import first, is_first, leave, tensors_of_first
 from compressor.recipe import Stage
 from compressor.training import Evaluation, evaluate
 
@@ -40,8 +42,11 @@ def run(options: Options) -> None:
         return
     if work.data is not None and not options.names_data:
         say(f"No data named: using the built-in digits (1,797 handwritten images). For your own: {options.own_data()}")
-    with holding(work.output), stoppable(work.checkpoints):
+    with ExitStack() as held:
+        first(lambda: held.enter_context(holding(work.output)))
+        held.enter_context(stoppable(work.checkpoints))
         _run(work)
+    leave()
 
 
 def _run(work: Run) -> None:
@@ -57,7 +62,8 @@ def _run(work: Run) -> None:
     result, missed = _write(work, packed, compressed, dense, step("file"))
     if checkpoints is not None:
         checkpoints.clear()
-    _show(work, packed, result, dense, missed)
+    if is_first():
+        _show(work, packed, result, dense, missed)
     refuse(missed, work.output)
 
 
@@ -128,6 +134,7 @@ def _stage(
         device=work.options.device, amp=work.options.amp, checkpoints=work.checkpoints,
     )  # fmt: skip
     packed = job.finish(_calibration(work, training.batch_size), half)
+    tensors_of_first(job.model.state_dict().values())  # a GPU may have summed the statistics otherwise
     top1 = _measure(work, job.model, "validation").top1
     here.done(f"{training.epochs} epochs  validation {percent(top1)}")
     return packed, job.model
@@ -157,11 +164,13 @@ def _write(
         known = {} if before is None else {"dense": before}
         data = {"name": work.data.name, "version": work.data.version, "split": work.data.evaluated, "n": expected.n}
         packed.note(data=data, top1={**known, "packed": expected.top1})
-    top1, size = None if expected is None else expected.top1, len(packed.to_bytes(options.codec))
+    top1, size = None if expected is None else expected.top1, first(lambda: len(packed.to_bytes(options.codec)))
     missed = missed_gates(options, size, top1, before)
     output = rejected(work.output) if missed else work.output
-    packed.save(output, codec=options.codec, force=options.force or bool(missed))
-    loaded = compressor.load(output)
+    force = options.force or bool(missed)
+    first(lambda: packed.save(output, codec=options.codec, force=force))
+    loaded = compressor.load(output) if is_first() else model
+    tensors_of_first(loaded.state_dict().values())
     here.done(f"{output}  {size:,} bytes, reopened and verified")
     if expected is None:
         return None, missed

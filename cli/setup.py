@@ -22,11 +22,13 @@ from compressor.formats.errors import MissingError, UsageError, did_you_mean
 from compressor.formats.loader import build_model
 from compressor.formats.reader import PackedFile
 from compressor.policy import Policy, Rule
+from compressor.processes import first, is_first, together
 from compressor.recipe import Recipe, Stage, Training
 from compressor.schedule import make_optimizer
 from compressor.state_file import checksum
 from compressor.teacher import load_teacher
 from compressor.training import find_device
+from compressor.unreadable import BadImages
 
 __all__ = ["Run", "set_up"]
 
@@ -72,9 +74,19 @@ class Run:
 
 
 def set_up(options: Options) -> Run:
-    """Check everything that can be checked before the long work."""
+    """Check everything that can be checked before the long work, in each of several processes; they meet here."""
     options.check()
     device = find_device(options.device)
+    if options.dataset_download:
+        first(lambda: _data(options) and None)
+    with together():
+        work = _checked(options, device)
+    if work.data is None or options.dry_run:
+        return work
+    return replace(work, checkpoints=_checkpoints(work, work.data))
+
+
+def _checked(options: Options, device: torch.device) -> Run:
     for model in filter(None, (options.model, options.teacher)):
         if not timm.is_model(model):
             hint = did_you_mean(model, timm.list_models())
@@ -82,7 +94,7 @@ def set_up(options: Options) -> Run:
     recipe = _recipe(options)
     _check_names(options.codec, recipe)
     output = options.output_path()
-    if not options.dry_run:
+    if is_first() and not options.dry_run:
         check_writable(output, options.force)
     if options.checkpoint_path is not None and not options.checkpoint_path.is_file():
         raise MissingError(f"--checkpoint-path {options.checkpoint_path}: no such file")
@@ -93,8 +105,7 @@ def set_up(options: Options) -> Run:
         stage.policy.plan(sketch)
     if data is not None:
         _check_head(sketch, data, options)
-    work = Run(options, recipe, data, args, output, device, teacher=_teacher(options, recipe, data))
-    return work if data is None or options.dry_run else replace(work, checkpoints=_checkpoints(work, data))
+    return Run(options, recipe, data, args, output, device, teacher=_teacher(options, recipe, data))
 
 
 def _checkpoints(work: Run, data: Dataset) -> Checkpoints:
@@ -184,7 +195,8 @@ def _data(options: Options) -> Dataset:
     cfg = timm.models.get_pretrained_cfg(options.model)
     asked = {"img_size": options.img_size, "in_chans": options.in_chans}
     config = resolve_data_config({k: v for k, v in asked.items() if v}, cfg.to_dict() if cfg else {"input_size": None})  # type: ignore[no-untyped-call]
-    data = load_data(options.data_name, options.data_dir, config=config, download=options.dataset_download)
+    bad = BadImages(options.max_bad_images, options.output_path().with_name("bad_images.txt"))
+    data = load_data(options.data_name, options.data_dir, config=config, download=options.dataset_download, bad=bad)
     channels, size, _ = data.input_size
     for option, asked_for, has in (("--img-size", options.img_size, size), ("--in-chans", options.in_chans, channels)):
         if asked_for not in (None, has):

@@ -1,26 +1,14 @@
-"""Dense baselines: a timm model trained to convergence on a data set, and kept for the next run.
-
-Kept in ``$TIMM_COMPRESSOR_CACHE``, else ``$XDG_CACHE_HOME/timm-compressor``, else ``~/.cache/timm-compressor``, as
-``<key>.safetensors``; the key is the SHA-256 of all that the result depends on.
-"""
+"""Dense baselines: a timm model trained to convergence on a data set, and kept for the next run."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-import logging
-import os
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import filelock
-import safetensors
-import safetensors.torch
 import timm
 import torch
 from timm.optim import param_groups_weight_decay
@@ -28,18 +16,16 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.optim.lr_scheduler import OneCycleLR
 
+from compressor.baseline_cache import cache_dir, keep_baseline, locked, path_of, read_baseline
 from compressor.checkpoint import Checkpoints
 from compressor.datasets import Dataset
-from compressor.formats.atomic import write_atomically
-from compressor.formats.errors import MissingError, ResourceError
+from compressor.devices import meet
+from compressor.formats.errors import MissingError
 from compressor.resuming import Keeper
-from compressor.state_file import checksum
+from compressor.sharding import shared_out
 from compressor.training import Epoch, evaluate, train
 
 __all__ = ["Baseline", "BaselineRecipe", "cache_dir", "create_model", "train_baseline"]
-
-_log = logging.getLogger(__name__)
-_KEY = "timm-compressor-baseline"
 
 
 @dataclass(frozen=True)
@@ -91,13 +77,6 @@ class Baseline:
     reused: bool
 
 
-def cache_dir() -> Path:
-    """Give the folder baselines are kept in."""
-    if own := os.environ.get("TIMM_COMPRESSOR_CACHE"):
-        return Path(own)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "timm-compressor"
-
-
 def create_model(name: str, args: Mapping[str, Any], *, pretrained: bool = False, seed: int = 0) -> nn.Module:
     """Build a timm model; weights that are not loaded follow ``seed``. Raises MissingError where timm cannot."""
     torch.manual_seed(seed)
@@ -140,16 +119,16 @@ def train_baseline(
     if pretrained:  # gentler, or the start would be lost
         recipe = replace(recipe, lr=recipe.lr / 10)
     identity = _identity(name, args, data, recipe, seed, pretrained) | ({"amp": True} if amp else {})
-    digest = hashlib.sha256(_canonical(identity).encode()).hexdigest()
-    path = cache_dir() / f"{digest[:16]}.safetensors"
-    with _locked(path) as usable:
-        if usable and (kept := _read(path, identity, model)) is not None:
-            return kept
+    meet(device)
+    path = path_of(identity)
+    with locked(path) as usable:
+        if usable and (figures := read_baseline(path, identity, model)) is not None:
+            return Baseline(dict(model.state_dict()), figures, path, reused=True)
         keeper = None if checkpoints is None else Keeper(checkpoints, model, identity)
         trained = partial(train, on_epoch=on_epoch, on_step=on_step, device=device, amp=amp, keeper=keeper)
         figures = _train(model, data, recipe, seed, trained)
-        baseline = Baseline(dict(model.state_dict()), figures, None, reused=False)
-        return _keep(path, identity, baseline) if usable else baseline
+        kept = usable and keep_baseline(path, identity, model, figures)
+        return Baseline(dict(model.state_dict()), figures, path if kept else None, reused=False)
 
 
 def _train(
@@ -161,7 +140,7 @@ def _train(
         optimizer = torch.optim.SGD(groups, recipe.lr, momentum=0.9, nesterov=True)
     else:
         optimizer = torch.optim.AdamW(groups, recipe.lr)
-    loader = data.train_loader(recipe.batch_size, seed)
+    loader = shared_out(data.train_loader(recipe.batch_size, seed))
     steps = max(1, recipe.epochs * len(loader))
     schedule = OneCycleLR(optimizer, recipe.lr, total_steps=steps, pct_start=0.25)
 
@@ -190,56 +169,3 @@ def _identity(
         "pretrained": pretrained,
         "versions": {"torch": torch.__version__, "timm": timm.__version__},
     }
-
-
-def _canonical(value: Any) -> str:
-    return json.dumps(value, sort_keys=True, separators=(",", ":"))
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[bool]:
-    """Hold the entry's lock; where the folder cannot be written, say so and go on without."""
-    lock = filelock.FileLock(path.with_suffix(".lock"))
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            lock.acquire(timeout=0)
-        except filelock.Timeout:
-            _log.warning("another process is training this baseline: waiting for it")
-            lock.acquire()
-    except OSError as exc:
-        _log.warning("%s cannot be written (%s): the baseline will not be kept", path.parent, exc.strerror or exc)
-        yield False
-        return
-    try:
-        yield True
-    finally:
-        lock.release()
-
-
-def _read(path: Path, identity: Mapping[str, Any], model: nn.Module) -> Baseline | None:
-    """Read a kept baseline; None where there is none, or it is damaged."""
-    if not path.exists():
-        return None
-    try:
-        with safetensors.safe_open(path, "pt") as file:
-            facts = json.loads((file.metadata() or {})[_KEY])
-            state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (a file is no mapping)
-        if facts["crc32"] != checksum(state) or facts["identity"] != json.loads(_canonical(identity)):
-            raise ValueError("checksum or key differ")
-        model.load_state_dict(state)
-    except (safetensors.SafetensorError, OSError, ValueError, KeyError, TypeError, RuntimeError) as exc:
-        _log.warning("%s is damaged (%s): training the baseline anew", path, " ".join(str(exc).split())[:100])
-        return None
-    return Baseline(state, facts["figures"], path, reused=True)
-
-
-def _keep(path: Path, identity: Mapping[str, Any], baseline: Baseline) -> Baseline:
-    state = {key: value.detach().cpu().clone().contiguous() for key, value in baseline.state.items()}
-    facts = {"identity": identity, "figures": baseline.figures, "crc32": checksum(state)}
-    try:  # one metadata key: safetensors writes several in random order
-        write_atomically(path, safetensors.torch.save(state, {_KEY: _canonical(facts)}), force=True)
-    except ResourceError as exc:
-        _log.warning("%s: the baseline will not be kept", exc)
-        return baseline
-    return replace(baseline, path=path)

@@ -16,8 +16,10 @@ import numpy as np
 import timm
 import torch
 
+from compressor.devices import meet
 from compressor.formats.errors import IntegrityError, MissingError, ResourceError, UsageError
-from compressor.state_file import read_state, write_state
+from compressor.processes import first
+from compressor.state_file import read_state, state_of_first, write_state
 
 __all__ = ["Checkpoints", "differences"]
 
@@ -28,6 +30,9 @@ LOCK = ".lock"
 
 class Checkpoints:
     """The checkpoints of one training, or of several stages of it, in a folder that no other process may use meanwhile.
+
+    Of several processes that train together the first alone reads and writes; all have to make these, and call what
+    they call, alike.
 
     A training that is given them, as ``Compressor.finetune(..., checkpoints=...)``, saves one after every epoch, and
     in between as the arguments say. With ``resume`` it goes on from the newest that is sound, and ends as if it had
@@ -77,14 +82,23 @@ class Checkpoints:
         """Set it, as from a signal, and the training saves one more after the step it is at, and ends."""
         self.training = False
         """Whether a training is running that will heed ``stop``."""
-        self._lock = self._locked()
+        self._lock: filelock.BaseFileLock | None = None
         self._saved = time.monotonic()
         self._found: dict[str, Any] | None = None
+        meet()
+        where = first(lambda: self._opened(resume, force))
+        self.found: tuple[int, int] | None = None if where is None else tuple(where)
+        """Stage and step that the run is resumed from; None where it is not."""
+
+    def _opened(self, resume: bool, force: bool) -> tuple[int, int] | None:
+        """Take the folder, in the first of several processes; give stage and step of what is found there."""
+        self._lock = self._locked()
         try:
             self._begin(resume, force)
         except BaseException:
             self.close()
             raise
+        return None if self._found is None else (self._found["stage"], self._found["step"])
 
     def _begin(self, resume: bool, force: bool) -> None:
         if resume:
@@ -103,11 +117,6 @@ class Checkpoints:
     def paths(self) -> list[Path]:
         """Give the files there are, oldest first."""
         return sorted(self.folder.glob("[0-9]*-[0-9]*.safetensors"))
-
-    @property
-    def found(self) -> tuple[int, int] | None:
-        """Stage and step that the run is resumed from; None where it is not."""
-        return None if self._found is None else (self._found["stage"], self._found["step"])
 
     def due(self, step: int) -> bool:
         """Tell whether one is to be saved after so many steps of the training, in the middle of an epoch."""
@@ -131,22 +140,28 @@ class Checkpoints:
 
         Raises UsageError where what the training depends on has changed.
         """
-        found = self._found
-        if found is None or found["stage"] != self.stage:
+        if self.found is None or self.found[0] != self.stage:
             return None
-        self._refuse_changes(found["training"], _plain(training))
+        state = state_of_first(lambda: self._taken(training))
+        self.found = None
+        return state
+
+    def _taken(self, training: Mapping[str, Any]) -> dict[str, Any]:
+        assert self._found is not None
+        self._refuse_changes(self._found["training"], _plain(training))
+        state: dict[str, Any] = self._found["state"]
         self._found = None  # it holds all tensors
-        state: dict[str, Any] = found["state"]
         return state
 
     def clear(self) -> None:
         """Delete them: what they were for is done."""
-        self._drop(self.paths())
+        if self._lock is not None:
+            self._drop(self.paths())
         self.close()
 
     def close(self) -> None:
         """Let other processes use the folder; it goes where it is empty."""
-        if self._lock.is_locked:
+        if self._lock is not None and self._lock.is_locked:
             (self.folder / LOCK).unlink(missing_ok=True)
             self._lock.release()
             if not any(self.folder.iterdir()):

@@ -23,6 +23,7 @@ from compressor.policy import Fate, Policy
 from compressor.resuming import Keeper
 from compressor.schedule import make_optimizer
 from compressor.scratch import initialise
+from compressor.sharding import shared_out
 from compressor.sharing import attach, detach, restore, set_weight
 from compressor.sites import finite_weights
 from compressor.training import Epoch, evaluate, train
@@ -194,8 +195,8 @@ class Compressor:
         self._prepared("finetune()")
         if epochs < 1:
             raise UsageError(f"epochs must be at least 1, got {epochs}; without training go on with finish()")
+        updates = max(1, len(train_loader := shared_out(train_loader, device)))
         torch.manual_seed(self.seed)
-        updates = max(1, len(train_loader))
         keeper = Keeper.of(self, checkpoints, opt=opt, lr=lr, sched=sched, weight_decay=weight_decay, amp=amp)
         optimizer, schedule = make_optimizer(self.param_groups(lr, weight_decay), opt, lr, sched, epochs, updates)
         self.attach(optimizer, self.steps + epochs * updates, schedule.restart)

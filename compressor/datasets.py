@@ -7,8 +7,6 @@
 from __future__ import annotations
 
 import gzip
-import hashlib
-import os
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,11 +21,11 @@ from torch.utils.data import DataLoader, RandomSampler
 from torch.utils.data import Dataset as TorchDataset
 
 from compressor.formats.errors import MissingError, UsageError
-from compressor.splits import ArraySplit, Batch, ImageSplit, PictureOrder
+from compressor.pictures import open_pictures
+from compressor.splits import ArraySplit, Batch, ImageSplit, PictureOrder, readable
+from compressor.unreadable import BadImages
 
 __all__ = ["FASHION_MNIST_DIR", "Dataset", "load_data"]
-
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 FASHION_MNIST_DIR = Path("/usr/share/datasets/fashion-mnist")
 """Where Debian's package dataset-fashion-mnist puts its files."""
@@ -73,7 +71,7 @@ class Dataset:
             batch_size,
             sampler=(PictureOrder if pictures else RandomSampler)(self.train, generator=order),  # type: ignore[arg-type]
             drop_last=count > batch_size and count % batch_size == 1,  # batch norm cannot train on one image
-            **{"generator": order, **self._loading(self.train)},
+            **{"generator": order, **self._loading(self.train), **({"collate_fn": readable} if pictures else {})},
         )
 
     def eval_loader(self, batch_size: int, split: str | None = None) -> DataLoader[Any]:
@@ -101,6 +99,7 @@ def load_data(
     *,
     config: Mapping[str, Any] | None = None,
     download: bool = False,
+    bad: BadImages | None = None,
 ) -> Dataset:
     """Open a data set: ``digits``, ``fashion-mnist``, a name of timm's, or ``""`` for a folder of pictures.
 
@@ -109,6 +108,7 @@ def load_data(
         data_dir: where the files are.
         config: for pictures, the preprocessing as ``timm.data.resolve_data_config`` gives it.
         download: let torchvision fetch a data set of its own into ``data_dir``.
+        bad: how many pictures may be unreadable, and where they are listed; None for none at all.
 
     Raises:
         MissingError: files are absent, damaged or not laid out as expected.
@@ -122,7 +122,7 @@ def load_data(
         return _digits()
     if name == "fashion-mnist":
         return _fashion_mnist(Path(data_dir) if data_dir else FASHION_MNIST_DIR)
-    return _pictures(name, data_dir, config or {}, download)
+    return Dataset(name or "folder", **open_pictures(name, data_dir, config or {}, download, bad or BadImages()))
 
 
 def _digits() -> Dataset:
@@ -177,68 +177,3 @@ def _idx(path: Path, shape: tuple[int, ...]) -> Tensor:
     if not data.startswith(header) or len(data) != len(header) + np.prod(shape):
         raise MissingError(f"{path}: not the expected {'x'.join(map(str, shape))} bytes of Fashion-MNIST")
     return torch.from_numpy(np.frombuffer(data, np.uint8, offset=len(header)).reshape(shape).copy())
-
-
-def _pictures(name: str, data_dir: str | Path | None, config: Mapping[str, Any], download: bool) -> Dataset:
-    from timm.data import create_transform
-
-    if data_dir is not None and not Path(data_dir).is_dir():
-        raise MissingError(f"--data-dir {data_dir}: no such folder")
-    keys = ("input_size", "mean", "std", "interpolation", "crop_pct", "crop_mode")
-    known = {key: config[key] for key in keys if key in config}
-    size = tuple(known.setdefault("input_size", (3, 224, 224)))
-    mode = "L" if size[0] == 1 else "RGB"
-    sources = {split: _source(name, data_dir, split, mode, download) for split in ("train", "validation")}
-    if data_dir is not None and (Path(data_dir) / "test").is_dir():
-        sources["test"] = _source(name, data_dir, "test", mode, download)
-    classes = _class_count(sources, data_dir)
-    views = {
-        split: ImageSplit(source, create_transform(**known, is_training=split == "train"), mode)
-        for split, source in sources.items()
-    }
-    mean, std = (tuple(known.get(key, default)) for key, default in (("mean", IMAGENET_MEAN), ("std", IMAGENET_STD)))
-    workers = min(4, os.cpu_count() or 1)
-    version = _fingerprint(sources)
-    return Dataset(
-        name or "folder", version, size, mean, std, classes,
-        views["train"], views["validation"], views.get("test"), workers,
-    )  # fmt: skip
-
-
-def _source(name: str, data_dir: str | Path | None, split: str, mode: str, download: bool) -> Any:
-    from timm.data import create_dataset
-
-    if name.partition("/")[0].lower() in ("hfids", "tfds", "wds"):
-        raise UsageError(f"--dataset {name}: streams have no length and cannot be used; name a folder or hfds/...")
-    root = None if data_dir is None else str(data_dir)
-    try:
-        return create_dataset(name, root, split, download=download, input_img_mode=mode)
-    except (RuntimeError, OSError, AssertionError, ImportError, ValueError) as exc:
-        raise MissingError(f"data set {name or data_dir}, split {split}: {' '.join(str(exc).split())}") from exc
-
-
-def _class_count(sources: Mapping[str, Any], data_dir: str | Path | None) -> int:
-    """Count the classes, having made sure that the splits are apart and name the same ones."""
-    readers = {split: getattr(source, "reader", source) for split, source in sources.items()}
-    maps = {split: getattr(reader, "class_to_idx", None) for split, reader in readers.items()}
-    for split, reader in readers.items():
-        if hasattr(reader, "samples") and data_dir is not None and Path(reader.root) == Path(data_dir):
-            raise MissingError(f"{data_dir}: no folder for {split}; expected train/CLASS/*.jpg and val/CLASS/*.jpg")
-        if maps[split] != maps["train"]:
-            odd = sorted(set(maps[split] or {}) ^ set(maps["train"] or {}))
-            raise MissingError(f"{data_dir}: train and {split} have different classes: {', '.join(odd[:5])}")
-    if not maps["train"]:
-        raise MissingError("the data set does not say its classes")
-    return len(maps["train"])
-
-
-def _fingerprint(sources: Mapping[str, Any]) -> str:
-    """Give a short hash of which pictures, with which labels, are in which split."""
-    digest = hashlib.sha256()
-    for split, source in sources.items():
-        reader = getattr(source, "reader", source)
-        digest.update(f"{split} {len(reader)}\n".encode())
-        root = str(getattr(reader, "root", ""))
-        for path, target in getattr(reader, "samples", ()):
-            digest.update(f"{os.path.relpath(path, root)} {target}\n".encode())
-    return f"pictures-{digest.hexdigest()[:16]}"

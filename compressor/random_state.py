@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-__all__ = ["random_state", "seeded", "set_random_state"]
+__all__ = ["random_state", "seed_all", "seeded", "set_random_state"]
 
 
 def random_state() -> dict[str, Any]:
@@ -43,6 +43,13 @@ def set_random_state(state: Mapping[str, Any]) -> None:
         torch.cuda.set_rng_state_all(state["cuda"])
     for mps in state["mps"]:
         torch.mps.set_rng_state(mps)
+
+
+def seed_all(seed: int) -> None:
+    """Seed the global generators of Python, NumPy and torch, on the GPUs too; 0 to 2^32 - 1."""
+    random.seed(seed)
+    np.random.seed(seed)  # noqa: NPY002
+    torch.manual_seed(seed)
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, IterableDataset, Sampler
 
 from compressor.checkpoint import Checkpoints
 from compressor.formats.errors import InterruptionError, ResourceError, UsageError
+from compressor.processes import count, first, is_first
 from compressor.random_state import random_state, set_random_state
 from compressor.state_file import checksum
 
@@ -131,6 +132,8 @@ class Keeper:
     def __init__(self, checkpoints: Checkpoints, subject: Stateful, facts: Mapping[str, Any]) -> None:
         self.checkpoints, self.facts = checkpoints, facts
         self.parts: dict[str, Stateful] = {"subject": subject}
+        self.stopping: bool | None = None
+        """Whether several processes have agreed to stop after this step; None where there is one."""
 
     @classmethod
     def of(cls, job: Compressor, checkpoints: Checkpoints | None, **how: Any) -> Keeper | None:
@@ -155,6 +158,7 @@ class Keeper:
         self.parts |= {name: part for name, part in parts.items() if part is not None}
         self.loader, self.epochs = loader, epochs
         self.facts = {**self.facts, "epochs": epochs, "steps of an epoch": len(loader)}
+        self.facts["processes"] = count()
         state = self.checkpoints.take(self.facts)
         if state is None:
             return Position(begun=order_state(loader))
@@ -184,14 +188,14 @@ class Keeper:
     def after_step(self, position: Position) -> None:
         """Save where it is time to. Raises InterruptionError, having saved, where the training is to stop."""
         step = position.epochs * len(self.loader) + position.batches
-        if self.checkpoints.stop:
-            self._save(step, position)
+        if self.checkpoints.stop if self.stopping is None else self.stopping:
+            first(lambda: self._save(step, position))
             raise InterruptionError(
                 f"stopped after step {step} of {self.epochs * len(self.loader)}, which is kept in "
                 f"{self.checkpoints.folder}: {HOW_TO_GO_ON}"
             )
         middle = 0 < position.batches < len(self.loader)  # after the last batch, the end of the epoch is near
-        if not position.batches or (middle and self.checkpoints.due(step)):
+        if is_first() and (not position.batches or (middle and self.checkpoints.due(step))):
             try:
                 self._save(step, position)
             except (ResourceError, UsageError) as exc:  # nothing is lost as yet: better to go on than to stop

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import Dataset, Sampler, default_collate
 
-from compressor.formats.errors import MissingError
+from compressor.formats.errors import MissingError, ResourceError
 from compressor.random_state import seeded
+from compressor.unreadable import BadSplit
 
-__all__ = ["ArraySplit", "Batch", "ImageSplit", "PictureOrder"]
+__all__ = ["UNREADABLE", "ArraySplit", "Batch", "ImageSplit", "PictureOrder", "check_pictures", "readable"]
+
+UNREADABLE = -(1 << 40)
+"""The class of a picture that could not be read, and of nothing else."""
 
 Batch = tuple[Tensor, Tensor]
 
@@ -83,12 +88,24 @@ def _shifted(images: Tensor, shift: int) -> Tensor:
 class ImageSplit(Dataset[Any]):
     """Pictures opened one by one from a data set that timm made.
 
-    A picture that cannot be read is an error that names it: timm would put its neighbour in its place. An index may
-    come with a seed, which all that is random about the picture then follows from, in whatever process it is opened.
+    One that cannot be read is noted, and given as zeros of the class ``UNREADABLE``, for others to leave out: timm
+    would put its neighbour in its place. An index may come with a seed, which all that is random about the picture
+    then follows from, in whatever process it is opened.
+
+    Args:
+        source: the data set, or its reader.
+        transform: of a picture of Pillow's.
+        mode: that pictures are brought to, "RGB" or "L".
+        size: (C, H, W) that ``transform`` gives.
+        bad: where those are noted that cannot be read.
     """
 
-    def __init__(self, source: Any, transform: Callable[[Any], Tensor], mode: str) -> None:
+    def __init__(
+        self, source: Any, transform: Callable[[Any], Tensor], mode: str, size: tuple[int, ...], bad: BadSplit
+    ) -> None:
         self.source, self.transform, self.mode = getattr(source, "reader", source), transform, mode
+        self.size, self.bad = size, bad
+        bad.explain = self._why_unreadable
 
     def __len__(self) -> int:
         return len(self.source)
@@ -97,18 +114,54 @@ class ImageSplit(Dataset[Any]):
         if isinstance(index, tuple):
             with seeded(index[1]):
                 return self[index[0]]
+        try:
+            picture, target = self._open(index)
+        except UnreadableError:
+            self.bad.add(index)
+            return torch.zeros(self.size), UNREADABLE
+        return self.transform(picture), int(target)
+
+    def _open(self, index: int) -> tuple[Any, Any]:
         from PIL import Image
 
-        image, target = self.source[index][:2]
         try:
-            with image if isinstance(image, Image.Image) else Image.open(image) as opened:
-                converted = opened.convert(self.mode)
-        except (OSError, ValueError, Image.DecompressionBombError) as exc:
-            name = self.source.filename(index) if hasattr(self.source, "filename") else f"picture {index}"
-            raise MissingError(f"{name}: not a readable picture ({type(exc).__name__}); repair or remove it") from exc
-        finally:
-            image.close()
-        return self.transform(converted), int(target)
+            image, target = self.source[index][:2]
+            with image, image if isinstance(image, Image.Image) else Image.open(image) as opened:
+                return opened.convert(self.mode), target
+        except OSError as exc:
+            if exc.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):  # not the picture's fault
+                raise ResourceError(f"picture {index} of the {self.bad.name} split: {exc.strerror}") from exc
+            raise UnreadableError(f"{type(exc).__name__}: {exc}") from exc
+        except Exception as exc:  # Pillow's readers raise anything, from SyntaxError to struct.error, on damaged files
+            raise UnreadableError(f"{type(exc).__name__}: {exc}") from exc
+
+    def _why_unreadable(self, index: int) -> str:
+        name = self.source.filename(index) if hasattr(self.source, "filename") else f"picture {index}"
+        try:
+            self._open(index)
+        except UnreadableError as exc:
+            return " ".join(f"{name} {exc}".split())
+        return f"{name} could be read when tried again"
+
+
+class UnreadableError(Exception):
+    """A picture cannot be read; its message says why."""
+
+
+def readable(pictures: Sequence[tuple[Tensor, int]]) -> Batch:
+    """Make a batch of those pictures that could be read; raises MissingError where none could."""
+    kept = [picture for picture in pictures if picture[1] != UNREADABLE]
+    if not kept:
+        raise MissingError(f"none of the {len(pictures)} pictures of a batch can be read; is the data set damaged?")
+    images, labels = default_collate(kept)
+    return images, labels
+
+
+def check_pictures(loader: Any) -> None:
+    """Raise MissingError where a loader, or others of its data set, met more unreadable pictures than there may be."""
+    split = getattr(loader, "dataset", None)
+    if isinstance(split, ImageSplit):
+        split.bad.all_splits.check()
 
 
 class PictureOrder(Sampler[tuple[int, int]]):

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import struct
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,9 @@ from torch import Tensor
 
 from compressor.formats.atomic import write_atomically
 from compressor.formats.errors import IntegrityError, UsageError
+from compressor.processes import count, first, tensors_of_first
 
-__all__ = ["checksum", "read_state", "write_state"]
+__all__ = ["checksum", "read_state", "state_of_first", "write_state"]
 
 KEY = "timm-compressor-state"
 DTYPES = {
@@ -69,6 +70,25 @@ def read_state(path: str | PathLike[str]) -> dict[str, Any]:
     except (safetensors.SafetensorError, OSError, ValueError, KeyError, TypeError, RecursionError) as exc:
         said = f"no {exc}" if isinstance(exc, KeyError) else " ".join(str(exc).split())
         raise IntegrityError(f"{Path(path)} is damaged, or holds no state of a training ({said[:100]})") from exc
+    return state
+
+
+def state_of_first(read: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """Let the first of several processes read a state; give it in all, and raise in all what reading raises."""
+    if count() == 1:
+        return read()
+    tensors: dict[str, Tensor] = {}
+
+    def described() -> Any:
+        text = _encode(read(), "", tensors)
+        return text, {name: [str(tensor.dtype), list(tensor.shape)] for name, tensor in tensors.items()}
+
+    text, kinds = first(described)
+    known = {str(dtype): dtype for dtype in DTYPES}
+    for name, (dtype, shape) in kinds.items():
+        tensors.setdefault(name, torch.empty(shape, dtype=known[dtype]))
+    tensors_of_first(tensors[name] for name in kinds)
+    state: dict[str, Any] = _decode(text, tensors)
     return state
 
 

@@ -9,17 +9,21 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
-from accelerate import Accelerator, PartialState
-from accelerate.state import AcceleratorState
-from accelerate.utils import is_bf16_available, patch_environment, send_to_device
+from accelerate import Accelerator
+from accelerate.utils import send_to_device
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
-from compressor.formats.errors import MissingError, QualityError, UsageError
+from compressor.devices import accelerating, find_device
+from compressor.formats.errors import MissingError, QualityError
+from compressor.processes import add_up
 from compressor.resuming import Keeper, Position, batches_from
 from compressor.schedule import Schedule
+from compressor.sharding import dealt, shared_out
 from compressor.sharing import cached_weights
+from compressor.splits import UNREADABLE, check_pictures
+from compressor.team import Team
 
 __all__ = ["Epoch", "Evaluation", "evaluate", "find_device", "train"]
 
@@ -99,11 +103,11 @@ def train(
     """
     heeding = nullcontext() if keeper is None else keeper.heeding()
     with (
-        _accelerator(device, amp) as accelerator,
-        _prepared(accelerator, model, optimizer, loader) as prepared,
+        accelerating(device, amp) as accelerator,
+        _prepared(accelerator, model, optimizer) as prepared,
         heeding,
     ):
-        _run_epochs(accelerator, *prepared, loss, schedule, epochs, on_epoch, on_step, keeper)
+        _run_epochs(accelerator, *prepared, shared_out(loader), loss, schedule, epochs, on_epoch, on_step, keeper)
 
 
 def _run_epochs(
@@ -120,17 +124,23 @@ def _run_epochs(
 ) -> None:
     model.train()
     at, updates = Position(), len(loader)
+    team = Team(model, optimizer, keeper)
     if keeper is not None:
         at = keeper.begin(loader, epochs, optimizer=optimizer, schedule=schedule, scaler=accelerator.scaler)
+    team.agree()
     while at.epochs < epochs:
+        team.draw_alone(at.epochs * updates + at.batches, at.batches > 0)
         for batch in batches_from(loader, at):
-            value = _step(accelerator, model, optimizer, loss, *send_to_device(batch, accelerator.device))
+            value = _step(accelerator, team, model, optimizer, loss, *send_to_device(batch, accelerator.device))
             schedule.step()
             at.loss, at.batches = at.loss + value, at.batches + 1
             if keeper is not None:
                 keeper.after_step(at)
             if on_step is not None:
                 on_step(at.epochs * updates + at.batches, epochs * updates)
+            team.draw_alone(at.epochs * updates + at.batches)
+        team.agree()
+        check_pictures(loader)
         _end_epoch(at, epochs, on_epoch)
         at = Position(at.epochs + 1)
         if keeper is not None:
@@ -138,15 +148,22 @@ def _run_epochs(
 
 
 def _step(
-    accelerator: Accelerator, model: nn.Module, optimizer: Optimizer, loss: Loss, inputs: Tensor, targets: Tensor
+    accelerator: Accelerator,
+    team: Team,
+    model: nn.Module,
+    optimizer: Optimizer,
+    loss: Loss,
+    inputs: Tensor,
+    targets: Tensor,
 ) -> Tensor:
-    """Train on one batch; give its loss."""
+    """Train on one batch, of all processes; give its loss."""
     with accelerator.autocast(), cached_weights():
         value = loss(model(inputs), targets, inputs)
     optimizer.zero_grad()
     accelerator.backward(value)
+    mean = team.mean(value.detach(), len(inputs))
     optimizer.step()
-    return value.detach()
+    return mean
 
 
 def _end_epoch(at: Position, epochs: int, on_epoch: Callable[[Epoch], None] | None) -> None:
@@ -157,63 +174,23 @@ def _end_epoch(at: Position, epochs: int, on_epoch: Callable[[Epoch], None] | No
         on_epoch(Epoch(number, epochs, mean))
 
 
-def find_device(asked: str | None) -> torch.device:
-    """Give the device asked for, None for accelerate's choice; raises UsageError for one that torch does not have."""
-    if asked is None:
-        with _accelerator(None, amp=False) as accelerator:
-            return torch.device(accelerator.device)
-    found = torch.accelerator.current_accelerator()
-    count = torch.accelerator.device_count() if found is not None else 0
-    known = ["cpu", *(f"{found}:{number}" for number in range(count))]
-    if asked not in [*known, *(name.partition(":")[0] for name in known)]:
-        raise UsageError(f"device {asked!r}: torch {torch.__version__} has none such here; it has {', '.join(known)}")
-    return torch.device(asked)
-
-
-@contextmanager
-def _accelerator(device: str | None, amp: bool) -> Iterator[Accelerator]:
-    """Give an Accelerator with settings of its own: accelerate keeps the first one's for all the process otherwise.
-
-    Those of an Accelerator that the caller may have are put back in the end.
-    """
-    chosen = {} if device is None else {"ACCELERATE_TORCH_DEVICE": find_device(device)}
-    states = AcceleratorState._shared_state, PartialState._shared_state
-    before = [dict(state) for state in states]
-    for state in states[: 1 + len(chosen)]:  # where no device is asked for, a caller's choice holds
-        state.clear()
-    try:
-        with patch_environment(**chosen):
-            half = _half_precision(PartialState().device) if amp else None
-            accelerator = Accelerator(mixed_precision=half)
-        yield accelerator
-        accelerator.free_memory()
-    finally:
-        for state, kept in zip(states, before, strict=True):
-            state.clear()
-            state.update(kept)
-
-
-def _half_precision(device: torch.device) -> str:
-    """Name bf16 where the device computes in it, for it needs no scaling of the loss; else fp16."""
-    if device.type == "cuda":  # older ones emulate it, slowly
-        return "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp16"
-    return "bf16" if device.type == "cpu" or is_bf16_available(True) else "fp16"
-
-
 @contextmanager
 def _prepared(
-    accelerator: Accelerator, model: nn.Module, optimizer: Optimizer, loader: DataLoader[Any]
-) -> Iterator[tuple[nn.Module, Optimizer, DataLoader[Any]]]:
-    """Let accelerate prepare all three, and take off the model again what it leaves there.
+    accelerator: Accelerator, model: nn.Module, optimizer: Optimizer
+) -> Iterator[tuple[nn.Module, Optimizer]]:
+    """Let accelerate prepare both, and take off the model again what it leaves there.
 
-    It marks the model, so that the next run would not place it, and has its forward pass run under autocast. Of its
-    loader we take what is inside: it loads a batch ahead, so that what is drawn for it could not be drawn again.
+    It marks the model, so that the next run would not place it, and has its forward pass run under autocast. To it the
+    model is for evaluation, or it would wrap it for several processes; and the loader is not its to prepare: its own
+    loads a batch ahead, so that what is drawn for it could not be drawn again. See docs/decisions/0010.
     """
     left = "_is_accelerate_prepared", "_original_forward", "forward"
     before = {name: vars(model)[name] for name in left if name in vars(model)}
     try:
-        *prepared, batches = accelerator.prepare(model, optimizer, loader)
-        yield cast(tuple[nn.Module, Optimizer, DataLoader[Any]], (*prepared, batches.base_dataloader))
+        yield (
+            cast(nn.Module, accelerator.prepare_model(model, evaluation_mode=True)),
+            cast(Optimizer, accelerator.prepare_optimizer(optimizer)),
+        )
     finally:
         for name in left:
             vars(model).pop(name, None)
@@ -222,13 +199,40 @@ def _prepared(
 
 @torch.no_grad()
 def evaluate(model: nn.Module, loader: Iterable[Any]) -> Evaluation:
-    """Classify a data set, in eval mode; the model's mode is left as it was."""
+    """Classify a data set, in eval mode; the model's mode is left as it was.
+
+    Where several processes train a model, all of them have to call this; each takes its share of a DataLoader's images,
+    and all get all answers. Pictures that cannot be read are left out; raises MissingError for more than may be.
+    """
     was_training = model.training
     model.eval()
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     with cached_weights():
-        correct = [model(inputs.to(device)).argmax(dim=-1).cpu() == targets.cpu() for inputs, targets in loader]
+        answers = _answers(model, loader, device)
     model.train(was_training)
-    if not correct:
+    check_pictures(loader)
+    correct = answers[answers != _LEFT_OUT]
+    if not len(correct):
         raise MissingError("the data set to evaluate on is empty")
-    return Evaluation(torch.cat(correct))
+    return Evaluation(correct.bool())
+
+
+_LEFT_OUT = 2
+
+
+def _answers(model: nn.Module, loader: Iterable[Any], device: torch.device) -> Tensor:
+    """Tell of each image, in order, whether its class was found: uint8[n] on the CPU, 2 for what is not an image."""
+
+    def found(inputs: Tensor, targets: Tensor) -> Tensor:
+        wanted = targets.cpu()
+        right: Tensor = model(inputs.to(device)).argmax(dim=-1).cpu() == wanted
+        return right.to(torch.uint8).masked_fill(wanted == UNREADABLE, _LEFT_OUT)
+
+    if (shares := dealt(loader)) is None:
+        return torch.cat([torch.zeros(0, dtype=torch.uint8), *(found(*batch) for batch in loader)])
+    own, places, images = shares
+    answers = torch.zeros(images, dtype=torch.uint8, device=device)
+    for place, batch in zip(places, own, strict=True):
+        answers[place] = found(*batch).to(device)
+    add_up([answers])
+    return answers.cpu()

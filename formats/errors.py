@@ -42,6 +42,9 @@ class CompressorError(Exception):
 
     exit_code: ClassVar[int] = 1
 
+    shared = False
+    """Whether all of several processes raise it alike, so that one of them has to say it."""
+
 
 class UsageError(CompressorError, ValueError):
     """An option, setting or call that cannot be."""

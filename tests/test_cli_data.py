@@ -21,7 +21,7 @@ from compressor.datasets import FASHION_MNIST_DIR
 def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("TIMM_COMPRESSOR_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("compressor.datasets.os.cpu_count", lambda: 1)
+    monkeypatch.setattr("compressor.pictures.os.cpu_count", lambda: 1)
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from compressor.cli.main import run
 from compressor.datasets import FASHION_MNIST_DIR, load_data
 from compressor.formats.errors import MissingError, UsageError
 from compressor.splits import ArraySplit
@@ -171,19 +173,25 @@ def test_identity_follows_the_files(folder: Path) -> None:
     assert load_data("", folder, config=CONFIG).version != before
 
 
-def test_a_broken_picture_is_named_not_replaced(folder: Path) -> None:
-    (folder / "val" / "dog" / "1.png").write_bytes(b"\x89PNG and no more")
-    data = load_data("", folder, config=CONFIG)
-    with pytest.raises(MissingError, match=r"dog/1\.png: not a readable picture"):
-        data.validation[3]
-
-
-def test_folder_missing_and_streams_refused(tmp_path: Path) -> None:
+def test_folder_missing(tmp_path: Path) -> None:
     with pytest.raises(MissingError, match="no such folder"):
         load_data("", tmp_path / "nothing")
     with pytest.raises(MissingError, match="Found 0 images"):
         load_data("", tmp_path)
     with pytest.raises(MissingError, match="torch/cifar10, split train"):
         load_data("torch/cifar10", tmp_path)
-    with pytest.raises(UsageError, match="streams"):
-        load_data("tfds/mnist", tmp_path)
+
+
+@pytest.mark.parametrize("name", ["tfds/mnist", "wds/imagenet", "hfids/beans"])
+def test_streams_are_refused(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["test_resnet", "--dataset", name, "--pretrained"]) == 2
+    assert capsys.readouterr().err.startswith(f"error: --dataset {name}: a stream")
+
+
+def test_hugging_face_without_its_package(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    monkeypatch.delitem(sys.modules, "timm.data.readers.reader_hfds", raising=False)
+    assert run(["test_resnet", "--dataset", "hfds/beans", "--baseline-epochs", "1"]) == 4
+    captured = capsys.readouterr()
+    needs = "error: data set hfds/beans needs a package that is not installed: pip install datasets\n"
+    assert (captured.out, captured.err) == ("", needs)

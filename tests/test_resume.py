@@ -369,7 +369,7 @@ def test_pictures_that_are_opened_by_workers(runs: Runs, tmp_path: Path, monkeyp
                 pixels = random.randint(0, 256, (40, 40, 3)).astype(np.uint8)
                 Image.fromarray(pixels).save(tmp_path / "own" / split / name / f"{number}.png")
     monkeypatch.setattr("compressor.cli.setup.load_data", load_data)
-    monkeypatch.setattr("compressor.datasets.os.cpu_count", lambda: 2)
+    monkeypatch.setattr("compressor.pictures.os.cpu_count", lambda: 2)
     data = ("--data-dir", "own", "--img-size", "32", "--in-chans", "3")
     runs.words = ("tiny", *data, "--epochs", "3", "--baseline-epochs", "1", "--batch-size", "4", "-o", "out")
     whole = runs.whole()

@@ -34,7 +34,7 @@ QUICK = ("--baseline-epochs", "1", "--epochs", "1", "--scheme", "kmeans", "--bit
 def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("TIMM_COMPRESSOR_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("compressor.datasets.os.cpu_count", lambda: 1)
+    monkeypatch.setattr("compressor.pictures.os.cpu_count", lambda: 1)
 
 
 def model_of(name: str, seed: int = 0, **args: Any) -> nn.Module:

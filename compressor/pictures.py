@@ -1,0 +1,91 @@
+"""Pictures of a folder, or of any data set that timm can open, with timm's preprocessing."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from compressor.formats.errors import MissingError, UsageError
+from compressor.splits import ImageSplit
+from compressor.unreadable import BadImages
+
+__all__ = ["open_pictures"]
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+def open_pictures(
+    name: str, data_dir: str | Path | None, config: Mapping[str, Any], download: bool, bad: BadImages
+) -> dict[str, Any]:
+    """Give the fields of a ``datasets.Dataset`` of pictures; arguments and errors as for ``datasets.load_data``."""
+    from timm.data import create_transform
+
+    if data_dir is not None and not Path(data_dir).is_dir():
+        raise MissingError(f"--data-dir {data_dir}: no such folder")
+    keys = ("input_size", "mean", "std", "interpolation", "crop_pct", "crop_mode")
+    known = {key: config[key] for key in keys if key in config}
+    size = tuple(known.setdefault("input_size", (3, 224, 224)))
+    mode = "L" if size[0] == 1 else "RGB"
+    sources = {split: _source(name, data_dir, split, mode, download) for split in ("train", "validation")}
+    if data_dir is not None and (Path(data_dir) / "test").is_dir():
+        sources["test"] = _source(name, data_dir, "test", mode, download)
+    classes = _class_count(sources, data_dir)
+    views: dict[str, ImageSplit] = {}
+    for split, source in sources.items():
+        transform = create_transform(**known, is_training=split == "train")
+        views[split] = ImageSplit(source, transform, mode, size, bad.of(split, len(source)))
+    mean, std = (tuple(known.get(key, default)) for key, default in (("mean", IMAGENET_MEAN), ("std", IMAGENET_STD)))
+    return {
+        "version": _fingerprint(sources), "input_size": size, "mean": mean, "std": std, "num_classes": classes,
+        "train": views["train"], "validation": views["validation"], "test": views.get("test"),
+        "workers": min(4, os.cpu_count() or 1),
+    }  # fmt: skip
+
+
+def _source(name: str, data_dir: str | Path | None, split: str, mode: str, download: bool) -> Any:
+    from timm.data import create_dataset
+
+    if name.partition("/")[0].lower() in ("hfids", "tfds", "wds"):
+        raise UsageError(
+            f"--dataset {name}: a stream, which does not know its classes, and of which timm leaves out, without a word, "
+            "what it cannot read: it cannot be used; name a folder or hfds/..."
+        )
+    root = None if data_dir is None else str(data_dir)
+    try:
+        with contextlib.redirect_stdout(None):  # timm prints what to install
+            return create_dataset(name, root, split, download=download, input_img_mode=mode)
+    except ModuleNotFoundError as exc:
+        raise MissingError(f"data set {name} needs a package that is not installed: pip install {exc.name}") from exc
+    except (RuntimeError, OSError, AssertionError, ImportError, ValueError) as exc:
+        raise MissingError(f"data set {name or data_dir}, split {split}: {' '.join(str(exc).split())}") from exc
+
+
+def _class_count(sources: Mapping[str, Any], data_dir: str | Path | None) -> int:
+    """Count the classes, having made sure that the splits are apart and name the same ones."""
+    readers = {split: getattr(source, "reader", source) for split, source in sources.items()}
+    maps = {split: getattr(reader, "class_to_idx", None) for split, reader in readers.items()}
+    for split, reader in readers.items():
+        if hasattr(reader, "samples") and data_dir is not None and Path(reader.root) == Path(data_dir):
+            raise MissingError(f"{data_dir}: no folder for {split}; expected train/CLASS/*.jpg and val/CLASS/*.jpg")
+        if maps[split] != maps["train"]:
+            odd = sorted(set(maps[split] or {}) ^ set(maps["train"] or {}))
+            raise MissingError(f"{data_dir}: train and {split} have different classes: {', '.join(odd[:5])}")
+    if not maps["train"]:
+        raise MissingError("the data set does not say its classes")
+    return len(maps["train"])
+
+
+def _fingerprint(sources: Mapping[str, Any]) -> str:
+    """Give a short hash of which pictures, with which labels, are in which split."""
+    digest = hashlib.sha256()
+    for split, source in sources.items():
+        reader = getattr(source, "reader", source)
+        digest.update(f"{split} {len(reader)}\n".encode())
+        root = str(getattr(reader, "root", ""))
+        for path, target in getattr(reader, "samples", ()):
+            digest.update(f"{os.path.relpath(path, root)} {target}\n".encode())
+    return f"pictures-{digest.hexdigest()[:16]}"

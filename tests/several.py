@@ -1,0 +1,259 @@
+"""The tests of several processes, to be run in a process of their own that imports once: what is forked off one with
+threads, as pytest's may be, can hang. ``python several.py FOLDER [NAME ...]``; ``test_processes.py`` runs all.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from datetime import timedelta
+from functools import partial
+from importlib import import_module
+from pathlib import Path
+
+import tiny
+import torch
+from accelerate import Accelerator
+from pairs import Pair, alone
+from torch import nn
+from torch.utils.data import DataLoader, RandomSampler, TensorDataset
+
+from compressor import SCHEMES, Compressor, Policy, Rule, load_state_dict, processes
+from compressor.cli import main, setup
+from compressor.cli.show import Step
+from compressor.formats.errors import CompressorError
+
+import_module("compressor.cli.run")  # once for all
+DIGITS = tiny.few_digits()
+WORDS = ["tiny", "--baseline-epochs", "1", "--epochs", "4", "--batch-size", "8", "--lr", "0.01", "-o", "out"]
+
+
+def command(*options: str, watch: Callable[[int], None] | None = None) -> int:
+    """Run ``compress tiny``, telling of every step of the fine-tuning."""
+    vars(setup)["load_data"] = lambda *_, **__: DIGITS
+    main._RANK = int(os.environ.get("RANK", "0"))
+    steps = 0
+
+    def on_step(self: Step, done: int, total: int) -> None:
+        nonlocal steps
+        steps += "fine-tuning" in self.head
+        if watch is not None:
+            watch(steps)
+
+    Step.on_step = on_step  # type: ignore[method-assign]
+    main.main([*WORDS, *options])
+    raise AssertionError("main() exits")
+
+
+def exit_code(do: Callable[[], int]) -> int:
+    try:
+        return do()
+    except SystemExit as exc:
+        return int(exc.code or 0)
+
+
+def run(*options: str, watch: Callable[[int], None] | None = None) -> Callable[[], int]:
+    return partial(exit_code, partial(command, *options, watch=watch))
+
+
+def curve(scheme: str, batch: int, out: Path) -> int:
+    """Fine-tune a model without BatchNorm; write loss by epoch, answers, and a hash of all of it."""
+    torch.manual_seed(0)
+    inputs = torch.randn(40, 6)  # 40 images: the last step of an epoch is not a full one
+    data = TensorDataset(inputs, (inputs[:, 0] > 0).long() + 2 * (inputs[:, 1] > 0).long())
+    loader = DataLoader(data, batch, sampler=RandomSampler(data, generator=torch.Generator().manual_seed(1)))
+    net = nn.Sequential(nn.Linear(6, 24), nn.Tanh(), nn.Linear(24, 4))
+    losses: list[float] = []
+    job = Compressor(net, Policy([Rule("*", scheme=scheme)])).prepare()
+    job.finetune(
+        loader, val=DataLoader(data, 7), epochs=6, lr=0.01, on_epoch=lambda epoch, _: losses.append(epoch.loss)
+    )
+    out = out.with_suffix("." + os.environ.get("RANK", "alone"))
+    out.write_text(json.dumps({"losses": losses, "bytes": job.finish().to_bytes().hex()}))
+    processes.leave()
+    return 0
+
+
+def the_losses_are_those_of_one_process_with_twice_the_batch(folder: Path) -> None:
+    for scheme in SCHEMES:
+        with Pair(partial(curve, scheme, 6, folder / f"{scheme}.json"), folder / scheme) as pair:
+            assert pair.codes() == [0, 0], pair.said(0) + pair.said(1)
+        assert alone(partial(curve, scheme, 12, folder / f"{scheme}.json"), folder / scheme) == 0
+        read = {who: json.loads((folder / f"{scheme}.{who}").read_text()) for who in ("0", "1", "alone")}
+        assert read["0"] == read["1"], f"{scheme}: codebooks, indices and losses are the same in both"
+        pairs = zip(read["0"]["losses"], read["alone"]["losses"], strict=True)
+        apart = max(abs(one - other) / other for one, other in pairs)
+        assert apart < 1e-3, f"{scheme}: {read['0']['losses']} and {read['alone']['losses']}"
+
+
+def one_writes_and_both_agree(folder: Path) -> None:
+    with Pair(run(), folder / "a") as pair:
+        assert pair.codes() == [0, 0], pair.said(0) + pair.said(1)
+        assert "4/4 file" in pair.said(0)
+        assert not pair.said(1)
+    assert sorted(path.name for path in (folder / "a").iterdir()) == ["cache", "log0", "log1", "out"]
+    assert alone(lambda: main.run(["verify", "out"]), folder / "a") == 0
+    with Pair(run("--force"), folder / "a") as pair:
+        before = (folder / "a" / "out").read_bytes()
+        assert pair.codes() == [0, 0]
+        assert "reused from" in pair.said(0)
+    assert (folder / "a" / "out").read_bytes() == before, "with the baseline from the cache, in both"
+
+
+def refusals_are_said_once_and_both_exit_alike(folder: Path) -> None:
+    with Pair(run("--require-size", "1"), folder / "a") as pair:
+        assert pair.codes() == [5, 5]
+        assert not pair.said(1)
+    (folder / "a" / "out").write_bytes(b"mine")
+    for options, code in ((("--bits", "99"), 2), ((), 2), (("--device", "warp"), 2), (("-o", "none/out"), 6)):
+        with Pair(run(*options), folder / "a") as pair:
+            assert pair.codes() == [code, code], options
+            assert pair.said(0).count("error: ") == 1
+            assert not pair.said(1)
+    assert (folder / "a" / "out").read_bytes() == b"mine"
+
+
+def stopped_and_resumed_it_ends_in_the_same_file(folder: Path) -> None:
+    with Pair(run(), folder / "whole") as pair:
+        assert pair.codes() == [0, 0], pair.said(0)
+
+    def stop(step: int) -> None:
+        if step == 8 and os.environ["RANK"] == "1":
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with Pair(run(watch=stop), folder / "a") as pair:
+        assert pair.codes() == [7, 7], pair.said(0)
+        assert "--resume" in pair.said(0)
+    assert alone(run("--resume"), folder / "a") == 2
+    assert "processes was 2, is 1" in (folder / "a" / "log").read_text()
+    with Pair(run("--resume"), folder / "a") as pair:
+        assert pair.codes() == [0, 0], pair.said(0)
+        assert "Resuming stage 1" in pair.said(0)
+    assert (folder / "a" / "out").read_bytes() == (folder / "whole" / "out").read_bytes()
+
+
+def one_that_dies_or_hangs_is_not_waited_for_for_ever(folder: Path) -> None:
+    def stop(number: int, step: int) -> None:
+        if step == 3 and os.environ["RANK"] == "1":
+            os.kill(os.getpid(), number)
+
+    processes.PATIENCE = timedelta(seconds=4)
+    for number in (signal.SIGKILL, signal.SIGSTOP):
+        with Pair(run("--force", watch=partial(stop, number)), folder / number.name) as pair:
+            began = time.monotonic()
+            assert pair.code(0) == 6, pair.said(0)
+            assert time.monotonic() - began < 40
+            assert "waits for another that has ended or hangs" in pair.said(0).splitlines()[-1]
+            assert "Traceback" not in pair.said(0)
+
+
+def an_error_of_one_is_that_of_all(folder: Path) -> None:
+    def fails() -> int:
+        from compressor.devices import meet
+        from compressor.formats.errors import MissingError
+
+        meet()
+        try:
+            with processes.together():
+                if processes.rank() == 1:
+                    raise MissingError("no such folder")
+        except CompressorError as exc:
+            sys.stdout.write(f"{type(exc).__name__} {exc}\n")
+        try:
+            processes.first(lambda: 1 // (1 - processes.rank()))
+            value = processes.first(lambda: processes.rank() + 7)
+        except ZeroDivisionError:
+            return 1
+        return 0 if value == 7 else 2
+
+    with Pair(fails, folder / "a") as pair:
+        assert pair.codes() == [0, 0], pair.said(0)
+        assert pair.said(0) == pair.said(1) == "MissingError process 1: no such folder\n"
+
+
+def weights_that_differ_become_those_of_the_first(folder: Path) -> None:
+    def trains() -> int:
+        from compressor.devices import meet
+
+        meet()
+        torch.manual_seed(processes.rank())
+        job = Compressor(nn.Sequential(nn.Linear(6, 24)), Policy([Rule("*", scheme="learnt", bits=2)]), teacher=None)
+        data = TensorDataset(torch.randn(8, 6), torch.zeros(8, dtype=torch.int64))
+        job.prepare().finetune(DataLoader(data, 2), epochs=1)
+        Path(f"file{processes.rank()}").write_bytes(job.finish().to_bytes())
+        return 0
+
+    with Pair(trains, folder / "a") as pair:
+        assert pair.codes() == [0, 0], pair.said(0)
+    assert torch.equal(*(load_state_dict(folder / "a" / f"file{rank}")["0.weight"] for rank in (0, 1)))
+
+
+def a_loop_of_ones_own_agrees_under_accelerate(folder: Path) -> None:
+    def trains() -> int:
+        accelerator = Accelerator(cpu=True)
+        torch.manual_seed(0)
+        inputs = torch.randn(64, 6)
+        loader = DataLoader(TensorDataset(inputs, (inputs[:, 0] > 0).long()), 8)
+        net = nn.Sequential(nn.Linear(6, 24), nn.Tanh(), nn.Linear(24, 2))
+        job = Compressor(net, Policy([Rule("*", scheme="learnt", bits=2)]), teacher=None).prepare()
+        start = job.groups[0].values.clone()
+        optimizer = torch.optim.AdamW(job.param_groups(lr=1e-2))
+        job.attach(optimizer, total_steps=40)
+        model, optimizer, loader = accelerator.prepare(job.model, optimizer, loader)
+        for _ in range(10):
+            for x, y in loader:
+                optimizer.zero_grad()
+                accelerator.backward(job.loss(model(x), y, inputs=x))
+                optimizer.step()
+        assert job.steps == 40
+        assert not torch.equal(start, job.groups[0].values)
+        assert float((job.model(inputs).argmax(1) == (inputs[:, 0] > 0)).float().mean()) > 0.95
+        Path(f"file{accelerator.process_index}").write_bytes(job.finish().to_bytes())
+        return 0
+
+    with Pair(trains, folder / "a") as pair:
+        assert pair.codes() == [0, 0], pair.said(0)
+    assert (folder / "a" / "file0").read_bytes() == (folder / "a" / "file1").read_bytes()
+
+
+def splitting_the_model_is_refused(folder: Path) -> None:
+    for name in ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"):
+        with Pair(run(), folder / name, **{name: "true"}) as pair:
+            assert pair.codes() == [2, 2]
+            assert f"{name}: the model cannot be split" in pair.said(0)
+            assert "Traceback" not in pair.said(0)
+            assert not pair.said(1)
+
+
+TESTS = (
+    the_losses_are_those_of_one_process_with_twice_the_batch,
+    one_writes_and_both_agree,
+    refusals_are_said_once_and_both_exit_alike,
+    stopped_and_resumed_it_ends_in_the_same_file,
+    one_that_dies_or_hangs_is_not_waited_for_for_ever,
+    an_error_of_one_is_that_of_all,
+    weights_that_differ_become_those_of_the_first,
+    a_loop_of_ones_own_agrees_under_accelerate,
+    splitting_the_model_is_refused,
+)
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    gc.freeze()  # what is imported is not to be looked through in each child
+    failed = 0
+    for test in TESTS:
+        if not sys.argv[2:] or test.__name__ in sys.argv[2:]:
+            began = time.monotonic()
+            try:
+                test(Path(sys.argv[1]) / test.__name__)
+                sys.stdout.write(f"{test.__name__} {time.monotonic() - began:.1f} s\n")
+            except AssertionError:
+                failed += 1
+                traceback.print_exc()
+    sys.exit(failed)
