@@ -125,6 +125,7 @@ def _stage(
         epochs=training.epochs, lr=training.lr, opt=training.opt, sched=training.sched,
         weight_decay=training.weight_decay, on_epoch=here.on_epoch, on_step=here.on_step,
         device=work.options.device, amp=work.options.amp, checkpoints=work.checkpoints,
+        grad_accum=training.grad_accum,
     )  # fmt: skip
     packed = job.finish(_calibration(work, training.batch_size), half)
     top1 = _measure(work, job.model, "validation").top1

@@ -145,7 +145,7 @@ def train_baseline(
     with _locked(path) as usable:
         if usable and (kept := _read(path, identity, model)) is not None:
             return kept
-        keeper = None if checkpoints is None else Keeper(checkpoints, model, identity)
+        keeper = Keeper(checkpoints, model, identity)
         trained = partial(train, on_epoch=on_epoch, on_step=on_step, device=device, amp=amp, keeper=keeper)
         figures = _train(model, data, recipe, seed, trained)
         baseline = Baseline(dict(model.state_dict()), figures, None, reused=False)
@@ -163,7 +163,8 @@ def _train(
         optimizer = torch.optim.AdamW(groups, recipe.lr)
     loader = data.train_loader(recipe.batch_size, seed)
     steps = max(1, recipe.epochs * len(loader))
-    schedule = OneCycleLR(optimizer, recipe.lr, total_steps=steps, pct_start=0.25)
+    rise = 0.5 if steps == 4 else 0.25  # torch divides by the steps of the rise less one
+    schedule = OneCycleLR(optimizer, recipe.lr, total_steps=steps, pct_start=rise)
 
     def loss(output: Tensor, target: Tensor, inputs: Tensor) -> Tensor:
         del inputs
