@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import math
 import subprocess
@@ -213,8 +214,8 @@ def test_the_memory_of_the_state_to_go_back_to(monkeypatch: pytest.MonkeyPatch, 
     data = TensorDataset(torch.randn(4, 300), torch.zeros(4, dtype=torch.int64))
     marks: list[int] = []
     job.finetune(DataLoader(data, 4), epochs=5, on_epoch=lambda *_: marks.append(len(taken)))
-    once = sum(taken[marks[0] : marks[1]])  # after the first epoch, in the middle of rounds
-    assert once / 300**2 == pytest.approx(each, abs=0.3)
+    most = max(sum(taken[begin:end]) for begin, end in itertools.pairwise(marks))  # a round begins without moments
+    assert most / 300**2 == pytest.approx(each, abs=0.3)
 
 
 def test_72_lost_checkpoints(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
