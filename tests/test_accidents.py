@@ -210,7 +210,7 @@ def test_the_memory_of_the_state_to_go_back_to(monkeypatch: pytest.MonkeyPatch, 
 
     monkeypatch.setattr(resuming, "_copied", copied)
     torch.manual_seed(0)
-    job = Compressor(nn.Linear(300, 300), Policy([Rule("*", scheme=scheme, bits=3)])).prepare()
+    job = Compressor(nn.Linear(300, 300), Policy([Rule("*", scheme=scheme, bits=5)])).prepare()
     data = TensorDataset(torch.randn(4, 300), torch.zeros(4, dtype=torch.int64))
     marks: list[int] = []
     job.finetune(DataLoader(data, 4), epochs=5, on_epoch=lambda *_: marks.append(len(taken)))
