@@ -33,6 +33,8 @@ OPTIONS = (
     click.Option(["--in-chans"], type=click.IntRange(1), help="Channels of the images. [default: the data's]"),
     click.Option(["--img-size"], type=click.IntRange(1), help="Height and width of the images. [default: the data's]"),
     click.Option(["--batch-size"], type=click.IntRange(2), help="Images per fine-tuning step. [default: 64]"),
+    click.Option(["--grad-accum", "--grad-accum-steps", "grad_accum"], type=click.IntRange(1),
+                 help="Batches of a step, whose gradients are added up. [default: 1]"),
     click.Option(["--epochs"], type=click.IntRange(0), help="Epochs of fine-tuning. [default: 4; from scratch 12]"),
     click.Option(["--baseline-epochs"], type=click.IntRange(0), help="Of dense models. [default: 12, or 40]"),
     click.Option(["--opt"], help="timm's optimiser for fine-tuning. [default: adamw]"),

@@ -28,6 +28,7 @@ __all__ = ["cli", "main"]
 INTERRUPTED = 130
 SHARED = (2, 5, 7)  # errors that several processes meet together: in what was asked, in the result, and being stopped
 _RANK = int(os.environ.get("RANK", "0")) if "LOCAL_RANK" in os.environ else 0  # as torchrun numbers processes
+OUT_OF_MEMORY = " out of memory.", "DefaultCPUAllocator: can't allocate memory"  # as torch says it, unimported here
 
 
 class DefaultGroup(click.Group):
@@ -128,9 +129,9 @@ def run(arguments: list[str]) -> int:
         return _say("interrupted", INTERRUPTED, "")
     except BrokenPipeError:
         return 0
-    except MemoryError:
-        return _say("out of memory; training and eval take less with a smaller --batch-size", 6)
     except Exception as exc:
+        if isinstance(exc, MemoryError) or any(text in str(exc) for text in OUT_OF_MEMORY):
+            return _say("out of memory; training and eval take less with a smaller --batch-size", 6)
         hint = "this is a bug; please report it with the traceback that COMPRESS_DEBUG=1 shows"
         return _say(f"{type(exc).__name__}: {one_line(exc)} ({hint})", 1)
 

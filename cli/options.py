@@ -15,7 +15,7 @@ __all__ = ["Options"]
 
 NUMBERS = ("codewords", "delta", "sparsity")
 SHARING = ("scheme", "bits", *NUMBERS, "settings")
-TRAINING = ("epochs", "lr", "opt", "sched", "weight_decay", "batch_size", "distill")
+TRAINING = ("epochs", "lr", "opt", "sched", "weight_decay", "batch_size", "grad_accum", "distill")
 DEFAULT_SCHEME, DEFAULT_BITS = "learnt", 4
 
 
@@ -42,6 +42,7 @@ class Options:
     in_chans: int | None = None
     img_size: int | None = None
     batch_size: int | None = None
+    grad_accum: int | None = None
     epochs: int | None = None
     baseline_epochs: int | None = None
     opt: str | None = None

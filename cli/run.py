@@ -132,6 +132,7 @@ def _stage(
         epochs=training.epochs, lr=training.lr, opt=training.opt, sched=training.sched,
         weight_decay=training.weight_decay, on_epoch=here.on_epoch, on_step=here.on_step,
         device=work.options.device, amp=work.options.amp, checkpoints=work.checkpoints,
+        grad_accum=training.grad_accum,
     )  # fmt: skip
     packed = job.finish(_calibration(work, training.batch_size), half)
     tensors_of_first(job.model.state_dict().values())  # a GPU may have summed the statistics otherwise

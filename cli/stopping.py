@@ -11,7 +11,7 @@ from types import FrameType
 
 from compressor.checkpoint import Checkpoints
 from compressor.cli.show import say
-from compressor.formats.errors import InterruptionError, QualityError
+from compressor.formats.errors import InterruptionError
 from compressor.resuming import HOW_TO_GO_ON
 
 __all__ = ["stoppable"]
@@ -42,9 +42,6 @@ def stoppable(checkpoints: Checkpoints | None) -> Iterator[None]:
             raise InterruptionError(
                 f"stopped; {checkpoints.folder} keeps how far it had come: {HOW_TO_GO_ON}"
             ) from None
-        raise
-    except QualityError:  # there is nothing in them to go on from
-        checkpoints.clear()
         raise
     finally:
         for number, handler in before.items():

@@ -124,7 +124,7 @@ def train_baseline(
     with locked(path) as usable:
         if usable and (figures := read_baseline(path, identity, model)) is not None:
             return Baseline(dict(model.state_dict()), figures, path, reused=True)
-        keeper = None if checkpoints is None else Keeper(checkpoints, model, identity)
+        keeper = Keeper(checkpoints, model, identity)
         trained = partial(train, on_epoch=on_epoch, on_step=on_step, device=device, amp=amp, keeper=keeper)
         figures = _train(model, data, recipe, seed, trained)
         kept = usable and keep_baseline(path, identity, model, figures)
@@ -142,7 +142,8 @@ def _train(
         optimizer = torch.optim.AdamW(groups, recipe.lr)
     loader = shared_out(data.train_loader(recipe.batch_size, seed))
     steps = max(1, recipe.epochs * len(loader))
-    schedule = OneCycleLR(optimizer, recipe.lr, total_steps=steps, pct_start=0.25)
+    rise = 0.5 if steps == 4 else 0.25  # torch divides by the steps of the rise less one
+    schedule = OneCycleLR(optimizer, recipe.lr, total_steps=steps, pct_start=rise)
 
     def loss(output: Tensor, target: Tensor, inputs: Tensor) -> Tensor:
         del inputs

@@ -123,17 +123,35 @@ class Checkpoints:
         late = self.minutes and time.monotonic() - self._saved >= 60 * self.minutes
         return bool(late or (self.steps and step % self.steps == 0))
 
-    def save(self, step: int, state: Mapping[str, Any], training: Mapping[str, Any]) -> None:
+    def save(self, step: int, state: Mapping[str, Any], training: Mapping[str, Any], keep: int | None = None) -> None:
         """Save one: what ``state_file.write_state`` takes, and what the training depends on, as JSON values.
+
+        Args:
+            keep: the step of another that is to be kept as well; of the others, only the newest before this one is.
 
         Raises ResourceError where disk or permissions do not allow it; the one before is then kept.
         """
-        path = self.folder / f"{self.stage:02}-{step:010}.safetensors"
-        self._drop([other for other in self.paths() if other != path][: 1 - KEPT])  # first: the disk may be near full
+        path, kept = self._path(step), None if keep is None else self._path(keep)
+        earlier = [other for other in self.paths() if other < path]
+        later = [other for other in self.paths() if other > path]  # of a way that was not gone on
+        old = [other for other in earlier[: 1 - KEPT] if other != kept]
+        self._drop(old + later)  # first: the disk may be near full
         facts = {"about": self.about, "training": _plain(training), "stage": self.stage, "step": step}
         facts["machine"] = _machine()
         write_state(path, {**facts, "state": state})
         self._saved = time.monotonic()
+
+    def back_to(self, step: int) -> dict[str, Any] | None:
+        """Give the state after a step of this stage, or one before it where that is lost; None where all are."""
+        for path in reversed(self.paths()):
+            if self._path(0) <= path <= self._path(step):
+                try:
+                    state: dict[str, Any] = read_state(path)["state"]
+                except IntegrityError as exc:
+                    _log.warning("%s", exc)
+                else:
+                    return state
+        return None
 
     def take(self, training: Mapping[str, Any]) -> dict[str, Any] | None:
         """Give the state to go on from, once; None where there is none for this stage.
@@ -166,6 +184,9 @@ class Checkpoints:
             self._lock.release()
             if not any(self.folder.iterdir()):
                 self.folder.rmdir()
+
+    def _path(self, step: int) -> Path:
+        return self.folder / f"{self.stage:02}-{step:010}.safetensors"
 
     def _newest(self) -> dict[str, Any]:
         """Read the newest that is sound."""

@@ -26,7 +26,8 @@ from compressor.scratch import initialise
 from compressor.sharding import shared_out
 from compressor.sharing import attach, detach, restore, set_weight
 from compressor.sites import finite_weights
-from compressor.training import Epoch, evaluate, train
+from compressor.stepping import steps_per_epoch
+from compressor.training import Epoch, evaluated, train
 
 __all__ = ["Compressor"]
 
@@ -182,14 +183,14 @@ class Compressor:
         device: str | None = None,
         amp: bool = False,
         checkpoints: Checkpoints | None = None,
+        grad_accum: int = 1,
     ) -> Compressor:
         """Train shared weights and codebooks; names and values of the options as in timm.
 
         Args:
             val: batches to evaluate on after each epoch.
             on_epoch: told after each epoch, with top-1 on ``val`` where there is one.
-            on_step: told after each step: steps done, and in all.
-            device, amp: where, and whether in mixed precision, as ``compressor.training.train`` has it.
+            on_step, device, amp, grad_accum: as ``compressor.training.train`` has them.
             checkpoints: keep the training there, and go on from there; see docs/resuming.md.
         """
         self._prepared("finetune()")
@@ -197,16 +198,16 @@ class Compressor:
             raise UsageError(f"epochs must be at least 1, got {epochs}; without training go on with finish()")
         updates = max(1, len(train_loader := shared_out(train_loader, device)))
         torch.manual_seed(self.seed)
-        keeper = Keeper.of(self, checkpoints, opt=opt, lr=lr, sched=sched, weight_decay=weight_decay, amp=amp)
+        updates = steps_per_epoch(train_loader, grad_accum)
+        how = {"opt": opt, "lr": lr, "sched": sched, "weight_decay": weight_decay, "amp": amp, "grad_accum": grad_accum}
+        keeper = Keeper.of(self, checkpoints, **how)
         optimizer, schedule = make_optimizer(self.param_groups(lr, weight_decay), opt, lr, sched, epochs, updates)
         self.attach(optimizer, self.steps + epochs * updates, schedule.restart)
-
-        def told(epoch: Epoch) -> None:
-            top1 = evaluate(self.model, val).top1 if val is not None else None
-            if on_epoch is not None:
-                on_epoch(epoch, top1)
-
-        train(self.model, train_loader, self.loss, optimizer, schedule, epochs, told, on_step, device, amp, keeper)
+        told = evaluated(self.model, val, on_epoch)
+        train(
+            self.model, train_loader, self.loss, optimizer, schedule, epochs, told, on_step, device, amp, keeper,
+            grad_accum,
+        )  # fmt: skip
         return self
 
     def finish(self, calibration: Batches | None = None, half_untouched: bool = False) -> Packed:

@@ -24,6 +24,7 @@ class Training:
         epochs: passes over the training data; 0: codebooks only.
         lr: highest learning rate, of weights and codebooks alike.
         opt, sched, weight_decay, batch_size: timm's.
+        grad_accum: batches of a step, whose gradients are added up; timm's --grad-accum-steps.
         distill: weight of the distillation loss beside the task's, 0 to 1.
         temperature: of the distillation's softmax.
     """
@@ -34,6 +35,7 @@ class Training:
     sched: str = "cosine"
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     batch_size: Annotated[int, Field(ge=2, strict=True)] = 64
+    grad_accum: Annotated[int, Field(ge=1, strict=True)] = 1
     distill: Annotated[float, Field(ge=0, le=1)] = 0.5
     temperature: Annotated[float, Field(gt=0)] = 2.0
 

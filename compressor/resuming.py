@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-import copy
-import itertools
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
-import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset, Sampler
+from torch.optim import Optimizer
+from torch.utils.data import DataLoader
 
 from compressor.checkpoint import Checkpoints
 from compressor.formats.errors import InterruptionError, ResourceError, UsageError
+from compressor.position import Position, batches_from, order_state, set_generators
 from compressor.processes import count, first, is_first
 from compressor.random_state import random_state, set_random_state
-from compressor.state_file import checksum
+from compressor.recovery import DivergedError, check_loss, check_weights
+from compressor.state_file import checksum, state_of_first
+from compressor.stepping import steps_per_epoch
 
 if TYPE_CHECKING:
     from compressor.core import Compressor
@@ -39,141 +40,76 @@ class Stateful(Protocol):
         """Put it back."""
 
 
-@dataclass
-class Position:
-    """Where a training stands.
-
-    Args:
-        epochs: that are over.
-        batches: done in the one that is not.
-        loss: sum over them, a scalar.
-        begun: all that is random, as the epoch began, when the loader had not yet drawn its order.
-    """
-
-    epochs: int = 0
-    batches: int = 0
-    loss: Tensor = field(default_factory=lambda: torch.zeros(()))
-    begun: Mapping[str, Any] = field(default_factory=dict)
-
-
-def order_state(loader: DataLoader[Any]) -> dict[str, Any]:
-    """Give the state of all that the loader's next epoch will draw from."""
-    return {"global": random_state(), "own": [generator.get_state() for generator in _generators(loader)]}
-
-
-def batches_from(loader: DataLoader[Any], position: Position) -> Iterator[Any]:
-    """Give the batches of an epoch that are still to be done; those before them are not loaded.
-
-    The order is drawn again, as it was when the epoch began; what is drawn from then on, by augmentation and model,
-    goes on where it is now. What worker processes draw by themselves begins anew: let it follow from what the
-    sampler gives, as ``splits.PictureOrder`` does.
-    """
-    if not position.batches:
-        yield from loader
-        return
-    now = random_state()
-    set_random_state(position.begun["global"])
-    _set_generators(loader, position.begun["own"])
-    if loader.batch_sampler is None or isinstance(loader.dataset, IterableDataset):
-        batches = iter(loader)  # nothing to skip but by loading it
-        _skip(batches, position.batches)
-        set_random_state(now)
-        yield from batches
-        return
-    rest = copy.copy(loader)
-    rest._iterator = None  # with its own workers, where they persist
-    left = _Rest(loader.batch_sampler, position.batches, lambda: set_random_state(now))
-    object.__setattr__(rest, "batch_sampler", left)  # which a DataLoader refuses once it is made
-    yield from rest
-
-
-def _skip(batches: Iterator[Any], count: int) -> None:
-    next(itertools.islice(batches, count, count), None)
-
-
-class _Rest(Sampler[Any]):
-    """The batches of a sampler but for the first; between the two something is done."""
-
-    def __init__(self, batches: Any, skipped: int, between: Callable[[], None]) -> None:
-        self.batches, self.skipped, self.between = batches, skipped, between
-
-    def __iter__(self) -> Iterator[Any]:
-        batches = iter(self.batches)
-        _skip(batches, self.skipped)
-        self.between()
-        yield from batches
-
-    def __len__(self) -> int:
-        return len(self.batches) - self.skipped
-
-
-def _generators(loader: DataLoader[Any]) -> list[torch.Generator]:
-    """List the generators of a loader and its samplers, each once."""
-    batches = loader.batch_sampler
-    owners = loader, loader.sampler, batches, getattr(batches, "sampler", None)
-    found = {id(own): own for owner in owners if (own := getattr(owner, "generator", None)) is not None}
-    return list(found.values())
-
-
-def _set_generators(loader: DataLoader[Any], states: Sequence[Tensor]) -> None:
-    for generator, state in zip(_generators(loader), states, strict=True):
-        generator.set_state(state)
-
-
 class Keeper:
-    """Keeps one training in checkpoints: all that changes in it, and what it depends on.
+    """Keeps one training, all that changes in it and what it depends on, to go on from and to go back to.
 
     Args:
-        checkpoints: where.
+        checkpoints: where; None: only the state that the epoch began with, in memory. That takes as much as all that
+            training changes: of each trained parameter, with AdamW, value and two moments, 12 bytes in float32.
         subject: what is trained, with all its state.
         facts: what must be the same to go on, JSON values.
     """
 
-    def __init__(self, checkpoints: Checkpoints, subject: Stateful, facts: Mapping[str, Any]) -> None:
+    def __init__(self, checkpoints: Checkpoints | None, subject: Stateful, facts: Mapping[str, Any]) -> None:
         self.checkpoints, self.facts = checkpoints, facts
         self.parts: dict[str, Stateful] = {"subject": subject}
+        self._copy: dict[str, Any] | None = None
         self.stopping: bool | None = None
         """Whether several processes have agreed to stop after this step; None where there is one."""
 
     @classmethod
-    def of(cls, job: Compressor, checkpoints: Checkpoints | None, **how: Any) -> Keeper | None:
-        """Keep a job's fine-tuning; None where there are no checkpoints.
+    def of(cls, job: Compressor, checkpoints: Checkpoints | None, **how: Any) -> Keeper:
+        """Keep a job's fine-tuning.
 
         Args:
             how: it is trained.
         """
-        if checkpoints is None:
-            return None
         rules = [rule.to_dict() for rule in job.policy.rules]
         loss = {"distill": job.distill if job.teacher else 0.0, "temperature": job.temperature}
-        weights = f"CRC-32 {checksum(job.original):08x}"
+        weights = "" if checkpoints is None else f"CRC-32 {checksum(job.original):08x}"
         return cls(checkpoints, job, {"rules": rules, **loss, "seed": job.seed, **how, "weights": weights})
 
-    def begin(self, loader: DataLoader[Any], epochs: int, **parts: Stateful | None) -> Position:
+    def begin(
+        self, loader: DataLoader[Any], epochs: int, grad_accum: int, optimizer: Optimizer, **parts: Stateful | None
+    ) -> Position:
         """Give where to begin; the state is put back by then.
 
         Args:
-            parts: what changes in training beside the subject.
+            grad_accum: batches of a step.
+            parts: what changes in training beside the subject and the optimiser.
         """
+        self.parts |= {"optimizer": optimizer}
         self.parts |= {name: part for name, part in parts.items() if part is not None}
-        self.loader, self.epochs = loader, epochs
-        self.facts = {**self.facts, "epochs": epochs, "steps of an epoch": len(loader)}
-        self.facts["processes"] = count()
-        state = self.checkpoints.take(self.facts)
-        if state is None:
-            return Position(begun=order_state(loader))
-        for name, part in self.parts.items():
-            if name in state["parts"]:  # another device may scale the loss where the one before did not
-                part.load_state_dict(state["parts"][name])
-        set_random_state(state["random"])
-        position = Position(**state["position"])
-        if not position.batches:
-            _set_generators(loader, position.begun["own"])
+        self.loader, self.epochs, self.grad_accum, self.optimizer = loader, epochs, grad_accum, optimizer
+        self.steps = steps_per_epoch(loader, grad_accum)
+        self.facts = {**self.facts, "epochs": epochs, "steps of an epoch": self.steps, "processes": count()}
+        state = None if self.checkpoints is None else self.checkpoints.take(self.facts)
+        if state is not None:
+            return self._put_back(state)
+        position = Position(begun=order_state(loader))
+        self.mark(position)
         return position
+
+    def step(self, position: Position) -> int:
+        """Count the steps taken up to a position."""
+        return position.epochs * self.steps + math.ceil(position.batches / self.grad_accum)
+
+    def where(self) -> str:
+        """Say, to end a sentence with, where the state is kept and how to go on from it."""
+        return " in the model" if self.checkpoints is None else f" in {self.checkpoints.folder}: {HOW_TO_GO_ON}"
+
+    def last_words(self, position: Position) -> str:
+        """Save, for the training ends here; say so, where it could be."""
+        if self.checkpoints is None or not self.mark(position):
+            return ""
+        return f"; the state after step {self.step(position)} is kept{self.where()}"
 
     @contextmanager
     def heeding(self) -> Iterator[None]:
         """Let it be known that the training will stop when it is told to."""
+        if self.checkpoints is None:
+            yield
+            return
         self.checkpoints.training = True
         try:
             yield
@@ -181,27 +117,94 @@ class Keeper:
             self.checkpoints.training = False
 
     def after_epoch(self, position: Position) -> None:
-        """Save; as for ``after_step``."""
+        """Keep a state to go back to. Raises InterruptionError where the training is to stop."""
         position.begun = order_state(self.loader)
-        self.after_step(position)
+        if self.checkpoints is not None and self._told_to_stop():
+            self._stop(position)
+        if self.checkpoints is not None or position.epochs < self.epochs:
+            self.mark(position)
 
     def after_step(self, position: Position) -> None:
-        """Save where it is time to. Raises InterruptionError, having saved, where the training is to stop."""
-        step = position.epochs * len(self.loader) + position.batches
-        if self.checkpoints.stop if self.stopping is None else self.stopping:
-            first(lambda: self._save(step, position))
-            raise InterruptionError(
-                f"stopped after step {step} of {self.epochs * len(self.loader)}, which is kept in "
-                f"{self.checkpoints.folder}: {HOW_TO_GO_ON}"
-            )
-        middle = 0 < position.batches < len(self.loader)  # after the last batch, the end of the epoch is near
-        if is_first() and (not position.batches or (middle and self.checkpoints.due(step))):
-            try:
-                self._save(step, position)
-            except (ResourceError, UsageError) as exc:  # nothing is lost as yet: better to go on than to stop
-                _log.warning("no checkpoint of step %s: %s; the training goes on", step, exc)
+        """Save where it is time to. Raises InterruptionError, having saved, where the training is to stop.
 
-    def _save(self, step: int, position: Position) -> None:
+        Raises DivergedError instead of saving what has diverged.
+        """
+        if self.checkpoints is None:
+            return
+        middle = 0 < position.batches < len(self.loader)  # after the last batch, the end of the epoch is near
+        if self._told_to_stop():
+            self.check(position)
+            self._stop(position)
+        elif middle and is_first() and self.checkpoints.due(self.step(position)):
+            try:
+                self.check(position)
+            except DivergedError:
+                if count() > 1:  # the others do not look now: all go back together, at the end of the epoch
+                    return
+                raise
+            self.mark(position)
+
+    def _told_to_stop(self) -> bool:
+        assert self.checkpoints is not None
+        return self.checkpoints.stop if self.stopping is None else self.stopping
+
+    def check(self, position: Position) -> None:
+        """Raise DivergedError where the loss, in any step of the epoch so far, or a weight is not finite."""
+        check_loss(position.loss)
+        check_weights(self.optimizer)
+
+    def mark(self, position: Position) -> bool:
+        """Keep the state as one to go back to; tell whether that was possible."""
+        if self.checkpoints is None:
+            self._copy = _copied(self._state(position))
+            return True
+        if not is_first():
+            return True
+        try:
+            self._save(position)
+        except (ResourceError, UsageError) as exc:  # nothing is lost as yet: better to go on than to stop
+            _log.warning("no checkpoint of step %s: %s; the training goes on", self.step(position), exc)
+            return False
+        return True
+
+    def go_back(self, position: Position) -> Position | None:
+        """Put back the state that the epoch began with, or an earlier one; None where none is left."""
+        if self.checkpoints is None:
+            state = _copied(self._copy)  # training on will write into what is put back
+        else:
+            folder, begun = self.checkpoints, position.epochs * self.steps
+            state = state_of_first(lambda: {"state": folder.back_to(begun)})["state"]
+        return None if state is None else self._put_back(state)
+
+    def _put_back(self, state: Mapping[str, Any]) -> Position:
+        for name, part in self.parts.items():
+            if name in state["parts"]:  # another device may scale the loss where the one before did not
+                part.load_state_dict(state["parts"][name])
+        set_random_state(state["random"])
+        position = Position(**state["position"])
+        if not position.batches:
+            set_generators(self.loader, position.begun["own"])
+        return position
+
+    def _stop(self, position: Position) -> None:
+        first(lambda: self._save(position))
+        done = f"{self.step(position)} of {self.epochs * self.steps}"
+        raise InterruptionError(f"stopped after step {done}, which is kept{self.where()}")
+
+    def _state(self, position: Position) -> dict[str, Any]:
         parts = {name: part.state_dict() for name, part in self.parts.items()}
-        state = {"parts": parts, "position": vars(position), "random": random_state()}
-        self.checkpoints.save(step, state, self.facts)
+        return {"parts": parts, "position": vars(position), "random": random_state()}
+
+    def _save(self, position: Position) -> None:
+        assert self.checkpoints is not None
+        begun = position.epochs * self.steps  # the state to go back to: it does not depend on how often we save
+        self.checkpoints.save(self.step(position), self._state(position), self.facts, keep=begun)
+
+
+def _copied(value: Any) -> Any:
+    """Copy a nesting of dict, list and tuple, and all tensors in it to the CPU."""
+    if isinstance(value, Tensor):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, Mapping):
+        return {key: _copied(item) for key, item in value.items()}
+    return type(value)(map(_copied, value)) if type(value) in (list, tuple) else value

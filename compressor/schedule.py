@@ -12,7 +12,9 @@ from torch.optim import Optimizer
 
 from compressor.formats.errors import UsageError
 
-__all__ = ["RoundSchedule", "Schedule", "make_optimizer"]
+__all__ = ["RoundSchedule", "Schedule", "halve_rates", "make_optimizer"]
+
+RATES = ("lr", "initial_lr", "max_lr", "min_lr")  # where optimisers, timm's schedules and torch's keep them
 
 
 class Schedule(Protocol):
@@ -100,3 +102,19 @@ def make_optimizer(
         return optimizer, RoundSchedule(optimizer, sched, epochs, updates_per_epoch)
     except (ValueError, AssertionError, NotImplementedError) as error:  # timm asserts what it is given
         raise UsageError(f"optimiser {opt!r} with schedule {sched!r}: {error}") from None
+
+
+def halve_rates(optimizer: Optimizer, schedule: Schedule) -> None:
+    """Halve the learning rate of all steps to come; as part of the optimiser's state it stays so when it is resumed.
+
+    Example:
+        >>> import torch
+        >>> optimizer, schedule = make_optimizer([{"params": [torch.zeros(1)]}], "sgd", 0.4, "cosine", 1, 2)
+        >>> halve_rates(optimizer, schedule)
+        >>> schedule.step()
+        >>> round(optimizer.param_groups[0]["lr"], 4)
+        0.1
+    """
+    for group in optimizer.param_groups:
+        group.update({name: group[name] * 0.5 for name in RATES if name in group})
+    schedule.load_state_dict(schedule.state_dict())  # those of timm have noted the first rate

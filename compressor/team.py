@@ -32,12 +32,12 @@ class Team:
         keeper: of the training; any process may be told to stop, and then all do, after the same step.
     """
 
-    def __init__(self, model: nn.Module, optimizer: Optimizer, keeper: Keeper | None) -> None:
+    def __init__(self, model: nn.Module, optimizer: Optimizer, keeper: Keeper) -> None:
         self._model, self._optimizer, self._keeper = model, optimizer, keeper
         self._several = processes.count() > 1
         self._seed, self._step = processes.first(torch.initial_seed), 0
         self._stopping: Tensor | None = None
-        if self._several and keeper is not None:
+        if self._several:
             keeper.stopping = False
 
     def agree(self) -> None:
@@ -85,7 +85,7 @@ class Team:
         parameters = [p for group in self._optimizer.param_groups for p in group["params"] if p.requires_grad]
         gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
         running = [buffer for name, buffer in self._model.named_buffers() if name.endswith(RUNNING)]
-        told = self._keeper is not None and self._keeper.checkpoints.stop
+        told = self._keeper.checkpoints is not None and self._keeper.checkpoints.stop
         facts = torch.tensor([0.0, told, *(p.grad is not None for p in parameters)], device=loss.device)
         facts[0] = loss
         processes.mean([facts, *gradients, *running], weight=images)
@@ -98,6 +98,5 @@ class Team:
 
     def _heed(self, stopping: Tensor) -> None:
         """Stop after this step where any was told to by the step before: so that no step waits for a GPU to tell."""
-        if self._keeper is not None:
-            self._keeper.stopping = self._stopping is not None and bool(self._stopping > 0)
+        self._keeper.stopping = self._stopping is not None and bool(self._stopping > 0)
         self._stopping = stopping

@@ -4,30 +4,32 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import send_to_device
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
 from compressor.devices import accelerating, find_device
-from compressor.formats.errors import MissingError, QualityError
+from compressor.formats.errors import MissingError, ResourceError
+from compressor.position import Position, batches_from
 from compressor.processes import add_up
-from compressor.resuming import Keeper, Position, batches_from
+from compressor.recovery import DivergedError, check_loss, recovered
+from compressor.resuming import Keeper
 from compressor.schedule import Schedule
 from compressor.sharding import dealt, shared_out
 from compressor.sharing import cached_weights
 from compressor.splits import UNREADABLE, check_pictures
+from compressor.stepping import Loss, Stepper, by_step, predict
 from compressor.team import Team
 
-__all__ = ["Epoch", "Evaluation", "evaluate", "find_device", "train"]
+__all__ = ["Epoch", "Evaluation", "evaluate", "evaluated", "find_device", "train"]
 
-Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
+CHECKED = 50  # steps, on a GPU, between two looks at the loss
 
 
 @dataclass(frozen=True)
@@ -85,8 +87,12 @@ def train(
     device: str | None = None,
     amp: bool = False,
     keeper: Keeper | None = None,
+    grad_accum: int = 1,
 ) -> None:
     """Train a model in place.
+
+    Where the loss is no longer a number, training goes back to where the epoch began, and on at half the learning
+    rate. Where memory runs out, fewer images go through the model at a time, for the same step.
 
     Args:
         loader: gives (inputs, targets).
@@ -97,81 +103,72 @@ def train(
         device: where, such as "cuda:1", and where the model stays; None for accelerate's choice.
         amp: automatic mixed precision, in ``on_epoch`` too: bf16, or fp16 on a GPU that does not know it.
         keeper: keeps the training in checkpoints, and lets it go on from one.
+        grad_accum: batches of a step, whose gradients are added up: a batch that is so many times as large.
 
-    Raises QualityError when the loss is no longer a number, UsageError for a device that torch does not have,
-    InterruptionError where the checkpoints are told to stop it.
+    Raises QualityError when the loss is no longer a number for the fourth time, ResourceError where there is no memory
+    for one image, UsageError for a device that torch does not have, InterruptionError where the checkpoints are told
+    to stop it.
     """
-    heeding = nullcontext() if keeper is None else keeper.heeding()
+    keeper = keeper or Keeper(None, model, {})
     with (
         accelerating(device, amp) as accelerator,
-        _prepared(accelerator, model, optimizer) as prepared,
-        heeding,
+        _prepared(accelerator, model, optimizer) as (model, optimizer),
+        keeper.heeding(),
     ):
-        _run_epochs(accelerator, *prepared, shared_out(loader), loss, schedule, epochs, on_epoch, on_step, keeper)
-
-
-def _run_epochs(
-    accelerator: Accelerator,
-    model: nn.Module,
-    optimizer: Optimizer,
-    loader: DataLoader[Any],
-    loss: Loss,
-    schedule: Schedule,
-    epochs: int,
-    on_epoch: Callable[[Epoch], None] | None,
-    on_step: Callable[[int, int], None] | None,
-    keeper: Keeper | None,
-) -> None:
-    model.train()
-    at, updates = Position(), len(loader)
-    team = Team(model, optimizer, keeper)
-    if keeper is not None:
-        at = keeper.begin(loader, epochs, optimizer=optimizer, schedule=schedule, scaler=accelerator.scaler)
-    team.agree()
-    while at.epochs < epochs:
-        team.draw_alone(at.epochs * updates + at.batches, at.batches > 0)
-        for batch in batches_from(loader, at):
-            value = _step(accelerator, team, model, optimizer, loss, *send_to_device(batch, accelerator.device))
-            schedule.step()
-            at.loss, at.batches = at.loss + value, at.batches + 1
-            if keeper is not None:
-                keeper.after_step(at)
-            if on_step is not None:
-                on_step(at.epochs * updates + at.batches, epochs * updates)
-            team.draw_alone(at.epochs * updates + at.batches)
+        stepper, team = Stepper(accelerator, model, optimizer, loss), Team(model, optimizer, keeper)
+        parts = {"schedule": schedule, "scaler": accelerator.scaler, "stepper": stepper}
+        model.train()
+        at = keeper.begin(shared_out(loader), epochs, grad_accum, optimizer, **parts)
         team.agree()
-        check_pictures(loader)
-        _end_epoch(at, epochs, on_epoch)
-        at = Position(at.epochs + 1)
-        if keeper is not None:
+        while at.epochs < epochs:
+            try:
+                _run_epoch(at, stepper, team, schedule, keeper, on_step)
+            except DivergedError as why:
+                at = recovered(keeper, optimizer, schedule, at, why)
+                continue
+            team.agree()
+            check_pictures(keeper.loader)
+            if on_epoch is not None:
+                on_epoch(Epoch(at.epochs + 1, epochs, float(at.loss) / max(at.batches, 1)))
+            at = Position(at.epochs + 1, returns=at.returns)
             keeper.after_epoch(at)
 
 
-def _step(
-    accelerator: Accelerator,
+def _run_epoch(
+    at: Position,
+    stepper: Stepper,
     team: Team,
-    model: nn.Module,
-    optimizer: Optimizer,
-    loss: Loss,
-    inputs: Tensor,
-    targets: Tensor,
-) -> Tensor:
-    """Train on one batch, of all processes; give its loss."""
-    with accelerator.autocast(), cached_weights():
-        value = loss(model(inputs), targets, inputs)
-    optimizer.zero_grad()
-    accelerator.backward(value)
-    mean = team.mean(value.detach(), len(inputs))
-    optimizer.step()
-    return mean
+    schedule: Schedule,
+    keeper: Keeper,
+    on_step: Callable[[int, int], None] | None,
+) -> None:
+    """Train from a position to the end of its epoch; it moves on. Raises DivergedError for a loss that is no number."""
+    known = at_hand(stepper.accelerator.device)
+    team.draw_alone(keeper.step(at), at.batches > 0)
+    for batches in by_step(batches_from(keeper.loader, at), keeper.grad_accum):
+        try:
+            value = team.mean(stepper.gradients(batches), sum(len(batch[0]) for batch in batches))
+            if known:
+                check_loss(value)
+            stepper.apply()
+        except ResourceError as exc:
+            raise ResourceError(f"step {keeper.step(at) + 1}: {exc}{keeper.last_words(at)}") from exc
+        schedule.step()
+        at.loss, at.batches = at.loss + value * len(batches), at.batches + len(batches)
+        # To ask a GPU for the loss is to wait until it has done all it was given. The sum of losses is no number once
+        # one was none, so it is asked now and then: what was done to the weights since is lost when we go back.
+        if not known and keeper.step(at) % CHECKED == 0:
+            check_loss(at.loss)
+        keeper.after_step(at)
+        if on_step is not None:
+            on_step(keeper.step(at), keeper.epochs * keeper.steps)
+        team.draw_alone(keeper.step(at))
+    keeper.check(at)
 
 
-def _end_epoch(at: Position, epochs: int, on_epoch: Callable[[Epoch], None] | None) -> None:
-    number, mean = at.epochs + 1, float(at.loss) / max(at.batches, 1)
-    if not math.isfinite(mean):
-        raise QualityError(f"the loss of epoch {number} is {mean}: training has diverged; try a lower --lr")
-    if on_epoch is not None:
-        on_epoch(Epoch(number, epochs, mean))
+def at_hand(device: torch.device) -> bool:
+    """Tell whether a value on the device can be read without waiting for all that was asked of it before."""
+    return device.type == "cpu"
 
 
 @contextmanager
@@ -225,8 +222,8 @@ def _answers(model: nn.Module, loader: Iterable[Any], device: torch.device) -> T
 
     def found(inputs: Tensor, targets: Tensor) -> Tensor:
         wanted = targets.cpu()
-        right: Tensor = model(inputs.to(device)).argmax(dim=-1).cpu() == wanted
-        return right.to(torch.uint8).masked_fill(wanted == UNREADABLE, _LEFT_OUT)
+        right = (predict(model, inputs, device) == wanted).to(torch.uint8)
+        return right.masked_fill(wanted == UNREADABLE, _LEFT_OUT)
 
     if (shares := dealt(loader)) is None:
         return torch.cat([torch.zeros(0, dtype=torch.uint8), *(found(*batch) for batch in loader)])
@@ -236,3 +233,16 @@ def _answers(model: nn.Module, loader: Iterable[Any], device: torch.device) -> T
         answers[place] = found(*batch).to(device)
     add_up([answers])
     return answers.cpu()
+
+
+def evaluated(
+    model: nn.Module, val: Iterable[Any] | None, on_epoch: Callable[[Epoch, float | None], None] | None
+) -> Callable[[Epoch], None]:
+    """Give what evaluates a model after each epoch, where there is a data set for it, and tells of both."""
+
+    def told(epoch: Epoch) -> None:
+        top1 = None if val is None else evaluate(model, val).top1
+        if on_epoch is not None:
+            on_epoch(epoch, top1)
+
+    return told

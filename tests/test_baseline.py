@@ -11,6 +11,7 @@ from pathlib import Path
 import filelock
 import pytest
 import torch
+from tiny import few_digits
 
 from compressor.baseline import BaselineRecipe, cache_dir, create_model, train_baseline
 from compressor.datasets import Dataset, load_data
@@ -132,6 +133,14 @@ def test_models_without_batch_norm_get_adamw() -> None:
     assert (BaselineRecipe.for_model(vit).opt, BaselineRecipe.for_model(vit).epochs) == ("adamw", 40)
     assert (BaselineRecipe.for_model(resnet).opt, BaselineRecipe.for_model(resnet).epochs) == ("sgd", 12)
     assert BaselineRecipe.for_model(vit, 3).epochs == 3
+
+
+@pytest.mark.parametrize("epochs", [1, 2, 3])
+def test_trainings_of_a_few_steps(epochs: int) -> None:
+    """Of two, four and six; torch's one cycle divides by zero where the quarter it rises in is one step."""
+    baseline = train_baseline("tiny", ARGS, few_digits(), epochs=epochs)
+    assert all(bool(torch.isfinite(tensor).all()) for tensor in baseline.state.values())
+    assert baseline.figures["epochs"] == epochs
 
 
 def test_arguments_a_model_does_not_take() -> None:

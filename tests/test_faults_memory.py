@@ -200,3 +200,17 @@ def test_real_want_of_memory(tmp_path: Path) -> None:
     assert (done.returncode, done.stdout) == (6, "")
     assert done.stderr.startswith("error: out of memory; ")
     assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "said", ["[enforce fail] DefaultCPUAllocator: can't allocate memory: 9 bytes", "CUDA out of memory. Tried 9 GiB"]
+)
+def test_54_torch_says_that_memory_is_out(says: Says, monkeypatch: pytest.MonkeyPatch, said: str) -> None:
+    """Where nothing can be tried with less, as in making codebooks."""
+
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError(said)
+
+    monkeypatch.setattr("compressor.core.fitted_groups", fail)
+    line = says(6, "test_resnet", "--dataset", "digits", "--from-scratch", "-o", "out")
+    assert line.startswith("error: out of memory; ")

@@ -22,7 +22,10 @@ from tiny import few_digits, tiny
 from compressor.baseline import create_model
 from compressor.cli.main import run
 from compressor.cli.show import Step
+from compressor.core import Compressor
 from compressor.datasets import load_data
+from compressor.formats.reader import PackedFile
+from compressor.state_file import read_state
 
 OUT, FOLDER = Path("out"), Path("out.checkpoints")
 TINY = ("tiny", "--epochs", "4", "--batch-size", "16", "--lr", "0.01", "--bits", "2", "-o", "out")
@@ -141,7 +144,7 @@ def test_69_told_once_the_step_is_finished_and_kept(runs: Runs, number: signal.S
 
 def test_69_told_twice_it_ends_at_once(runs: Runs) -> None:
     assert runs(130, at=9, act=tell(signal.SIGINT, 2)).splitlines()[-1] == "interrupted"
-    assert kept() == ["01-0000000006.safetensors"]
+    assert kept() == ["01-0000000000.safetensors", "01-0000000006.safetensors"]
     for number, code in ((signal.SIGTERM, 143), (signal.SIGHUP, 129)):
         with pytest.raises(SystemExit) as ended:
             runs(0, "--force", at=9, act=tell(number, 2))
@@ -354,9 +357,47 @@ def refused(path: Path, state: object) -> None:
     raise ResourceError(f"{path} needs 3 bytes")
 
 
-def test_72_what_has_diverged_is_not_kept(runs: Runs) -> None:
-    assert "has diverged" in runs(5, "--lr", "1e38", "--opt", "sgd", "--checkpoint-steps", "1")
-    assert not FOLDER.exists()
+def test_72_what_has_diverged_is_given_up(runs: Runs, caplog: pytest.LogCaptureFixture) -> None:
+    """After three tries at smaller steps; what is kept is the state from before."""
+    said = runs.refused(5, "--lr", "1e38", "--opt", "sgd", "--checkpoint-steps", "1")
+    assert said.startswith("training has diverged: the loss is ")
+    assert said.endswith(
+        ", with a learning rate of an 8th, too; try a lower --lr, or look at the data. The state after step 0 is kept "
+        "in out.checkpoints: the same command with --resume (resume=True) goes on, at a 16th"
+    )
+    assert [message[-14:] for message in caplog.messages] == [f"({time} of 3 times)" for time in (1, 2, 3)]
+    assert kept() == ["01-0000000000.safetensors"]
+    weights = read_state(FOLDER / kept()[0])["state"]["parts"]["subject"]["model"]
+    assert all(bool(torch.isfinite(tensor).all()) for tensor in weights.values())
+    assert not OUT.exists()
+
+
+def test_72_a_run_that_went_back_is_killed(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It ends in the same bytes as one that went back and was not killed."""
+    real, calls = Compressor.loss, 0
+
+    def loss(job: Compressor, *given: Any, **named: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        return real(job, *given, **named) * (float("nan") if calls == 10 else 1)
+
+    monkeypatch.setattr(Compressor, "loss", loss)
+    runs(0)
+    whole = OUT.read_bytes()
+    OUT.unlink()
+    calls = 0
+    killed(runs, 8, "--checkpoint-steps", "1")  # the first time it comes there, so before it goes back
+    calls = 8
+    assert "Resuming stage 1 of 1 after step 8" in runs(0, "--resume")
+    assert OUT.read_bytes() == whole
+
+
+def test_accumulated_batches(runs: Runs) -> None:
+    """Six batches of 16 an epoch make two steps of four; either name is known."""
+    assert "after step 2 of 8" in runs(7, "--grad-accum", "4", at=2, act=tell(signal.SIGTERM))
+    runs(0, "--grad-accum-steps", "4", "--resume")
+    with PackedFile.open(OUT) as file:
+        assert dict(file.recipe or {})["stage"][0]["grad_accum"] == 4
 
 
 def test_pictures_that_are_opened_by_workers(runs: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
