@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import logging
-import platform
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
 import filelock
-import numpy as np
-import timm
-import torch
 
 from compressor.devices import meet
+from compressor.facts import differences, machine, plain
 from compressor.formats.errors import IntegrityError, MissingError, ResourceError, UsageError
 from compressor.processes import first
 from compressor.state_file import read_state, state_of_first, write_state
 
-__all__ = ["Checkpoints", "differences"]
+__all__ = ["Checkpoints"]
 
 _log = logging.getLogger(__name__)
 KEPT = 2
@@ -74,7 +70,7 @@ class Checkpoints:
         resume: bool = False,
         force: bool = False,
     ) -> None:
-        self.folder, self.about = Path(folder), _plain(about or {})
+        self.folder, self.about = Path(folder), plain(about or {})
         self.minutes, self.steps = minutes, steps
         self.stage = 0
         """Which training of several this is; their checkpoints are told apart by it."""
@@ -104,7 +100,7 @@ class Checkpoints:
         if resume:
             self._found = self._newest()
             self._refuse_changes(self._found["about"], self.about)
-            for change in differences(self._found["machine"], _machine()):
+            for change in differences(self._found["machine"], machine()):
                 _log.warning("%s: the file will not be the same to the last bit", change)
         elif self.paths() and not force:
             raise UsageError(
@@ -136,8 +132,8 @@ class Checkpoints:
         later = [other for other in self.paths() if other > path]  # of a way that was not gone on
         old = [other for other in earlier[: 1 - KEPT] if other != kept]
         self._drop(old + later)  # first: the disk may be near full
-        facts = {"about": self.about, "training": _plain(training), "stage": self.stage, "step": step}
-        facts["machine"] = _machine()
+        facts = {"about": self.about, "training": plain(training), "stage": self.stage, "step": step}
+        facts["machine"] = machine()
         write_state(path, {**facts, "state": state})
         self._saved = time.monotonic()
 
@@ -166,7 +162,7 @@ class Checkpoints:
 
     def _taken(self, training: Mapping[str, Any]) -> dict[str, Any]:
         assert self._found is not None
-        self._refuse_changes(self._found["training"], _plain(training))
+        self._refuse_changes(self._found["training"], plain(training))
         state: dict[str, Any] = self._found["state"]
         self._found = None  # it holds all tensors
         return state
@@ -226,32 +222,3 @@ class Checkpoints:
     def _drop(self, paths: list[Path]) -> None:
         for path in paths:
             path.unlink(missing_ok=True)
-
-
-def differences(then: Any, now: Any, where: str = "") -> Iterator[str]:
-    """Tell where two nestings of JSON values differ.
-
-    >>> list(differences({"seed": 0, "data": {"name": "digits"}}, {"seed": 1, "data": {"name": "digits"}}))
-    ['seed was 0, is 1']
-    """
-    if isinstance(then, dict) and isinstance(now, dict):
-        for key in [*then, *(key for key in now if key not in then)]:
-            yield from differences(then.get(key), now.get(key), f"{where}.{key}" if where else key)
-    elif isinstance(then, list) and isinstance(now, list) and len(then) == len(now):
-        for number, (one, other) in enumerate(zip(then, now, strict=True), 1):
-            yield from differences(one, other, f"{where} {number}")
-    elif then != now:
-        yield f"{where} was {json.dumps(then)}, is {json.dumps(now)}"
-
-
-def _machine() -> dict[str, Any]:
-    """Name what else decides on the last bits of a sum."""
-    gpu = torch.accelerator.current_accelerator()
-    versions = {"torch": torch.__version__, "timm": timm.__version__, "numpy": np.__version__}
-    return {**versions, "threads": torch.get_num_threads(), "device": str(gpu or platform.machine())}
-
-
-def _plain(facts: Mapping[str, Any]) -> dict[str, Any]:
-    """Give what JSON makes of it: lists for tuples."""
-    plain: dict[str, Any] = json.loads(json.dumps(facts))
-    return plain

@@ -196,9 +196,8 @@ class Compressor:
         self._prepared("finetune()")
         if epochs < 1:
             raise UsageError(f"epochs must be at least 1, got {epochs}; without training go on with finish()")
-        updates = max(1, len(train_loader := shared_out(train_loader, device)))
+        updates = steps_per_epoch(train_loader := shared_out(train_loader, device), grad_accum)
         torch.manual_seed(self.seed)
-        updates = steps_per_epoch(train_loader, grad_accum)
         how = {"opt": opt, "lr": lr, "sched": sched, "weight_decay": weight_decay, "amp": amp, "grad_accum": grad_accum}
         keeper = Keeper.of(self, checkpoints, **how)
         optimizer, schedule = make_optimizer(self.param_groups(lr, weight_decay), opt, lr, sched, epochs, updates)

@@ -17,7 +17,7 @@ from torch import Tensor
 if TYPE_CHECKING:
     from compressor.formats.native import Code
 
-__all__ = ["BLOCK", "Hash", "blocks", "sum_by_index"]
+__all__ = ["BLOCK", "Hash", "blocks", "fixed_or_free", "sum_by_index"]
 
 CELLS = 4096
 BLOCK = 1 << 15  # weights handled at a time, so that temporaries stay in cache
@@ -112,6 +112,44 @@ def _write_hash(code: Code, item: int) -> None:
     code.give(0)
 
 
+def fixed_or_free(free: Tensor, codebook: Tensor, indices: Tensor) -> Tensor:
+    """Give the codeword of each index, or the number that is free where the index is below 0.
+
+    Args:
+        free: float, any shape.
+        codebook: float32[K].
+        indices: int32 of that shape, below K.
+
+    Returns:
+        Of the shape and dtype of ``free``.
+
+    Example:
+        >>> indices = torch.tensor([-1, 0], dtype=torch.int32)
+        >>> fixed_or_free(torch.tensor([1.0, 2.0]), torch.tensor([4.0]), indices).tolist()
+        [1.0, 4.0]
+    """
+    native = _compiled("merge", 32) if _on_processor(free) and indices.dtype == torch.int32 else None
+    if native is None:
+        fixed = codebook.to(free.dtype).index_select(0, indices.clamp(min=0).reshape(-1)).view(free.shape)
+        return torch.where(indices < 0, free, fixed)
+    merged = torch.empty(free.shape)
+    held = [tensor.contiguous() for tensor in (free, codebook, indices)]
+    native(*[tensor.data_ptr() for tensor in (*held, merged)], free.numel(), *[0] * 3)
+    return merged
+
+
+def _write_merge(code: Code, item: int) -> None:
+    free, codebook, indices, merged = (code.array(position, item) for position in range(4))
+    count, place = code.number(4), code.variable(0)
+    with code.loop(lambda: place.get() < count):
+        at = place.get()
+        index = indices[at]
+        is_free = index >> 31  # the sign
+        merged[at] = is_free.choose(free[at], codebook[is_free.choose(0, index)])  # bits: they are only copied
+        place.set(at + 1)
+    code.give(0)
+
+
 def sum_by_index(terms: Tensor, indices: Tensor, codewords: int) -> Tensor:
     """Sum the terms of each index, in double precision where that costs nothing.
 
@@ -174,4 +212,6 @@ def _compile(name: str, item: int) -> Callable[..., int] | None:
     return compile_function(functools.partial(_WRITERS[name], item=item), 8)
 
 
-_WRITERS: dict[str, Callable[..., Any]] = {"cells": _write_cells, "hash": _write_hash, "sum": _write_sum}
+_WRITERS: dict[str, Callable[..., Any]] = {
+    "cells": _write_cells, "hash": _write_hash, "merge": _write_merge, "sum": _write_sum,
+}  # fmt: skip

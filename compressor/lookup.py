@@ -12,9 +12,9 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-from compressor.hashing import BLOCK, Hash, blocks, sum_by_index
+from compressor.hashing import BLOCK, Hash, blocks, fixed_or_free, sum_by_index
 
-__all__ = ["lookup", "nearest", "nearest_by_row", "straight_through"]
+__all__ = ["fixed", "lookup", "nearest", "nearest_by_row", "straight_through"]
 
 
 def nearest(weights: Tensor, codebook: Tensor) -> Tensor:
@@ -82,6 +82,21 @@ class _Lookup(Function):
         return _scatter(gradient, indices, ctx.codewords), None
 
 
+class _Fixed(Function):
+    @staticmethod
+    def forward(ctx: Any, latent: Tensor, codebook: Tensor, indices: Tensor) -> Tensor:
+        ctx.save_for_backward(indices)
+        ctx.codewords = len(codebook)
+        return fixed_or_free(latent, codebook, indices)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        (indices,) = ctx.saved_tensors
+        none = gradient.new_zeros(ctx.codewords, dtype=torch.float32)
+        return fixed_or_free(gradient, none, indices), None, None
+
+
 class _StraightThrough(Function):
     @staticmethod
     def forward(ctx: Any, latent: Tensor, codebook: Tensor, indices: Tensor | None) -> Tensor:
@@ -108,6 +123,24 @@ class _StraightThrough(Function):
         flat = gradient.reshape(-1)
         to_codebook = sum_by_index(flat, kept, ctx.codewords)
         return gradient.to(ctx.dtype), to_codebook, None
+
+
+def fixed(latent: Tensor, codebook: Tensor, indices: Tensor) -> Tensor:
+    """Give ``codebook[indices]``, and the latent weight where the index is -1: it alone has a gradient.
+
+    Args:
+        latent: float, the trained dense weights.
+        codebook: float32[K], without gradient.
+        indices: int32 of the shape of ``latent``.
+
+    Example:
+        >>> latent = torch.tensor([0.4, 0.9], requires_grad=True)
+        >>> fixed(latent, torch.tensor([0.0, 1.0]), torch.tensor([-1, 1], dtype=torch.int32)).sum().backward()
+        >>> latent.grad.tolist()
+        [1.0, 0.0]
+    """
+    result: Tensor = _Fixed.apply(latent, codebook, indices)
+    return result
 
 
 def lookup(codebook: Tensor, indices: Tensor) -> Tensor:

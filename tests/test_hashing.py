@@ -11,7 +11,8 @@ from hypothesis.extra.numpy import arrays
 from torch import Tensor
 
 from compressor import hashing
-from compressor.hashing import BLOCK, Hash, sum_by_index
+from compressor.hashing import BLOCK, Hash, fixed_or_free, sum_by_index
+from compressor.lookup import fixed
 
 SIZES = (0, 1, 3, 4, 5, BLOCK - 1, BLOCK + 3)
 KINDS = torch.uint8, torch.int32
@@ -84,6 +85,25 @@ def test_sums_by_index(way: str, size: int, kind: torch.dtype) -> None:
 def test_sums_of_large_and_small_are_exact() -> None:
     terms = torch.tensor([1e8, 1.0, 1.0, -1e8] * 1001)
     assert sum_by_index(terms, torch.zeros(4004, dtype=torch.uint8), 1).tolist() == [2002.0]
+
+
+@pytest.mark.parametrize("shape", [(0,), (1,), (3, 5), (BLOCK + 3,)])
+def test_what_is_fixed_and_what_is_free(way: str, shape: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    free, codebook, indices = torch.randn(shape), torch.randn(7), torch.randint(-1, 7, shape, dtype=torch.int32)
+    expected = torch.where(indices < 0, free, codebook[indices.long().clamp(min=0)])
+    assert torch.equal(fixed_or_free(free, codebook, indices), expected)
+    turned = fixed_or_free(free.t(), codebook, indices.t()) if len(shape) == 2 else expected.t()
+    assert torch.equal(turned, expected.t()), "of any strides"
+
+
+def test_only_what_is_free_has_a_gradient(way: str) -> None:
+    latent = torch.randn(4, 6).requires_grad_()
+    indices = torch.randint(-1, 3, (4, 6), dtype=torch.int32)
+    gradient = torch.randn(4, 6)
+    fixed(latent, torch.tensor([-1.0, 0.0, 1.0]), indices).backward(gradient)
+    assert latent.grad is not None
+    assert torch.equal(latent.grad, torch.where(indices < 0, gradient, 0.0))
 
 
 def test_other_numbers_take_the_stock_operators() -> None:

@@ -14,7 +14,7 @@ from pydantic_core import PydanticCustomError
 from torch import Tensor
 
 from compressor.group import Group
-from compressor.lookup import lookup
+from compressor.lookup import fixed
 from compressor.scheme import Scheme, Shared, register, share_scalars
 from compressor.sites import Site
 
@@ -78,8 +78,7 @@ class INQ(Scheme):
 
     def weight(self, group: Group, site: Site, latent: Tensor) -> Tensor:
         """Give powers of two where frozen, the latent weights where free."""
-        indices = group.indices(site)
-        return torch.where(indices < 0, latent, lookup(group.codebook(), indices.clamp(min=0)))
+        return fixed(latent, group.codebook(), group.indices(site))
 
     def advance(self, group: Group, progress: float) -> float | None:
         """Freeze the portions that are due; between one and the next is a round of training."""

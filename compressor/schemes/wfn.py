@@ -16,6 +16,7 @@ from torch import Tensor
 from compressor.fixing import fix
 from compressor.formats.errors import PolicyError
 from compressor.group import Group
+from compressor.lookup import fixed
 from compressor.pull import pull
 from compressor.scheme import Scheme, Shared, register, share_scalars
 from compressor.sites import Site
@@ -94,9 +95,7 @@ class WeightFixing(Scheme):
 
     def weight(self, group: Group, site: Site, latent: Tensor) -> Tensor:
         """Give fixed weights their values; free ones are themselves."""
-        indices = group.indices(site)
-        fixed = group.codebook().index_select(0, indices.clamp(min=0).reshape(-1)).view_as(latent)
-        return torch.where(indices < 0, latent, fixed.to(latent.dtype))
+        return fixed(latent, group.codebook(), group.indices(site))
 
     def advance(self, group: Group, progress: float) -> float | None:
         """Do the rounds that are due: the first before the first step, the last after the last."""
