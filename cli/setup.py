@@ -14,6 +14,7 @@ from torch import nn
 
 from compressor import model_zoo
 from compressor.checkpoint import Checkpoints
+from compressor.cli.logs import Logs
 from compressor.cli.options import Options
 from compressor.datasets import Dataset, load_data
 from compressor.formats.atomic import check_writable
@@ -59,6 +60,7 @@ class Run:
         device: where the models are measured.
         checkpoints: of the training; None where there is none.
         teacher: the model to distil from, where that is not the dense one.
+        logs: what is noted of every epoch; None where there is none.
     """
 
     options: Options
@@ -69,6 +71,7 @@ class Run:
     device: torch.device
     checkpoints: Checkpoints | None = None
     teacher: Teacher | None = None
+    logs: Logs | None = None
 
 
 def set_up(options: Options) -> Run:
@@ -94,7 +97,9 @@ def set_up(options: Options) -> Run:
     if data is not None:
         _check_head(sketch, data, options)
     work = Run(options, recipe, data, args, output, device, teacher=_teacher(options, recipe, data))
-    return work if data is None or options.dry_run else replace(work, checkpoints=_checkpoints(work, data))
+    if data is None or options.dry_run:
+        return work
+    return replace(work, logs=Logs.of(options, output), checkpoints=_checkpoints(work, data))
 
 
 def _checkpoints(work: Run, data: Dataset) -> Checkpoints:

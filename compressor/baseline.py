@@ -34,7 +34,7 @@ from compressor.formats.atomic import write_atomically
 from compressor.formats.errors import MissingError, ResourceError
 from compressor.resuming import Keeper
 from compressor.state_file import checksum
-from compressor.training import Epoch, evaluate, train
+from compressor.training import Epoch, OnStep, evaluate, train
 
 __all__ = ["Baseline", "BaselineRecipe", "cache_dir", "create_model", "train_baseline"]
 
@@ -119,7 +119,7 @@ def train_baseline(
     epochs: int | None = None,
     pretrained: bool = False,
     on_epoch: Callable[[Epoch], None] | None = None,
-    on_step: Callable[[int, int], None] | None = None,
+    on_step: OnStep | None = None,
     device: str | None = None,
     amp: bool = False,
     checkpoints: Checkpoints | None = None,

@@ -5,37 +5,49 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from statistics import fmean
 from typing import Any, cast
 
 import torch
-from accelerate import Accelerator, PartialState
-from accelerate.state import AcceleratorState
-from accelerate.utils import is_bf16_available, patch_environment
+from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
-from compressor.formats.errors import MissingError, ResourceError, UsageError
+from compressor.devices import accelerating, find_device
+from compressor.formats.errors import MissingError, ResourceError
 from compressor.position import Position, batches_from
 from compressor.recovery import DivergedError, check_loss, recovered
 from compressor.resuming import Keeper
 from compressor.schedule import Schedule
 from compressor.sharing import cached_weights
 from compressor.stepping import Loss, Stepper, by_step, predict
+from compressor.watching import Sharing, Watch
 
 __all__ = ["Epoch", "Evaluation", "evaluate", "evaluated", "find_device", "train"]
 
+OnStep = Callable[[int, int, Tensor], None]
 CHECKED = 50  # steps, on a GPU, between two looks at the loss
 
 
 @dataclass(frozen=True)
 class Epoch:
-    """Where training stands after an epoch: its number from 1, of how many, and the mean loss over it."""
+    """Where training stands after an epoch.
+
+    Args:
+        number: from 1.
+        epochs: of how many.
+        loss: mean over the epoch.
+        lr: mean over the optimiser's groups of parameters, as timm's summary has it.
+        sharing: how far the sharing of the weights has come; None where none are shared.
+    """
 
     number: int
     epochs: int
     loss: float
+    lr: float = 0.0
+    sharing: Sharing | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,7 +92,7 @@ def train(
     schedule: Schedule,
     epochs: int,
     on_epoch: Callable[[Epoch], None] | None = None,
-    on_step: Callable[[int, int], None] | None = None,
+    on_step: OnStep | None = None,
     device: str | None = None,
     amp: bool = False,
     keeper: Keeper | None = None,
@@ -96,7 +108,8 @@ def train(
         loss: of (output, targets, inputs), a scalar.
         schedule: moved on after every step.
         on_epoch: told after every epoch.
-        on_step: told after every step: steps done, and in all.
+        on_step: told after every step: steps done, in all, and the mean loss of the epoch so far, a scalar; to read it
+            from a GPU is to wait for all that was asked of it.
         device: where, such as "cuda:1", and where the model stays; None for accelerate's choice.
         amp: automatic mixed precision, in ``on_epoch`` too: bf16, or fp16 on a GPU that does not know it.
         keeper: keeps the training in checkpoints, and lets it go on from one.
@@ -108,7 +121,7 @@ def train(
     """
     keeper = keeper or Keeper(None, model, {})
     with (
-        _accelerator(device, amp) as accelerator,
+        accelerating(device, amp) as accelerator,
         _prepared(accelerator, model, optimizer, loader) as (model, optimizer, loader),
         keeper.heeding(),
     ):
@@ -123,14 +136,13 @@ def train(
                 at = recovered(keeper, optimizer, schedule, at, why)
                 continue
             if on_epoch is not None:
-                on_epoch(Epoch(at.epochs + 1, epochs, float(at.loss) / max(at.batches, 1)))
+                lr = fmean(group["lr"] for group in optimizer.param_groups)
+                on_epoch(Epoch(at.epochs + 1, epochs, float(at.loss) / max(at.batches, 1), lr))
             at = Position(at.epochs + 1, returns=at.returns)
             keeper.after_epoch(at)
 
 
-def _run_epoch(
-    at: Position, stepper: Stepper, schedule: Schedule, keeper: Keeper, on_step: Callable[[int, int], None] | None
-) -> None:
+def _run_epoch(at: Position, stepper: Stepper, schedule: Schedule, keeper: Keeper, on_step: OnStep | None) -> None:
     """Train from a position to the end of its epoch; it moves on. Raises DivergedError for a loss that is no number."""
     known = at_hand(stepper.accelerator.device)
     for batches in by_step(batches_from(keeper.loader, at), keeper.grad_accum):
@@ -149,56 +161,13 @@ def _run_epoch(
             check_loss(at.loss)
         keeper.after_step(at)
         if on_step is not None:
-            on_step(keeper.step(at), keeper.epochs * keeper.steps)
+            on_step(keeper.step(at), keeper.epochs * keeper.steps, at.loss / at.batches)
     keeper.check(at)
 
 
 def at_hand(device: torch.device) -> bool:
     """Tell whether a value on the device can be read without waiting for all that was asked of it before."""
     return device.type == "cpu"
-
-
-def find_device(asked: str | None) -> torch.device:
-    """Give the device asked for, None for accelerate's choice; raises UsageError for one that torch does not have."""
-    if asked is None:
-        with _accelerator(None, amp=False) as accelerator:
-            return torch.device(accelerator.device)
-    found = torch.accelerator.current_accelerator()
-    count = torch.accelerator.device_count() if found is not None else 0
-    known = ["cpu", *(f"{found}:{number}" for number in range(count))]
-    if asked not in [*known, *(name.partition(":")[0] for name in known)]:
-        raise UsageError(f"device {asked!r}: torch {torch.__version__} has none such here; it has {', '.join(known)}")
-    return torch.device(asked)
-
-
-@contextmanager
-def _accelerator(device: str | None, amp: bool) -> Iterator[Accelerator]:
-    """Give an Accelerator with settings of its own: accelerate keeps the first one's for all the process otherwise.
-
-    Those of an Accelerator that the caller may have are put back in the end.
-    """
-    chosen = {} if device is None else {"ACCELERATE_TORCH_DEVICE": find_device(device)}
-    states = AcceleratorState._shared_state, PartialState._shared_state
-    before = [dict(state) for state in states]
-    for state in states[: 1 + len(chosen)]:  # where no device is asked for, a caller's choice holds
-        state.clear()
-    try:
-        with patch_environment(**chosen):
-            half = _half_precision(PartialState().device) if amp else None
-            accelerator = Accelerator(mixed_precision=half)
-        yield accelerator
-        accelerator.free_memory()
-    finally:
-        for state, kept in zip(states, before, strict=True):
-            state.clear()
-            state.update(kept)
-
-
-def _half_precision(device: torch.device) -> str:
-    """Name bf16 where the device computes in it, for it needs no scaling of the loss; else fp16."""
-    if device.type == "cuda":  # older ones emulate it, slowly
-        return "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp16"
-    return "bf16" if device.type == "cpu" or is_bf16_available(True) else "fp16"
 
 
 @contextmanager
@@ -236,13 +205,16 @@ def evaluate(model: nn.Module, loader: Iterable[Any]) -> Evaluation:
 
 
 def evaluated(
-    model: nn.Module, val: Iterable[Any] | None, on_epoch: Callable[[Epoch, float | None], None] | None
+    model: nn.Module,
+    val: Iterable[Any] | None,
+    watch: Watch,
+    on_epoch: Callable[[Epoch, float | None], None] | None,
 ) -> Callable[[Epoch], None]:
-    """Give what evaluates a model after each epoch, where there is a data set for it, and tells of both."""
+    """Give what evaluates a model after each epoch, where there is a data set for it, and tells of it."""
 
     def told(epoch: Epoch) -> None:
         top1 = None if val is None else evaluate(model, val).top1
         if on_epoch is not None:
-            on_epoch(epoch, top1)
+            on_epoch(replace(epoch, sharing=watch.look()), top1)
 
     return told

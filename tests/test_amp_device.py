@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import compressor
-from compressor import SCHEMES, Compressor, Policy, Rule, training
+from compressor import SCHEMES, Compressor, Policy, Rule, devices
 from compressor.baseline import cache_dir
 from compressor.cli import main as command
 from compressor.cli.options import Options
@@ -146,12 +146,12 @@ def test_devices_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_accelerate_takes_the_device_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    with training._accelerator(None, amp=False) as accelerator:
+    with devices.accelerating(None, amp=False) as accelerator:
         chosen = accelerator.device
-    monkeypatch.setattr(training, "find_device", torch.device)
-    with training._accelerator("meta", amp=False) as accelerator:
+    monkeypatch.setattr(devices, "find_device", torch.device)
+    with devices.accelerating("meta", amp=False) as accelerator:
         assert accelerator.device == torch.device("meta")
-    with training._accelerator(None, amp=False) as accelerator:
+    with devices.accelerating(None, amp=False) as accelerator:
         assert accelerator.device == chosen == find_device("cpu")
 
 
@@ -160,8 +160,8 @@ def test_bfloat16_where_the_gpu_knows_it(
     monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], half: str
 ) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
-    assert training._half_precision(torch.device("cuda:0")) == half
-    assert training._half_precision(torch.device("cpu")) == "bf16"
+    assert devices.half_precision(torch.device("cuda:0")) == half
+    assert devices.half_precision(torch.device("cpu")) == "bf16"
 
 
 @pytest.fixture
