@@ -63,6 +63,8 @@ class Options:
     resume: bool = False
     checkpoint_minutes: float = 10.0
     checkpoint_steps: int = 0
+    summary: Path | None = None
+    log: str | None = None
     require_top1: float | None = None
     require_drop: float | None = None
     require_size: int | None = None
@@ -113,7 +115,7 @@ class Options:
             raise UsageError("--from-scratch trains no dense baseline: leave out --baseline-epochs")
         if self.checkpoint_path is not None and self.baseline_epochs is not None and not self.trains_teacher:
             raise UsageError("--checkpoint-path names a trained model: leave out --baseline-epochs")
-        training = (*TRAINING, "baseline_epochs", "teacher", "device", "amp", "resume")
+        training = (*TRAINING, "baseline_epochs", "teacher", "device", "amp", "resume", "summary", "log")
         if self.post_training and (said := self._said(training)):
             raise UsageError(f"no data to train on for {said}: name --dataset or --data-dir")
         if self.bits is not None and self.codewords is not None:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import itertools
 import math
+import sys
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from typing import Any
 
 import click
 import torch
 from torch import Tensor, nn
+from tqdm.contrib.logging import logging_redirect_tqdm
 
 import compressor
 from compressor.cli.dry_run import dry_run
@@ -28,7 +30,7 @@ from compressor.formats.locking import holding
 from compressor.packing import Packed
 from compressor.processes import first, is_first, leave, tensors_of_first
 from compressor.recipe import Stage
-from compressor.training import Evaluation, evaluate
+from compressor.training import Epoch, Evaluation, evaluate
 
 __all__ = ["run"]
 
@@ -42,9 +44,11 @@ def run(options: Options) -> None:
         return
     if work.data is not None and not options.names_data:
         say(f"No data named: using the built-in digits (1,797 handwritten images). For your own: {options.own_data()}")
+    beside_the_bar = logging_redirect_tqdm() if sys.stderr.isatty() else nullcontext()
     with ExitStack() as held:
         first(lambda: held.enter_context(holding(work.output)))
         held.enter_context(stoppable(work.checkpoints))
+        held.enter_context(beside_the_bar)
         _run(work)
     leave()
 
@@ -130,7 +134,7 @@ def _stage(
     job.finetune(
         work.data.train_loader(training.batch_size, seed), val=work.data.eval_loader(EVAL_BATCH, "validation"),
         epochs=training.epochs, lr=training.lr, opt=training.opt, sched=training.sched,
-        weight_decay=training.weight_decay, on_epoch=here.on_epoch, on_step=here.on_step,
+        weight_decay=training.weight_decay, on_epoch=_noted(work, stage, here), on_step=here.on_step,
         device=work.options.device, amp=work.options.amp, checkpoints=work.checkpoints,
         grad_accum=training.grad_accum,
     )  # fmt: skip
@@ -139,6 +143,19 @@ def _stage(
     top1 = _measure(work, job.model, "validation").top1
     here.done(f"{training.epochs} epochs  validation {percent(top1)}")
     return packed, job.model
+
+
+def _noted(work: Run, stage: Stage, here: Step) -> Callable[[Epoch, float | None], None]:
+    """Give what shows an epoch and notes it, counted through all stages."""
+    earlier = itertools.takewhile(lambda other: other is not stage, work.recipe.stages)
+    before = sum(other.training.epochs for other in earlier)
+
+    def on_epoch(epoch: Epoch, top1: float | None) -> None:
+        here.on_epoch(epoch, top1)
+        if work.logs is not None:
+            work.logs.on_epoch(epoch, top1, before)
+
+    return on_epoch
 
 
 def _calibration(work: Run, batch_size: int) -> list[tuple[Tensor, Tensor]] | None:
@@ -187,7 +204,7 @@ def _show(work: Run, packed: Packed, result: Evaluation | None, dense: Evaluatio
     if options.as_json:
         accuracy = None if result is None else _accuracy(result, dense)
         file = rejected(work.output) if missed else work.output
-        facts = {"file": str(file), "model": options.model, "top1": accuracy, "missed": missed}
+        facts = {"file": str(file), "model": options.model, "top1": accuracy, "missed": missed, **_how(work)}
         print_json(facts | report.to_dict())
         return
     click.echo("\n" + report.table(width(), options.everything))
@@ -195,6 +212,19 @@ def _show(work: Run, packed: Packed, result: Evaluation | None, dense: Evaluatio
         click.echo(accuracy_line(result, dense, work.data.evaluated, options.seed))
     if not options.names_data and not options.post_training:
         click.echo(f"For your own images (in IMAGES/train/CLASS and IMAGES/val/CLASS): {options.own_data()}")
+
+
+def _how(work: Run) -> dict[str, Any]:
+    """Say how it was trained: by whom it was taught, by what recipe, and where its epochs are noted."""
+    trained = any(_trains(work, stage) for stage in work.recipe.stages)
+    taught = any(_trains(work, stage) and stage.training.distill for stage in work.recipe.stages)
+    dense = None if work.options.from_scratch else "dense"
+    return {
+        "teacher": (work.options.teacher or dense) if taught else None,
+        "recipe": work.recipe.to_dict(),
+        "seed": work.options.seed,
+        "summary": str(work.logs.summary) if work.logs is not None and trained else None,
+    }
 
 
 def _accuracy(result: Evaluation, dense: Evaluation | None) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from torch import nn
 
 from compressor import model_zoo
 from compressor.checkpoint import Checkpoints
+from compressor.cli.logs import Logs
 from compressor.cli.options import Options
 from compressor.datasets import Dataset, load_data
 from compressor.formats.atomic import check_writable
@@ -61,6 +62,7 @@ class Run:
         device: where the models are measured.
         checkpoints: of the training; None where there is none.
         teacher: the model to distil from, where that is not the dense one.
+        logs: what is noted of every epoch; None where there is none.
     """
 
     options: Options
@@ -71,6 +73,7 @@ class Run:
     device: torch.device
     checkpoints: Checkpoints | None = None
     teacher: Teacher | None = None
+    logs: Logs | None = None
 
 
 def set_up(options: Options) -> Run:
@@ -105,7 +108,8 @@ def _checked(options: Options, device: torch.device) -> Run:
         stage.policy.plan(sketch)
     if data is not None:
         _check_head(sketch, data, options)
-    return Run(options, recipe, data, args, output, device, teacher=_teacher(options, recipe, data))
+    logs = Logs.of(options, output) if is_first() and data is not None and not options.dry_run else None
+    return Run(options, recipe, data, args, output, device, teacher=_teacher(options, recipe, data), logs=logs)
 
 
 def _checkpoints(work: Run, data: Dataset) -> Checkpoints:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 __all__ = ["SCHEMA_VERSION", "Step", "accuracy_line", "counts", "print_json", "print_table", "say", "width"]
 
 SCHEMA_VERSION = 1
+LINE, POSTFIX = 10.0, 1.0  # seconds between two lines, and between two looks at the loss
 
 
 def say(text: str) -> None:
@@ -43,7 +44,7 @@ def width() -> int:
 
 
 class Step:
-    """One numbered step of a run: a bar while it works on a terminal, a line per epoch elsewhere, a line at its end.
+    """One numbered step of a run: a bar while it works on a terminal, elsewhere lines; a line at its end.
 
     Args:
         number: such as ``1/4``.
@@ -54,21 +55,44 @@ class Step:
         self.head = f"{number} {name:<15}"
         self.started = time.monotonic()
         self.bar: Any = None
+        self.first = 0  # steps that had been done when it began
+        self.said = -math.inf  # when
+        self.figures: list[str] = []  # of the last epoch
 
-    def on_step(self, done: int, total: int) -> None:
-        """Move the bar on."""
+    def on_step(self, done: int, total: int, loss: Any) -> None:
+        """Move the bar on; where there is none, print a line every ten seconds. ``loss`` is read only when shown."""
         from tqdm import tqdm
 
         if self.bar is None:
-            self.bar = tqdm(total=total, desc=self.head, disable=None, leave=False, file=sys.stderr, unit="step")
-        self.bar.update(done - self.bar.n if not self.bar.disable else 0)
+            self.first = done - 1
+            self.bar = tqdm(
+                total=total, initial=self.first, desc=self.head, disable=None, leave=False, file=sys.stderr, unit="step"
+            )
+            self.said = -math.inf if not self.bar.disable else time.monotonic()
+        due = time.monotonic() - self.said >= (LINE if self.bar.disable else POSTFIX)
+        if due:
+            self.said, shown = time.monotonic(), f"loss {float(loss):.3f}"
+            if self.bar.disable:
+                say(f"{self.head}step {done} of {total}  {shown}  {self.clock()}, {self.left(done, total)} left")
+            else:
+                self.bar.set_postfix_str(", ".join([shown, *self.figures]), refresh=False)
+        if not self.bar.disable:
+            self.bar.update(done - self.bar.n)
 
     def on_epoch(self, epoch: Epoch, top1: float | None = None) -> None:
-        """Print a line where there is no bar."""
+        """Print a line where there is no bar; elsewhere the bar shows the figures from now on."""
+        self.figures = [] if top1 is None else [f"validation {percent(top1)}"]
+        if (sharing := epoch.sharing) is not None:
+            few = "" if sharing.fixed == 1 else f" of the {percent(sharing.fixed)} fixed"
+            self.figures.append(f"{sharing.bits:.2f} bits/weight{few}")
+            if sharing.changed is not None:
+                self.figures.append(f"{percent(sharing.changed)} of indices changed")
         if self.bar is not None and not self.bar.disable:
+            self.said = -math.inf
             return
-        measured = "" if top1 is None else f"  validation {100 * top1:.1f} %"
-        say(f"{self.head}epoch {epoch.number} of {epoch.epochs}  loss {epoch.loss:.3f}{measured}  {self.clock()}")
+        self.said = time.monotonic()
+        shown = "  ".join([f"loss {epoch.loss:.3f}", *self.figures])
+        say(f"{self.head}epoch {epoch.number} of {epoch.epochs}  {shown}  {self.clock()}")
 
     def done(self, text: str) -> None:
         """Take the bar away and print the step's line."""
@@ -78,8 +102,22 @@ class Step:
 
     def clock(self) -> str:
         """Give minutes and seconds since the step began."""
-        seconds = round(time.monotonic() - self.started)
-        return f"{seconds // 60}:{seconds % 60:02}"
+        return _minutes(time.monotonic() - self.started)
+
+    def left(self, done: int, total: int) -> str:
+        """Give minutes and seconds until the last step, if all take as long as those so far."""
+        taken = time.monotonic() - self.started
+        return _minutes(taken / max(done - self.first, 1) * (total - done))
+
+
+def _minutes(seconds: float) -> str:
+    """Give minutes and seconds.
+
+    >>> _minutes(89.6)
+    '1:30'
+    """
+    whole = round(seconds)
+    return f"{whole // 60}:{whole % 60:02}"
 
 
 def counts(number: float) -> str:

@@ -23,7 +23,7 @@ from compressor.devices import meet
 from compressor.formats.errors import MissingError
 from compressor.resuming import Keeper
 from compressor.sharding import shared_out
-from compressor.training import Epoch, evaluate, train
+from compressor.training import Epoch, OnStep, evaluate, train
 
 __all__ = ["Baseline", "BaselineRecipe", "cache_dir", "create_model", "train_baseline"]
 
@@ -98,7 +98,7 @@ def train_baseline(
     epochs: int | None = None,
     pretrained: bool = False,
     on_epoch: Callable[[Epoch], None] | None = None,
-    on_step: Callable[[int, int], None] | None = None,
+    on_step: OnStep | None = None,
     device: str | None = None,
     amp: bool = False,
     checkpoints: Checkpoints | None = None,

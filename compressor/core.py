@@ -27,7 +27,8 @@ from compressor.sharding import shared_out
 from compressor.sharing import attach, detach, restore, set_weight
 from compressor.sites import finite_weights
 from compressor.stepping import steps_per_epoch
-from compressor.training import Epoch, evaluated, train
+from compressor.training import Epoch, OnStep, evaluated, train
+from compressor.watching import Watch
 
 __all__ = ["Compressor"]
 
@@ -179,7 +180,7 @@ class Compressor:
         sched: str = "cosine",
         weight_decay: float = 0.0,
         on_epoch: Callable[[Epoch, float | None], None] | None = None,
-        on_step: Callable[[int, int], None] | None = None,
+        on_step: OnStep | None = None,
         device: str | None = None,
         amp: bool = False,
         checkpoints: Checkpoints | None = None,
@@ -202,10 +203,9 @@ class Compressor:
         keeper = Keeper.of(self, checkpoints, **how)
         optimizer, schedule = make_optimizer(self.param_groups(lr, weight_decay), opt, lr, sched, epochs, updates)
         self.attach(optimizer, self.steps + epochs * updates, schedule.restart)
-        told = evaluated(self.model, val, on_epoch)
         train(
-            self.model, train_loader, self.loss, optimizer, schedule, epochs, told, on_step, device, amp, keeper,
-            grad_accum,
+            self.model, train_loader, self.loss, optimizer, schedule, epochs,
+            evaluated(self.model, val, Watch(self.groups), on_epoch), on_step, device, amp, keeper, grad_accum,
         )  # fmt: skip
         return self
 

@@ -5,16 +5,19 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import cast
 
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
 from accelerate.utils import is_bf16_available, parse_flag_from_env, patch_environment
+from torch import nn
+from torch.optim import Optimizer
 
 from compressor import processes
 from compressor.formats.errors import ResourceError, UsageError
 
-__all__ = ["accelerating", "find_device", "half_precision", "meet"]
+__all__ = ["accelerating", "find_device", "half_precision", "meet", "prepared"]
 
 SPLITS = ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_MEGATRON_LM",
           "ACCELERATE_USE_PARALLELISM_CONFIG")  # fmt: skip
@@ -103,3 +106,24 @@ def half_precision(device: torch.device) -> str:
     if device.type == "cuda":  # older ones emulate it, slowly
         return "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp16"
     return "bf16" if device.type == "cpu" or is_bf16_available(True) else "fp16"
+
+
+@contextmanager
+def prepared(accelerator: Accelerator, model: nn.Module, optimizer: Optimizer) -> Iterator[tuple[nn.Module, Optimizer]]:
+    """Let accelerate prepare both, and take off the model again what it leaves there.
+
+    It marks the model, so that the next run would not place it, and has its forward pass run under autocast. To it the
+    model is for evaluation, or it would wrap it for several processes; and the loader is not its to prepare: its own
+    loads a batch ahead, so that what is drawn for it could not be drawn again. See docs/decisions/0010.
+    """
+    left = "_is_accelerate_prepared", "_original_forward", "forward"
+    before = {name: vars(model)[name] for name in left if name in vars(model)}
+    try:
+        yield (
+            cast(nn.Module, accelerator.prepare_model(model, evaluation_mode=True)),
+            cast(Optimizer, accelerator.prepare_optimizer(optimizer)),
+        )
+    finally:
+        for name in left:
+            vars(model).pop(name, None)
+        vars(model).update(before)

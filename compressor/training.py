@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any, cast
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from statistics import fmean
+from typing import Any
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
-from compressor.devices import accelerating, find_device
+from compressor.devices import accelerating, find_device, prepared
 from compressor.formats.errors import MissingError, ResourceError
 from compressor.position import Position, batches_from
 from compressor.processes import add_up
@@ -26,19 +25,31 @@ from compressor.sharing import cached_weights
 from compressor.splits import UNREADABLE, check_pictures
 from compressor.stepping import Loss, Stepper, by_step, predict
 from compressor.team import Team
+from compressor.watching import Sharing, Watch
 
 __all__ = ["Epoch", "Evaluation", "evaluate", "evaluated", "find_device", "train"]
 
+OnStep = Callable[[int, int, Tensor], None]
 CHECKED = 50  # steps, on a GPU, between two looks at the loss
 
 
 @dataclass(frozen=True)
 class Epoch:
-    """Where training stands after an epoch: its number from 1, of how many, and the mean loss over it."""
+    """Where training stands after an epoch.
+
+    Args:
+        number: from 1.
+        epochs: of how many.
+        loss: mean over the epoch.
+        lr: mean over the optimiser's groups of parameters, as timm's summary has it.
+        sharing: how far the sharing of the weights has come; None where none are shared.
+    """
 
     number: int
     epochs: int
     loss: float
+    lr: float = 0.0
+    sharing: Sharing | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,7 +94,7 @@ def train(
     schedule: Schedule,
     epochs: int,
     on_epoch: Callable[[Epoch], None] | None = None,
-    on_step: Callable[[int, int], None] | None = None,
+    on_step: OnStep | None = None,
     device: str | None = None,
     amp: bool = False,
     keeper: Keeper | None = None,
@@ -99,7 +110,8 @@ def train(
         loss: of (output, targets, inputs), a scalar.
         schedule: moved on after every step.
         on_epoch: told after every epoch.
-        on_step: told after every step: steps done, and in all.
+        on_step: told after every step: steps done, in all, and the mean loss of the epoch so far, a scalar; to read it
+            from a GPU is to wait for all that was asked of it.
         device: where, such as "cuda:1", and where the model stays; None for accelerate's choice.
         amp: automatic mixed precision, in ``on_epoch`` too: bf16, or fp16 on a GPU that does not know it.
         keeper: keeps the training in checkpoints, and lets it go on from one.
@@ -112,7 +124,7 @@ def train(
     keeper = keeper or Keeper(None, model, {})
     with (
         accelerating(device, amp) as accelerator,
-        _prepared(accelerator, model, optimizer) as (model, optimizer),
+        prepared(accelerator, model, optimizer) as (model, optimizer),
         keeper.heeding(),
     ):
         stepper, team = Stepper(accelerator, model, optimizer, loss), Team(model, optimizer, keeper)
@@ -129,18 +141,14 @@ def train(
             team.agree()
             check_pictures(keeper.loader)
             if on_epoch is not None:
-                on_epoch(Epoch(at.epochs + 1, epochs, float(at.loss) / max(at.batches, 1)))
+                lr = fmean(group["lr"] for group in optimizer.param_groups)
+                on_epoch(Epoch(at.epochs + 1, epochs, float(at.loss) / max(at.batches, 1), lr))
             at = Position(at.epochs + 1, returns=at.returns)
             keeper.after_epoch(at)
 
 
 def _run_epoch(
-    at: Position,
-    stepper: Stepper,
-    team: Team,
-    schedule: Schedule,
-    keeper: Keeper,
-    on_step: Callable[[int, int], None] | None,
+    at: Position, stepper: Stepper, team: Team, schedule: Schedule, keeper: Keeper, on_step: OnStep | None
 ) -> None:
     """Train from a position to the end of its epoch; it moves on. Raises DivergedError for a loss that is no number."""
     known = at_hand(stepper.accelerator.device)
@@ -161,7 +169,7 @@ def _run_epoch(
             check_loss(at.loss)
         keeper.after_step(at)
         if on_step is not None:
-            on_step(keeper.step(at), keeper.epochs * keeper.steps)
+            on_step(keeper.step(at), keeper.epochs * keeper.steps, at.loss / at.batches)
         team.draw_alone(keeper.step(at))
     keeper.check(at)
 
@@ -169,29 +177,6 @@ def _run_epoch(
 def at_hand(device: torch.device) -> bool:
     """Tell whether a value on the device can be read without waiting for all that was asked of it before."""
     return device.type == "cpu"
-
-
-@contextmanager
-def _prepared(
-    accelerator: Accelerator, model: nn.Module, optimizer: Optimizer
-) -> Iterator[tuple[nn.Module, Optimizer]]:
-    """Let accelerate prepare both, and take off the model again what it leaves there.
-
-    It marks the model, so that the next run would not place it, and has its forward pass run under autocast. To it the
-    model is for evaluation, or it would wrap it for several processes; and the loader is not its to prepare: its own
-    loads a batch ahead, so that what is drawn for it could not be drawn again. See docs/decisions/0010.
-    """
-    left = "_is_accelerate_prepared", "_original_forward", "forward"
-    before = {name: vars(model)[name] for name in left if name in vars(model)}
-    try:
-        yield (
-            cast(nn.Module, accelerator.prepare_model(model, evaluation_mode=True)),
-            cast(Optimizer, accelerator.prepare_optimizer(optimizer)),
-        )
-    finally:
-        for name in left:
-            vars(model).pop(name, None)
-        vars(model).update(before)
 
 
 @torch.no_grad()
@@ -236,13 +221,16 @@ def _answers(model: nn.Module, loader: Iterable[Any], device: torch.device) -> T
 
 
 def evaluated(
-    model: nn.Module, val: Iterable[Any] | None, on_epoch: Callable[[Epoch, float | None], None] | None
+    model: nn.Module,
+    val: Iterable[Any] | None,
+    watch: Watch,
+    on_epoch: Callable[[Epoch, float | None], None] | None,
 ) -> Callable[[Epoch], None]:
-    """Give what evaluates a model after each epoch, where there is a data set for it, and tells of both."""
+    """Give what evaluates a model after each epoch, where there is a data set for it, and tells of it."""
 
     def told(epoch: Epoch) -> None:
         top1 = None if val is None else evaluate(model, val).top1
         if on_epoch is not None:
-            on_epoch(epoch, top1)
+            on_epoch(replace(epoch, sharing=watch.look()), top1)
 
     return told

@@ -16,6 +16,7 @@ from datetime import timedelta
 from functools import partial
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import tiny
 import torch
@@ -40,7 +41,7 @@ def command(*options: str, watch: Callable[[int], None] | None = None) -> int:
     main._RANK = int(os.environ.get("RANK", "0"))
     steps = 0
 
-    def on_step(self: Step, done: int, total: int) -> None:
+    def on_step(self: Step, done: int, total: int, loss: Any) -> None:
         nonlocal steps
         steps += "fine-tuning" in self.head
         if watch is not None:

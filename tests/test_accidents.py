@@ -110,7 +110,7 @@ def test_72_any_scheme_goes_back(tmp_path: Path, scheme: str, settings: dict[str
     Accident(given[2], {11})
     first = Checkpoints(tmp_path / "b", steps=4)
 
-    def on_step(done: int, total: int) -> None:
+    def on_step(done: int, total: int, loss: Tensor) -> None:
         first.stop = done == 13
 
     with pytest.raises(InterruptionError, match="after step 14 of 18"):
@@ -221,11 +221,11 @@ def test_the_memory_of_the_state_to_go_back_to(monkeypatch: pytest.MonkeyPatch, 
 def test_72_lost_checkpoints(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Where the state of the epoch's beginning is damaged, the one before it is gone back to; without any, it ends."""
     job, folder = job_of(), tmp_path / "c"
-    loss = Accident(job, {14, 20})
+    accident = Accident(job, {14, 20})
 
-    def damage(done: int, total: int) -> None:
-        if loss.calls in (13, 19):
-            for path in sorted(folder.glob("*.safetensors"))[1 if loss.calls == 13 else 0 :]:
+    def damage(*_: object) -> None:
+        if accident.calls in (13, 19):
+            for path in sorted(folder.glob("*.safetensors"))[1 if accident.calls == 13 else 0 :]:
                 path.write_bytes(path.read_bytes()[:-1])
 
     checkpoints = Checkpoints(folder, steps=5)
@@ -293,7 +293,7 @@ def test_54_not_one_image_fits(tmp_path: Path) -> None:
     small = Small(job, 4)
     first = Checkpoints(tmp_path / "c", minutes=0)
 
-    def shrink(done: int, total: int) -> None:
+    def shrink(done: int, total: int, loss: Tensor) -> None:
         small.fits = 0 if done == 8 else small.fits
 
     with pytest.raises(ResourceError) as caught:
@@ -305,7 +305,7 @@ def test_54_not_one_image_fits(tmp_path: Path) -> None:
     )
     resumed = Checkpoints(tmp_path / "c", resume=True)
     steps: list[int] = []
-    again.finetune(loader(), epochs=3, lr=0.01, checkpoints=resumed, on_step=lambda done, _: steps.append(done))
+    again.finetune(loader(), epochs=3, lr=0.01, checkpoints=resumed, on_step=lambda done, *_: steps.append(done))
     resumed.clear()
     assert steps[0] == 9
     assert len(again.finish().to_bytes()) == pytest.approx(len(expected), rel=0.05)
@@ -318,7 +318,7 @@ def test_54_a_resumed_run_takes_no_more_images_at_a_time(tmp_path: Path) -> None
     whole = finetuned(given[0])
     first = Checkpoints(tmp_path / "c")
 
-    def on_step(done: int, total: int) -> None:
+    def on_step(done: int, total: int, loss: Tensor) -> None:
         first.stop = done == 8
 
     with pytest.raises(InterruptionError):
@@ -365,7 +365,7 @@ def test_accumulated_gradients_are_those_of_a_larger_batch(opt: str) -> None:
 
 def progress(job: Compressor, data: DataLoader[Any], opt: str, grad_accum: int) -> list[tuple[int, int]]:
     seen: list[tuple[int, int]] = []
-    job.finetune(data, epochs=2, lr=0.01, opt=opt, grad_accum=grad_accum, on_step=lambda *at: seen.append(at))
+    job.finetune(data, epochs=2, lr=0.01, opt=opt, grad_accum=grad_accum, on_step=lambda *at: seen.append(at[:2]))
     return seen
 
 
@@ -373,7 +373,7 @@ def test_accumulation_goes_on(tmp_path: Path) -> None:
     whole = finetuned(job_of(), grad_accum=2)
     first = Checkpoints(tmp_path / "c")
 
-    def on_step(done: int, total: int) -> None:
+    def on_step(done: int, total: int, loss: Tensor) -> None:
         first.stop = done == 4
         assert total == 9
 

@@ -67,7 +67,7 @@ class Runs:
     def __call__(self, code: int, *more: str, at: int = 0, act: Callable[[], object] = lambda: None) -> str:
         """Give what was said on stderr."""
 
-        def on_step(step: Step, done: int, total: int) -> None:
+        def on_step(step: Step, done: int, *_: object) -> None:
             if done == at:
                 act()
 

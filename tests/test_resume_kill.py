@@ -65,7 +65,9 @@ for trial in range(trials):
     resumed += bool(kept)
     assert end(*start(name, *(["--resume"] if kept else []))) == 0, trial
     assert (folder / name / "out").read_bytes() == whole, trial
-    assert sorted(path.name for path in (folder / name).iterdir()) == ["cache", "out"]
+    assert sorted(path.name for path in (folder / name).iterdir()) == ["cache", "out", "out.summary.csv"]
+    rows = (folder / name / "out.summary.csv").read_text().splitlines()
+    assert [row.partition(",")[0] for row in rows] == ["epoch", "0", "1", "2", "3"], trial
 print(resumed)
 """
 

@@ -73,7 +73,7 @@ def job_of(scheme: str = "learnt", **settings: Any) -> Compressor:
 
 
 def train(job: Compressor, loader: DataLoader[Any], checkpoints: Checkpoints | None, stop_at: int = 0) -> bytes:
-    def on_step(done: int, total: int) -> None:
+    def on_step(done: int, *_: object) -> None:
         if done == stop_at and checkpoints is not None:
             checkpoints.stop = True
 
