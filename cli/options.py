@@ -34,6 +34,7 @@ class Options:
     dataset: str | None = None
     data_dir: Path | None = None
     dataset_download: bool = False
+    workers: int | None = None
     pretrained: bool = False
     checkpoint_path: Path | None = None
     from_scratch: bool = False

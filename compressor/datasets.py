@@ -23,11 +23,9 @@ from torch.utils.data import DataLoader, RandomSampler
 from torch.utils.data import Dataset as TorchDataset
 
 from compressor.formats.errors import MissingError, UsageError
-from compressor.splits import ArraySplit, Batch, ImageSplit, PictureOrder
+from compressor.splits import ArraySplit, Batch, ImageSplit, PictureOrder, preprocessing
 
 __all__ = ["FASHION_MNIST_DIR", "Dataset", "load_data"]
-
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 FASHION_MNIST_DIR = Path("/usr/share/datasets/fashion-mnist")
 """Where Debian's package dataset-fashion-mnist puts its files."""
@@ -85,9 +83,9 @@ class Dataset:
 
     def _loading(self, data: TorchDataset[Any]) -> dict[str, Any]:
         whole: dict[str, Any] = {"collate_fn": _as_it_is} if isinstance(data, ArraySplit) else {}
-        # For workers that persist a loader draws once, at first: from a generator that nothing else draws from, or a
-        # training that is resumed would not draw what it would have drawn.
-        own = {"generator": torch.Generator()} if self.workers else {}
+        # For workers that persist a loader draws once, at first, otherwise each epoch: from a generator that nothing
+        # else draws from, or a training that is resumed, maybe with others, would not draw what it would have drawn.
+        own = {"generator": torch.Generator()} if isinstance(data, ImageSplit) else {}
         return {"num_workers": self.workers, "persistent_workers": self.workers > 0, **whole, **own}
 
 
@@ -184,9 +182,8 @@ def _pictures(name: str, data_dir: str | Path | None, config: Mapping[str, Any],
 
     if data_dir is not None and not Path(data_dir).is_dir():
         raise MissingError(f"--data-dir {data_dir}: no such folder")
-    keys = ("input_size", "mean", "std", "interpolation", "crop_pct", "crop_mode")
-    known = {key: config[key] for key in keys if key in config}
-    size = tuple(known.setdefault("input_size", (3, 224, 224)))
+    known = preprocessing(config)
+    size = known["input_size"]
     mode = "L" if size[0] == 1 else "RGB"
     sources = {split: _source(name, data_dir, split, mode, download) for split in ("train", "validation")}
     if data_dir is not None and (Path(data_dir) / "test").is_dir():
@@ -196,11 +193,10 @@ def _pictures(name: str, data_dir: str | Path | None, config: Mapping[str, Any],
         split: ImageSplit(source, create_transform(**known, is_training=split == "train"), mode)
         for split, source in sources.items()
     }
-    mean, std = (tuple(known.get(key, default)) for key, default in (("mean", IMAGENET_MEAN), ("std", IMAGENET_STD)))
     workers = min(4, os.cpu_count() or 1)
     version = _fingerprint(sources)
     return Dataset(
-        name or "folder", version, size, mean, std, classes,
+        name or "folder", version, size, known["mean"], known["std"], classes,
         views["train"], views["validation"], views.get("test"), workers,
     )  # fmt: skip
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -10,10 +10,12 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
-from compressor.formats.errors import MissingError
+from compressor.formats.errors import MissingError, UsageError
 from compressor.random_state import seeded
 
-__all__ = ["ArraySplit", "Batch", "ImageSplit", "PictureOrder"]
+__all__ = ["ArraySplit", "Batch", "ImageSplit", "PictureOrder", "preprocessing"]
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 Batch = tuple[Tensor, Tensor]
 
@@ -124,3 +126,21 @@ class PictureOrder(Sampler[tuple[int, int]]):
 
     def __len__(self) -> int:
         return len(self.pictures)
+
+
+def preprocessing(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Choose what ``timm.data.create_transform`` needs of a model's configuration; raises UsageError for 2 channels.
+
+    >>> preprocessing({"input_size": (1, 32, 32), "mean": (0.25, 0.5, 0.75), "std": (0.5, 0.5, 0.5)})
+    {'mean': (0.5,), 'std': (0.5,), 'input_size': (1, 32, 32)}
+    """
+    keys = ("input_size", "mean", "std", "interpolation", "crop_pct", "crop_mode")
+    known: dict[str, Any] = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD, "input_size": (3, 224, 224)}
+    known |= {key: config[key] for key in keys if key in config}
+    channels = known["input_size"][0]
+    if channels not in (1, 3):
+        raise UsageError(f"--in-chans {channels}: pictures are opened with 1 channel or with 3")
+    for key in ("mean", "std"):  # of colours, for a model that takes grey: their mean
+        values = tuple(known[key])
+        known[key] = values if len(values) == channels else (sum(values) / len(values),) * channels
+    return {**known, "input_size": tuple(known["input_size"])}
