@@ -26,6 +26,8 @@ OPTIONS = (
     click.Option(["--dataset-download"], is_flag=True, help="Let torchvision fetch torch/... into --data-dir."),
     click.Option(["--max-bad-images"], metavar="N", type=click.IntRange(0), default=0, show_default=True,
                  help="Pictures that may be unreadable; all are listed in bad_images.txt beside the output."),
+    click.Option(["-j", "--workers"], type=click.IntRange(0),
+                 help="Processes that open pictures; 0: this one alone. [default: as many as processors, up to 4]"),
     click.Option(["--pretrained"], is_flag=True, help="Start from timm's weights; without data no training follows."),
     click.Option(["--checkpoint-path"], type=path, help="Start from these weights; without data no training follows."),
     click.Option(["--from-scratch"], is_flag=True, help="Train weights and shared values together from random ones."),

@@ -35,6 +35,7 @@ class Options:
     data_dir: Path | None = None
     dataset_download: bool = False
     max_bad_images: int = 0
+    workers: int | None = None
     pretrained: bool = False
     checkpoint_path: Path | None = None
     from_scratch: bool = False

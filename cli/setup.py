@@ -201,6 +201,8 @@ def _data(options: Options) -> Dataset:
     config = resolve_data_config({k: v for k, v in asked.items() if v}, cfg.to_dict() if cfg else {"input_size": None})  # type: ignore[no-untyped-call]
     bad = BadImages(options.max_bad_images, options.output_path().with_name("bad_images.txt"))
     data = load_data(options.data_name, options.data_dir, config=config, download=options.dataset_download, bad=bad)
+    if options.workers is not None and data.workers:  # data in memory need none
+        data = replace(data, workers=options.workers)
     channels, size, _ = data.input_size
     for option, asked_for, has in (("--img-size", options.img_size, size), ("--in-chans", options.in_chans, channels)):
         if asked_for not in (None, has):

@@ -83,9 +83,9 @@ class Dataset:
 
     def _loading(self, data: TorchDataset[Any]) -> dict[str, Any]:
         whole: dict[str, Any] = {"collate_fn": _as_it_is} if isinstance(data, ArraySplit) else {}
-        # For workers that persist a loader draws once, at first: from a generator that nothing else draws from, or a
-        # training that is resumed would not draw what it would have drawn.
-        own = {"generator": torch.Generator()} if self.workers else {}
+        # For workers that persist a loader draws once, at first, otherwise each epoch: from a generator that nothing
+        # else draws from, or a training that is resumed, maybe with others, would not draw what it would have drawn.
+        own = {"generator": torch.Generator()} if isinstance(data, ImageSplit) else {}
         return {"num_workers": self.workers, "persistent_workers": self.workers > 0, **whole, **own}
 
 

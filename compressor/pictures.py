@@ -26,9 +26,8 @@ def open_pictures(
 
     if data_dir is not None and not Path(data_dir).is_dir():
         raise MissingError(f"--data-dir {data_dir}: no such folder")
-    keys = ("input_size", "mean", "std", "interpolation", "crop_pct", "crop_mode")
-    known = {key: config[key] for key in keys if key in config}
-    size = tuple(known.setdefault("input_size", (3, 224, 224)))
+    known = _preprocessing(config)
+    size = known["input_size"]
     mode = "L" if size[0] == 1 else "RGB"
     sources = {split: _source(name, data_dir, split, mode, download) for split in ("train", "validation")}
     if data_dir is not None and (Path(data_dir) / "test").is_dir():
@@ -38,12 +37,30 @@ def open_pictures(
     for split, source in sources.items():
         transform = create_transform(**known, is_training=split == "train")
         views[split] = ImageSplit(source, transform, mode, size, bad.of(split, len(source)))
-    mean, std = (tuple(known.get(key, default)) for key, default in (("mean", IMAGENET_MEAN), ("std", IMAGENET_STD)))
     return {
-        "version": _fingerprint(sources), "input_size": size, "mean": mean, "std": std, "num_classes": classes,
+        "version": _fingerprint(sources), "num_classes": classes, "input_size": size, "mean": known["mean"],
+        "std": known["std"],
         "train": views["train"], "validation": views["validation"], "test": views.get("test"),
         "workers": min(4, os.cpu_count() or 1),
     }  # fmt: skip
+
+
+def _preprocessing(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Choose what ``timm.data.create_transform`` needs of a model's configuration; raises UsageError for 2 channels.
+
+    >>> _preprocessing({"input_size": (1, 32, 32), "mean": (0.25, 0.5, 0.75), "std": (0.5, 0.5, 0.5)})
+    {'mean': (0.5,), 'std': (0.5,), 'input_size': (1, 32, 32)}
+    """
+    keys = ("input_size", "mean", "std", "interpolation", "crop_pct", "crop_mode")
+    known: dict[str, Any] = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD, "input_size": (3, 224, 224)}
+    known |= {key: config[key] for key in keys if key in config}
+    channels = known["input_size"][0]
+    if channels not in (1, 3):
+        raise UsageError(f"--in-chans {channels}: pictures are opened with 1 channel or with 3")
+    for key in ("mean", "std"):  # of colours, for a model that takes grey: their mean
+        values = tuple(known[key])
+        known[key] = values if len(values) == channels else (sum(values) / len(values),) * channels
+    return {**known, "input_size": tuple(known["input_size"])}
 
 
 def _source(name: str, data_dir: str | Path | None, split: str, mode: str, download: bool) -> Any:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
+import re
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -78,9 +80,9 @@ class Runs:
         assert "Traceback" not in said
         return said
 
-    def refused(self, code: int, *more: str) -> str:
+    def refused(self, code: int, *more: str, at: int = 0, act: Callable[[], object] = lambda: None) -> str:
         """Give the line that says why."""
-        *_, line = self(code, *more).splitlines()
+        *_, line = self(code, *more, at=at, act=act).splitlines()
         assert line.startswith("error: ")
         return line.removeprefix("error: ")
 
@@ -400,8 +402,8 @@ def test_accumulated_batches(runs: Runs) -> None:
         assert dict(file.recipe or {})["stage"][0]["grad_accum"] == 4
 
 
-def test_pictures_that_are_opened_by_workers(runs: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is random about a picture follows from its place in the order, and so does not depend on the process."""
+@pytest.fixture
+def pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     random = np.random.RandomState(0)
     for split, count in (("train", 10), ("val", 2)):
         for name in ("a", "b"):
@@ -411,14 +413,52 @@ def test_pictures_that_are_opened_by_workers(runs: Runs, tmp_path: Path, monkeyp
                 Image.fromarray(pixels).save(tmp_path / "own" / split / name / f"{number}.png")
     monkeypatch.setattr("compressor.cli.setup.load_data", load_data)
     monkeypatch.setattr("compressor.pictures.os.cpu_count", lambda: 2)
-    data = ("--data-dir", "own", "--img-size", "32", "--in-chans", "3")
-    runs.words = ("tiny", *data, "--epochs", "3", "--baseline-epochs", "1", "--batch-size", "4", "-o", "out")
+    return tmp_path / "own"
+
+
+OWN = ("tiny", "--data-dir", "own", "--img-size", "32", "--epochs", "3", "--baseline-epochs", "1", "--batch-size", "4",
+       "-o", "out")  # fmt: skip
+
+
+def test_71_a_worker_is_killed(runs: Runs, pictures: Path) -> None:
+    """A line names it; what was kept is gone on from, in this process alone, to the same file."""
+    runs.words = (*OWN, "--in-chans", "3")
+    whole = runs.whole()
+
+    def kill() -> None:
+        for child in multiprocessing.active_children():
+            os.kill(child.pid or 0, signal.SIGKILL)
+            child.join()
+
+    said = runs.refused(6, "--checkpoint-steps", "1", at=7, act=kill)
+    assert re.fullmatch(
+        r"DataLoader worker \(pid(\(s\))? [\d, ]+\) (is killed by signal: Killed|exited unexpectedly): a process that "
+        r"opens pictures died; try --workers 0",
+        said,
+    )
+    assert "after step 7" in runs(0, "--resume", "--workers", "0")
+    assert OUT.read_bytes() == whole
+
+
+def test_55_grey_pictures(runs: Runs, pictures: Path) -> None:
+    """Of a model made for colours; the normalisation is the mean of its own."""
+    runs.words = ("test_resnet", *OWN[1:], "--workers", "0")
+    runs(0, "--in-chans", "1")
+    with PackedFile.open(OUT) as file:
+        known = dict(file.preprocessing or {})
+    assert (known["input_size"], len(known["mean"]), len(known["std"])) == ([1, 32, 32], 1, 1)
+    assert runs.refused(2, "--in-chans", "4", "--force") == "--in-chans 4: pictures are opened with 1 channel or with 3"
+
+
+def test_pictures_that_are_opened_by_workers(runs: Runs, pictures: Path) -> None:
+    """What is random about a picture follows from its place in the order, and so does not depend on the process."""
+    runs.words = (*OWN, "--in-chans", "3")
     whole = runs.whole()
     killed(runs, 8, "--checkpoint-steps", "1")
     assert "after step 8" in runs(0, "--resume")
     assert OUT.read_bytes() == whole
     killed(runs, 8, "--force")
     OUT.unlink()
-    (tmp_path / "own" / "train" / "a" / "0.png").unlink()
+    (pictures / "train" / "a" / "0.png").unlink()
     said = runs.refused(2, "--resume")
     assert said.startswith('out.checkpoints holds another run: data.version was "pictures-')
