@@ -51,8 +51,8 @@ def _source(name: str, data_dir: str | Path | None, split: str, mode: str, downl
 
     if name.partition("/")[0].lower() in ("hfids", "tfds", "wds"):
         raise UsageError(
-            f"--dataset {name}: a stream, which does not know its classes, and of which timm leaves out, without a word, "
-            "what it cannot read: it cannot be used; name a folder or hfds/..."
+            f"--dataset {name}: a stream does not know its classes, and timm leaves out, without a word, what "
+            "cannot be read: it cannot be used; name a folder or hfds/..."
         )
     root = None if data_dir is None else str(data_dir)
     try:
