@@ -56,6 +56,8 @@ class Options:
     calibration_images: int = 1024
     device: str | None = None
     amp: bool = False
+    channels_last: bool = False
+    torchcompile: str | None = None
     seed: int = 0
     codec: str = "auto"
     untouched: str = "f32"
@@ -116,7 +118,10 @@ class Options:
             raise UsageError("--from-scratch trains no dense baseline: leave out --baseline-epochs")
         if self.checkpoint_path is not None and self.baseline_epochs is not None and not self.trains_teacher:
             raise UsageError("--checkpoint-path names a trained model: leave out --baseline-epochs")
-        training = (*TRAINING, "baseline_epochs", "teacher", "device", "amp", "resume", "summary", "log")
+        training = (
+            *TRAINING, "baseline_epochs", "teacher", "device", "amp", "channels_last", "torchcompile", "resume",
+            "summary", "log",
+        )  # fmt: skip
         if self.post_training and (said := self._said(training)):
             raise UsageError(f"no data to train on for {said}: name --dataset or --data-dir")
         if self.bits is not None and self.codewords is not None:

@@ -24,6 +24,7 @@ from compressor.cli.setup import Run, set_up
 from compressor.cli.show import Step, accuracy_line, counts, flips, percent, print_json, say, width
 from compressor.cli.stopping import stoppable
 from compressor.cli.weights import dense_model, teacher_model
+from compressor.compiling import compiled
 from compressor.core import Compressor
 from compressor.formats.errors import CompressorError
 from compressor.formats.locking import holding
@@ -131,13 +132,14 @@ def _stage(
     if work.data is None or not _trains(work, stage):
         return job.finish(_calibration(work, training.batch_size), half), job.model
     here = step("fine-tuning")
-    job.finetune(
-        work.data.train_loader(training.batch_size, seed), val=work.data.eval_loader(EVAL_BATCH, "validation"),
-        epochs=training.epochs, lr=training.lr, opt=training.opt, sched=training.sched,
-        weight_decay=training.weight_decay, on_epoch=_noted(work, stage, here), on_step=here.on_step,
-        device=work.options.device, amp=work.options.amp, checkpoints=work.checkpoints,
-        grad_accum=training.grad_accum,
-    )  # fmt: skip
+    with compiled(job.model, work.options.torchcompile):
+        job.finetune(
+            work.data.train_loader(training.batch_size, seed), val=work.data.eval_loader(EVAL_BATCH, "validation"),
+            epochs=training.epochs, lr=training.lr, opt=training.opt, sched=training.sched,
+            weight_decay=training.weight_decay, on_epoch=_noted(work, stage, here), on_step=here.on_step,
+            device=work.options.device, amp=work.options.amp, checkpoints=work.checkpoints,
+            grad_accum=training.grad_accum,
+        )  # fmt: skip
     packed = job.finish(_calibration(work, training.batch_size), half)
     tensors_of_first(job.model.state_dict().values())  # a GPU may have summed the statistics otherwise
     top1 = _measure(work, job.model, "validation").top1

@@ -16,6 +16,7 @@ from compressor import model_zoo
 from compressor.checkpoint import Checkpoints
 from compressor.cli.logs import Logs
 from compressor.cli.options import Options
+from compressor.compiling import check_backend
 from compressor.datasets import Dataset, load_data
 from compressor.formats.atomic import check_writable
 from compressor.formats.codec import CODECS
@@ -96,6 +97,7 @@ def _checked(options: Options, device: torch.device) -> Run:
             raise MissingError(f"timm {timm.__version__} has no model {model!r}.{hint}")
     recipe = _recipe(options)
     _check_names(options.codec, recipe)
+    check_backend(options.torchcompile)
     output = options.output_path()
     if is_first() and not options.dry_run:
         check_writable(output, options.force)
@@ -127,6 +129,8 @@ def _checkpoints(work: Run, data: Dataset) -> Checkpoints:
         "calibration images": options.calibration_images,
         "seed": options.seed,
         "amp": options.amp,
+        "channels last": options.channels_last,
+        "torchcompile": options.torchcompile,
         "teacher": options.teacher,
         "weights of the teacher": None if given is None else f"CRC-32 {checksum(given.state_dict()):08x}",
     }
@@ -207,7 +211,7 @@ def _data(options: Options) -> Dataset:
     for option, asked_for, has in (("--img-size", options.img_size, size), ("--in-chans", options.in_chans, channels)):
         if asked_for not in (None, has):
             raise UsageError(f"{option} {asked_for}: the images of {data.name} have {has}; leave it out")
-    return data
+    return replace(data, channels_last=options.channels_last)
 
 
 def _model_args(options: Options, data: Dataset | None) -> dict[str, Any]:

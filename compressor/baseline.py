@@ -119,6 +119,7 @@ def train_baseline(
     if pretrained:  # gentler, or the start would be lost
         recipe = replace(recipe, lr=recipe.lr / 10)
     identity = _identity(name, args, data, recipe, seed, pretrained) | ({"amp": True} if amp else {})
+    identity |= {"channels last": True} if data.channels_last else {}
     meet(device)
     path = path_of(identity)
     with locked(path) as usable:

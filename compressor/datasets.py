@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import gzip
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.data import DataLoader, RandomSampler
+from torch.utils.data import DataLoader, RandomSampler, default_collate
 from torch.utils.data import Dataset as TorchDataset
 
 from compressor.formats.errors import MissingError, UsageError
@@ -43,6 +44,7 @@ class Dataset:
         num_classes: number of labels.
         train, validation, test: the splits; ``test`` is None where the data has none.
         workers: processes that open pictures; 0 for data held in memory.
+        channels_last: give images whose channels lie together in memory, in which GPUs are faster in half precision.
     """
 
     name: str
@@ -55,6 +57,7 @@ class Dataset:
     validation: TorchDataset[Any]
     test: TorchDataset[Any] | None
     workers: int = 0
+    channels_last: bool = False
 
     @property
     def evaluated(self) -> str:
@@ -71,7 +74,7 @@ class Dataset:
             batch_size,
             sampler=(PictureOrder if pictures else RandomSampler)(self.train, generator=order),  # type: ignore[arg-type]
             drop_last=count > batch_size and count % batch_size == 1,  # batch norm cannot train on one image
-            **{"generator": order, **self._loading(self.train), **({"collate_fn": readable} if pictures else {})},
+            **{"generator": order, **self._loading(self.train, readable if pictures else default_collate)},
         )
 
     def eval_loader(self, batch_size: int, split: str | None = None) -> DataLoader[Any]:
@@ -81,12 +84,18 @@ class Dataset:
             raise UsageError(f"{self.name} has no {split} split")
         return DataLoader(data, batch_size, **self._loading(data))
 
-    def _loading(self, data: TorchDataset[Any]) -> dict[str, Any]:
-        whole: dict[str, Any] = {"collate_fn": _as_it_is} if isinstance(data, ArraySplit) else {}
+    def _loading(self, data: TorchDataset[Any], collate: Callable[[Any], Batch] = default_collate) -> dict[str, Any]:
+        collate = _as_it_is if isinstance(data, ArraySplit) else collate
         # For workers that persist a loader draws once, at first, otherwise each epoch: from a generator that nothing
         # else draws from, or a training that is resumed, maybe with others, would not draw what it would have drawn.
         own = {"generator": torch.Generator()} if isinstance(data, ImageSplit) else {}
-        return {"num_workers": self.workers, "persistent_workers": self.workers > 0, **whole, **own}
+        collate = partial(_channels_last, collate) if self.channels_last else collate
+        return {"num_workers": self.workers, "persistent_workers": self.workers > 0, "collate_fn": collate, **own}
+
+
+def _channels_last(collate: Callable[[Any], Batch], items: Any) -> Batch:
+    images, labels = collate(items)
+    return images.contiguous(memory_format=torch.channels_last), labels
 
 
 def _as_it_is(batch: Batch) -> Batch:

@@ -68,8 +68,8 @@ def _source(name: str, data_dir: str | Path | None, split: str, mode: str, downl
 
     if name.partition("/")[0].lower() in ("hfids", "tfds", "wds"):
         raise UsageError(
-            f"--dataset {name}: a stream does not know its classes, and timm leaves out, without a word, "
-            "what of it cannot be read: it is no use here; name a folder or hfds/..."
+            f"--dataset {name}: a stream does not know its classes, and timm leaves out, without a word, what "
+            "cannot be read: it cannot be used; name a folder or hfds/..."
         )
     root = None if data_dir is None else str(data_dir)
     try:

@@ -26,6 +26,7 @@ class SharedWeight(nn.Module):
         super().__init__()
         self._where = [(group, site)]  # in a list, so that the group is not registered once more
 
+    @torch.compiler.disable  # type: ignore[untyped-decorator]  # it would compile anew whenever a scheme's state changes
     def forward(self, latent: Tensor) -> Tensor:
         """Give the weight the network computes with, in the latent's dtype.
 

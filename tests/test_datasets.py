@@ -185,7 +185,7 @@ def test_folder_missing(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["tfds/mnist", "wds/imagenet", "hfids/beans"])
 def test_streams_are_refused(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["test_resnet", "--dataset", name, "--pretrained"]) == 2
-    assert capsys.readouterr().err.startswith(f"error: --dataset {name}: a stream")
+    assert capsys.readouterr().err.startswith(f"error: --dataset {name}: a stream does not know")
 
 
 def test_hugging_face_without_its_package(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
