@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from compressor.baseline import create_model, train_baseline
 from compressor.cli.files import EVAL_BATCH
 from compressor.cli.setup import Run
 from compressor.cli.show import Step, counts, percent
-from compressor.formats.errors import MissingError, UnsupportedError
+from compressor.formats.errors import IntegrityError, MissingError, UnsupportedError
 from compressor.teacher import seeing
 from compressor.training import evaluate
 
@@ -58,11 +59,12 @@ def _start(work: Run, step: Callable[[str], Step], name: str | None = None) -> n
         here.done(f"{options.checkpoint_path or 'pretrained'}  {size} parameters")
         return model
     here = step(name or "dense baseline")
-    baseline = train_baseline(
-        options.model, args, work.data, seed=options.seed, epochs=options.baseline_epochs,
-        pretrained=options.pretrained, on_epoch=here.on_epoch, on_step=here.on_step, device=options.device,
-        amp=options.amp, checkpoints=work.checkpoints,
-    )  # fmt: skip
+    with _sound_cache(options.model):
+        baseline = train_baseline(
+            options.model, args, work.data, seed=options.seed, epochs=options.baseline_epochs,
+            pretrained=options.pretrained, on_epoch=here.on_epoch, on_step=here.on_step, device=options.device,
+            amp=options.amp, checkpoints=work.checkpoints,
+        )  # fmt: skip
     kept = "not kept" if baseline.path is None else f"{'reused from' if baseline.reused else 'kept in'} {baseline.path}"
     here.done(f"{baseline.figures['epochs']} epochs  validation {percent(baseline.figures['validation_top1'])}  {kept}")
     model = create_model(options.model, args, seed=options.seed)
@@ -86,16 +88,34 @@ def named_model(work: Run) -> nn.Module:
 
     Raises:
         MissingError: timm cannot build it, or the weights are absent or do not fit.
+        IntegrityError: the weights that the hub keeps here are damaged.
         UnsupportedError: the checkpoint is damaged, or holds more than tensors.
     """
     options, path = work.options, work.options.checkpoint_path
-    given = {"checkpoint_path": str(path)} if path is not None else {}
+    if path is None:
+        with _sound_cache(options.model):
+            return create_model(options.model, work.args, pretrained=options.pretrained, seed=options.seed)
     try:
-        return create_model(options.model, {**work.args, **given}, pretrained=options.pretrained, seed=options.seed)
+        return create_model(options.model, {**work.args, "checkpoint_path": str(path)}, seed=options.seed)
     except (EOFError, SafetensorError, MissingError):
-        if path is not None:
-            _check_readable(path)
+        _check_readable(path)
         raise
+
+
+@contextmanager
+def _sound_cache(model: str) -> Iterator[None]:
+    """Raise IntegrityError, with the folder to delete, where the weights that the hub keeps here are damaged."""
+    try:
+        yield
+    except SafetensorError as exc:
+        from huggingface_hub import constants
+
+        cfg = timm.models.get_pretrained_cfg(model)
+        name = "" if cfg is None else f"models--{(cfg.hf_hub_id or model).replace('/', '--')}"
+        raise IntegrityError(
+            f"--pretrained: the weights of {model} in the hub's cache are damaged ({exc}): delete "
+            f"{Path(constants.HF_HUB_CACHE) / name} and run again, to fetch them anew"
+        ) from exc
 
 
 def _check_readable(checkpoint: Path) -> None:
