@@ -34,18 +34,7 @@ class Pair:
         ranks = [{"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in (0, 1)]
         self.ids = [_forked(do, folder, f"log{rank}", known | own | more) for rank, own in enumerate(ranks)]
 
-    def kill(self, rank: int, number: int) -> None:
-        """Send one of them a signal."""
-        os.kill(self.ids[rank], number)
-
-    def wait_for(self, path: Path, seconds: float = 30) -> None:
-        """Wait until there is such a file, as they make it."""
-        end = time.monotonic() + seconds
-        while not path.exists():
-            assert time.monotonic() < end, f"no {path} after {seconds} s: {self.said(0)} {self.said(1)}"
-            time.sleep(0.01)
-
-    def code(self, rank: int, seconds: float = 60) -> int:
+    def code(self, rank: int, seconds: float = 180) -> int:
         """Wait for the exit code, negative for a signal's; to be asked once."""
         end = time.monotonic() + seconds
         while not (found := os.waitpid(self.ids[rank], os.WNOHANG))[0]:

@@ -66,7 +66,7 @@ def run(*options: str, watch: Callable[[int], None] | None = None) -> Callable[[
 def curve(scheme: str, batch: int, out: Path) -> int:
     """Fine-tune a model without BatchNorm; write loss by epoch, answers, and a hash of all of it."""
     torch.manual_seed(0)
-    inputs = torch.randn(40, 6)  # 40 images: the last step of an epoch is not a full one
+    inputs = torch.randn(41, 6)  # so that the last step of an epoch is 3 images for one, 2 for the other
     data = TensorDataset(inputs, (inputs[:, 0] > 0).long() + 2 * (inputs[:, 1] > 0).long())
     loader = DataLoader(data, batch, sampler=RandomSampler(data, generator=torch.Generator().manual_seed(1)))
     net = nn.Sequential(nn.Linear(6, 24), nn.Tanh(), nn.Linear(24, 4))
@@ -144,12 +144,11 @@ def one_that_dies_or_hangs_is_not_waited_for_for_ever(folder: Path) -> None:
         if step == 3 and os.environ["RANK"] == "1":
             os.kill(os.getpid(), number)
 
-    processes.PATIENCE = timedelta(seconds=4)
     for number in (signal.SIGKILL, signal.SIGSTOP):
+        if number == signal.SIGSTOP:  # of the other the rest hears at once
+            processes.PATIENCE = timedelta(seconds=8)
         with Pair(run("--force", watch=partial(stop, number)), folder / number.name) as pair:
-            began = time.monotonic()
             assert pair.code(0) == 6, pair.said(0)
-            assert time.monotonic() - began < 40
             assert "waits for another that has ended or hangs" in pair.said(0).splitlines()[-1]
             assert "Traceback" not in pair.said(0)
 
