@@ -94,7 +94,8 @@ def test_codewords_that_overtake_each_other_change_nothing() -> None:
     assert (values[1:] > values[:-1]).all()
 
 
-def test_unused_codewords_are_put_back_to_use() -> None:
+def test_46_unused_codewords_are_put_back_to_use(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "compressor")
     torch.manual_seed(0)
     scheme = Learnt(codewords=4)
     group = group_of(torch.randn(50, 20), scheme)
@@ -105,6 +106,7 @@ def test_unused_codewords_are_put_back_to_use() -> None:
         assert len(hashed(group).unique()) == 2, "not due before a tenth of the run"
         scheme.advance(group, 0.1)
     assert len(hashed(group).unique()) == 4
+    assert caplog.messages == ["weight: 2 of 4 codewords were unused and are put back to use"]
     group.values.data = torch.tensor([-1.0, 1.0, 50.0, 60.0])
     with torch.no_grad():
         scheme.advance(group, 0.8)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping
 from typing import Annotated, ClassVar, Literal
@@ -18,6 +19,7 @@ from compressor.scheme import Scheme, Shared, register, share_scalars, share_sli
 from compressor.sites import Site
 from compressor.soft import soft_gradient
 
+_log = logging.getLogger(__name__)
 RESEEDS = 10  # times in a training run that unused codewords are put to use again
 LAST_RESEED = 0.8  # after which they no longer are, so that the network can settle
 COLDEST = 0.01  # of the first temperature, reached at the end
@@ -147,6 +149,7 @@ def _reseed(group: Group, books: int) -> None:
     first = torch.arange(0, len(values), codewords, device=values.device)
     order = (values.view(books, -1).argsort() + first[:, None]).reshape(-1)
     count, mean, error = _clusters(group, (values[order] * group.unit).view(books, -1))
+    reused = 0
     for unused in torch.nonzero(count == 0).flatten().tolist():
         start = unused // codewords * codewords
         widest = start + int(error[start : start + codewords].argmax())
@@ -158,6 +161,10 @@ def _reseed(group: Group, books: int) -> None:
             values[order[half]] = (mean[half] / group.unit).to(values.dtype)
         count[unused] = count[widest] = count[widest] / 2
         error[unused] = error[widest] = error[widest] / 8
+        reused += 1
+    if reused:
+        names = group.sites[0].name if len(group.sites) == 1 else f"{len(group.sites)} tensors"
+        _log.info("%s: %s of %s codewords were unused and are put back to use", names, reused, len(values))
 
 
 def _clusters(group: Group, codebooks: Tensor) -> tuple[Tensor, Tensor, Tensor]:
