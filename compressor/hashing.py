@@ -33,7 +33,7 @@ class Hash:
     cell mostly leaves one comparison to do, where a binary search has one for each bit and guesses half of them wrong.
 
     Args:
-        codebook: float32[K], ascending.
+        codebook: float[K], ascending.
 
     Example:
         >>> indices, values = torch.empty(3, dtype=torch.uint8), torch.empty(3)
@@ -44,7 +44,8 @@ class Hash:
 
     def __init__(self, codebook: Tensor) -> None:
         self._codebook = codebook.detach().contiguous()
-        self._bounds = (self._codebook[1:] + self._codebook[:-1]) / 2
+        exact = self._codebook.to(torch.promote_types(codebook.dtype, torch.float32))
+        self._bounds = (exact[1:] + exact[:-1]) / 2
         self._table: tuple[
             Tensor, ...
         ] = ()  # the bounds up to infinity; the first and the cells per unit; bounds below
@@ -61,7 +62,7 @@ class Hash:
         Args:
             weights: float[n], contiguous, finite.
             indices: uint8 or int32 [n].
-            values: float32[n].
+            values: of the codebook's dtype [n].
         """
         if self._table and _on_processor(weights):
             native = _compiled("hash", 8 * indices.element_size())
@@ -69,8 +70,9 @@ class Hash:
             held = (weights, *self._table, self._codebook, indices, values)
             native(*[tensor.data_ptr() for tensor in held], len(weights))
             return
+        common = torch.promote_types(weights.dtype, self._bounds.dtype)
         for block in blocks(weights):
-            found = torch.bucketize(weights[block].float(), self._bounds, out_int32=True)
+            found = torch.bucketize(weights[block].to(common), self._bounds.to(common), out_int32=True)
             torch.index_select(self._codebook, 0, found, out=values[block])
             indices[block] = found
 

@@ -33,7 +33,7 @@ def nearest(weights: Tensor, codebook: Tensor) -> Tensor:
     """
     flat = weights.reshape(-1)
     indices = torch.empty(weights.shape, dtype=torch.int32, device=weights.device)
-    find, values = Hash(codebook), torch.empty_like(flat[:BLOCK])
+    find, values = Hash(codebook), torch.empty_like(flat[:BLOCK], dtype=codebook.dtype)
     for block in blocks(flat):
         found = indices.view(-1)[block]
         find(flat[block], found, values[: len(found)])

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from compressor import hashing
 from compressor.hashing import BLOCK, Hash, fixed_or_free, sum_by_index
-from compressor.lookup import fixed
+from compressor.lookup import fixed, nearest
 
 SIZES = (0, 1, 3, 4, 5, BLOCK - 1, BLOCK + 3)
 KINDS = torch.uint8, torch.int32
@@ -112,3 +112,6 @@ def test_other_numbers_take_the_stock_operators() -> None:
     indices, values = hashed(weights.bfloat16(), codebook, torch.uint8)
     assert (indices.tolist(), values.tolist()) == ([0, 1, 2], [-1.0, 0.0, 1.0])
     assert sum_by_index(weights.double(), indices, 3).dtype == torch.float64
+    for dtype in (torch.float16, torch.bfloat16, torch.float64):
+        assert nearest(weights, codebook.to(dtype)).tolist() == [0, 1, 2]
+        assert nearest(weights.to(dtype), codebook).tolist() == [0, 1, 2]

@@ -110,7 +110,7 @@ def redistributed(codewords: int, norms: Sequence[float]) -> list[int]:
     """Share ``codewords`` for each tensor out anew: half of them evenly, the rest by the tensors' norms.
 
     >>> redistributed(4, [1.0, 0.0, 3.0])
-    [3, 2, 7]
+    [4, 2, 6]
     """
     least = (codewords + 1) // 2
     free, total = (codewords - least) * len(norms), sum(norms)
