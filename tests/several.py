@@ -98,7 +98,7 @@ def one_writes_and_both_agree(folder: Path) -> None:
         assert pair.codes() == [0, 0], pair.said(0) + pair.said(1)
         assert "4/4 file" in pair.said(0)
         assert not pair.said(1)
-    assert sorted(path.name for path in (folder / "a").iterdir()) == ["cache", "log0", "log1", "out"]
+    assert sorted(path.name for path in (folder / "a").iterdir()) == ["cache", "log0", "log1", "out", "out.summary.csv"]
     assert alone(lambda: main.run(["verify", "out"]), folder / "a") == 0
     with Pair(run("--force"), folder / "a") as pair:
         before = (folder / "a" / "out").read_bytes()

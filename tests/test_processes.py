@@ -37,7 +37,7 @@ def test_launchers(launcher: list[str], tmp_path: Path) -> None:
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("top-1 on 360 test images") == 1
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "out.summary.csv"]
 
 
 def test_every_image_is_in_one_share() -> None:

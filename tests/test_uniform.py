@@ -141,6 +141,7 @@ def test_pruned_weights_are_exactly_zero_and_the_others_near(bits: int, shift: f
 def test_learnt_points_at_even_distances_are_the_same_grid(bits: int) -> None:
     weights = bell(600)
     group = Group(DiffQuant(2**bits), group_of(weights).sites)
+    group.scheme.fit(group, None)
     values = Uniform(bits=bits).grid.expand().ravel() * float(weights.max() - weights.min()) + float(weights.min())
     group.set_codebook(torch.from_numpy(values), learnt=True)
     torch.testing.assert_close(weight_of(group).detach(), rounded(weights, bits=bits, bucket=600), atol=1e-7, rtol=0)
