@@ -44,7 +44,7 @@ class DiffQuant(Scheme):
     # - No tensor is scaled to 0..1 first: with one scale per tensor that only changes the unit of the points, and the
     #   group keeps its codebook in units of the weights' spread already.
     # - The paper's code has the least and the largest weight among the quantiles. They have hardly a weight to
-    #   themselves, and with them two bits are little more than one: benchmarks/README.md, students, had 61 % for 86.
+    #   themselves, and with them two bits are little more than one: docs/schemes.md has the figures.
     # - A quantile is one of the weights, not between two; a tensor of no more than K values keeps them exactly.
 
     id: ClassVar[str] = "diffquant"
