@@ -123,7 +123,7 @@ def test_command_is_the_one_that_made_the_file(name: str) -> None:
     for stage in shipped["stage"]:
         stage.update({key: asked[key] for key in ("epochs", "lr", "batch_size") if asked[key] is not None})
     with PackedFile.open(model_zoo.packed_path(f"zoo:{name}")) as file:
-        assert file.recipe == shipped
+        assert Recipe.from_dict(dict(file.recipe or {})).to_dict() == shipped  # what it leaves out is as ever
 
 
 @pytest.mark.parametrize("name", NAMES)
