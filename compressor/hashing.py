@@ -6,13 +6,13 @@ and pass over the weights once for each step. Elsewhere these are used, and find
 
 from __future__ import annotations
 
-import functools
-import threading
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+
+from compressor.formats.compiled import compiled
 
 if TYPE_CHECKING:
     from compressor.formats.native import Code
@@ -23,7 +23,6 @@ CELLS = 4096
 BLOCK = 1 << 15  # weights handled at a time, so that temporaries stay in cache
 
 _LANES = 4  # sums kept side by side, so that an addition need not wait for the last one to the same codeword
-_lock = threading.Lock()
 
 
 class Hash:
@@ -49,7 +48,7 @@ class Hash:
         self._table: tuple[
             Tensor, ...
         ] = ()  # the bounds up to infinity; the first and the cells per unit; bounds below
-        native = _compiled("cells", 32) if len(self._bounds) and _on_processor(codebook) else None
+        native = compiled(_write_cells, 32) if len(self._bounds) and _on_processor(codebook) else None
         if native is not None:
             first, last = self._bounds[0], self._bounds[-1]
             ends = torch.cat([self._bounds, self._bounds.new_full((1,), torch.inf)])
@@ -65,7 +64,7 @@ class Hash:
             values: of the codebook's dtype [n].
         """
         if self._table and _on_processor(weights):
-            native = _compiled("hash", 8 * indices.element_size())
+            native = compiled(_write_hash, 8 * indices.element_size())
             assert native is not None
             held = (weights, *self._table, self._codebook, indices, values)
             native(*[tensor.data_ptr() for tensor in held], len(weights))
@@ -130,7 +129,7 @@ def fixed_or_free(free: Tensor, codebook: Tensor, indices: Tensor) -> Tensor:
         >>> fixed_or_free(torch.tensor([1.0, 2.0]), torch.tensor([4.0]), indices).tolist()
         [1.0, 4.0]
     """
-    native = _compiled("merge", 32) if _on_processor(free) and indices.dtype == torch.int32 else None
+    native = compiled(_write_merge, 32) if _on_processor(free) and indices.dtype == torch.int32 else None
     if native is None:
         fixed = codebook.to(free.dtype).index_select(0, indices.clamp(min=0).reshape(-1)).view(free.shape)
         return torch.where(indices < 0, free, fixed)
@@ -166,7 +165,7 @@ def sum_by_index(terms: Tensor, indices: Tensor, codewords: int) -> Tensor:
         >>> sum_by_index(torch.tensor([1.0, 2.0, 4.0]), torch.tensor([0, 2, 0], dtype=torch.uint8), 3).tolist()
         [5.0, 0.0, 2.0]
     """
-    native = _compiled("sum", 8 * indices.element_size()) if _on_processor(terms) else None
+    native = compiled(_write_sum, 8 * indices.element_size()) if _on_processor(terms) else None
     if native is not None:
         sums = torch.zeros(codewords, _LANES, dtype=torch.float64)
         native(terms.data_ptr(), indices.data_ptr(), sums.data_ptr(), len(terms), *[0] * 4)
@@ -197,23 +196,3 @@ def _write_sum(code: Code, item: int) -> None:
 
 def _on_processor(numbers: Tensor) -> bool:
     return numbers.dtype == torch.float32 and numbers.device.type == "cpu"
-
-
-def _compiled(name: str, item: int) -> Callable[..., int] | None:
-    with _lock:
-        return _compile(name, item)
-
-
-@functools.cache
-def _compile(name: str, item: int) -> Callable[..., int] | None:
-    """Compile for indices of so many bits; None where llvmlite is missing."""
-    try:
-        from compressor.formats.native import compile_function
-    except ImportError:
-        return None
-    return compile_function(functools.partial(_WRITERS[name], item=item), 8)
-
-
-_WRITERS: dict[str, Callable[..., Any]] = {
-    "cells": _write_cells, "hash": _write_hash, "merge": _write_merge, "sum": _write_sum,
-}  # fmt: skip

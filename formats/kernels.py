@@ -7,12 +7,12 @@ checked by its codec.
 
 from __future__ import annotations
 
-import functools
-import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from numpy.typing import NDArray
+
+from compressor.formats.compiled import compiled
 
 if TYPE_CHECKING:
     from compressor.formats.native import Code, Value
@@ -29,7 +29,6 @@ PADDING = 8
 
 _ENOUGH = 1 << 16  # so many indices in plain Python take as long as to import llvmlite and compile a kernel
 _met = 0
-_lock = threading.Lock()
 
 
 def bit_patterns(values: Words) -> Words:
@@ -55,7 +54,7 @@ def rans_decode(output: Words, states: Words, table: Words, words: Words, precis
     Returns:
         Words wanted; more than m where there were too few.
     """
-    native = _native("rans_decode", output.itemsize, len(output))
+    native = _native(_write_rans_decode, output.itemsize, len(output))
     if native:
         return native(output, len(output), states, len(states), table, words, len(words), precision)
     entries, held, stored, wanted = table.tolist(), states.tolist(), words.tolist(), 0
@@ -119,7 +118,7 @@ def rans_encode(words: Words, states: Words, indices: Words, frequencies: Words,
     Returns:
         Position of the first word in ``words``.
     """
-    native = _native("rans_encode", indices.itemsize, len(indices))
+    native = _native(_write_rans_encode, indices.itemsize, len(indices))
     if native:
         return native(words, states, len(states), indices, len(indices), frequencies, starts, precision)
     slots, begins, held, first = frequencies.tolist(), starts.tolist(), states.tolist(), len(words)
@@ -169,7 +168,7 @@ def huffman_decode(output: Words, ends: Words, table: Words, data: Words, width:
     Returns:
         1 where bits were met that begin no code, else 0.
     """
-    native = _native("huffman_decode", output.itemsize, output.size)
+    native = _native(_write_huffman_decode, output.itemsize, output.size)
     if native:
         return native(output, output.shape[1], ends, len(ends), table, data, len(data) - PADDING, width)
     entries, stored, lost = table.tolist(), data.tobytes(), False
@@ -222,29 +221,8 @@ def _write_huffman_decode(code: Code, item: int) -> None:
     code.give(lost.get())
 
 
-def _native(name: str, item_bytes: int, count: int) -> Callable[..., int] | None:
+def _native(write: Callable[..., Any], item_bytes: int, count: int) -> Callable[..., int] | None:
     """Give the compiled kernel, or None while, or where, plain Python does."""
     global _met
     _met += count
-    return _compiled(name, item_bytes) if _met > _ENOUGH else None
-
-
-def _compiled(name: str, item_bytes: int) -> Callable[..., int] | None:
-    with _lock:
-        return _compile(name, item_bytes)
-
-
-@functools.cache
-def _compile(name: str, item_bytes: int) -> Callable[..., int] | None:
-    try:
-        from compressor.formats.native import compile_function
-    except ImportError:
-        return None
-    return compile_function(functools.partial(_WRITERS[name], item=8 * item_bytes), 8)
-
-
-_WRITERS = {
-    "rans_decode": _write_rans_decode,
-    "rans_encode": _write_rans_encode,
-    "huffman_decode": _write_huffman_decode,
-}
+    return compiled(write, 8 * item_bytes) if _met > _ENOUGH else None

@@ -75,11 +75,11 @@ class DiffQuant(Scheme):
             counted = None if importance is None else importance[site][~group.pruned(site)].double().clamp(min=LEAST)
             points = count - 1 if group.has_zeros else count  # where weights are pruned, zero is one more
             books.append(quantiles(group.survivors(site).float(), max(1, points), counted))
-        if self.redistribute:  # a unit for each tensor, for the group's suits none of them
-            group.register_buffer("scales", torch.tensor([spread(group.survivors(site)) for site in group.sites]))
-            group.unit.fill_(1.0)
-            books = [book / scale for book, scale in zip(books, group.scales, strict=True)]  # type: ignore[arg-type]
-        group.set_codebook(torch.cat(books), learnt=True)
+        if self.redistribute:
+            group.unit.fill_(1.0)  # each tensor has its own instead, for one would suit none of them
+        scales = [spread(group.survivors(site)) if self.redistribute else 1.0 for site in group.sites]
+        group.register_buffer("scales", torch.tensor(scales, device=group.unit.device))
+        group.set_codebook(torch.cat([book / scale for book, scale in zip(books, scales, strict=True)]), learnt=True)
         group.register_buffer("lengths", torch.tensor([len(book) for book in books]))
 
     def _counts(self, group: Group, importance: Mapping[Site, Tensor] | None) -> list[int]:
@@ -152,6 +152,5 @@ def _points(group: Group, site: Site) -> Tensor:
     # of a point stays with it when it overtakes another.
     number, lengths = group.sites.index(site), group.lengths.tolist()  # type: ignore[operator]
     points = group.codebook().split(lengths)[number].sort().values
-    scales = dict(group.named_buffers()).get("scales", torch.ones(len(lengths), device=points.device))
-    scaled: Tensor = points * scales[number]
+    scaled: Tensor = points * group.scales[number]  # type: ignore[index]
     return scaled
