@@ -22,10 +22,11 @@ import tiny
 import torch
 from accelerate import Accelerator
 from pairs import Pair, alone
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, RandomSampler, TensorDataset
 
 from compressor import SCHEMES, Compressor, Policy, Rule, load_state_dict, processes
+from compressor.checkpoint import Checkpoints
 from compressor.cli import main, setup
 from compressor.cli.show import Step
 from compressor.formats.errors import CompressorError
@@ -194,6 +195,62 @@ def weights_that_differ_become_those_of_the_first(folder: Path) -> None:
     assert torch.equal(*(load_state_dict(folder / "a" / f"file{rank}")["0.weight"] for rank in (0, 1)))
 
 
+def trained_with(trouble: Callable[[int, Tensor], Tensor], checkpoints: bool) -> Callable[[], int]:
+    """Fine-tune with a loss that one process has trouble with; write what comes of it."""
+
+    def trains() -> int:
+        torch.manual_seed(0)
+        inputs = torch.randn(48, 6)
+        loader = DataLoader(TensorDataset(inputs, (inputs[:, 0] > 0).long()), 6)
+        net = nn.Sequential(nn.Linear(6, 24), nn.Tanh(), nn.Linear(24, 2))
+        job = Compressor(net, Policy([Rule("*", scheme="learnt", bits=2)]), teacher=None).prepare()
+        usual, asked = job.loss, 0
+
+        def loss(output: Tensor, target: Tensor, given: Tensor | None = None) -> Tensor:
+            nonlocal asked
+            asked += 1
+            value = usual(output, target, given)
+            return trouble(asked, value) if processes.rank() == 1 else value
+
+        vars(job)["loss"] = loss
+        job.finetune(loader, epochs=3, lr=0.01, checkpoints=Checkpoints("kept") if checkpoints else None)
+        Path(f"file{processes.rank()}").write_bytes(job.finish().to_bytes())
+        return 0
+
+    return trains
+
+
+def a_loss_that_is_no_number_in_one_takes_both_back(folder: Path) -> None:
+    def trouble(asked: int, value: Tensor) -> Tensor:
+        return value * torch.nan if asked == 6 else value  # in the middle of the second epoch
+
+    for kept in (False, True):
+        here = folder / f"kept {kept}"
+        with Pair(trained_with(trouble, kept), here) as pair:
+            assert pair.codes() == [0, 0], pair.said(0) + pair.said(1)
+            assert "the loss is nan at step 6: going back to the state after step 4" in pair.said(0)
+        assert (here / "file0").read_bytes() == (here / "file1").read_bytes()
+
+
+def one_that_is_out_of_memory_takes_the_same_step(folder: Path) -> None:
+    held = 0
+
+    def trouble(asked: int, value: Tensor) -> Tensor:
+        nonlocal held
+        held += 1
+        if held == 3:
+            raise torch.OutOfMemoryError("tried to allocate 8 bytes")
+        return value
+
+    for name, what in (("short", trouble), ("ample", lambda _, value: value)):
+        with Pair(trained_with(what, False), folder / name) as pair:
+            assert pair.codes() == [0, 0], pair.said(0) + pair.said(1)
+            assert ("going on with 3" in pair.said(1)) == (name == "short")
+        assert (folder / name / "file0").read_bytes() == (folder / name / "file1").read_bytes()
+    one, other = (load_state_dict(folder / name / "file0") for name in ("short", "ample"))
+    assert all(torch.allclose(one[name], other[name], atol=1e-3) for name in one)
+
+
 def a_loop_of_ones_own_agrees_under_accelerate(folder: Path) -> None:
     def trains() -> int:
         accelerator = Accelerator(cpu=True)
@@ -239,6 +296,8 @@ TESTS = (
     one_that_dies_or_hangs_is_not_waited_for_for_ever,
     an_error_of_one_is_that_of_all,
     weights_that_differ_become_those_of_the_first,
+    a_loss_that_is_no_number_in_one_takes_both_back,
+    one_that_is_out_of_memory_takes_the_same_step,
     a_loop_of_ones_own_agrees_under_accelerate,
     splitting_the_model_is_refused,
 )

@@ -23,7 +23,7 @@ def test_two_processes(tmp_path: Path) -> None:
     command = [sys.executable, str(HERE / "several.py"), str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert len(done.stdout.splitlines()) == 9
+    assert len(done.stdout.splitlines()) == 11
 
 
 TORCHRUN = ["torch.distributed.run", "--nproc-per-node", "2"]
