@@ -105,10 +105,10 @@ def evaluate(
 ) -> None:
     """Measure top-1 of a packed FILE."""
     from compressor import load
+    from compressor.devices import find_device
     from compressor.formats.reader import PackedFile
     from compressor.provenance import read_provenance
     from compressor.training import evaluate as measure
-    from compressor.training import find_device
 
     where = find_device(device)
     with PackedFile.open(file) as packed:

@@ -18,6 +18,7 @@ from compressor.cli.logs import Logs
 from compressor.cli.options import Options
 from compressor.compiling import check_backend
 from compressor.datasets import Dataset, load_data
+from compressor.devices import find_device
 from compressor.formats.atomic import check_writable
 from compressor.formats.codec import CODECS
 from compressor.formats.errors import MissingError, UsageError, did_you_mean
@@ -29,7 +30,6 @@ from compressor.recipe import Recipe, Stage, Training
 from compressor.schedule import make_optimizer
 from compressor.state_file import checksum
 from compressor.teacher import load_teacher
-from compressor.training import find_device
 from compressor.unreadable import BadImages
 
 __all__ = ["Run", "set_up"]

@@ -20,6 +20,7 @@ from compressor.formats.loader import build_model, check_fits
 from compressor.formats.packed import pack, write
 from compressor.formats.reader import PackedFile
 from compressor.formats.record import Codebook, Content, RawTensor, SharedTensor, decode
+from compressor.formats.tensors import STORED_AS
 from compressor.group import Group
 from compressor.report import Report
 from compressor.sites import Site
@@ -29,10 +30,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Packed", "SharedModel", "decoded", "halve_untouched", "snapped"]
 
-DTYPES = {
-    torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64",
-    torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL",
-}  # fmt: skip
 _log = logging.getLogger(__name__)
 PREPROCESSING = ("input_size", "mean", "std", "interpolation", "crop_pct", "crop_mode")
 
@@ -166,7 +163,7 @@ def _states(model: nn.Module) -> dict[str, Tensor]:
     for name, value in states.items():
         if not isinstance(value, Tensor):
             raise UsageError(f"state {name!r} is a {type(value).__name__}, not a tensor: it cannot be packed")
-        if value.dtype not in DTYPES or value.layout is not torch.strided or value.is_meta:
+        if value.dtype not in STORED_AS or value.layout is not torch.strided or value.is_meta:
             kind = "meta" if value.is_meta else f"{value.layout} {value.dtype}"
             raise UsageError(f"{name}: a {kind} tensor cannot be packed; make it a dense one of a common dtype")
     return dict(states)
@@ -199,7 +196,7 @@ def _warn_of_views(states: Mapping[str, Tensor]) -> None:
 
 def _raw(tensor: Tensor, stored: str) -> RawTensor:
     flat = tensor.detach().cpu().contiguous().reshape(-1)
-    return RawTensor(DTYPES[tensor.dtype], tuple(tensor.shape), flat.view(torch.uint8).numpy().tobytes(), stored)
+    return RawTensor(STORED_AS[tensor.dtype], tuple(tensor.shape), flat.view(torch.uint8).numpy().tobytes(), stored)
 
 
 def _named(cfg: Any, args: Mapping[str, Any]) -> dict[str, Any] | None:

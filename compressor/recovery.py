@@ -15,7 +15,8 @@ from compressor.formats.errors import QualityError
 from compressor.schedule import Schedule, halve_rates
 
 if TYPE_CHECKING:
-    from compressor.resuming import Keeper, Position
+    from compressor.position import Position
+    from compressor.resuming import Keeper
 
 __all__ = ["RETURNS", "DivergedError", "check_loss", "check_weights", "recovered"]
 

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 
 from compressor.checkpoint import Checkpoints
 from compressor.formats.errors import InterruptionError, ResourceError, UsageError
-from compressor.position import Position, batches_from, order_state, set_generators
+from compressor.position import Position, order_state, set_generators
 from compressor.processes import count, first, is_first
 from compressor.random_state import random_state, set_random_state
 from compressor.recovery import DivergedError, check_loss, check_weights
@@ -24,7 +24,7 @@ from compressor.stepping import steps_per_epoch
 if TYPE_CHECKING:
     from compressor.core import Compressor
 
-__all__ = ["HOW_TO_GO_ON", "Keeper", "Position", "Stateful", "batches_from", "order_state"]
+__all__ = ["HOW_TO_GO_ON", "Keeper", "Stateful"]
 
 _log = logging.getLogger(__name__)
 HOW_TO_GO_ON = "the same command with --resume (resume=True) goes on"

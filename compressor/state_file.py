@@ -6,7 +6,6 @@ State dicts of modules, optimisers and schedules fit, and so do the states of ra
 from __future__ import annotations
 
 import json
-import struct
 import zlib
 from collections.abc import Callable, Mapping
 from os import PathLike
@@ -19,17 +18,15 @@ import torch
 from torch import Tensor
 
 from compressor.formats.atomic import write_atomically
+from compressor.formats.container import framed
 from compressor.formats.errors import IntegrityError, UsageError
+from compressor.formats.tensors import STORED_AS
 from compressor.processes import count, first, tensors_of_first
 
 __all__ = ["checksum", "read_state", "state_of_first", "write_state"]
 
 KEY = "timm-compressor-state"
-DTYPES = {
-    torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.complex64: "C64",
-    torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.bool: "BOOL",
-    torch.uint64: "U64", torch.uint32: "U32", torch.uint16: "U16", torch.uint8: "U8",
-}  # fmt: skip
+DTYPES = {**STORED_AS, torch.complex64: "C64"}
 
 
 def write_state(path: str | PathLike[str], state: Mapping[str, Any]) -> int:
@@ -120,9 +117,7 @@ def _safetensors(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> 
         end = start + tensor.nbytes
         header[name] = {"dtype": DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
         start = end
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    return [struct.pack("<Q", len(text)), text, *(_bytes(tensors[name]) for name in order)]
+    return [framed(header), *(_bytes(tensors[name]) for name in order)]
 
 
 def _encode(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
-from compressor.devices import accelerating, find_device, prepared
+from compressor.devices import accelerating, prepared
 from compressor.formats.errors import MissingError, ResourceError
 from compressor.position import Position, batches_from
 from compressor.processes import add_up
@@ -27,7 +27,7 @@ from compressor.stepping import Loss, Stepper, by_step, predict
 from compressor.team import Team
 from compressor.watching import Sharing, Watch
 
-__all__ = ["Epoch", "Evaluation", "evaluate", "evaluated", "find_device", "train"]
+__all__ = ["Epoch", "Evaluation", "evaluate", "evaluated", "train"]
 
 OnStep = Callable[[int, int, Tensor], None]
 CHECKED = 50  # steps, on a GPU, between two looks at the loss

@@ -9,7 +9,17 @@ from typing import Any
 
 from compressor.formats.errors import FormatError, UnsupportedError
 
-__all__ = ["BLOBS", "KEY", "MAX_DEPTH", "MAX_HEADER", "canonical_json", "header_bytes", "parse_header", "read_json"]
+__all__ = [
+    "BLOBS",
+    "KEY",
+    "MAX_DEPTH",
+    "MAX_HEADER",
+    "canonical_json",
+    "framed",
+    "header_bytes",
+    "parse_header",
+    "read_json",
+]
 
 KEY = "timm-compressor"
 BLOBS = ("indices", "codebooks", "untouched", "checksums")
@@ -50,10 +60,20 @@ def header_bytes(metadata: str, sizes: Mapping[str, int]) -> bytes:
         end = start + sizes[blob]
         header[blob] = {"dtype": "U8", "shape": [sizes[blob]], "data_offsets": [start, end]}
         start = end
+    start_of_file = framed(header)
+    if len(start_of_file) - 8 > MAX_HEADER:
+        raise FormatError(f"header of {len(start_of_file) - 8:,} bytes, expected at most {MAX_HEADER:,}")
+    return start_of_file
+
+
+def framed(header: Mapping[str, Any]) -> bytes:
+    """Give the first bytes of a safetensors file: the length of its header, and the header, in multiples of eight.
+
+    >>> framed({})[8:]
+    b'{}      '
+    """
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    if len(text) > MAX_HEADER:
-        raise FormatError(f"header of {len(text):,} bytes, expected at most {MAX_HEADER:,}")
     return struct.pack("<Q", len(text)) + text
 
 

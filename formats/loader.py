@@ -15,7 +15,7 @@ from compressor.formats.errors import MissingError, UsageError, did_you_mean
 from compressor.formats.modules import install, read_packed
 from compressor.formats.reader import PackedFile
 from compressor.formats.record import Content
-from compressor.formats.tensors import Tensors, load_state_dict
+from compressor.formats.tensors import Tensors, load_state_dict, stored_shape
 
 __all__ = ["build_model", "check_fits", "load", "load_state_dict"]
 
@@ -110,12 +110,8 @@ def _timm_of(content: Content | PackedFile) -> str:
     return f", of the file {ascii(made)[:40]}" if made is not None else ""
 
 
-def _shape(content: Content | PackedFile, name: str) -> tuple[int, ...]:
-    return content.sites[name].shape if name in content.sites else content.untouched[name].shape
-
-
 def _shapes(content: Content | PackedFile) -> dict[str, tuple[int, ...]]:
-    shapes = {name: _shape(content, name) for name in (*content.sites, *content.untouched)}
+    shapes = {name: stored_shape(content, name) for name in (*content.sites, *content.untouched)}
     return {**shapes, **{alias: shapes[name] for alias, name in content.aliases.items()}}
 
 

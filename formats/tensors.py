@@ -14,9 +14,9 @@ from torch import Tensor
 
 from compressor.formats.errors import MissingError, did_you_mean
 from compressor.formats.reader import PackedFile
-from compressor.formats.record import RawTensor
+from compressor.formats.record import Content, RawTensor
 
-__all__ = ["Tensors", "load_state_dict", "stored_shape"]
+__all__ = ["STORED_AS", "Tensors", "load_state_dict", "stored_shape"]
 
 _TORCH = {
     "BOOL": torch.bool, "U8": torch.uint8, "I8": torch.int8, "F8_E5M2": torch.float8_e5m2,
@@ -24,6 +24,9 @@ _TORCH = {
     "BF16": torch.bfloat16, "U32": torch.uint32, "I32": torch.int32, "F32": torch.float32,
     "U64": torch.uint64, "I64": torch.int64, "F64": torch.float64,
 }  # fmt: skip
+STORED_AS = {dtype: name for name, dtype in _TORCH.items()}
+"""What safetensors calls torch's dtypes."""
+
 _AHEAD = 1 << 25  # numbers decoded, at most, before anyone knows that the model is the file's: it may be hostile
 
 
@@ -90,7 +93,7 @@ class Tensors:
             self._begun[name] = self._threads.submit(_tensor, self._file, name)
 
 
-def stored_shape(file: PackedFile, name: str) -> tuple[int, ...]:
+def stored_shape(file: Content | PackedFile, name: str) -> tuple[int, ...]:
     """Give the shape of a tensor that is no alias."""
     return file.sites[name].shape if name in file.sites else file.untouched[name].shape
 

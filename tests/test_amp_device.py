@@ -18,9 +18,9 @@ from compressor import SCHEMES, Compressor, Policy, Rule, devices
 from compressor.baseline import cache_dir
 from compressor.cli import main as command
 from compressor.cli.options import Options
+from compressor.devices import find_device
 from compressor.formats.errors import UsageError
 from compressor.formats.reader import PackedFile
-from compressor.training import find_device
 
 ARGS: dict[str, Any] = {"num_classes": 10, "in_chans": 1}
 LEARNT = Policy([Rule("*", scheme="learnt", bits=2)])

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 from compressor import SCHEMES, Compressor, Policy, Rule
 from compressor.checkpoint import Checkpoints
 from compressor.formats.errors import InterruptionError, UsageError
-from compressor.resuming import Position, batches_from, order_state
+from compressor.position import Position, batches_from, order_state
 from compressor.schedule import make_optimizer
 
 
