@@ -7,7 +7,22 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["FIELDS", "pack_bits", "unpack_bits"]
+__all__ = ["FIELDS", "gather", "pack_bits", "unpack_bits"]
+
+_AT_ONCE = 1 << 15  # places; numpy makes eight bytes of each, which then stay in the processor's cache
+
+
+def gather(values: NDArray[Any], places: NDArray[Any]) -> NDArray[Any]:
+    """Give ``values[places]``, half as slow as numpy does for places of one byte; all must be within.
+
+    >>> gather(np.array([1.5, -2.0]), np.array([1, 0, 1], np.uint8)).tolist()
+    [-2.0, 1.5, -2.0]
+    """
+    gathered = np.empty(len(places), values.dtype)
+    for at in range(0, len(places), _AT_ONCE):
+        # "clip" for speed alone: any other mode makes numpy fill a copy first
+        values.take(places[at : at + _AT_ONCE], out=gathered[at : at + _AT_ONCE], mode="clip")
+    return gathered
 
 
 def pack_bits(indices: NDArray[Any], width: int) -> bytes:
@@ -37,19 +52,17 @@ def unpack_bits(data: memoryview | bytes, count: int, width: int) -> NDArray[Any
     stored = np.frombuffer(data, np.uint8)
     if width in (1, 2, 4):
         rows = FIELDS[width]
-        return rows.view(f"V{rows.shape[1]}").reshape(-1)[stored].view(np.uint8)[:count]
+        return gather(rows.view(f"u{rows.shape[1]}").reshape(-1), stored).view(np.uint8)[:count]
     if width in (8, 16):
         return stored.view("<u2") if width == 16 else stored
     groups = -(-count // 8)
-    padded = np.zeros((groups, width), np.uint8)
-    padded.reshape(-1)[: len(stored)] = stored
-    fields = np.empty((groups, 8), np.uint32)
+    padded = np.zeros(groups * width + 32, np.uint8)  # words are read from where a field begins: past the last one too
+    padded[: len(stored)] = stored
+    fields = np.empty((groups, 8), np.uint8 if width < 8 else np.uint16 if width < 16 else np.uint32)
     for position in range(8):
         byte, shift = divmod(position * width, 8)
-        word = np.zeros(groups, np.uint32)
-        for extra in range(-(-(shift + width) // 8)):
-            word |= padded[:, byte + extra].astype(np.uint32) << np.uint32(8 * extra)
-        fields[:, position] = (word >> np.uint32(shift)) & np.uint32((1 << width) - 1)
+        words = np.ndarray(groups, "<u4", padded, byte, width)  # one of each group
+        np.bitwise_and(words >> np.uint32(shift), np.uint32((1 << width) - 1), fields[:, position], casting="unsafe")
     return fields.reshape(-1)[:count]
 
 

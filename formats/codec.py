@@ -15,6 +15,7 @@ from typing import Any, ClassVar, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from compressor.formats.bitpacking import gather
 from compressor.formats.errors import FormatError, UnsupportedError, UsageError, did_you_mean
 
 __all__ = ["CODECS", "Codec", "Stream", "check_indices", "codec_class", "register"]
@@ -63,7 +64,7 @@ class Codec(ABC):
 
     def lookup(self, data: memoryview, stream: Stream, values: NDArray[np.float32]) -> NDArray[np.float32]:
         """Give ``values[decode(data)]``, float32[stream.count]; a codec may fuse the two."""
-        return values.take(self.decode(data, stream))
+        return gather(values, self.decode(data, stream))
 
     def generate(self, stream: Stream, positions: Any) -> Any:
         """Give the indices at ``positions``, int64 of numpy or torch, in their place; only where not ``general``."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from compressor.formats.bitpacking import pack_bits, unpack_bits
+from compressor.formats.bitpacking import gather, pack_bits, unpack_bits
 from compressor.formats.codec import Stream
 from compressor.formats.codecs.bits import Bits
 from compressor.formats.errors import FormatError
@@ -24,6 +24,14 @@ def test_packing_is_one_long_little_endian_number(width: int, count: int) -> Non
     assert data == slow_pack(indices.tolist(), width)
     if width:
         np.testing.assert_array_equal(unpack_bits(data, count, width), indices)
+
+
+@pytest.mark.parametrize("count", [0, 1, (1 << 15) - 1, 1 << 15, 100_001])
+def test_gathering_in_pieces_is_indexing(count: int) -> None:
+    random = np.random.default_rng(count)
+    values, places = random.normal(size=200).astype(np.float32), random.integers(0, 200, count).astype(np.uint8)
+    np.testing.assert_array_equal(gather(values, places), values[places])
+    np.testing.assert_array_equal(gather(values.view("V8"), places // 2), values.view("V8")[places // 2])
 
 
 def test_index_of_no_codeword_is_named() -> None:

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from compressor.formats.bitpacking import FIELDS, pack_bits, unpack_bits
+from compressor.formats.bitpacking import FIELDS, gather, pack_bits, unpack_bits
 from compressor.formats.codec import Codec, Stream, check_indices, register
 from compressor.formats.errors import FormatError
 from compressor.formats.record import index_dtype
@@ -47,8 +47,8 @@ class Bits(Codec):
             return super().lookup(data, stream, values)
         _check(data, stream)
         rows = np.ascontiguousarray(values[FIELDS[width]])  # float32[256, 8 / width]
-        looked_up = rows.view(f"V{rows.shape[1] * 4}").reshape(-1)[np.frombuffer(data, np.uint8)]
-        return looked_up.view(np.float32)[: stream.count]
+        whole_rows = rows.view({2: "u8", 4: "c16", 8: "V32"}[rows.shape[1]]).reshape(-1)
+        return gather(whole_rows, np.frombuffer(data, np.uint8)).view(np.float32)[: stream.count]
 
     def code_lengths(self, histogram: NDArray[np.int64]) -> NDArray[np.float64]:
         """Give the same width for all."""
