@@ -24,10 +24,10 @@ from safetensors.torch import save
 import compressor
 from compressor.cli.main import run
 from compressor.datasets import Dataset, load_data
+from compressor.evaluation import evaluate
 from compressor.formats.reader import PackedFile
 from compressor.model_zoo import Checkpoint
 from compressor.provenance import read_provenance
-from compressor.training import evaluate
 
 HERE = Path(__file__).parent
 ZOO = HERE.parent / "model_zoo"

@@ -56,8 +56,9 @@ def _memory(work: Run, job: Compressor) -> StepMemory | None:
     own = work.teacher
     taught = training.distill > 0 and not (work.options.from_scratch and own is None)
     teacher = dense if own is None else 2 * size_of(build_model(own.options.model, own.args).state_dict().values())
+    average = size_of(job.model.parameters()) if training.model_ema_decay else 0
     images = torch.empty(training.batch_size, *work.data.input_size, device="meta")
-    return StepMemory.of(job, sketch, images, training.opt, held=dense + taught * teacher)
+    return StepMemory.of(job, sketch, images, training.opt, held=dense + taught * teacher + average)
 
 
 def _said(work: Run, memory: StepMemory) -> str:

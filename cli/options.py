@@ -15,7 +15,10 @@ __all__ = ["Options"]
 
 NUMBERS = ("codewords", "delta", "sparsity")
 SHARING = ("scheme", "bits", *NUMBERS, "settings")
-TRAINING = ("epochs", "lr", "opt", "sched", "weight_decay", "batch_size", "grad_accum", "distill")
+TRAINING = (
+    "epochs", "lr", "opt", "sched", "weight_decay", "batch_size", "grad_accum", "mixup", "cutmix", "smoothing",
+    "layer_decay", "model_ema_decay", "distill",
+)  # fmt: skip
 DEFAULT_SCHEME, DEFAULT_BITS = "learnt", 4
 
 
@@ -50,6 +53,11 @@ class Options:
     lr: float | None = None
     sched: str | None = None
     weight_decay: float | None = None
+    mixup: float | None = None
+    cutmix: float | None = None
+    smoothing: float | None = None
+    layer_decay: float | None = None
+    model_ema_decay: float | None = None
     distill: float | None = None
     teacher: str | None = None
     teacher_checkpoint: Path | None = None

@@ -26,12 +26,14 @@ from compressor.cli.stopping import stoppable
 from compressor.cli.weights import dense_model, teacher_model
 from compressor.compiling import compiled
 from compressor.core import Compressor
+from compressor.evaluation import Evaluation, evaluate
 from compressor.formats.errors import CompressorError
 from compressor.formats.locking import holding
+from compressor.mixing import make_mixup
 from compressor.packing import Packed
 from compressor.processes import first, is_first, leave, tensors_of_first
 from compressor.recipe import Stage
-from compressor.training import Epoch, Evaluation, evaluate
+from compressor.training import Epoch
 
 __all__ = ["run"]
 
@@ -134,11 +136,12 @@ def _stage(
     here = step("fine-tuning")
     with compiled(job.model, work.options.torchcompile):
         job.finetune(
-            work.data.train_loader(training.batch_size, seed), val=work.data.eval_loader(EVAL_BATCH, "validation"),
-            epochs=training.epochs, lr=training.lr, opt=training.opt, sched=training.sched,
-            weight_decay=training.weight_decay, on_epoch=_noted(work, stage, here), on_step=here.on_step,
-            device=work.options.device, amp=work.options.amp, checkpoints=work.checkpoints,
-            grad_accum=training.grad_accum,
+            work.data.train_loader(training.batch_size, seed), work.data.eval_loader(EVAL_BATCH, "validation"),
+            training.epochs, training.lr, training.opt, training.sched, training.weight_decay,
+            on_epoch=_noted(work, stage, here), on_step=here.on_step, device=work.options.device, amp=work.options.amp,
+            checkpoints=work.checkpoints, grad_accum=training.grad_accum, layer_decay=training.layer_decay,
+            mixup=make_mixup(training.mixup, training.cutmix, training.smoothing, work.data.num_classes),
+            model_ema_decay=training.model_ema_decay,
         )  # fmt: skip
     packed = job.finish(_calibration(work, training.batch_size), half)
     tensors_of_first(job.model.state_dict().values())  # a GPU may have summed the statistics otherwise

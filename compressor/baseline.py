@@ -20,10 +20,11 @@ from compressor.baseline_cache import cache_dir, keep_baseline, locked, path_of,
 from compressor.checkpoint import Checkpoints
 from compressor.datasets import Dataset
 from compressor.devices import meet
+from compressor.evaluation import evaluate
 from compressor.formats.errors import MissingError
 from compressor.resuming import Keeper
 from compressor.sharding import shared_out
-from compressor.training import Epoch, OnStep, evaluate, train
+from compressor.training import Epoch, OnStep, train
 
 __all__ = ["Baseline", "BaselineRecipe", "cache_dir", "create_model", "train_baseline"]
 

@@ -17,9 +17,11 @@ from compressor.checkpoint import Checkpoints
 from compressor.formats.errors import UsageError
 from compressor.group import Group
 from compressor.grouping import begun_rounds, fitted_groups, param_groups, penalties
-from compressor.losses import distillation, frozen_copy
+from compressor.losses import frozen_copy, taught
+from compressor.mixing import Mixer, described
 from compressor.packing import Packed, SharedModel, halve_untouched, snapped
 from compressor.policy import Fate, Policy
+from compressor.random_state import seed_all
 from compressor.resuming import Keeper
 from compressor.schedule import make_optimizer
 from compressor.scratch import initialise
@@ -114,13 +116,14 @@ class Compressor:
         attach(self.model, self.groups)
         return self
 
-    def param_groups(self, lr: float, weight_decay: float = 0.0) -> list[dict[str, Any]]:
+    def param_groups(self, lr: float, weight_decay: float = 0.0, layer_decay: float = 1.0) -> list[dict[str, Any]]:
         """Give the parameters for an optimiser: no decay on shared weights, codebooks, norms and biases.
 
-        Decay would draw latent weights off their codewords and whole codebooks to zero.
+        Decay would draw latent weights off their codewords and whole codebooks to zero. With ``layer_decay`` below 1
+        each layer learns so many times as fast as the one after it.
         """
         self._prepared("param_groups()")
-        return param_groups(self.model, self.groups, lr, weight_decay)
+        return param_groups(self.model, self.groups, lr, weight_decay, layer_decay)
 
     def attach(self, optimizer: Optimizer, total_steps: int, on_round: OnRound | None = None) -> None:
         """Let the schemes follow an optimiser's steps; nothing else is to be remembered in your own loop.
@@ -159,11 +162,7 @@ class Compressor:
         """
         task = functional.cross_entropy(output, target)
         if self.teacher is not None:
-            if inputs is None:
-                raise UsageError("distillation needs the inputs: loss(output, target, inputs=x), or teacher=None")
-            with torch.no_grad():
-                wanted = self.teacher.to(inputs.device)(inputs).to(output.dtype)
-            task = (1 - self.distill) * task + self.distill * distillation(output, wanted, self.temperature)
+            task = taught(task, output, inputs, self.teacher, self.distill, self.temperature)
         return task + self.penalty(task)
 
     def penalty(self, task: Tensor | None = None) -> Tensor:
@@ -185,27 +184,34 @@ class Compressor:
         amp: bool = False,
         checkpoints: Checkpoints | None = None,
         grad_accum: int = 1,
+        layer_decay: float = 1.0,
+        mixup: Mixer | None = None,
+        model_ema_decay: float = 0.0,
     ) -> Compressor:
         """Train shared weights and codebooks; names and values of the options as in timm.
 
         Args:
             val: batches to evaluate on after each epoch.
             on_epoch: told after each epoch, with top-1 on ``val`` where there is one.
-            on_step, device, amp, grad_accum: as ``compressor.training.train`` has them.
+            on_step, device, amp, grad_accum, mixup, model_ema_decay: as ``compressor.training.train`` has them.
             checkpoints: keep the training there, and go on from there; see docs/resuming.md.
         """
         self._prepared("finetune()")
         if epochs < 1:
             raise UsageError(f"epochs must be at least 1, got {epochs}; without training go on with finish()")
         updates = steps_per_epoch(train_loader := shared_out(train_loader, device), grad_accum)
-        torch.manual_seed(self.seed)
-        how = {"opt": opt, "lr": lr, "sched": sched, "weight_decay": weight_decay, "amp": amp, "grad_accum": grad_accum}
-        keeper = Keeper.of(self, checkpoints, **how)
-        optimizer, schedule = make_optimizer(self.param_groups(lr, weight_decay), opt, lr, sched, epochs, updates)
+        seed_all(self.seed % (1 << 32))
+        keeper = Keeper.of(
+            self, checkpoints, opt=opt, lr=lr, sched=sched, weight_decay=weight_decay, amp=amp, grad_accum=grad_accum,
+            layer_decay=layer_decay, mixup=described(mixup), model_ema_decay=model_ema_decay,
+        )  # fmt: skip
+        parameters = self.param_groups(lr, weight_decay, layer_decay)
+        optimizer, schedule = make_optimizer(parameters, opt, lr, sched, epochs, updates)
         self.attach(optimizer, self.steps + epochs * updates, schedule.restart)
         train(
             self.model, train_loader, self.loss, optimizer, schedule, epochs,
             evaluated(self.model, val, Watch(self.groups), on_epoch), on_step, device, amp, keeper, grad_accum,
+            mixup, model_ema_decay,
         )  # fmt: skip
         return self
 

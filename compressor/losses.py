@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import copy
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from compressor.formats.errors import UsageError
 
-__all__ = ["distillation", "frozen_copy"]
+__all__ = ["distillation", "frozen_copy", "taught"]
 
 
 def distillation(output: Tensor, teacher_output: Tensor, temperature: float) -> Tensor:
@@ -34,6 +35,20 @@ def distillation(output: Tensor, teacher_output: Tensor, temperature: float) -> 
     student = functional.log_softmax(output / temperature, dim=-1)
     teacher = functional.log_softmax(teacher_output / temperature, dim=-1)
     return functional.kl_div(student, teacher, reduction="batchmean", log_target=True) * temperature**2
+
+
+def taught(
+    task: Tensor, output: Tensor, inputs: Tensor | None, teacher: nn.Module, weight: float, temperature: float
+) -> Tensor:
+    """Mix the task's loss with distillation from a teacher, whose share is ``weight``.
+
+    Raises UsageError without the inputs to ask the teacher with.
+    """
+    if inputs is None:
+        raise UsageError("distillation needs the inputs: loss(output, target, inputs=x), or teacher=None")
+    with torch.no_grad():
+        wanted = teacher.to(inputs.device)(inputs).to(output.dtype)
+    return (1 - weight) * task + weight * distillation(output, wanted, temperature)
 
 
 def frozen_copy(teacher: nn.Module | str | None) -> nn.Module | None:

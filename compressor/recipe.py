@@ -25,6 +25,8 @@ class Training:
         lr: highest learning rate, of weights and codebooks alike.
         opt, sched, weight_decay, batch_size: timm's.
         grad_accum: batches of a step, whose gradients are added up; timm's --grad-accum-steps.
+        mixup, cutmix, smoothing, layer_decay: timm's; 0, or a layer_decay of 1, for none.
+        model_ema_decay: of the average of the weights over the steps, timm's --model-ema with its warm-up; 0: none.
         distill: weight of the distillation loss beside the task's, 0 to 1.
         temperature: of the distillation's softmax.
     """
@@ -36,6 +38,11 @@ class Training:
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     batch_size: Annotated[int, Field(ge=2, strict=True)] = 64
     grad_accum: Annotated[int, Field(ge=1, strict=True)] = 1
+    mixup: Annotated[float, Field(ge=0)] = 0.0
+    cutmix: Annotated[float, Field(ge=0)] = 0.0
+    smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
+    model_ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.0
     distill: Annotated[float, Field(ge=0, le=1)] = 0.5
     temperature: Annotated[float, Field(gt=0)] = 2.0
 

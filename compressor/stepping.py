@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from compressor.formats.errors import ResourceError, UsageError
+from compressor.mixing import Mixer, mixed
 from compressor.sharing import cached_weights
 
 __all__ = ["Loss", "Stepper", "by_step", "out_of_memory", "predict", "steps_per_epoch"]
@@ -33,10 +34,14 @@ class Stepper:
 
     Args:
         loss: of (output, targets, inputs), a mean over the images.
+        mixup: what mixes each batch, if any.
     """
 
-    def __init__(self, accelerator: Accelerator, model: nn.Module, optimizer: Optimizer, loss: Loss) -> None:
+    def __init__(
+        self, accelerator: Accelerator, model: nn.Module, optimizer: Optimizer, loss: Loss, mixup: Mixer | None = None
+    ) -> None:
         self.accelerator, self.model, self.optimizer, self.loss = accelerator, model, optimizer, loss
+        self.mixup = mixup
         self.size = 0
         """The most images at a time; 0: each batch as it comes."""
         normed = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())
@@ -47,6 +52,8 @@ class Stepper:
 
         Raises ResourceError where memory does not suffice for one image at a time.
         """
+        if self.mixup is not None:
+            batches = [mixed(self.mixup, *batch) for batch in batches]
         while True:
             try:
                 return self._gradients(batches)

@@ -1,9 +1,9 @@
-"""The one training loop, and evaluation; devices and processes are accelerate's business."""
+"""The one training loop; devices and processes are accelerate's business."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Any
@@ -13,21 +13,22 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
+from compressor.averaging import Average
 from compressor.devices import accelerating, prepared
-from compressor.formats.errors import MissingError, ResourceError
+from compressor.evaluation import evaluate
+from compressor.formats.errors import ResourceError
+from compressor.mixing import Mixer
 from compressor.position import Position, batches_from
-from compressor.processes import add_up
 from compressor.recovery import DivergedError, check_loss, recovered
 from compressor.resuming import Keeper
 from compressor.schedule import Schedule
-from compressor.sharding import dealt, shared_out
-from compressor.sharing import cached_weights
-from compressor.splits import UNREADABLE, check_pictures
-from compressor.stepping import Loss, Stepper, by_step, predict
+from compressor.sharding import shared_out
+from compressor.splits import check_pictures
+from compressor.stepping import Loss, Stepper, by_step
 from compressor.team import Team
 from compressor.watching import Sharing, Watch
 
-__all__ = ["Epoch", "Evaluation", "evaluate", "evaluated", "train"]
+__all__ = ["Epoch", "evaluated", "train"]
 
 OnStep = Callable[[int, int, Tensor], None]
 CHECKED = 50  # steps, on a GPU, between two looks at the loss
@@ -52,40 +53,6 @@ class Epoch:
     sharing: Sharing | None = None
 
 
-@dataclass(frozen=True, eq=False)
-class Evaluation:
-    """Predictions on a data set.
-
-    Args:
-        correct: bool[n], whether each image's class was found.
-    """
-
-    correct: Tensor
-
-    @property
-    def n(self) -> int:
-        """Number of images."""
-        return len(self.correct)
-
-    @property
-    def top1(self) -> float:
-        """Share of images whose class was found, 0 to 1."""
-        return int(self.correct.sum()) / max(self.n, 1)
-
-    @property
-    def interval(self) -> tuple[float, float]:
-        """The 95 % interval of the share, by Wilson's score.
-
-        >>> low, high = Evaluation(torch.ones(360, dtype=torch.bool)).interval
-        >>> round(low, 4), round(high, 4)
-        (0.9894, 1.0)
-        """
-        z, n, p = 1.959964, max(self.n, 1), self.top1
-        centre = (p + z * z / (2 * n)) / (1 + z * z / n)
-        half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-        return max(0.0, centre - half), min(1.0, centre + half)
-
-
 def train(
     model: nn.Module,
     loader: DataLoader[Any],
@@ -99,6 +66,8 @@ def train(
     amp: bool = False,
     keeper: Keeper | None = None,
     grad_accum: int = 1,
+    mixup: Mixer | None = None,
+    model_ema_decay: float = 0.0,
 ) -> None:
     """Train a model in place.
 
@@ -116,6 +85,9 @@ def train(
         amp: automatic mixed precision, in ``on_epoch`` too: bf16, or fp16 on a GPU that does not know it.
         keeper: keeps the training in checkpoints, and lets it go on from one.
         grad_accum: batches of a step, whose gradients are added up: a batch that is so many times as large.
+        mixup: what mixes each batch, such as ``timm.data.Mixup``.
+        model_ema_decay: of the average of the weights over the steps, which is what is evaluated, and what the model
+            has in the end; 0: the last weights are.
 
     Raises QualityError when the loss is no longer a number for the fourth time, ResourceError where there is no memory
     for one image, UsageError for a device that torch does not have, InterruptionError where the checkpoints are told
@@ -127,14 +99,15 @@ def train(
         prepared(accelerator, model, optimizer) as (model, optimizer),
         keeper.heeding(),
     ):
-        stepper, team = Stepper(accelerator, model, optimizer, loss), Team(model, optimizer, keeper)
-        parts = {"schedule": schedule, "scaler": accelerator.scaler, "stepper": stepper}
+        stepper, team = Stepper(accelerator, model, optimizer, loss, mixup), Team(model, optimizer, keeper)
+        average = Average(model, model_ema_decay) if model_ema_decay else None
+        parts = {"schedule": schedule, "scaler": accelerator.scaler, "stepper": stepper, "average": average}
         model.train()
         at = keeper.begin(shared_out(loader), epochs, grad_accum, optimizer, **parts)
         team.agree()
         while at.epochs < epochs:
             try:
-                _run_epoch(at, stepper, team, schedule, keeper, on_step)
+                _run_epoch(at, stepper, team, schedule, keeper, on_step, average)
             except DivergedError as why:
                 at = recovered(keeper, optimizer, schedule, at, why)
                 continue
@@ -142,13 +115,23 @@ def train(
             check_pictures(keeper.loader)
             if on_epoch is not None:
                 lr = fmean(group["lr"] for group in optimizer.param_groups)
-                on_epoch(Epoch(at.epochs + 1, epochs, float(at.loss) / max(at.batches, 1), lr))
+                with nullcontext() if average is None else average.in_place():
+                    on_epoch(Epoch(at.epochs + 1, epochs, float(at.loss) / max(at.batches, 1), lr))
             at = Position(at.epochs + 1, returns=at.returns)
             keeper.after_epoch(at)
+        if average is not None:
+            average.swap()
+            team.agree()
 
 
 def _run_epoch(
-    at: Position, stepper: Stepper, team: Team, schedule: Schedule, keeper: Keeper, on_step: OnStep | None
+    at: Position,
+    stepper: Stepper,
+    team: Team,
+    schedule: Schedule,
+    keeper: Keeper,
+    on_step: OnStep | None,
+    average: Average | None,
 ) -> None:
     """Train from a position to the end of its epoch; it moves on. Raises DivergedError for a loss that is no number."""
     known = at_hand(stepper.accelerator.device)
@@ -162,6 +145,8 @@ def _run_epoch(
         except ResourceError as exc:
             raise ResourceError(f"step {keeper.step(at) + 1}: {exc}{keeper.last_words(at)}") from exc
         schedule.step()
+        if average is not None:
+            average.update()
         at.loss, at.batches = at.loss + value * len(batches), at.batches + len(batches)
         # To ask a GPU for the loss is to wait until it has done all it was given. The sum of losses is no number once
         # one was none, so it is asked now and then: what was done to the weights since is lost when we go back.
@@ -177,47 +162,6 @@ def _run_epoch(
 def at_hand(device: torch.device) -> bool:
     """Tell whether a value on the device can be read without waiting for all that was asked of it before."""
     return device.type == "cpu"
-
-
-@torch.no_grad()
-def evaluate(model: nn.Module, loader: Iterable[Any]) -> Evaluation:
-    """Classify a data set, in eval mode; the model's mode is left as it was.
-
-    Where several processes train a model, all of them have to call this; each takes its share of a DataLoader's images,
-    and all get all answers. Pictures that cannot be read are left out; raises MissingError for more than may be.
-    """
-    was_training = model.training
-    model.eval()
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    with cached_weights():
-        answers = _answers(model, loader, device)
-    model.train(was_training)
-    check_pictures(loader)
-    correct = answers[answers != _LEFT_OUT]
-    if not len(correct):
-        raise MissingError("the data set to evaluate on is empty")
-    return Evaluation(correct.bool())
-
-
-_LEFT_OUT = 2
-
-
-def _answers(model: nn.Module, loader: Iterable[Any], device: torch.device) -> Tensor:
-    """Tell of each image, in order, whether its class was found: uint8[n] on the CPU, 2 for what is not an image."""
-
-    def found(inputs: Tensor, targets: Tensor) -> Tensor:
-        wanted = targets.cpu()
-        right = (predict(model, inputs, device) == wanted).to(torch.uint8)
-        return right.masked_fill(wanted == UNREADABLE, _LEFT_OUT)
-
-    if (shares := dealt(loader)) is None:
-        return torch.cat([torch.zeros(0, dtype=torch.uint8), *(found(*batch) for batch in loader)])
-    own, places, images = shares
-    answers = torch.zeros(images, dtype=torch.uint8, device=device)
-    for place, batch in zip(places, own, strict=True):
-        answers[place] = found(*batch).to(device)
-    add_up([answers])
-    return answers.cpu()
 
 
 def evaluated(

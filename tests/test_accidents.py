@@ -19,8 +19,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from compressor import SCHEMES, Compressor, Policy, Rule, resuming
 from compressor.checkpoint import Checkpoints
+from compressor.evaluation import evaluate
 from compressor.formats.errors import InterruptionError, QualityError, ResourceError, UsageError
-from compressor.training import evaluate
 
 STEPS = 6  # of an epoch
 

@@ -119,6 +119,8 @@ def test_dry_run_predicts_it(capsys: pytest.CaptureFixture[str]) -> None:
     assert half["saved"] < 0.51 * memory["saved"]
     alone = predicted(capsys, "--distill", "0")
     assert memory["models"] - alone["models"] == pytest.approx(4 * parameters, rel=0.03)  # the teacher
+    averaged = predicted(capsys, "--model-ema-decay", "0.9")
+    assert averaged["models"] - memory["models"] == pytest.approx(4 * parameters, rel=0.03)
     assert predicted(capsys, "--teacher", "resnet10t")["models"] - alone["models"] > 2 * 4 * 4.9e6
     assert predicted(capsys, "--epochs", "0") is None
     assert run(["tiny", "--dry-run"]) == 0

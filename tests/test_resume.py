@@ -402,6 +402,33 @@ def test_accumulated_batches(runs: Runs) -> None:
         assert dict(file.recipe or {})["stage"][0]["grad_accum"] == 4
 
 
+def test_mixed_averaged_and_decayed(runs: Runs) -> None:
+    """timm's --mixup, --cutmix, --smoothing, --layer-decay and --model-ema-decay, stopped in the middle."""
+    how = ("--mixup", "0.2", "--cutmix", "1", "--smoothing", "0.1", "--layer-decay", "0.7", "--model-ema-decay", "0.9")
+    runs.words = (*runs.words, *how)
+    whole = runs.whole()
+    assert "after step 9 of 24" in runs(7, at=8, act=tell(signal.SIGTERM))
+    assert "layer_decay" in runs.refused(2, "--resume", "--layer-decay", "0.8")
+    runs(0, "--resume")
+    assert OUT.read_bytes() == whole
+    with PackedFile.open(OUT) as file:
+        stage = dict(file.recipe or {})["stage"][0]
+        assert [stage[name.removeprefix("--").replace("-", "_")] for name in how[::2]] == [0.2, 1, 0.1, 0.7, 0.9]
+
+
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        (("--mixup", "-1"), "mixup: Input should be greater than or equal to 0, got -1.0"),
+        (("--smoothing", "1"), "smoothing: Input should be less than 1, got 1.0"),
+        (("--layer-decay", "0"), "layer_decay: Input should be greater than 0, got 0.0"),
+        (("--model-ema-decay", "1"), "model_ema_decay: Input should be less than 1, got 1.0"),
+    ],
+)
+def test_shares_that_are_none(runs: Runs, option: tuple[str, str], said: str) -> None:
+    assert said in runs.refused(2, *option)
+
+
 @pytest.fixture
 def pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     random = np.random.RandomState(0)

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset
 
+from compressor.evaluation import Evaluation, evaluate
 from compressor.formats.errors import MissingError, QualityError, UsageError
 from compressor.schedule import make_optimizer
-from compressor.training import Epoch, Evaluation, evaluate, train
+from compressor.training import Epoch, train
 
 
 def loader(n: int = 20, batch: int = 4) -> DataLoader[Any]:

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from compressor import splits
 from compressor.cli.main import run
 from compressor.datasets import Dataset, load_data
+from compressor.evaluation import evaluate
 from compressor.formats.errors import MissingError, ResourceError
-from compressor.training import evaluate
 from compressor.unreadable import BadImages
 
 CONFIG = {"input_size": (3, 32, 32), "mean": (0.5,) * 3, "std": (0.5,) * 3, "interpolation": "bilinear"}

@@ -21,12 +21,12 @@ from compressor import Recipe, model_zoo
 from compressor.cli.compress import compress
 from compressor.cli.main import run
 from compressor.datasets import FASHION_MNIST_DIR
+from compressor.evaluation import Evaluation
 from compressor.formats.errors import IntegrityError, MissingError
 from compressor.formats.reader import PackedFile
 from compressor.model_zoo import index
 from compressor.provenance import Accuracy, Measured, read_provenance
 from compressor.splits import ArraySplit
-from compressor.training import Evaluation
 
 NAMES = model_zoo.list_checkpoints()
 SMALL = "test_resnet-tiny"
