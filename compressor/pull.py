@@ -9,10 +9,11 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
+from compressor.hashing import Hash, blocks
+
 __all__ = ["pull"]
 
 TEMPERATURE = 0.05  # of the softmin over codewords
-BLOCK = 1 << 17  # weights handled at a time, so that temporaries stay small
 STEEPEST = 1e30  # bound of a weight's slope, which grows without bound near zero
 LEAST = 1e-15  # magnitude below which a weight is not divided by, nor by its square
 FURTHEST = 1e6  # a relative distance beyond which no codeword has any share
@@ -48,12 +49,13 @@ class _Pull(Function):
         total = torch.zeros((), dtype=torch.float64, device=flat.device)
         precision = torch.promote_types(latent.dtype, torch.float32)
         codebook = codebook.to(precision)
-        for start in range(0, flat.numel(), BLOCK):
-            block = slice(start, start + BLOCK)
-            chosen = flat_free[block]
-            values, slopes = _pull_in_block(flat[block][chosen].to(precision), codebook, zero_below)
+        find = Hash(codebook)
+        for block in blocks(flat):
+            chosen = flat_free[block].nonzero().squeeze(1)
+            weights = flat[block].index_select(0, chosen).to(precision)
+            values, slopes = _pull_in_block(weights, _above(find, weights), codebook, zero_below)
             total += values.sum(dtype=torch.float64)
-            slope[block][chosen] = slopes.float()
+            slope[block].index_copy_(0, chosen, slopes.float())
         ctx.save_for_backward(slope.view(latent.shape))
         ctx.dtype = latent.dtype
         return total
@@ -66,23 +68,30 @@ class _Pull(Function):
         return (slope * gradient).clamp_(-most, most).to(ctx.dtype), None, None, None
 
 
-def _pull_in_block(weights: Tensor, codebook: Tensor, zero_below: float) -> tuple[Tensor, Tensor]:
+def _above(find: Hash, weights: Tensor) -> Tensor:
+    """Count the codewords below each weight, int32[n]: the position of the one above it."""
+    nearest, codewords = torch.empty_like(weights, dtype=torch.int32), torch.empty_like(weights)
+    find(weights, nearest, codewords)
+    return nearest.add_(codewords < weights)
+
+
+def _pull_in_block(weights: Tensor, above: Tensor, codebook: Tensor, zero_below: float) -> tuple[Tensor, Tensor]:
     """Give the value and its slope for each weight, in their precision, [n] both."""
-    above = torch.bucketize(weights, codebook, out_int32=True)
-    safe = weights.abs().clamp_(min=LEAST).copysign(weights)
+    safe = weights.abs().clamp_(min=LEAST).copysign_(weights)
     small = weights.abs() < zero_below
     near, near_slope = _distance(weights, safe, codebook, (above - 1).clamp_(min=0), small)
     far, far_slope = _distance(weights, safe, codebook, above.clamp_(max=len(codebook) - 1), small)
-    share = torch.sigmoid((far - near) / TEMPERATURE)  # of the lower codeword; beyond the ends both are the same
-    value = far + share * (near - far)
-    slope = share * (1 - (near - value) / TEMPERATURE) * near_slope
-    slope += (1 - share) * (1 - (far - value) / TEMPERATURE) * far_slope
-    return value, slope.clamp_(-STEEPEST, STEEPEST)
+    share = (far - near).div_(TEMPERATURE).sigmoid_()  # of the lower codeword; beyond the ends both are the same
+    value = torch.lerp(far, near, share)
+    near_slope.mul_((value - near).div_(TEMPERATURE).add_(1))
+    far_slope.mul_((value - far).div_(TEMPERATURE).add_(1))
+    return value, far_slope.lerp_(near_slope, share).clamp_(-STEEPEST, STEEPEST)
 
 
 def _distance(weights: Tensor, safe: Tensor, codebook: Tensor, indices: Tensor, small: Tensor) -> tuple[Tensor, Tensor]:
     """Give D = |1 - c/w| and its slope for each weight and one codeword, [n] both."""
     codewords = codebook.index_select(0, indices)
-    offset = (weights - codewords).masked_fill_(small & (codewords == 0), 0)
-    slope = (offset * safe).sign_() * codewords / safe.square()
-    return (offset / safe).abs_().clamp_(max=FURTHEST), slope.clamp_(-STEEPEST, STEEPEST)
+    offset = (weights - codewords).masked_fill_((codewords == 0).logical_and_(small), 0)
+    ratio = offset.div_(safe)
+    slope = ratio.sign().mul_(codewords).div_(safe.square())
+    return ratio.abs_().clamp_(max=FURTHEST), slope.clamp_(-STEEPEST, STEEPEST)
