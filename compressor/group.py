@@ -105,12 +105,17 @@ class Group(nn.Module):
         values: Tensor = _Precondition.apply(self.values, factor)
         return values * self.unit
 
-    def set_indices(self, site: Site, indices: Tensor, saved: bool = True) -> None:
-        """Keep the indices of a site: int[shape], -1 where an entry is still free; in the state dict if ``saved``."""
-        self.register_buffer(self._indices_name(site), indices.to(torch.int32), persistent=saved)
+    def set_indices(self, site: Site, indices: Tensor, codewords: int, saved: bool = True) -> None:
+        """Keep the indices of a site in few bytes.
+
+        Args:
+            indices: int[shape], below ``codewords``, or -1 where an entry is still free.
+            saved: in the state dict.
+        """
+        self.register_buffer(self._indices_name(site), indices.to(_least_dtype(codewords)), persistent=saved)
 
     def indices(self, site: Site) -> Tensor:
-        """The kept indices of a site, int32[shape]."""
+        """The kept indices of a site, int8, int16 or int32 [shape]."""
         kept: Tensor = getattr(self, self._indices_name(site))
         return kept
 
@@ -180,6 +185,8 @@ class Group(nn.Module):
                 saved = state_dict.get(prefix + name)
                 if tensor is not None and isinstance(saved, Tensor) and saved.shape != tensor.shape:
                     tensor.data = tensor.new_empty(saved.shape)
+                if name.startswith("indices_") and isinstance(saved, Tensor):
+                    self._buffers[name] = torch.empty_like(saved, device=self.unit.device)
         super()._load_from_state_dict(state_dict, prefix, *rest)
 
     def extra_repr(self) -> str:
@@ -198,6 +205,12 @@ def _sum_of_squares(latent: Tensor) -> Tensor:
     for run in runs:
         total += (run.double() - mean).square().sum()
     return total
+
+
+def _least_dtype(codewords: int) -> torch.dtype:
+    """Choose the dtype of indices: it holds -1, and the number of codewords, which is how pruned weights are marked."""
+    dtypes = torch.int8, torch.int16, torch.int32
+    return next(dtype for dtype in dtypes if codewords <= torch.iinfo(dtype).max)
 
 
 def _power_of_two(spread: float) -> float:

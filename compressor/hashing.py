@@ -119,7 +119,7 @@ def fixed_or_free(free: Tensor, codebook: Tensor, indices: Tensor) -> Tensor:
     Args:
         free: float, any shape.
         codebook: float32[K].
-        indices: int32 of that shape, below K.
+        indices: int8, int16 or int32 of that shape, below K.
 
     Returns:
         Of the shape and dtype of ``free``.
@@ -129,9 +129,9 @@ def fixed_or_free(free: Tensor, codebook: Tensor, indices: Tensor) -> Tensor:
         >>> fixed_or_free(torch.tensor([1.0, 2.0]), torch.tensor([4.0]), indices).tolist()
         [1.0, 4.0]
     """
-    native = compiled(_write_merge, 32) if _on_processor(free) and indices.dtype == torch.int32 else None
+    native = compiled(_write_merge, 8 * indices.element_size()) if _on_processor(free) else None
     if native is None:
-        fixed = codebook.to(free.dtype).index_select(0, indices.clamp(min=0).reshape(-1)).view(free.shape)
+        fixed = codebook.to(free.dtype).index_select(0, indices.clamp(min=0).reshape(-1).int()).view(free.shape)
         return torch.where(indices < 0, free, fixed)
     merged = torch.empty(free.shape)
     held = [tensor.contiguous() for tensor in (free, codebook, indices)]
@@ -140,12 +140,13 @@ def fixed_or_free(free: Tensor, codebook: Tensor, indices: Tensor) -> Tensor:
 
 
 def _write_merge(code: Code, item: int) -> None:
-    free, codebook, indices, merged = (code.array(position, item) for position in range(4))
+    free, codebook, merged = (code.array(position, 32) for position in (0, 1, 3))
+    indices = code.array(2, item)
     count, place = code.number(4), code.variable(0)
     with code.loop(lambda: place.get() < count):
         at = place.get()
         index = indices[at]
-        is_free = index >> 31  # the sign
+        is_free = index >> (item - 1)  # the sign
         merged[at] = is_free.choose(free[at], codebook[is_free.choose(0, index)])  # bits: they are only copied
         place.set(at + 1)
     code.give(0)

@@ -65,7 +65,7 @@ def nearest_by_row(weights: Tensor, codebooks: Tensor) -> Tensor:
 
 def _scatter(gradient: Tensor, indices: Tensor, codewords: int) -> Tensor:
     total = torch.zeros(codewords, dtype=gradient.dtype, device=gradient.device)
-    return total.index_add_(0, indices.reshape(-1), gradient.reshape(-1))
+    return total.index_add_(0, indices.reshape(-1).int(), gradient.reshape(-1))
 
 
 class _Lookup(Function):
@@ -73,7 +73,7 @@ class _Lookup(Function):
     def forward(ctx: Any, codebook: Tensor, indices: Tensor) -> Tensor:
         ctx.save_for_backward(indices)
         ctx.codewords = len(codebook)
-        return codebook.index_select(0, indices.reshape(-1)).view(indices.shape)
+        return codebook.index_select(0, indices.reshape(-1).int()).view(indices.shape)
 
     @staticmethod
     @once_differentiable
@@ -108,7 +108,8 @@ class _StraightThrough(Function):
             Hash(codebook)(weights, kept, values.view(-1))
         else:
             for block in blocks(weights):
-                here = kept[block] = indices.reshape(-1)[block]
+                here = indices.reshape(-1)[block].int()
+                kept[block] = here
                 torch.index_select(codebook, 0, here, out=values.view(-1)[block])
         ctx.save_for_backward(kept)
         ctx.codewords, ctx.dtype = len(codebook), latent.dtype
@@ -131,7 +132,7 @@ def fixed(latent: Tensor, codebook: Tensor, indices: Tensor) -> Tensor:
     Args:
         latent: float, the trained dense weights.
         codebook: float32[K], without gradient.
-        indices: int32 of the shape of ``latent``.
+        indices: int of the shape of ``latent``.
 
     Example:
         >>> latent = torch.tensor([0.4, 0.9], requires_grad=True)
@@ -148,7 +149,7 @@ def lookup(codebook: Tensor, indices: Tensor) -> Tensor:
 
     Args:
         codebook: float[K].
-        indices: int32, any shape, in 0..K-1.
+        indices: int, any shape, in 0..K-1.
 
     Example:
         >>> codebook = torch.tensor([1.0, 2.0], requires_grad=True)
@@ -168,7 +169,7 @@ def straight_through(latent: Tensor, codebook: Tensor, indices: Tensor | None = 
     Args:
         latent: float, the trained dense weights.
         codebook: float32[K].
-        indices: int32 of the shape of ``latent``; None: the nearest codewords, in a codebook that ascends.
+        indices: int of the shape of ``latent``; None: the nearest codewords, in a codebook that ascends.
 
     Example:
         >>> latent = torch.tensor([0.4, 0.9], requires_grad=True)

@@ -47,7 +47,7 @@ def soft_gradient(latent: Tensor, codebook: Tensor, indices: Tensor, temperature
     """Give ``codebook[indices]``, with the gradients of the soft hash.
 
     Args:
-        indices: int32 of the shape of ``latent``.
+        indices: int of the shape of ``latent``.
         latent, codebook, temperature: as in ``soft_hash``.
 
     Example:
@@ -68,7 +68,7 @@ class _SoftHash(Function):
         ctx.save_for_backward(latent, codebook)
         ctx.temperature, ctx.entries = temperature, entries
         if indices is not None:
-            return codebook.index_select(0, indices.reshape(-1)).view(indices.shape)
+            return codebook.index_select(0, indices.reshape(-1).int()).view(indices.shape)
         hashed = torch.empty_like(latent, dtype=codebook.dtype, memory_format=torch.contiguous_format)
         for block, shares in _blocks(latent, codebook, temperature, entries):
             hashed.view(-1)[block] = shares @ codebook

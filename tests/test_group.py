@@ -36,7 +36,7 @@ class FreezeBySize(Scheme):
         for site in group.sites:
             latent = group.latent(site).detach()
             chosen = nearest(latent, group.codebook())
-            group.set_indices(site, torch.where(latent.abs() >= latent.abs().median(), chosen, -1))
+            group.set_indices(site, torch.where(latent.abs() >= latent.abs().median(), chosen, -1), len(group.values))
 
     def weight(self, group: Group, site: Site, latent: Tensor) -> Tensor:
         indices = group.indices(site)
@@ -47,7 +47,7 @@ class FreezeBySize(Scheme):
             for site in group.sites:
                 indices = group.indices(site)
                 chosen = nearest(group.latent(site).detach(), group.codebook())
-                group.set_indices(site, torch.where(indices < 0, chosen, indices))
+                group.set_indices(site, torch.where(indices < 0, chosen, indices), len(group.values))
         return None
 
     def penalty(self, group: Group, task: Tensor) -> Tensor:

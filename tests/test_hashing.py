@@ -87,10 +87,11 @@ def test_sums_of_large_and_small_are_exact() -> None:
     assert sum_by_index(terms, torch.zeros(4004, dtype=torch.uint8), 1).tolist() == [2002.0]
 
 
+@pytest.mark.parametrize("dtype", [torch.int8, torch.int16, torch.int32])
 @pytest.mark.parametrize("shape", [(0,), (1,), (3, 5), (BLOCK + 3,)])
-def test_what_is_fixed_and_what_is_free(way: str, shape: tuple[int, ...]) -> None:
+def test_what_is_fixed_and_what_is_free(way: str, shape: tuple[int, ...], dtype: torch.dtype) -> None:
     torch.manual_seed(0)
-    free, codebook, indices = torch.randn(shape), torch.randn(7), torch.randint(-1, 7, shape, dtype=torch.int32)
+    free, codebook, indices = torch.randn(shape), torch.randn(7), torch.randint(-1, 7, shape, dtype=dtype)
     expected = torch.where(indices < 0, free, codebook[indices.long().clamp(min=0)])
     assert torch.equal(fixed_or_free(free, codebook, indices), expected)
     turned = fixed_or_free(free.t(), codebook, indices.t()) if len(shape) == 2 else expected.t()

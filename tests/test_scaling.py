@@ -26,13 +26,13 @@ def test_bytes_held_per_weight(name: str) -> None:
     *terms, total = TERMS[name]
     assert sum(terms) == total
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(256, 256, bias=False))
+    model = nn.Sequential(nn.Linear(512, 512, bias=False))
     job = Compressor(model, Policy([Rule("*", scheme=name)]), copy=False).prepare()
     optimizer = torch.optim.AdamW(job.param_groups(lr=1e-4))
     job.attach(optimizer, total_steps=100)
     for _ in range(2):
         optimizer.zero_grad()
-        inputs = torch.randn(4, 256)
+        inputs = torch.randn(4, 512)
         job.loss(job.model(inputs), torch.zeros(4, dtype=torch.int64), inputs=inputs).backward()
         optimizer.step()
     assert job.teacher is not None
@@ -40,7 +40,7 @@ def test_bytes_held_per_weight(name: str) -> None:
     tensors += [tensor.grad for tensor in job.model.parameters() if tensor.grad is not None]
     tensors += [value for state in optimizer.state.values() for value in state.values()]
     storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}
-    assert sum(storages.values()) / 256**2 == pytest.approx(total, abs=0.1)
+    assert sum(storages.values()) / 512**2 == pytest.approx(total, abs=0.1)
 
 
 def test_options_exist() -> None:

@@ -132,7 +132,9 @@ def _signed_sums(group: Group, importance: Mapping[Site, Tensor] | None) -> tupl
     for site in group.sites:
         source, weights = group.generated(site), group.latent(site).detach().reshape(-1)
         if not group.virtual:
-            group.set_indices(site, torch.empty(source.shape, dtype=torch.int32, device=device), saved=False)
+            group.set_indices(
+                site, torch.empty(source.shape, dtype=torch.int32, device=device), 2 * values, saved=False
+            )
         for start, stop in source.runs():
             indices, run = source.indices(start, stop, device), weights[start:stop].double()
             weighing = torch.ones_like(run)

@@ -74,7 +74,7 @@ class INQ(Scheme):
         group.set_codebook(_powers_of_two(group, _powers(self.bits)), learnt=False)
         group.register_buffer("rounds", torch.zeros((), dtype=torch.int64))
         for site in group.sites:
-            group.set_indices(site, torch.full_like(group.latent(site), -1, dtype=torch.int32))
+            group.set_indices(site, torch.full_like(group.latent(site), -1), len(group.values))
 
     def weight(self, group: Group, site: Site, latent: Tensor) -> Tensor:
         """Give powers of two where frozen, the latent weights where free."""
@@ -124,7 +124,8 @@ def _freeze(group: Group, site: Site, portion: float) -> None:
     size = latent.abs().masked_fill(~free, -1).reshape(-1)
     chosen = torch.zeros_like(size, dtype=torch.bool)
     chosen[torch.sort(size, descending=True, stable=True).indices[:more]] = True
-    group.set_indices(site, torch.where(chosen.view_as(indices), _quantise(latent.float(), group.codebook()), indices))
+    found = _quantise(latent.float(), group.codebook())
+    group.set_indices(site, torch.where(chosen.view_as(indices), found, indices), len(group.values))
 
 
 def _quantise(weights: Tensor, codebook: Tensor) -> Tensor:

@@ -48,7 +48,7 @@ class KMeans(Scheme):
         codebook = fit_codebook(group, self.codewords, importance, self.init)
         group.set_codebook(codebook, learnt=True)
         for site in group.sites:
-            group.set_indices(site, nearest(group.latent(site).detach().float(), codebook))
+            group.set_indices(site, nearest(group.latent(site).detach().float(), codebook), len(codebook))
 
     def weight(self, group: Group, site: Site, latent: Tensor) -> Tensor:
         """Look the fixed indices up; the latent weights no longer matter."""

@@ -85,7 +85,7 @@ class WeightFixing(Scheme):
         group.register_buffer("zero_below", torch.tensor(near, dtype=torch.float64, device=device))
         group.register_buffer("rounds", torch.zeros((), dtype=torch.int64, device=device))
         for site in group.sites:
-            group.set_indices(site, torch.full_like(group.latent(site), -1, dtype=torch.int32))
+            group.set_indices(site, torch.full_like(group.latent(site), -1), len(group.values))
 
     def _zero_below(self, weights: Tensor) -> float:
         # Divergence: relative to the tensor, for 2^-7 is more than whole layers of other networks.
@@ -120,8 +120,9 @@ class WeightFixing(Scheme):
             codewords, found = self._choose(group, weights, sizes, wanted, number)
             parts = torch.from_numpy(_positions(group, codewords)[found]).split(sizes)
             for site, chosen, part in zip(group.sites, free, parts, strict=True):
-                indices = group.indices(site).reshape(-1).cpu().masked_scatter(chosen, part)
-                group.set_indices(site, indices.view(group.latent(site).shape).to(group.unit.device))
+                indices = group.indices(site).reshape(-1).cpu().int().masked_scatter(chosen, part)
+                shaped = indices.view(group.latent(site).shape).to(group.unit.device)
+                group.set_indices(site, shaped, len(group.values))
 
     def _choose(
         self, group: Group, weights: NDArray[np.float32], sizes: list[int], wanted: int, number: int
@@ -164,7 +165,7 @@ class WeightFixing(Scheme):
 
     def share(self, group: Group) -> Shared:
         """Give the values that are used, and which weight has which."""
-        indices = {site: group.indices(site).cpu() for site in group.sites}
+        indices = {site: group.indices(site).cpu().int() for site in group.sites}
         used = torch.cat([found[found >= 0].unique() for found in indices.values()]).unique()
         renamed = torch.zeros(len(group.values), dtype=torch.int32)
         renamed[used] = torch.arange(len(used), dtype=torch.int32)
