@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -22,6 +23,7 @@ from compressor.datasets import Dataset
 from compressor.devices import meet
 from compressor.evaluation import evaluate
 from compressor.formats.errors import MissingError
+from compressor.hub import hub_or_cache
 from compressor.resuming import Keeper
 from compressor.sharding import shared_out
 from compressor.training import Epoch, OnStep, train
@@ -82,11 +84,11 @@ def create_model(name: str, args: Mapping[str, Any], *, pretrained: bool = False
     """Build a timm model; weights that are not loaded follow ``seed``. Raises MissingError where timm cannot."""
     torch.manual_seed(seed)
     try:
-        model: nn.Module = timm.create_model(name, pretrained=pretrained, **args)
+        with hub_or_cache(name) if pretrained else nullcontext():
+            model: nn.Module = timm.create_model(name, pretrained=pretrained, **args)
     except (RuntimeError, TypeError, ValueError, AssertionError, OSError) as exc:
         said = " ".join(f"{name} with {dict(args) or 'no arguments'}: {exc}".split())
-        hint = "; is the hub reachable, or the weights in its cache (HF_HOME)?" if pretrained else ""
-        raise MissingError(f"timm cannot build {said}{hint}") from exc
+        raise MissingError(f"timm cannot build {said}") from exc
     return model
 
 

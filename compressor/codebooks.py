@@ -25,6 +25,7 @@ Init = Literal["optimal", "linear", "density", "quantile"]
 
 Floats = NDArray[np.floating[Any]]
 MAX_ITERATIONS = 100
+MOST = 1 << 24  # weights that are looked at one by one: the programme's sums take 70 bytes for each
 
 
 def optimal_codebook(
@@ -34,6 +35,7 @@ def optimal_codebook(
 
     A dynamic programme over candidate borders finds the global shape, others over windows about the borders found
     move them to where they belong. With no more than K distinct weights those are returned, and sharing is exact.
+    More than 2^24 weights are seen as so many runs of neighbours, by their means.
 
     Args:
         weights: float[n], finite, n >= 1.
@@ -53,14 +55,26 @@ def optimal_codebook(
     Reference: Wang, Song, "Ckmeans.1d.dp", The R Journal 3(2), 2011, for the dynamic programme.
     """
     order = None if importance is None else np.argsort(weights, kind="stable")
-    values = (np.sort(weights) if order is None else weights[order]).astype(np.float64)
-    distinct = np.flatnonzero(np.diff(values)) + 1
-    if len(distinct) < codewords:
-        return np.asarray(values[np.concatenate([[0], distinct])], dtype=np.float32)
-    mass = np.ones_like(values) if importance is None else _positive(importance[order].astype(np.float64))
+    ranked = np.sort(weights) if order is None else weights[order]
+    first = np.concatenate([[True], ranked[1:] != ranked[:-1]])
+    if np.count_nonzero(first) <= codewords:
+        return np.asarray(ranked[first], dtype=np.float32)
+    values, mass = _in_runs(ranked, None if order is None or importance is None else importance[order])
     sums = PrefixSums(values, mass)
     centres = _start(values, sums, codewords, init)
     return np.asarray(np.unique(_lloyd(values, sums, centres).astype(np.float32)))
+
+
+def _in_runs(ranked: Floats, importance: Floats | None) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Give sorted weights and their importance, float64[n] both; of more than MOST the means and sums of short runs."""
+    step = -(-len(ranked) // MOST)
+    mass = None if importance is None else _positive(importance.astype(np.float64))
+    if step == 1:
+        return ranked.astype(np.float64), np.ones(len(ranked)) if mass is None else mass
+    starts = np.arange(0, len(ranked), step)
+    total = np.diff(starts, append=len(ranked)).astype(np.float64) if mass is None else np.add.reduceat(mass, starts)
+    weighed = ranked if mass is None else ranked * mass
+    return np.add.reduceat(weighed, starts, dtype=np.float64) / total, total
 
 
 def _start(values: NDArray[np.float64], sums: PrefixSums, codewords: int, init: Init) -> NDArray[np.float64]:

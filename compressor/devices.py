@@ -24,8 +24,9 @@ SPLITS = ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_MEG
 
 
 def find_device(asked: str | None) -> torch.device:
-    """Give the device asked for, None for accelerate's choice; raises UsageError for one that torch does not have.
+    """Give the device asked for, None for accelerate's choice.
 
+    Raises UsageError for what torch does not call a device, ResourceError for one that is not here.
     Processes that were launched together meet here.
     """
     if asked is None or processes.launched() > 1:
@@ -38,9 +39,16 @@ def _known(asked: str) -> torch.device:
     found = torch.accelerator.current_accelerator()
     count = torch.accelerator.device_count() if found is not None else 0
     known = ["cpu", *(f"{found}:{number}" for number in range(count))]
-    if asked not in [*known, *(name.partition(":")[0] for name in known)]:
-        raise UsageError(f"device {asked!r}: torch {torch.__version__} has none such here; it has {', '.join(known)}")
-    return torch.device(asked)
+    if asked in [*known, *(name.partition(":")[0] for name in known)]:
+        return torch.device(asked)
+    try:
+        torch.device(asked)
+    except RuntimeError:
+        raise UsageError(f"device {asked!r}: torch knows none such; here it has {', '.join(known)}") from None
+    raise ResourceError(
+        f"device {asked!r}: torch {torch.__version__} has none such here; it has {', '.join(known)}; "
+        "without --device (device=None) the fastest of them is taken"
+    )
 
 
 def meet(device: str | None = None) -> None:

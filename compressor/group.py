@@ -19,9 +19,10 @@ if TYPE_CHECKING:
     from compressor.pruning import Pruning
     from compressor.scheme import Scheme
 
-__all__ = ["Group"]
+__all__ = ["RUN", "Group"]
 
-RUN = 1 << 18  # weights summed at a time
+RUN = 1 << 18
+"""Weights summed at a time, in double precision."""
 
 
 class _Precondition(Function):

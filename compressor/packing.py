@@ -21,7 +21,7 @@ from compressor.formats.packed import pack, write
 from compressor.formats.reader import PackedFile
 from compressor.formats.record import Codebook, Content, RawTensor, SharedTensor, decode
 from compressor.formats.tensors import STORED_AS
-from compressor.group import Group
+from compressor.group import RUN, Group
 from compressor.report import Report
 from compressor.sites import Site
 
@@ -229,6 +229,10 @@ def _sqnr(dense: Tensor | None, shared: Tensor) -> float | None:
     """Signal to quantisation noise in dB, to two digits; None where nothing was lost, or the dense weights are gone."""
     if dense is None:
         return None
-    signal = float(dense.double().square().sum())
-    noise = float((dense.double() - shared.to(dense.device).double()).square().sum())
+    signal = noise = 0.0
+    pairs = zip(dense.reshape(-1).split(RUN), shared.to(dense.device).reshape(-1).split(RUN), strict=True)
+    for before, after in pairs:
+        exact = before.double()
+        signal += float(exact.square().sum())
+        noise += float((exact - after.double()).square().sum())
     return round(10 * math.log10(signal / noise), 2) if noise > 0 and signal > 0 else None

@@ -17,6 +17,7 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
+from compressor.formats.bitpacking import gather
 from compressor.formats.codec import Codec
 from compressor.formats.dtypes import round_to
 from compressor.formats.errors import PolicyError, did_you_mean
@@ -140,7 +141,7 @@ def share_scalars(
         site.name: SharedTensor(
             shape=tuple(latent.shape),
             book=0,
-            indices=renamed.take(indices[site].detach().cpu().numpy().reshape(-1)),
+            indices=gather(renamed, indices[site].detach().cpu().numpy().reshape(-1)),
             dtype=DTYPE_NAMES[latent.dtype],
             scale=None if scales is None else np.array([scales[site]], np.float32),
         )

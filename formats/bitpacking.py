@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 __all__ = ["FIELDS", "gather", "pack_bits", "unpack_bits"]
 
-_AT_ONCE = 1 << 15  # places; numpy makes eight bytes of each, which then stay in the processor's cache
+_AT_ONCE = 1 << 15  # places
 
 
-def gather(values: NDArray[Any], places: NDArray[Any]) -> NDArray[Any]:
-    """Give ``values[places]``, half as slow as numpy does for places of one byte; all must be within.
+def gather(values: NDArray[Any], places: NDArray[Any], mode: Literal["raise", "clip"] = "raise") -> NDArray[Any]:
+    """Give ``values.take(places)`` in pieces: numpy makes eight bytes of every place, which here stay in the cache.
+
+    Args:
+        values: any dtype [K].
+        places: unsigned [n].
+        mode: of ``take``; "clip" is half as slow, where all places are known to be within.
 
     >>> gather(np.array([1.5, -2.0]), np.array([1, 0, 1], np.uint8)).tolist()
     [-2.0, 1.5, -2.0]
     """
     gathered = np.empty(len(places), values.dtype)
     for at in range(0, len(places), _AT_ONCE):
-        # "clip" for speed alone: any other mode makes numpy fill a copy first
-        values.take(places[at : at + _AT_ONCE], out=gathered[at : at + _AT_ONCE], mode="clip")
+        values.take(places[at : at + _AT_ONCE], out=gathered[at : at + _AT_ONCE], mode=mode)
     return gathered
 
 
@@ -52,7 +56,7 @@ def unpack_bits(data: memoryview | bytes, count: int, width: int) -> NDArray[Any
     stored = np.frombuffer(data, np.uint8)
     if width in (1, 2, 4):
         rows = FIELDS[width]
-        return gather(rows.view(f"u{rows.shape[1]}").reshape(-1), stored).view(np.uint8)[:count]
+        return gather(rows.view(f"u{rows.shape[1]}").reshape(-1), stored, "clip").view(np.uint8)[:count]
     if width in (8, 16):
         return stored.view("<u2") if width == 16 else stored
     groups = -(-count // 8)

@@ -64,7 +64,7 @@ class Codec(ABC):
 
     def lookup(self, data: memoryview, stream: Stream, values: NDArray[np.float32]) -> NDArray[np.float32]:
         """Give ``values[decode(data)]``, float32[stream.count]; a codec may fuse the two."""
-        return gather(values, self.decode(data, stream))
+        return gather(values, self.decode(data, stream), "clip")
 
     def generate(self, stream: Stream, positions: Any) -> Any:
         """Give the indices at ``positions``, int64 of numpy or torch, in their place; only where not ``general``."""

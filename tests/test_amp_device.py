@@ -19,12 +19,12 @@ from compressor.baseline import cache_dir
 from compressor.cli import main as command
 from compressor.cli.options import Options
 from compressor.devices import find_device
-from compressor.formats.errors import UsageError
+from compressor.formats.errors import ResourceError, UsageError
 from compressor.formats.reader import PackedFile
 
 ARGS: dict[str, Any] = {"num_classes": 10, "in_chans": 1}
 LEARNT = Policy([Rule("*", scheme="learnt", bits=2)])
-ABSENT = ["cuda:99", "warp", "meta", "cpu:1", "cuda:x", ""]
+ABSENT, UNKNOWN = ["cuda:99", "meta", "cpu:1"], ["warp", "cuda:x", ""]
 
 
 def model() -> Any:
@@ -129,10 +129,16 @@ def test_an_accelerator_of_the_caller_is_left_as_it_is() -> None:
 
 @pytest.mark.parametrize("asked", ABSENT)
 def test_an_absent_device_is_named_with_those_there_are(asked: str) -> None:
-    with pytest.raises(UsageError, match=rf"device '{asked}': torch .* has none such here; it has cpu"):
+    with pytest.raises(ResourceError, match=rf"device '{asked}': torch .* has none such here; it has cpu; without"):
         find_device(asked)
-    with pytest.raises(UsageError, match="none such here"):
+    with pytest.raises(ResourceError, match="none such here"):
         finetuned(amp=False, device=asked)
+
+
+@pytest.mark.parametrize("asked", UNKNOWN)
+def test_no_device_at_all(asked: str) -> None:
+    with pytest.raises(UsageError, match=f"device '{asked}': torch knows none such; here it has cpu"):
+        find_device(asked)
 
 
 def test_devices_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -141,7 +147,7 @@ def test_devices_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     for asked in ("cpu", "cuda", "cuda:0", "cuda:1"):
         assert find_device(asked) == torch.device(asked)
     for asked in ("cuda:2", "mps"):
-        with pytest.raises(UsageError, match=r"it has cpu, cuda:0, cuda:1$"):
+        with pytest.raises(ResourceError, match=r"it has cpu, cuda:0, cuda:1; without"):
             find_device(asked)
 
 
@@ -171,12 +177,12 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_the_command_refuses_an_absent_device_at_once(
+def test_53_the_command_refuses_an_absent_device_at_once(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("compressor.cli.setup.timm.is_model", pytest.fail)
     for words in (["test_resnet", "--amp"], ["eval", "no.safetensors"]):
-        assert command.run([*words, "--device", "cuda:99"]) == 2
+        assert command.run([*words, "--device", "cuda:99"]) == 6
         (line,) = capsys.readouterr().err.splitlines()
         assert line.startswith("error: device 'cuda:99': torch ")
     assert not list(folder.iterdir())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -95,7 +96,6 @@ def test_usage(fails: Fails, words: tuple[str, ...], line: str) -> None:
 @pytest.mark.parametrize(
     ("words", "line"),
     [
-        (("resnet34x",), f"timm {timm.__version__} has no model 'resnet34x'. Did you mean 'resnet34'?"),
         ((MODEL, "--recipe", "lernt4"), "no recipe 'lernt4'. Did you mean 'learnt4'?"),
         ((MODEL, "--recipe", "none.toml"), "--recipe none.toml: cannot be read (No such file or directory)"),
         ((MODEL, "--checkpoint-path", "none.safetensors"), "--checkpoint-path none.safetensors: no such file"),
@@ -112,6 +112,9 @@ def test_missing(fails: Fails, words: tuple[str, ...], line: str) -> None:
     ("text", "line"),
     [
         ("[[stage]\n", "r.toml is not TOML: "),
+        ("[[stage]]\nlr = 1\nlr = 2\n", "r.toml is not TOML: Cannot overwrite a value (at line 3, column 7)"),
+        ("[[stage]]\nepochs = no\n", "r.toml is not TOML: Invalid value (at line 2, column 10)"),
+        ("[[stage]]\nepochs = *a\n", "r.toml is not TOML: Invalid value (at line 2, column 10)"),
         ("[[stages]]\n", "r.toml: unknown key 'stages'. Did you mean 'stage'?"),
         ("[[stage]]\nepoch = 2\n", "r.toml, stage 1: unknown key 'epoch'. Did you mean 'epochs'?"),
         ('[[stage]]\nepochs = "two"\n[[stage.rule]]\nbits = 4\nscheme = "learnt"', "r.toml, stage 1, epochs: "),
@@ -120,18 +123,35 @@ def test_missing(fails: Fails, words: tuple[str, ...], line: str) -> None:
         ('[[stage]]\n[[stage.rule]]\nignore = true', "nothing to share: "),
     ],
 )  # fmt: skip
-def test_recipe(fails: Fails, text: str, line: str) -> None:
+def test_50_recipes_that_cannot_be(fails: Fails, text: str, line: str) -> None:
     Path("r.toml").write_text(text)
     said = fails(2, MODEL, "--recipe", "r.toml")
     assert line in said
 
 
-def test_rule_that_matches_nothing_names_the_nearest_site(fails: Fails) -> None:
+def test_49_a_rule_that_matches_nothing_names_the_nearest_site(fails: Fails) -> None:
     Path("r.toml").write_text('[[stage]]\n[[stage.rule]]\nmatch = "layer1.0.conv7"\nscheme = "learnt"\nbits = 4')
     assert "Did you mean 'layer1.0.conv" in fails(2, MODEL, "--recipe", "r.toml")
 
 
-def test_output_exists(fails: Fails) -> None:
+def test_49_of_two_rules_for_a_tensor_the_first_holds(capsys: pytest.CaptureFixture[str]) -> None:
+    rules = "".join(f'[[stage.rule]]\nmatch = "{match}"\nscheme = "learnt"\nbits = {bits}\n' for match, bits in RULES)
+    Path("r.toml").write_text(f"[[stage]]\n{rules}")
+    assert run([MODEL, "--recipe", "r.toml", "--dry-run", "--json"]) == 0
+    fates = {site["site"]: site for site in json.loads(capsys.readouterr().out)["sites"]}
+    assert [fates["fc.weight"][key] for key in ("rule", "fate")] == ["fc", "Learnt(codewords=8)"]
+    assert [fates["layer1.0.conv1.weight"][key] for key in ("rule", "fate")] == ["*", "Learnt(codewords=4)"]
+
+
+RULES = ("fc", 3), ("*", 2), ("layer1.0.conv1", 5)
+
+
+def test_50_numbers_as_toml_writes_them() -> None:
+    Path("r.toml").write_text('[[stage]]\n\tlr = 1e-4\n[[stage.rule]]\nscheme = "learnt"\nbits = 2\n')
+    assert run([MODEL, "--recipe", "r.toml", "--dry-run"]) == 0
+
+
+def test_61_output_exists(fails: Fails) -> None:
     Path("there.safetensors").write_text("mine")
     assert "there.safetensors exists" in fails(2, MODEL, "-o", "there.safetensors")
     assert Path("there.safetensors").read_text() == "mine"
@@ -165,11 +185,6 @@ def test_checkpoint_of_another_head(fails: Fails) -> None:
 def test_layer_smaller_than_its_codebook_is_left_alone(capsys: pytest.CaptureFixture[str]) -> None:
     assert run([MODEL, "--dry-run", "--scheme", "kmeans", "--bits", "10"]) == 0
     assert "weights are no more than the 1,024 values they would share" in capsys.readouterr().out
-
-
-def test_pretrained_without_network_or_cache(fails: Fails, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    assert "weights in its cache (HF_HOME)" in fails(4, MODEL, "--pretrained", *SHARE)
 
 
 def test_classes_unlike_the_file(fails: Fails) -> None:

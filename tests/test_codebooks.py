@@ -127,3 +127,17 @@ def test_a_linear_start_stops_early_on_heavy_tails() -> None:
     assert error(weights, optimal_codebook(weights, 16, init="linear")) > 1.05 * error(
         weights, optimal_codebook(weights, 16)
     )
+
+
+@pytest.mark.parametrize("weighed", [False, True])
+def test_a_huge_tensor_is_seen_in_runs(monkeypatch: pytest.MonkeyPatch, weighed: bool) -> None:
+    """Its codebook is as good as the one for all its weights, within a thousandth."""
+    random = np.random.default_rng(0)
+    weights = random.normal(size=40_001).astype(np.float32)
+    importance = random.random(40_001).astype(np.float32) if weighed else None
+
+    exact = error(weights, optimal_codebook(weights, 16, importance), importance)
+    monkeypatch.setattr("compressor.codebooks.MOST", 3_000)
+    found = error(weights, optimal_codebook(weights, 16, importance), importance)
+    assert found == pytest.approx(exact, rel=1e-3)
+    assert optimal_codebook(np.repeat(np.array([0.5, -1, 2], np.float32), 5_000), 16).tolist() == [-1, 0.5, 2]

@@ -25,6 +25,7 @@ from test_packed_lies import small
 from test_record import RECORDS
 
 from compressor.cli.main import run
+from compressor.formats.atomic import write_atomically
 from compressor.formats.errors import ResourceError
 from compressor.formats.packed import pack, write
 from compressor.formats.reader import PackedFile
@@ -121,6 +122,25 @@ def test_60_61_told_before_the_work(
     monkeypatch.setattr("compressor.formats.atomic.os.open", refusing(errno.EROFS))
     assert "cannot be written: Read-only file system" in fails(capsys, 6, *words, "new.safetensors")
     assert old.read_bytes() == b"old"
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_68_what_was_said_to_be_written_survives_a_power_cut(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, force: bool
+) -> None:
+    """The bytes are on the disk before the file has its name, and the name before anyone is told of it."""
+    calls: list[str] = []
+    for name in ("fsync", "link", "replace"):
+        real = getattr(os, name)
+
+        def noted(*given: Any, name: str = name, real: Any = real) -> Any:
+            at = os.readlink(f"/proc/self/fd/{given[0]}") if name == "fsync" else ""
+            calls.append(f"{name} {'folder' if at == str(tmp_path) else 'file'}" if at else name)
+            return real(*given)
+
+        monkeypatch.setattr(os, name, noted)
+    write_atomically(tmp_path / "a", b"new", force=force)
+    assert calls == ["fsync file", "replace" if force else "link", "fsync folder"]
 
 
 def test_62_a_link_stays_a_link(old: Path) -> None:

@@ -48,7 +48,7 @@ class Bits(Codec):
         _check(data, stream)
         rows = np.ascontiguousarray(values[FIELDS[width]])  # float32[256, 8 / width]
         whole_rows = rows.view({2: "u8", 4: "c16", 8: "V32"}[rows.shape[1]]).reshape(-1)
-        return gather(whole_rows, np.frombuffer(data, np.uint8)).view(np.float32)[: stream.count]
+        return gather(whole_rows, np.frombuffer(data, np.uint8), "clip").view(np.float32)[: stream.count]
 
     def code_lengths(self, histogram: NDArray[np.int64]) -> NDArray[np.float64]:
         """Give the same width for all."""
