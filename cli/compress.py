@@ -21,7 +21,7 @@ OPTIONS = (
     click.Option(["--sparsity"], type=float, help="Share of weights that are pruned to zero, under any scheme."),
     click.Option(["--set", "settings"], metavar="KEY=VALUE", multiple=True, help="A setting of the scheme."),
     click.Option(["--recipe"], metavar="NAME|FILE", help="Shipped recipe, TOML file, or that of a packed file."),
-    click.Option(["--dataset"], help="digits, fashion-mnist, or a timm name such as torch/cifar10."),
+    click.Option(["--dataset"], help="digits, fashion-mnist, or a timm name: torch/cifar10, hfds/..., wds/..."),
     click.Option(["--data-dir"], type=path, help="Folder of the data; alone: pictures in train/CLASS and val/CLASS."),
     click.Option(["--dataset-download"], is_flag=True, help="Let torchvision fetch torch/... into --data-dir."),
     click.Option(["--max-bad-images"], metavar="N", type=click.IntRange(0), default=0, show_default=True,

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from compressor.formats.errors import MissingError, UsageError
+from compressor.shards import open_shards
 from compressor.splits import ImageSplit
 from compressor.unreadable import BadImages
 
@@ -29,9 +30,7 @@ def open_pictures(
     known = _preprocessing(config)
     size = known["input_size"]
     mode = "L" if size[0] == 1 else "RGB"
-    sources = {split: _source(name, data_dir, split, mode, download) for split in ("train", "validation")}
-    if data_dir is not None and (Path(data_dir) / "test").is_dir():
-        sources["test"] = _source(name, data_dir, "test", mode, download)
+    sources = _sources(name, data_dir, mode, download)
     classes = _class_count(sources, data_dir)
     views: dict[str, ImageSplit] = {}
     for split, source in sources.items():
@@ -63,13 +62,25 @@ def _preprocessing(config: Mapping[str, Any]) -> dict[str, Any]:
     return {**known, "input_size": tuple(known["input_size"])}
 
 
+def _sources(name: str, data_dir: str | Path | None, mode: str, download: bool) -> dict[str, Any]:
+    """Open train and validation, and test where there is one."""
+    if name.partition("/")[0].lower() == "wds":
+        if data_dir is None:
+            raise MissingError(f"data set {name}: name the folder of its shards with --data-dir")
+        return dict(open_shards(Path(data_dir)))
+    splits = ["train", "validation"]
+    if data_dir is not None and (Path(data_dir) / "test").is_dir():
+        splits.append("test")
+    return {split: _source(name, data_dir, split, mode, download) for split in splits}
+
+
 def _source(name: str, data_dir: str | Path | None, split: str, mode: str, download: bool) -> Any:
     from timm.data import create_dataset
 
-    if name.partition("/")[0].lower() in ("hfids", "tfds", "wds"):
+    if name.partition("/")[0].lower() in ("hfids", "tfds"):
         raise UsageError(
             f"--dataset {name}: a stream does not know its classes, and timm leaves out, without a word, what "
-            "cannot be read: it cannot be used; name a folder or hfds/..."
+            "cannot be read: it cannot be used; name a folder, wds/... or hfds/..."
         )
     root = None if data_dir is None else str(data_dir)
     try:
@@ -86,7 +97,8 @@ def _class_count(sources: Mapping[str, Any], data_dir: str | Path | None) -> int
     readers = {split: getattr(source, "reader", source) for split, source in sources.items()}
     maps = {split: getattr(reader, "class_to_idx", None) for split, reader in readers.items()}
     for split, reader in readers.items():
-        if hasattr(reader, "samples") and data_dir is not None and Path(reader.root) == Path(data_dir):
+        root = getattr(reader, "root", None)
+        if hasattr(reader, "samples") and root is not None and data_dir is not None and Path(root) == Path(data_dir):
             raise MissingError(f"{data_dir}: no folder for {split}; expected train/CLASS/*.jpg and val/CLASS/*.jpg")
         if maps[split] != maps["train"]:
             odd = sorted(set(maps[split] or {}) ^ set(maps["train"] or {}))

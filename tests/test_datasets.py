@@ -182,7 +182,7 @@ def test_folder_missing(tmp_path: Path) -> None:
         load_data("torch/cifar10", tmp_path)
 
 
-@pytest.mark.parametrize("name", ["tfds/mnist", "wds/imagenet", "hfids/beans"])
+@pytest.mark.parametrize("name", ["tfds/mnist", "hfids/beans"])
 def test_streams_are_refused(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["test_resnet", "--dataset", name, "--pretrained"]) == 2
     assert capsys.readouterr().err.startswith(f"error: --dataset {name}: a stream does not know")
