@@ -28,6 +28,8 @@ OPTIONS = (
                  help="Pictures that may be unreadable; all are listed in bad_images.txt beside the output."),
     click.Option(["-j", "--workers"], type=click.IntRange(0),
                  help="Processes that open pictures; 0: this one alone. [default: as many as processors, up to 4]"),
+    click.Option(["--aa"], metavar="POLICY", help="timm's augmentation of pictures, such as rand-m9-mstd0.5."),
+    click.Option(["--reprob"], type=click.FloatRange(0, 1), help="Share of pictures a part of which is erased."),
     click.Option(["--pretrained"], is_flag=True, help="Start from timm's weights; without data no training follows."),
     click.Option(["--checkpoint-path"], type=path, help="Start from these weights; without data no training follows."),
     click.Option(["--from-scratch"], is_flag=True, help="Train weights and shared values together from random ones."),

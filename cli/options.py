@@ -39,6 +39,8 @@ class Options:
     dataset_download: bool = False
     max_bad_images: int = 0
     workers: int | None = None
+    aa: str | None = None
+    reprob: float | None = None
     pretrained: bool = False
     checkpoint_path: Path | None = None
     from_scratch: bool = False
@@ -127,8 +129,8 @@ class Options:
         if self.checkpoint_path is not None and self.baseline_epochs is not None and not self.trains_teacher:
             raise UsageError("--checkpoint-path names a trained model: leave out --baseline-epochs")
         training = (
-            *TRAINING, "baseline_epochs", "teacher", "device", "amp", "channels_last", "torchcompile", "resume",
-            "summary", "log",
+            *TRAINING, "aa", "reprob", "baseline_epochs", "teacher", "device", "amp", "channels_last", "torchcompile",
+            "resume", "summary", "log",
         )  # fmt: skip
         if self.post_training and (said := self._said(training)):
             raise UsageError(f"no data to train on for {said}: name --dataset or --data-dir")

@@ -204,7 +204,11 @@ def _data(options: Options) -> Dataset:
     asked = {"img_size": options.img_size, "in_chans": options.in_chans}
     config = resolve_data_config({k: v for k, v in asked.items() if v}, cfg.to_dict() if cfg else {"input_size": None})  # type: ignore[no-untyped-call]
     bad = BadImages(options.max_bad_images, options.output_path().with_name("bad_images.txt"))
-    data = load_data(options.data_name, options.data_dir, config=config, download=options.dataset_download, bad=bad)
+    augment = {"auto_augment": options.aa, "re_prob": options.reprob}
+    data = load_data(
+        options.data_name, options.data_dir, config=config, download=options.dataset_download, bad=bad,
+        augment={name: value for name, value in augment.items() if value},
+    )  # fmt: skip
     if options.workers is not None and data.workers:  # data in memory need none
         data = replace(data, workers=options.workers)
     channels, size, _ = data.input_size

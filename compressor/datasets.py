@@ -38,7 +38,7 @@ class Dataset:
 
     Args:
         name: as given on the command line.
-        version: changes whenever splits or preprocessing do; part of cache keys.
+        version: changes whenever splits, preprocessing or augmentation do; part of cache keys.
         input_size: (C, H, W) of one image.
         mean, std: of the normalisation, one value per channel.
         num_classes: number of labels.
@@ -109,6 +109,7 @@ def load_data(
     config: Mapping[str, Any] | None = None,
     download: bool = False,
     bad: BadImages | None = None,
+    augment: Mapping[str, Any] | None = None,
 ) -> Dataset:
     """Open a data set: ``digits``, ``fashion-mnist``, a name of timm's, or ``""`` for a folder of pictures.
 
@@ -118,8 +119,10 @@ def load_data(
         config: for pictures, the preprocessing as ``timm.data.resolve_data_config`` gives it.
         download: let torchvision fetch a data set of its own into ``data_dir``.
         bad: how many pictures may be unreadable, and where they are listed; None for none at all.
+        augment: for pictures, more of ``timm.data.create_transform`` in training, such as ``auto_augment``.
 
     Raises:
+        UsageError: ``augment`` that timm does not know, or for data in memory, which are augmented in their own way.
         MissingError: files are absent, damaged or not laid out as expected.
 
     Example:
@@ -127,11 +130,14 @@ def load_data(
         >>> len(data.train), len(data.validation), len(data.test), data.input_size
         (1078, 359, 360, (1, 32, 32))
     """
+    if augment and name in ("digits", "fashion-mnist"):
+        raise UsageError(f"{', '.join(augment)}: for pictures; {name} is augmented in its own way")
     if name == "digits":
         return _digits()
     if name == "fashion-mnist":
         return _fashion_mnist(Path(data_dir) if data_dir else FASHION_MNIST_DIR)
-    return Dataset(name or "folder", **open_pictures(name, data_dir, config or {}, download, bad or BadImages()))
+    pictures = open_pictures(name, data_dir, config or {}, download, bad or BadImages(), augment or {})
+    return Dataset(name or "folder", **pictures)
 
 
 def _digits() -> Dataset:

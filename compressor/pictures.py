@@ -20,7 +20,12 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def open_pictures(
-    name: str, data_dir: str | Path | None, config: Mapping[str, Any], download: bool, bad: BadImages
+    name: str,
+    data_dir: str | Path | None,
+    config: Mapping[str, Any],
+    download: bool,
+    bad: BadImages,
+    augment: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Give the fields of a ``datasets.Dataset`` of pictures; arguments and errors as for ``datasets.load_data``."""
     from timm.data import create_transform
@@ -34,10 +39,13 @@ def open_pictures(
     classes = _class_count(sources, data_dir)
     views: dict[str, ImageSplit] = {}
     for split, source in sources.items():
-        transform = create_transform(**known, is_training=split == "train")
+        try:
+            transform = create_transform(**known, **(augment if split == "train" else {}), is_training=split == "train")
+        except (AssertionError, ValueError, TypeError, KeyError) as exc:  # timm asserts what it is given
+            raise UsageError(f"{dict(augment)}: timm makes no augmentation of it ({exc})") from exc
         views[split] = ImageSplit(source, transform, mode, size, bad.of(split, len(source)))
     return {
-        "version": _fingerprint(sources), "num_classes": classes, "input_size": size, "mean": known["mean"],
+        "version": _fingerprint(sources, augment), "num_classes": classes, "input_size": size, "mean": known["mean"],
         "std": known["std"],
         "train": views["train"], "validation": views["validation"], "test": views.get("test"),
         "workers": min(4, os.cpu_count() or 1),
@@ -108,9 +116,9 @@ def _class_count(sources: Mapping[str, Any], data_dir: str | Path | None) -> int
     return len(maps["train"])
 
 
-def _fingerprint(sources: Mapping[str, Any]) -> str:
-    """Give a short hash of which pictures, with which labels, are in which split."""
-    digest = hashlib.sha256()
+def _fingerprint(sources: Mapping[str, Any], augment: Mapping[str, Any]) -> str:
+    """Give a short hash of which pictures, with which labels, are in which split, and how they are augmented."""
+    digest = hashlib.sha256(repr(sorted(augment.items())).encode() if augment else b"")
     for split, source in sources.items():
         reader = getattr(source, "reader", source)
         digest.update(f"{split} {len(reader)}\n".encode())

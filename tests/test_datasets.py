@@ -16,7 +16,7 @@ from torch import Tensor
 from compressor.cli.main import run
 from compressor.datasets import FASHION_MNIST_DIR, load_data
 from compressor.formats.errors import MissingError, UsageError
-from compressor.splits import ArraySplit
+from compressor.splits import ArraySplit, ImageSplit
 
 needs_fashion = pytest.mark.skipif(
     not FASHION_MNIST_DIR.is_dir(), reason="Debian package dataset-fashion-mnist is not installed"
@@ -180,6 +180,35 @@ def test_folder_missing(tmp_path: Path) -> None:
         load_data("", tmp_path)
     with pytest.raises(MissingError, match="torch/cifar10, split train"):
         load_data("torch/cifar10", tmp_path)
+
+
+def test_augmentation_is_timms(folder: Path) -> None:
+    plain = load_data("", folder, config=CONFIG)
+    more = load_data("", folder, config=CONFIG, augment={"auto_augment": "rand-m9-mstd0.5", "re_prob": 0.25})
+    assert plain.version != more.version, "a baseline that is kept was trained otherwise"
+    assert isinstance(plain.train, ImageSplit)
+    assert isinstance(more.train, ImageSplit)
+    for word in ("RandAugment", "RandomErasing"):
+        assert word in str(more.train.transform)
+        assert word not in str(plain.train.transform)
+        assert word not in str(more.validation.transform)  # type: ignore[attr-defined]
+    assert torch.equal(more.train[(0, 7)][0], more.train[(0, 7)][0]), "by the seed alone"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--data-dir", ".", "--aa", "rnd-m9"), "{'auto_augment': 'rnd-m9'}: timm makes no augmentation of it"),
+        (("--aa", "rand-m9", "--reprob", "0.5"), "auto_augment, re_prob: for pictures; digits is augmented in its own"),
+        (("--pretrained", "--aa", "rand-m9"), "no data to train on for --aa: name --dataset or --data-dir"),
+    ],
+)
+def test_augmentation_that_cannot_be(
+    folder: Path, words: tuple[str, ...], said: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder)
+    assert run(["test_resnet", *words]) == 2
+    assert capsys.readouterr().err.startswith(f"error: {said}")
 
 
 @pytest.mark.parametrize("name", ["tfds/mnist", "hfids/beans"])
