@@ -124,3 +124,26 @@ def test_a_tensor_of_another_shape_begins_anew() -> None:
     average.update()
     with average.in_place():
         assert layer.weight.tolist() == [[4.0, 4.0, 4.0]]
+
+
+@pytest.mark.parametrize("scheme", ["learnt", "wfn"])
+def test_in_a_loop_of_ones_own(scheme: str) -> None:
+    """As docs/own-loop.md says; the codebook of ``wfn`` grows in it."""
+    job = job_of(scheme, **({"delta": 0.1} if scheme == "wfn" else {"bits": 2}))
+    optimizer = torch.optim.AdamW(job.param_groups(lr=0.01))
+    job.attach(optimizer, total_steps=12)
+    average = Average(job.model, 0.9)
+    for _ in range(2):
+        for inputs, labels in loader():
+            optimizer.zero_grad()
+            job.loss(job.model(inputs), labels, inputs=inputs).backward()
+            optimizer.step()
+            average.update()
+    images = torch.randn(5, 12)
+    job.model.eval()
+    last = job.model(images)
+    average.swap()
+    averaged = job.model(images)
+    job.finish()
+    assert torch.equal(job.model(images), averaged)
+    assert not torch.equal(averaged, last)
