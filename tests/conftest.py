@@ -3,6 +3,26 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
+
+import pytest
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when the hub's client is first imported
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when torch is first imported
+
+# The asserts of what the tests share say as much as their own.
+pytest.register_assert_rewrite("file_commands", "forging", "runs")
+
+
+@pytest.fixture
+def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Work in a fresh folder, where the cache is, too."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TIMM_COMPRESSOR_CACHE", str(tmp_path / "cache"))
+    return tmp_path
+
+
+@pytest.fixture
+def one_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have pictures opened by one process, however many cores there are."""
+    monkeypatch.setattr("compressor.pictures.os.cpu_count", lambda: 1)

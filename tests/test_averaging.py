@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_accidents import finetuned, job_of, loader
+from accidents import finetuned, job_of, loader
 from torch import Tensor, nn
 
 from compressor import SCHEMES

@@ -16,12 +16,7 @@ import compressor
 from compressor.cli.main import run
 from compressor.datasets import FASHION_MNIST_DIR
 
-
-@pytest.fixture(autouse=True)
-def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("TIMM_COMPRESSOR_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("compressor.pictures.os.cpu_count", lambda: 1)
+pytestmark = pytest.mark.usefixtures("own_folder", "one_worker")
 
 
 @pytest.fixture

@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -25,10 +21,8 @@ SHARE = ("--scheme", "kmeans", "--bits", "4")
 
 
 @pytest.fixture(autouse=True)
-def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Work in a fresh folder, where training a baseline would be a mistake."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("TIMM_COMPRESSOR_CACHE", str(tmp_path / "cache"))
+def _here(own_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Training a baseline would be a mistake."""
     monkeypatch.setattr("compressor.baseline.train", forbidden)
 
 
@@ -253,26 +247,3 @@ def test_an_error_in_a_loaders_process_is_one_line() -> None:
 def test_no_arguments_is_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert run([]) == 2
     assert "Usage: compress" in capsys.readouterr().err
-
-
-def test_ctrl_c(tmp_path: Path) -> None:
-    # Where the tests run in the background, the shell has them ignore Ctrl-C, and a child would inherit that.
-    code = (
-        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler);"
-        "from compressor.cli.main import main; main(['test_resnet', '--baseline-epochs', '500'])"
-    )
-    environment = {**os.environ, "TIMM_COMPRESSOR_CACHE": str(tmp_path), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", code]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as process:
-        assert process.stderr is not None
-        while "epoch 1 of 500" not in process.stderr.readline():
-            assert process.poll() is None
-        process.send_signal(signal.SIGINT)
-        said = process.stderr.read()
-    assert process.returncode == 7
-    first, *_, last = said.splitlines()
-    assert "stopping after this step; once more, to stop at once" in first + last
-    assert last.startswith("error: stopped after step ")
-    assert last.endswith(": the same command with --resume (resume=True) goes on")
-    assert "Traceback" not in said
-    assert not list(tmp_path.glob("*.safetensors"))

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from forging import Fields, forged_from, small
 from test_faults_read import Says, says
-from test_packed_lies import Fields, forged_from, small
 from test_record import RECORDS
 
 import compressor

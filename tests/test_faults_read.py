@@ -20,7 +20,7 @@ import pytest
 import safetensors.torch
 import timm
 import torch
-from test_packed_lies import forged, forged_from, header, read_all, sealed, small, split, spoilt
+from forging import forged, forged_from, header, read_all, sealed, small, split, spoilt
 from test_packed_values import changed, floats
 
 from compressor.cli.main import run

@@ -18,10 +18,10 @@ from typing import Any
 import pytest
 import timm
 import torch
+from forging import small
 from safetensors.torch import save_file
 from test_faults_read import Says, says
 from test_locking import another_process
-from test_packed_lies import small
 from test_record import RECORDS
 
 from compressor.cli.main import run

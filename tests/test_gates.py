@@ -17,9 +17,7 @@ from compressor.cli.options import Options
 
 
 @pytest.fixture(autouse=True)
-def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("TIMM_COMPRESSOR_CACHE", str(tmp_path / "cache"))
+def _here(own_folder: Path) -> None:
     torch.manual_seed(0)
     save_file(timm.create_model("test_resnet").state_dict(), "weights.safetensors")
 

@@ -15,7 +15,7 @@ import pytest
 import safetensors
 import safetensors.torch
 import torch
-from test_packed_lies import split
+from forging import split
 from test_record import RECORDS, network_wide_book, normal
 
 from compressor.formats.container import BLOBS, KEY

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import timm
 import torch
-from test_packed_lies import forged, small
+from forging import forged, small
 from torch import nn
 
 from compressor.formats.errors import FileError, MissingError

@@ -6,7 +6,7 @@ import tracemalloc
 from typing import Any
 
 import pytest
-from test_packed_lies import Fields, forged, refuse
+from forging import Fields, forged, refuse
 
 from compressor.formats.errors import FormatError, UnsupportedError
 from compressor.formats.reader import PackedFile

@@ -15,7 +15,7 @@ import zlib
 from collections.abc import Callable
 from typing import Any
 
-from test_packed_lies import forged_from, small, split
+from forging import forged_from, small, split
 from test_record import RECORDS
 
 from compressor.formats.codec import CODECS

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_packed_lies import forged, refuse, small, split
+from forging import forged, refuse, small, split
 
 from compressor.formats.container import BLOBS
 from compressor.formats.errors import FormatError, UnsupportedError, UsageError

@@ -41,11 +41,9 @@ def samples(count: int, classes: int = 2, first: int = 0) -> dict[str, bytes]:
 
 
 @pytest.fixture(autouse=True)
-def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def own(own_folder: Path) -> Path:
     """Six pictures to train on, in two shards; two to validate on."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("TIMM_COMPRESSOR_CACHE", str(tmp_path / "cache"))
-    folder = tmp_path / "own"
+    folder = own_folder / "own"
     write_shard(folder / "own-train-0000.tar", samples(4))
     write_shard(folder / "own-train-0001.tar", samples(2, first=4))
     write_shard(folder / "own-val-0000.tar", samples(2))

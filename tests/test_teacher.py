@@ -30,11 +30,7 @@ HALF = (0.5,), (0.5,)
 QUICK = ("--baseline-epochs", "1", "--epochs", "1", "--scheme", "kmeans", "--bits", "4")
 
 
-@pytest.fixture(autouse=True)
-def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("TIMM_COMPRESSOR_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("compressor.pictures.os.cpu_count", lambda: 1)
+pytestmark = pytest.mark.usefixtures("own_folder", "one_worker")
 
 
 def model_of(name: str, seed: int = 0, **args: Any) -> nn.Module:

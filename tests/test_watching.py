@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_resume import OUT, GoneError, Runs, _here, die, killed, runs, weights
+from runs import OUT, GoneError, Runs, _here, die, killed, runs, weights
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 

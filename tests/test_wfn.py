@@ -1,59 +1,20 @@
-"""Weight fixing in rounds: what is fixed, to what, and that it stays so."""
+"""Weight fixing in rounds: what is fixed when, and that it stays so."""
 
 from __future__ import annotations
 
 import copy
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset
+from wfn_jobs import ROUNDS, batch, fixed_count, job_of, momentum, network, train, zero_shares
 
 from compressor.core import Compressor
 from compressor.formats.errors import PolicyError
-from compressor.formats.reader import PackedFile
-from compressor.policy import Policy, Rule
 from compressor.scheme import make_scheme
 from compressor.schemes.wfn import FRACTIONS
-
-ROUNDS = len(FRACTIONS)
-
-
-def network(scale: float = 1.0) -> Any:
-    """Two layers, the second's weights larger by ``scale``."""
-    torch.manual_seed(0)
-    net: Any = nn.Sequential(nn.Linear(32, 64), nn.ReLU(), nn.Linear(64, 10))
-    with torch.no_grad():
-        net[2].weight.mul_(scale)
-    return net
-
-
-def job_of(net: nn.Module, **settings: Any) -> Compressor:
-    return Compressor(net, Policy([Rule("*", scheme="wfn", **settings)]), teacher=None).prepare()
-
-
-def batch() -> tuple[Tensor, Tensor]:
-    torch.manual_seed(1)
-    return torch.randn(16, 32), torch.randint(10, (16,))
-
-
-def train(job: Compressor, optimizer: torch.optim.Optimizer, steps: int) -> None:
-    inputs, targets = batch()
-    for _ in range(steps):
-        optimizer.zero_grad()
-        job.loss(job.model(inputs), targets).backward()
-        optimizer.step()
-
-
-def fixed_count(job: Compressor) -> int:
-    return sum(int((job.groups[0].indices(site) >= 0).sum()) for site in job.groups[0].sites)
-
-
-def momentum(job: Compressor) -> torch.optim.Optimizer:
-    return torch.optim.SGD(job.model.parameters(), lr=0.05, momentum=0.9, weight_decay=0.1)
 
 
 def test_each_round_fixes_its_share_for_good() -> None:
@@ -105,77 +66,6 @@ def test_rounds_that_were_passed_over_are_made_up_for() -> None:
         assert torch.equal(leap.indices(one), steady.indices(two))
 
 
-def test_one_book_for_layers_of_any_scale() -> None:
-    packed = job_of(network(1000.0)).finish()
-    with PackedFile.from_bytes(packed.to_bytes()) as file:
-        assert len(file.books) == 1
-        assert [file.shared(name).book for name in file.sites] == [0, 0]
-        values = file.books[0].expand().reshape(-1)
-    state = packed.content.sites
-    used = np.unique(np.concatenate([tensor.indices for tensor in state.values()]))
-    assert len(used) == len(values)  # none is stored in vain
-    assert 0 in values
-
-
-def signed_digits(value: float) -> int:
-    """Count the powers of two in the shortest signed sum: the non-adjacent form."""
-    mantissa, _ = np.frexp(np.float32(value))
-    whole, digits = int(abs(float(mantissa)) * 2**24), 0
-    while whole:
-        if whole & 1:
-            digits += 1
-            whole -= 2 - (whole & 3)
-        whole >>= 1
-    return digits
-
-
-def test_values_are_sums_of_few_powers_of_two() -> None:
-    packed = job_of(network(3.0)).finish()
-    values = packed.content.books[0].expand().reshape(-1).tolist()
-    assert max(signed_digits(value) for value in values) <= 5
-    assert sorted(signed_digits(value) for value in values)[len(values) // 2] <= 3
-
-
-def test_smaller_delta_gives_more_values_and_less_error() -> None:
-    outcomes = []
-    for delta in (0.04, 0.01):
-        net = network()
-        packed = job_of(net, delta=delta).finish()
-        weights = dict(net.named_parameters())
-        error = packed.content.provenance["sqnr"]
-        outcomes.append((len(packed.content.books[0].expand().reshape(-1)), error))
-        assert len(weights) == 4
-    (few, loud), (many, quiet) = outcomes
-    assert few < many
-    assert all(one < two for one, two in zip(loud, quiet, strict=True))
-
-
-def zero_shares(job: Compressor) -> list[float]:
-    model: Any = job.model
-    return [float((layer.weight == 0).float().mean()) for layer in (model[0], model[2])]
-
-
-def test_zero_is_near_in_relation_to_the_layer() -> None:
-    relative, unscaled = job_of(network(1e-3)), job_of(network())
-    relative.finish(), unscaled.finish()
-    assert zero_shares(relative) == pytest.approx(zero_shares(unscaled), abs=0.02)
-    absolute = job_of(network(1e-3), zero_distance=2**-7, zero_absolute=True)
-    absolute.finish()
-    assert zero_shares(absolute)[1] == 1.0
-
-
-def test_zero_distance_is_the_border() -> None:
-    net = network()
-    dense = net[0].weight.detach().clone()
-    job = job_of(net, zero_distance=0.03, zero_absolute=True)
-    job.finish()
-    model: Any = job.model
-    assert torch.equal(model[0].weight == 0, dense.abs() < 0.03)
-    job = job_of(network(), zero_distance=0.0)
-    job.finish()
-    assert zero_shares(job) == [0.0, 0.0]
-
-
 def test_more_zeros_than_the_round_wants_are_fixed_nearest_first() -> None:
     job = job_of(network(), zero_distance=3.0)
     group = job.groups[0]
@@ -194,28 +84,6 @@ def test_pruned_weights_count_as_fixed() -> None:
     train(job, opt, ROUNDS - 1)
     job.finish()
     assert all(share >= 0.7 for share in zero_shares(job))
-
-
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_values_are_exact_in_the_weights_dtype(dtype: torch.dtype) -> None:
-    job = job_of(network().to(dtype), delta=0.001)
-    group = job.groups[0]
-    group.advance(1.0)
-    assert torch.equal(group.codebook().to(dtype).float(), group.codebook())
-    book: Any = job.finish().content.books[0]
-    assert book.dtype == {torch.float16: "F16", torch.bfloat16: "BF16"}[dtype]
-
-
-def test_mixed_dtypes_share_a_float32_book() -> None:
-    net = network()
-    net[2].to(torch.bfloat16)
-    job = job_of(net)
-    group = job.groups[0]
-    group.advance(1.0)
-    computed = {site.name: group.weight(site, group.latent(site)).clone() for site in group.sites}
-    job.finish()
-    states = job.model.state_dict()
-    assert all(torch.equal(states[name], weight) for name, weight in computed.items())
 
 
 def test_resumed_in_the_middle_of_a_round() -> None:
@@ -303,14 +171,3 @@ def test_few_rounds(fractions: list[float]) -> None:
     assert fixed_count(job) == int(job.groups[0].weights * fractions[0])
     train(job, opt, 4)
     assert fixed_count(job) == job.groups[0].weights
-
-
-def test_norms_and_biases_join_by_rule() -> None:
-    torch.manual_seed(0)
-    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Flatten(), nn.Linear(8 * 36, 4))
-    rules = [Rule(match, scheme="wfn") for match in ("*.bias", "1.weight", "*")]
-    job = Compressor(net, Policy(rules), teacher=None).prepare()
-    assert len(job.groups) == 1
-    packed = job.finish()
-    assert set(packed.content.sites) == {"0.weight", "0.bias", "1.weight", "1.bias", "3.weight", "3.bias"}
-    assert len(packed.content.books) == 1

@@ -1,4 +1,4 @@
-"""verify, diff, unpack and pack, as a user types them."""
+"""verify and diff, as a user types them; and what is no packed file."""
 
 from __future__ import annotations
 
@@ -9,91 +9,20 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-import timm
 import torch
-from numpy.typing import NDArray
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
-from torch import nn
+from file_commands import MODEL, Ran, damage, floats, small, timm_file, type_
+from safetensors.torch import save_file
 
-import compressor
-from compressor import Compressor, Policy, Rule
-from compressor.cli.main import run
 from compressor.formats.packed import write
 from compressor.formats.reader import PackedFile
-from compressor.formats.record import Content, RawTensor, SharedTensor, Table
+from compressor.formats.record import RawTensor
 
-Ran = tuple[int, str, list[str]]
-MODEL = "test_resnet"
-ARGS: dict[str, Any] = {"num_classes": 10, "in_chans": 1}
+__all__ = ["timm_file", "type_"]  # the fixtures
 
-
-@pytest.fixture(autouse=True)
-def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-
-
-@pytest.fixture
-def type_(capsys: pytest.CaptureFixture[str]) -> Callable[..., Ran]:
-    """Run a command line; give its exit code, stdout, and the lines of stderr."""
-
-    def typed(*words: str) -> Ran:
-        code = run(list(words))
-        captured = capsys.readouterr()
-        assert "Traceback" not in captured.err
-        return code, captured.out, captured.err.splitlines()
-
-    return typed
-
-
-@pytest.fixture(scope="session")
-def timm_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A timm model, packed."""
-    path = tmp_path_factory.mktemp("timm") / "resnet.safetensors"
-    torch.manual_seed(0)
-    pack_module(path, timm.create_model(MODEL, **ARGS), 3, ARGS)
-    return path
-
-
-def pack_module(path: str | Path, model: nn.Module, bits: int = 2, args: dict[str, Any] | None = None) -> None:
-    job = Compressor(model, Policy([Rule("*", scheme="kmeans", bits=bits)]), model_args=args, teacher=None)
-    job.prepare().finish().save(path)
-
-
-def floats(*values: float) -> NDArray[np.float32]:
-    return np.array(values, np.float32)
-
-
-def small(**changes: Any) -> Content:
-    """Three shared tensors of three dtypes, and untouched ones, one of them tied."""
-    ramp = np.arange(64, dtype=np.uint8) % 4
-    sites = {
-        "one.weight": SharedTensor((8, 8), 0, ramp),
-        "two.weight": SharedTensor((8, 8), 0, ramp[::-1].copy(), dtype="BF16"),
-        "three.weight": SharedTensor((64,), 1, ramp, dtype="F16", block=32, scale=floats(1, 2)),
-    }
-    untouched = {
-        "one.bias": RawTensor("F32", (2,), floats(1, np.nan).tobytes()),
-        "steps": RawTensor("I64", (), np.int64(7).tobytes()),
-        "mask": RawTensor("F8_E4M3", (4,), bytes(4)),
-    }
-    books = Table.of([-1, 0, 0.5, 2]), Table.of([-3, -1, 1, 3])
-    return replace(Content(sites, books, untouched, {"tied.weight": "one.weight"}), **changes)
-
-
-def damage(path: Path, *words: bytes) -> None:
-    """Flip a bit of each of these bytes, wherever they stand."""
-    data = bytearray(path.read_bytes())
-    for word in words:
-        data[bytes(data).index(word)] ^= 1
-    path.write_bytes(data)
-
-
-# verify
+pytestmark = pytest.mark.usefixtures("own_folder")
 
 
 def test_verify_tells_both_sums(timm_file: Path, type_: Callable[..., Ran]) -> None:
@@ -144,9 +73,6 @@ def test_verify_finds_every_flipped_byte(type_: Callable[..., Ran]) -> None:
         Path("f.safetensors").write_bytes(flipped)
         code, _, err = type_("verify", "f.safetensors")
         assert (code, len(err)) == (3, 1), position
-
-
-# diff
 
 
 def test_diff_of_the_same_content(type_: Callable[..., Ran]) -> None:
@@ -233,138 +159,6 @@ def test_diff_of_metadata_by_path(timm_file: Path, type_: Callable[..., Ran]) ->
     assert "\x1b" not in out
     assert lines[-2].startswith("0 of ")
     assert lines[-1].startswith(f"bytes  file {timm_file.stat().st_size:,} -> ")
-
-
-# unpack
-
-
-def test_unpack_gives_what_timm_loads(timm_file: Path, type_: Callable[..., Ran]) -> None:
-    code, out, err = type_("unpack", str(timm_file), "-o", "dense.safetensors")
-    assert (code, err) == (0, [])
-    written, how = out.splitlines()
-    size = Path("dense.safetensors").stat().st_size
-    assert written == f"dense.safetensors  {size:,} bytes, reopened and verified"
-    line = how.removeprefix("load it with: ")
-    assert line == f"timm.create_model('{MODEL}', in_chans=1, num_classes=10, checkpoint_path='dense.safetensors')"
-    loaded: Any = eval(line)
-    x = torch.randn(2, 1, 32, 32)
-    assert torch.equal(loaded.eval()(x), compressor.load(timm_file)(x))
-    with safe_open("dense.safetensors", "pt") as file:
-        assert file.metadata() == {"format": "pt"}
-    before = Path("dense.safetensors").read_bytes()
-    assert type_("unpack", str(timm_file), "-o", "dense.safetensors", "--force")[0] == 0
-    assert Path("dense.safetensors").read_bytes() == before
-
-
-def test_unpack_writes_tied_tensors_under_each_name(type_: Callable[..., Ran]) -> None:
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(16, 16), nn.Linear(16, 16))
-    model[1].weight = model[0].weight
-    pack_module("tied.safetensors", model.bfloat16())
-    code, out, _ = type_("unpack", "tied.safetensors", "-o", "dense.safetensors")
-    assert code == 0
-    assert "model.load_state_dict(safetensors.torch.load_file('dense.safetensors'))" in out
-    dense = load_file("dense.safetensors")
-    assert torch.equal(dense["0.weight"], dense["1.weight"])
-    assert dense["0.weight"].dtype == torch.bfloat16
-    model.load_state_dict(dense)
-    state = compressor.load_state_dict("tied.safetensors")
-    assert all(torch.equal(state[name], tensor) for name, tensor in model.state_dict().items())
-
-
-def test_unpack_keeps_every_dtype_and_nan(type_: Callable[..., Ran]) -> None:
-    write("f.safetensors", small())
-    assert type_("unpack", "f.safetensors", "-o", "dense.safetensors")[0] == 0
-    dense = load_file("dense.safetensors")
-    assert {name: str(tensor.dtype).removeprefix("torch.") for name, tensor in dense.items()} == {
-        "one.weight": "float32", "two.weight": "bfloat16", "three.weight": "float16", "tied.weight": "float32",
-        "one.bias": "float32", "steps": "int64", "mask": "float8_e4m3fn",
-    }  # fmt: skip
-    assert dense["one.bias"].isnan().tolist() == [False, True]
-
-
-def test_unpack_refuses_before_the_work(
-    timm_file: Path, type_: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def forbidden(*_: object, **__: object) -> None:
-        raise AssertionError("the work began")
-
-    monkeypatch.setattr("compressor.formats.loader.load_state_dict", forbidden)
-    Path("there.safetensors").write_text("mine")
-    cases = {
-        "there.safetensors": (2, "error: there.safetensors exists: give another name"),
-        "dense.pth": (2, "error: -o dense.pth: timm knows a plain checkpoint by its ending, name it dense.safetensors"),
-        "no/dense.safetensors": (6, "error: folder "),
-    }
-    for output, (expected, line) in cases.items():
-        code, out, err = type_("unpack", str(timm_file), "-o", output)
-        assert (code, out, len(err)) == (expected, "", 1)
-        assert err[0].startswith(line)
-    assert Path("there.safetensors").read_text() == "mine"
-
-
-def test_unpack_of_a_damaged_file_writes_nothing(type_: Callable[..., Ran]) -> None:
-    write("f.safetensors", small())
-    damage(Path("f.safetensors"), floats(-1, 0, 0.5, 2).tobytes())
-    code, out, err = type_("unpack", "f.safetensors", "-o", "dense.safetensors")
-    assert (code, out, len(err)) == (3, "", 1)
-    assert sorted(path.name for path in Path().iterdir()) == ["f.safetensors"]
-
-
-def test_unpack_reads_back_what_it_wrote(timm_file: Path, type_: Callable[..., Ran], monkeypatch: Any) -> None:
-    monkeypatch.setattr("safetensors.torch.save", lambda tensors, _: wrong(tensors))
-    code, _, err = type_("unpack", str(timm_file), "-o", "dense.safetensors")
-    assert code == 3
-    assert "reads back differently" in err[0]
-    assert not Path("dense.safetensors").exists()
-
-
-def wrong(tensors: dict[str, torch.Tensor]) -> bytes:
-    changed = {name: tensor + 1 for name, tensor in tensors.items()}
-    save_file(changed, "wrong.safetensors")
-    return Path("wrong.safetensors").read_bytes()
-
-
-# pack
-
-
-def test_pack_is_a_run_without_data(type_: Callable[..., Ran]) -> None:
-    torch.manual_seed(0)
-    save_file(timm.create_model(MODEL, **ARGS).state_dict(), "own.safetensors")
-    words = [MODEL, "--checkpoint-path", "own.safetensors", "--num-classes", "10", "--in-chans", "1"]
-    words += ["--scheme", "kmeans", "--bits", "3", "--codec", "bits"]
-    code, out, _ = type_("pack", *words, "-o", "a.safetensors", "--json")
-    assert code == 0
-    document = json.loads(out)
-    assert (document["file"], document["top1"]) == ("a.safetensors", None)
-    assert {site["codec"] for site in document["sites"]} == {"bits"}
-    assert type_(*words, "-o", "b.safetensors")[0] == 0
-    assert Path("a.safetensors").read_bytes() == Path("b.safetensors").read_bytes()
-    assert type_("pack", *words)[0] == 0
-    assert Path(f"{MODEL}-kmeans3.safetensors").exists()
-
-
-@pytest.mark.parametrize(
-    ("words", "code", "line"),
-    [
-        ((MODEL,), 2, "error: Missing option '--checkpoint-path'."),
-        (
-            (MODEL, "--checkpoint-path", "none.safetensors"),
-            4,
-            "error: --checkpoint-path none.safetensors: no such file",
-        ),
-        ((MODEL, "--checkpoint-path", "f", "--epochs", "3"), 2, "error: No such option '--epochs'."),
-        ((MODEL, "--checkpoint-path", "f", "--bits", "4", "--codewords", "3"), 2, "error: --bits and --codewords"),
-        (("test_resnett", "--checkpoint-path", "f"), 4, "error: timm "),
-    ],
-)
-def test_pack_refuses(type_: Callable[..., Ran], words: tuple[str, ...], code: int, line: str) -> None:
-    given, out, err = type_("pack", *words)
-    assert (given, out, len(err)) == (code, "", 1)
-    assert err[0].startswith(line)
-
-
-# all
 
 
 @pytest.mark.parametrize("words", [("verify",), ("unpack", "-o", "out.safetensors"), ("diff", "f.safetensors")])
