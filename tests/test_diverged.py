@@ -153,7 +153,7 @@ def test_72_a_gpu_is_asked_now_and_then(monkeypatch: pytest.MonkeyPatch, caplog:
     assert all(bool(torch.isfinite(p).all()) for p in job.model.parameters())
 
 
-@pytest.mark.parametrize(("scheme", "each"), [("learnt", 12), ("kmeans", 8), ("inq", 16)])
+@pytest.mark.parametrize(("scheme", "each"), [("learnt", 12), ("kmeans", 5), ("inq", 13)])
 def test_the_memory_of_the_state_to_go_back_to(monkeypatch: pytest.MonkeyPatch, scheme: str, each: int) -> None:
     """With AdamW, in bytes a weight, as docs/resuming.md says."""
     taken = []
