@@ -59,10 +59,11 @@ class Hash:
         """Write index and value of the nearest codeword of each weight.
 
         Args:
-            weights: float[n], contiguous, finite.
+            weights: float[n], finite.
             indices: uint8 or int32 [n].
             values: of the codebook's dtype [n].
         """
+        weights = weights.contiguous()
         if self._table and _on_processor(weights):
             native = compiled(_write_hash, 8 * indices.element_size())
             assert native is not None
@@ -156,7 +157,7 @@ def sum_by_index(terms: Tensor, indices: Tensor, codewords: int) -> Tensor:
     """Sum the terms of each index, in double precision where that costs nothing.
 
     Args:
-        terms: float[n], contiguous.
+        terms: float[n].
         indices: uint8 or int32 [n], below ``codewords``.
 
     Returns:
@@ -169,6 +170,7 @@ def sum_by_index(terms: Tensor, indices: Tensor, codewords: int) -> Tensor:
     native = compiled(_write_sum, 8 * indices.element_size()) if _on_processor(terms) else None
     if native is not None:
         sums = torch.zeros(codewords, _LANES, dtype=torch.float64)
+        terms = terms.contiguous()  # a gradient need not be: that of a sum is one number, seen as many
         native(terms.data_ptr(), indices.data_ptr(), sums.data_ptr(), len(terms), *[0] * 4)
         return sums.sum(1).float()
     total = terms.new_zeros(codewords)

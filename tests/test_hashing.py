@@ -12,7 +12,7 @@ from torch import Tensor
 
 from compressor import hashing
 from compressor.hashing import BLOCK, Hash, fixed_or_free, sum_by_index
-from compressor.lookup import fixed, nearest
+from compressor.lookup import fixed, nearest, straight_through
 
 SIZES = (0, 1, 3, 4, 5, BLOCK - 1, BLOCK + 3)
 KINDS = torch.uint8, torch.int32
@@ -80,6 +80,21 @@ def test_sums_by_index(way: str, size: int, kind: torch.dtype) -> None:
     terms, indices = torch.randn(size), torch.randint(0, 200, (size,)).to(kind)
     expected = np.bincount(indices.numpy(), terms.double().numpy(), 200)
     np.testing.assert_allclose(sum_by_index(terms, indices, 200).numpy(), expected, atol=1e-4)
+
+
+def test_what_does_not_lie_together(way: str) -> None:
+    """A gradient may be one number that stands for all, as that of a sum is, or a column of a larger one."""
+    codebook = torch.tensor([-1.0, 0.0, 1.0], requires_grad=True)
+    wide = torch.randn(600, 2)
+    indices, values = hashed(wide[:, 1], codebook, torch.uint8)
+    assert torch.equal(indices.int(), torch.bucketize(wide[:, 1].clone(), torch.tensor([-0.5, 0.5]), out_int32=True))
+    assert torch.equal(values, codebook[indices.int()])
+    counts = torch.bincount(indices, minlength=3).float()
+    assert torch.equal(sum_by_index(torch.ones(1).expand(600), indices, 3), counts)
+    assert torch.equal(sum_by_index(torch.tensor([[1.0, 7.0]]).repeat(600, 1)[:, 0], indices, 3), counts)
+    straight_through(wide, codebook).sum().backward()
+    assert codebook.grad is not None
+    assert float(codebook.grad.sum()) == 1200
 
 
 def test_sums_of_large_and_small_are_exact() -> None:
