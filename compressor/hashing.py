@@ -52,7 +52,8 @@ class Hash:
         if native is not None:
             first, last = self._bounds[0], self._bounds[-1]
             ends = torch.cat([self._bounds, self._bounds.new_full((1,), torch.inf)])
-            self._table = ends, torch.stack([first, CELLS / (last - first)]), torch.empty(CELLS, dtype=torch.int32)
+            per_unit = CELLS / (last - first).abs()  # zeros of both signs are apart by -0.0: it has to be +infinity
+            self._table = ends, torch.stack([first, per_unit]), torch.empty(CELLS, dtype=torch.int32)
             native(*[tensor.data_ptr() for tensor in self._table], len(self._bounds), *[0] * 4)
 
     def __call__(self, weights: Tensor, indices: Tensor, values: Tensor) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from torch import Tensor
@@ -57,6 +57,7 @@ def test_the_hash_is_the_number_of_bounds_below(way: str, size: int, codewords: 
     arrays(np.float32, st.integers(1, 40), elements=anything), arrays(np.float32, st.integers(1, 300), elements=finite)
 )
 @settings(max_examples=300, deadline=None)
+@example(np.array([-1.0], np.float32), np.array([0.0, -0.0, -0.0], np.float32))
 def test_the_machine_code_hashes_any_weights_by_any_codebook(weights: np.ndarray, codebook: np.ndarray) -> None:
     """Also by one that spans more than a float can say, repeats itself, or crowds in a cell; and infinite weights."""
     ascending = torch.from_numpy(np.sort(codebook))
