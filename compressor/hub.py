@@ -5,6 +5,7 @@ from __future__ import annotations
 import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
+from http.client import HTTPException
 from urllib.error import HTTPError, URLError
 from urllib.request import Request, urlopen
 
@@ -49,5 +50,5 @@ def _reachable() -> bool:
         return True
     except URLError as exc:
         return isinstance(exc.reason, ssl.SSLError)  # the client may know other certificates
-    except OSError:
+    except (OSError, HTTPException):  # nothing, or what does not speak HTTP
         return False

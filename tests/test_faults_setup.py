@@ -8,6 +8,7 @@ import ssl
 import subprocess
 import sys
 from email.message import Message
+from http.client import BadStatusLine
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -92,9 +93,10 @@ def test_57_told_to_stay_offline(says: Says, cached: Path) -> None:
         (URLError(ssl.SSLCertVerificationError()), True),
         (URLError(OSError("no route")), False),
         (TimeoutError(), False),
+        (BadStatusLine("SSH-2.0"), False),
     ],
 )
-def test_57_what_answers_is_there(monkeypatch: pytest.MonkeyPatch, error: OSError, there: bool) -> None:
+def test_57_what_answers_is_there(monkeypatch: pytest.MonkeyPatch, error: Exception, there: bool) -> None:
     """Whatever it answers: the hub's client may have a token, or know other certificates."""
     monkeypatch.setattr("compressor.hub.urlopen", Mock(side_effect=error))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
