@@ -139,17 +139,17 @@ def test_two_of_one_name_are_refused(tmp_path: Path) -> None:
     write_shard(shard, {"1.png": PNG, "1.cls": b"0"})
     with tarfile.open(shard, "a") as more:
         more.addfile(tarfile.TarInfo("1.PNG"))
-    with pytest.raises(MissingError, match="1.PNG is there twice"):
+    with pytest.raises(MissingError, match=r"1\.PNG is there twice"):
         Shards([shard])
 
 
 def test_a_name_that_is_no_text(own: Path) -> None:
     for path in own.glob("*-0000.tar"):
         with tarfile.open(path, "a", format=tarfile.GNU_FORMAT) as shard:
-            for kind, data in ((".png", DAMAGED["truncated PNG"]), (".cls", b"1")):
+            for kind, content in ((".png", DAMAGED["truncated PNG"]), (".cls", b"1")):
                 member = tarfile.TarInfo("caf\udce9" + kind)
-                member.size = len(data)
-                shard.addfile(member, io.BytesIO(data))
+                member.size = len(content)
+                shard.addfile(member, io.BytesIO(content))
     data = opened(most=1)
     assert [int(label) < 0 for label in next(iter(data.eval_loader(4, "validation")))[1]] == [False, False, True]
     data.validation.bad.all_splits.check()  # type: ignore[attr-defined]
