@@ -21,6 +21,7 @@ __all__ = ["BLOCK", "Hash", "blocks", "fixed_or_free", "sum_by_index"]
 
 CELLS = 4096
 BLOCK = 1 << 15  # weights handled at a time, so that temporaries stay in cache
+BLOCK_ELSEWHERE = 1 << 20  # than on a processor: there the launch of an operator costs more than what it does to fewer
 
 _LANES = 4  # sums kept side by side, so that an addition need not wait for the last one to the same codeword
 
@@ -79,8 +80,9 @@ class Hash:
 
 
 def blocks(weights: Tensor) -> Iterator[slice]:
-    """Cut a tensor of one dimension into runs."""
-    return (slice(start, start + BLOCK) for start in range(0, weights.numel(), BLOCK))
+    """Cut a tensor of one dimension into runs, the first of them the longest."""
+    block = BLOCK if weights.device.type == "cpu" else BLOCK_ELSEWHERE
+    return (slice(start, start + block) for start in range(0, weights.numel(), block))
 
 
 def _write_cells(code: Code, item: int) -> None:

@@ -11,7 +11,7 @@ from hypothesis.extra.numpy import arrays
 from torch import Tensor
 
 from compressor import hashing
-from compressor.hashing import BLOCK, Hash, fixed_or_free, sum_by_index
+from compressor.hashing import BLOCK, Hash, blocks, fixed_or_free, sum_by_index
 from compressor.lookup import fixed, nearest, straight_through
 
 SIZES = (0, 1, 3, 4, 5, BLOCK - 1, BLOCK + 3)
@@ -121,6 +121,17 @@ def test_only_what_is_free_has_a_gradient(way: str) -> None:
     fixed(latent, torch.tensor([-1.0, 0.0, 1.0]), indices).backward(gradient)
     assert latent.grad is not None
     assert torch.equal(latent.grad, torch.where(indices < 0, gradient, 0.0))
+
+
+def test_elsewhere_than_on_a_processor_runs_are_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU would spend its time on launches: resnet50's layers are 780 runs of a processor's length."""
+    assert len(list(blocks(torch.empty(25_000_000, device="meta")))) == 24
+    assert [run.start for run in blocks(torch.empty(2 * BLOCK + 1))] == [0, BLOCK, 2 * BLOCK]
+    weights, codebook = torch.randn(3, 1000), torch.tensor([-1.0, 0.0, 1.0])
+    expected = nearest(weights, codebook)
+    monkeypatch.setattr(hashing, "BLOCK", 7)
+    assert torch.equal(nearest(weights, codebook), expected)
+    assert nearest(torch.empty(0, 3), codebook).shape == (0, 3)
 
 
 def test_other_numbers_take_the_stock_operators() -> None:
