@@ -29,9 +29,9 @@ class Average:
     Example:
         >>> layer = nn.Linear(1, 1, bias=False)
         >>> with torch.no_grad():
-        ...     layer.weight.fill_(1.0)
+        ...     _ = layer.weight.fill_(1.0)
         ...     average = Average(layer, 0.5)
-        ...     layer.weight.fill_(2.0)
+        ...     _ = layer.weight.fill_(2.0)
         >>> for _ in range(2):
         ...     average.update()
         >>> with average.in_place():
