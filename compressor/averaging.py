@@ -29,9 +29,9 @@ class Average:
     Example:
         >>> layer = nn.Linear(1, 1, bias=False)
         >>> with torch.no_grad():
-        ...     layer.weight.fill_(1.0)
+        ...     _ = layer.weight.fill_(1.0)
         ...     average = Average(layer, 0.5)
-        ...     layer.weight.fill_(2.0)
+        ...     _ = layer.weight.fill_(2.0)
         >>> for _ in range(2):
         ...     average.update()
         >>> with average.in_place():
@@ -45,7 +45,7 @@ class Average:
 
     def __init__(self, model: nn.Module, decay: float) -> None:
         self._model, self._decay, self._steps = model, decay, 0
-        self._means = {name: tensor.detach().clone() for name, tensor in self._trained()}
+        self._means = {name: _exact(tensor) for name, tensor in self._trained()}
 
     def _trained(self) -> Iterator[tuple[str, Tensor]]:
         yield from ((name, parameter) for name, parameter in self._model.named_parameters() if parameter.requires_grad)
@@ -60,29 +60,30 @@ class Average:
         for name, tensor in self._trained():
             mean = self._means.get(name)
             if mean is None or mean.shape != tensor.shape:
-                self._means[name] = tensor.detach().clone()
+                self._means[name] = _exact(tensor)
             else:
                 means.append(mean)
-                current.append(tensor.detach())
+                current.append(tensor.detach().to(mean.dtype))
         if means:  # torch does not know how to average nothing
             get_ema_multi_avg_fn(kept)(means, current, None)
 
     @torch.no_grad()
-    def swap(self) -> None:
-        """Exchange the model's values and the average's."""
+    def put(self) -> None:
+        """Give the model the average's values."""
         for name, tensor in self._trained():
-            last = tensor.detach().clone()
             tensor.copy_(self._means[name])
-            self._means[name] = last
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
         """Let the model be the average inside."""
-        self.swap()
+        last = {name: tensor.detach().clone() for name, tensor in self._trained()}
+        self.put()
         try:
             yield
         finally:
-            self.swap()
+            with torch.no_grad():
+                for name, tensor in self._trained():
+                    tensor.copy_(last[name])
 
     def state_dict(self) -> dict[str, Any]:
         """Give the average, and of how many steps."""
@@ -93,3 +94,8 @@ class Average:
         devices = {name: tensor.device for name, tensor in self._trained()}
         self._means = {name: mean.to(devices[name], copy=True) for name, mean in state["means"].items()}
         self._steps = state["steps"]
+
+
+def _exact(tensor: Tensor) -> Tensor:
+    """Copy a tensor, to float32 at least: in half precision what a step adds to an average is lost in rounding."""
+    return tensor.detach().to(torch.promote_types(tensor.dtype, torch.float32), copy=True)

@@ -170,24 +170,12 @@ class Compressor:
         return penalties(self.groups, torch.ones(()) if task is None else task.detach())
 
     def finetune(
-        self,
-        train_loader: DataLoader[Any],
-        val: Batches | None = None,
-        epochs: int = 4,
-        lr: float = 3e-4,
-        opt: str = "adamw",
-        sched: str = "cosine",
-        weight_decay: float = 0.0,
-        on_epoch: Callable[[Epoch, float | None], None] | None = None,
-        on_step: OnStep | None = None,
-        device: str | None = None,
-        amp: bool = False,
-        checkpoints: Checkpoints | None = None,
-        grad_accum: int = 1,
-        layer_decay: float = 1.0,
-        mixup: Mixer | None = None,
-        model_ema_decay: float = 0.0,
-    ) -> Compressor:
+        self, train_loader: DataLoader[Any], val: Batches | None = None, epochs: int = 4, lr: float = 3e-4,
+        opt: str = "adamw", sched: str = "cosine", weight_decay: float = 0.0,
+        on_epoch: Callable[[Epoch, float | None], None] | None = None, on_step: OnStep | None = None,
+        device: str | None = None, amp: bool = False, checkpoints: Checkpoints | None = None, grad_accum: int = 1,
+        layer_decay: float = 1.0, mixup: Mixer | None = None, model_ema_decay: float = 0.0,
+    ) -> Compressor:  # fmt: skip
         """Train shared weights and codebooks; names and values of the options as in timm.
 
         Args:

@@ -21,6 +21,7 @@ __all__ = ["BLOCK", "Hash", "blocks", "fixed_or_free", "sum_by_index"]
 
 CELLS = 4096
 BLOCK = 1 << 15  # weights handled at a time, so that temporaries stay in cache
+BLOCK_ELSEWHERE = 1 << 20  # than on a processor: there the launch of an operator costs more than what it does to fewer
 
 _LANES = 4  # sums kept side by side, so that an addition need not wait for the last one to the same codeword
 
@@ -52,17 +53,19 @@ class Hash:
         if native is not None:
             first, last = self._bounds[0], self._bounds[-1]
             ends = torch.cat([self._bounds, self._bounds.new_full((1,), torch.inf)])
-            self._table = ends, torch.stack([first, CELLS / (last - first)]), torch.empty(CELLS, dtype=torch.int32)
+            per_unit = CELLS / (last - first).abs()  # zeros of both signs are apart by -0.0: it has to be +infinity
+            self._table = ends, torch.stack([first, per_unit]), torch.empty(CELLS, dtype=torch.int32)
             native(*[tensor.data_ptr() for tensor in self._table], len(self._bounds), *[0] * 4)
 
     def __call__(self, weights: Tensor, indices: Tensor, values: Tensor) -> None:
         """Write index and value of the nearest codeword of each weight.
 
         Args:
-            weights: float[n], contiguous, finite.
+            weights: float[n], finite.
             indices: uint8 or int32 [n].
             values: of the codebook's dtype [n].
         """
+        weights = weights.contiguous()
         if self._table and _on_processor(weights):
             native = compiled(_write_hash, 8 * indices.element_size())
             assert native is not None
@@ -77,8 +80,9 @@ class Hash:
 
 
 def blocks(weights: Tensor) -> Iterator[slice]:
-    """Cut a tensor of one dimension into runs."""
-    return (slice(start, start + BLOCK) for start in range(0, weights.numel(), BLOCK))
+    """Cut a tensor of one dimension into runs, the first of them the longest."""
+    block = BLOCK if weights.device.type == "cpu" else BLOCK_ELSEWHERE
+    return (slice(start, start + block) for start in range(0, weights.numel(), block))
 
 
 def _write_cells(code: Code, item: int) -> None:
@@ -156,7 +160,7 @@ def sum_by_index(terms: Tensor, indices: Tensor, codewords: int) -> Tensor:
     """Sum the terms of each index, in double precision where that costs nothing.
 
     Args:
-        terms: float[n], contiguous.
+        terms: float[n].
         indices: uint8 or int32 [n], below ``codewords``.
 
     Returns:
@@ -169,6 +173,7 @@ def sum_by_index(terms: Tensor, indices: Tensor, codewords: int) -> Tensor:
     native = compiled(_write_sum, 8 * indices.element_size()) if _on_processor(terms) else None
     if native is not None:
         sums = torch.zeros(codewords, _LANES, dtype=torch.float64)
+        terms = terms.contiguous()  # a gradient need not be: that of a sum is one number, seen as many
         native(terms.data_ptr(), indices.data_ptr(), sums.data_ptr(), len(terms), *[0] * 4)
         return sums.sum(1).float()
     total = terms.new_zeros(codewords)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ssl
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from http.client import HTTPException
 from urllib.error import HTTPError, URLError
 from urllib.request import Request, urlopen
 
@@ -16,6 +18,9 @@ from compressor.formats.errors import MissingError
 __all__ = ["hub_or_cache"]
 
 PATIENCE = 5  # seconds
+_ONE = (
+    threading.RLock()
+)  # what the client is told is one for all threads: they take turns, or one stays offline for ever
 
 
 @contextmanager
@@ -26,18 +31,19 @@ def hub_or_cache(model: str) -> Iterator[None]:
 
     Raises MissingError where the weights of ``model`` are not there either.
     """
-    before = constants.HF_HUB_OFFLINE
-    constants.HF_HUB_OFFLINE = before or not _reachable()
-    try:
-        yield
-    except LocalEntryNotFoundError as exc:
-        why = "HF_HUB_OFFLINE is set" if before else f"{constants.ENDPOINT} cannot be reached"
-        raise MissingError(
-            f"the pretrained weights of {model} are not in the hub's cache {constants.HF_HUB_CACHE}, and {why}: set "
-            "HF_HOME to a folder that has them, or name a file of weights with --checkpoint-path"
-        ) from exc
-    finally:
-        constants.HF_HUB_OFFLINE = before
+    with _ONE:
+        before = constants.HF_HUB_OFFLINE
+        constants.HF_HUB_OFFLINE = before or not _reachable()
+        try:
+            yield
+        except LocalEntryNotFoundError as exc:
+            why = "HF_HUB_OFFLINE is set" if before else f"{constants.ENDPOINT} cannot be reached"
+            raise MissingError(
+                f"the pretrained weights of {model} are not in the hub's cache {constants.HF_HUB_CACHE}, and {why}: "
+                "set HF_HOME to a folder that has them, or name a file of weights with --checkpoint-path"
+            ) from exc
+        finally:
+            constants.HF_HUB_OFFLINE = before
 
 
 def _reachable() -> bool:
@@ -49,5 +55,5 @@ def _reachable() -> bool:
         return True
     except URLError as exc:
         return isinstance(exc.reason, ssl.SSLError)  # the client may know other certificates
-    except OSError:
+    except (OSError, HTTPException):  # nothing, or what does not speak HTTP
         return False

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-from compressor.hashing import BLOCK, Hash, blocks, fixed_or_free, sum_by_index
+from compressor.hashing import Hash, blocks, fixed_or_free, sum_by_index
 
 __all__ = ["fixed", "lookup", "nearest", "nearest_by_row", "straight_through"]
 
@@ -33,7 +33,7 @@ def nearest(weights: Tensor, codebook: Tensor) -> Tensor:
     """
     flat = weights.reshape(-1)
     indices = torch.empty(weights.shape, dtype=torch.int32, device=weights.device)
-    find, values = Hash(codebook), torch.empty_like(flat[:BLOCK], dtype=codebook.dtype)
+    find, values = Hash(codebook), torch.empty_like(flat[next(blocks(flat), slice(0))], dtype=codebook.dtype)
     for block in blocks(flat):
         found = indices.view(-1)[block]
         find(flat[block], found, values[: len(found)])

@@ -124,5 +124,6 @@ def _fingerprint(sources: Mapping[str, Any], augment: Mapping[str, Any]) -> str:
         digest.update(f"{split} {len(reader)}\n".encode())
         root = str(getattr(reader, "root", ""))
         for path, target in getattr(reader, "samples", ()):
-            digest.update(f"{os.path.relpath(path, root)} {target}\n".encode())
+            line = f"{os.path.relpath(path, root)} {target}\n"
+            digest.update(line.encode(errors="surrogateescape"))  # a name may be no UTF-8
     return f"pictures-{digest.hexdigest()[:16]}"

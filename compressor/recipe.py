@@ -38,8 +38,8 @@ class Training:
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     batch_size: Annotated[int, Field(ge=2, strict=True)] = 64
     grad_accum: Annotated[int, Field(ge=1, strict=True)] = 1
-    mixup: Annotated[float, Field(ge=0)] = 0.0
-    cutmix: Annotated[float, Field(ge=0)] = 0.0
+    mixup: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    cutmix: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
     smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
     layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
     model_ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.0

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 import re
 import tarfile
 from collections.abc import Iterator, Sequence
@@ -17,6 +18,7 @@ from compressor.formats.errors import MissingError
 
 __all__ = ["Shards", "open_shards"]
 
+_log = logging.getLogger(__name__)
 SPLITS = {"train": ("train",), "validation": ("validation", "valid", "val"), "test": ("test",)}
 PICTURES = ("jpg", "jpeg", "png", "webp", "ppm")
 MOST_CLASSES = 1_000_000
@@ -31,24 +33,30 @@ class Shards:
         paths: of tar files, not compressed, in order. In each, files of one name belong together: a picture, and
             ``.cls``, its class from 0.
 
-    Raises MissingError for shards that are damaged, or hold a picture without a class.
+    Raises MissingError for shards that are damaged, or hold a picture without a class, two of one name, or a link. What
+    has a class and no picture is no sample; how many there are is logged.
     """
 
     def __init__(self, paths: Sequence[Path]) -> None:
         self.samples: list[tuple[str, int]] = []
         self._places: list[tuple[Path, int, int]] = []
         self.class_to_idx: dict[str, int] = {}
+        self._alone: list[str] = []
         for path in paths:
             try:
                 with tarfile.open(path, "r:") as shard:
                     self._index(path, shard)
-            except (tarfile.TarError, OSError) as exc:
+            except (tarfile.TarError, OSError, ValueError, OverflowError) as exc:  # of numbers no file can have
                 raise MissingError(f"shard {path}: cannot be read ({exc}); a plain .tar is expected") from exc
+        if self._alone:
+            kinds = ", ".join(f".{kind}" for kind in PICTURES)
+            _log.warning("%s samples have a class and no picture (%s), as %s", len(self._alone), kinds, self._alone[0])
 
     def _index(self, path: Path, shard: tarfile.TarFile) -> None:
-        for key, files in _samples(shard):
+        for key, files in _samples(path, shard):
             picture = next((files[kind] for kind in PICTURES if kind in files), None)
             if picture is None:
+                self._alone += [f"{path.name}/{key}"] if "cls" in files else []
                 continue
             label = shard.extractfile(files["cls"]) if "cls" in files else None
             said = b"" if label is None else label.read(32).strip()
@@ -109,17 +117,32 @@ def _called(folder: Path, words: Sequence[str]) -> list[Path]:
     return sorted(path for path in folder.glob("*.tar") if word.search(path.stem))
 
 
-def _samples(shard: tarfile.TarFile) -> Iterator[tuple[str, dict[str, tarfile.TarInfo]]]:
+def _samples(path: Path, shard: tarfile.TarFile) -> Iterator[tuple[str, dict[str, tarfile.TarInfo]]]:
     """Give the files of each sample, by what follows the first dot of their name: they are next to each other."""
     key, files = "", dict[str, tarfile.TarInfo]()
     for member in shard:
-        found = KEY.fullmatch(member.name) if member.isfile() else None
+        found = None if member.isdir() else KEY.fullmatch(member.name)
         if found is None:
             continue
         if found[1] != key:
             if files:
                 yield key, files
             key, files = found[1], {}
-        files[found[2].lower()] = member
+        kind = found[2].lower()
+        _check(path, member, kind, kind in files)
+        if member.isfile():
+            files[kind] = member
     if files:
         yield key, files
+
+
+def _check(path: Path, member: tarfile.TarInfo, kind: str, twice: bool) -> None:
+    """Raise MissingError for a picture or class that does not lie in the shard as it is, or would hide another."""
+    if kind not in (*PICTURES, "cls"):
+        return
+    what = "a link" if member.issym() or member.islnk() else "a sparse file" if member.issparse() else ""
+    if what:
+        how = "its bytes; pack with tar --dereference --hard-dereference, without --sparse"
+        raise MissingError(f"shard {path}: {member.name} is {what}, expected {how}")
+    if twice:
+        raise MissingError(f"shard {path}: {member.name} is there twice; expected one picture and class of each name")

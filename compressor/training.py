@@ -120,7 +120,7 @@ def train(
             at = Position(at.epochs + 1, returns=at.returns)
             keeper.after_epoch(at)
         if average is not None:
-            average.swap()
+            average.put()
             team.agree()
 
 

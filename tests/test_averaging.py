@@ -142,8 +142,26 @@ def test_in_a_loop_of_ones_own(scheme: str) -> None:
     images = torch.randn(5, 12)
     job.model.eval()
     last = job.model(images)
-    average.swap()
+    average.put()
     averaged = job.model(images)
     job.finish()
     assert torch.equal(job.model(images), averaged)
     assert not torch.equal(averaged, last)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_weights_in_half_precision_have_an_exact_average(dtype: torch.dtype) -> None:
+    """A thousandth of the way from 1 to 2 is less than either can add to 1; seen in between, nothing is lost."""
+    layer = nn.Linear(1, 1, bias=False).to(dtype)
+    layer.weight.data.fill_(1.0)
+    average = Average(layer, 0.999)
+    average.load_state_dict({**average.state_dict(), "steps": 1_000_000})  # past the warm-up
+    layer.weight.data.fill_(2.0)
+    for step in range(5000):
+        average.update()
+        if step % 1000 == 0:
+            with average.in_place():
+                assert layer.weight.dtype == dtype
+            assert layer.weight.item() == 2
+    average.put()
+    assert layer.weight.item() == pytest.approx(2 - 0.999**5000, abs=0.01)

@@ -7,7 +7,10 @@ import re
 import ssl
 import subprocess
 import sys
+import threading
+import time
 from email.message import Message
+from http.client import BadStatusLine
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -92,14 +95,35 @@ def test_57_told_to_stay_offline(says: Says, cached: Path) -> None:
         (URLError(ssl.SSLCertVerificationError()), True),
         (URLError(OSError("no route")), False),
         (TimeoutError(), False),
+        (BadStatusLine("SSH-2.0"), False),
     ],
 )
-def test_57_what_answers_is_there(monkeypatch: pytest.MonkeyPatch, error: OSError, there: bool) -> None:
+def test_57_what_answers_is_there(monkeypatch: pytest.MonkeyPatch, error: Exception, there: bool) -> None:
     """Whatever it answers: the hub's client may have a token, or know other certificates."""
     monkeypatch.setattr("compressor.hub.urlopen", Mock(side_effect=error))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     with hub_or_cache(MODEL):
         assert constants.HF_HUB_OFFLINE is not there
+
+
+def test_57_threads_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that begins before another ends must not take the other's offline for the user's, and leave it so."""
+    monkeypatch.setattr("compressor.hub._reachable", lambda: False)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    inside = threading.Event()
+
+    def second() -> None:
+        with hub_or_cache("second"):
+            inside.set()
+            time.sleep(0.2)
+
+    with hub_or_cache("first"):
+        thread = threading.Thread(target=second)
+        thread.start()
+        assert not inside.wait(0.1)
+    thread.join()
+    assert inside.is_set()
+    assert constants.HF_HUB_OFFLINE is False
 
 
 def test_55_folders_of_pictures_that_lack_something(says: Says) -> None:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from torch import Tensor
 
 from compressor import hashing
-from compressor.hashing import BLOCK, Hash, fixed_or_free, sum_by_index
-from compressor.lookup import fixed, nearest
+from compressor.hashing import BLOCK, Hash, blocks, fixed_or_free, sum_by_index
+from compressor.lookup import fixed, nearest, straight_through
 
 SIZES = (0, 1, 3, 4, 5, BLOCK - 1, BLOCK + 3)
 KINDS = torch.uint8, torch.int32
@@ -57,6 +57,7 @@ def test_the_hash_is_the_number_of_bounds_below(way: str, size: int, codewords: 
     arrays(np.float32, st.integers(1, 40), elements=anything), arrays(np.float32, st.integers(1, 300), elements=finite)
 )
 @settings(max_examples=300, deadline=None)
+@example(np.array([-1.0], np.float32), np.array([0.0, -0.0, -0.0], np.float32))
 def test_the_machine_code_hashes_any_weights_by_any_codebook(weights: np.ndarray, codebook: np.ndarray) -> None:
     """Also by one that spans more than a float can say, repeats itself, or crowds in a cell; and infinite weights."""
     ascending = torch.from_numpy(np.sort(codebook))
@@ -82,6 +83,21 @@ def test_sums_by_index(way: str, size: int, kind: torch.dtype) -> None:
     np.testing.assert_allclose(sum_by_index(terms, indices, 200).numpy(), expected, atol=1e-4)
 
 
+def test_what_does_not_lie_together(way: str) -> None:
+    """A gradient may be one number that stands for all, as that of a sum is, or a column of a larger one."""
+    codebook = torch.tensor([-1.0, 0.0, 1.0], requires_grad=True)
+    wide = torch.randn(600, 2)
+    indices, values = hashed(wide[:, 1], codebook, torch.uint8)
+    assert torch.equal(indices.int(), torch.bucketize(wide[:, 1].clone(), torch.tensor([-0.5, 0.5]), out_int32=True))
+    assert torch.equal(values, codebook[indices.int()])
+    counts = torch.bincount(indices, minlength=3).float()
+    assert torch.equal(sum_by_index(torch.ones(1).expand(600), indices, 3), counts)
+    assert torch.equal(sum_by_index(torch.tensor([[1.0, 7.0]]).repeat(600, 1)[:, 0], indices, 3), counts)
+    straight_through(wide, codebook).sum().backward()
+    assert codebook.grad is not None
+    assert float(codebook.grad.sum()) == 1200
+
+
 def test_sums_of_large_and_small_are_exact() -> None:
     terms = torch.tensor([1e8, 1.0, 1.0, -1e8] * 1001)
     assert sum_by_index(terms, torch.zeros(4004, dtype=torch.uint8), 1).tolist() == [2002.0]
@@ -105,6 +121,17 @@ def test_only_what_is_free_has_a_gradient(way: str) -> None:
     fixed(latent, torch.tensor([-1.0, 0.0, 1.0]), indices).backward(gradient)
     assert latent.grad is not None
     assert torch.equal(latent.grad, torch.where(indices < 0, gradient, 0.0))
+
+
+def test_elsewhere_than_on_a_processor_runs_are_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU would spend its time on launches: resnet50's layers are 780 runs of a processor's length."""
+    assert len(list(blocks(torch.empty(25_000_000, device="meta")))) == 24
+    assert [run.start for run in blocks(torch.empty(2 * BLOCK + 1))] == [0, BLOCK, 2 * BLOCK]
+    weights, codebook = torch.randn(3, 1000), torch.tensor([-1.0, 0.0, 1.0])
+    expected = nearest(weights, codebook)
+    monkeypatch.setattr(hashing, "BLOCK", 7)
+    assert torch.equal(nearest(weights, codebook), expected)
+    assert nearest(torch.empty(0, 3), codebook).shape == (0, 3)
 
 
 def test_other_numbers_take_the_stock_operators() -> None:

@@ -78,8 +78,8 @@ def test_every_part_is_counted(opt: str, each: int) -> None:
     job = Compressor(net, Policy([Rule("*", scheme="kmeans", bits=2)]), teacher=None).prepare()
     weights, values = 2 * 100**2, 2 * (100**2 + 100)
     found = StepMemory.of(job, sketch, images, opt, held=7)
-    # latent weights and biases, indices, two codebooks with their units; dense weights
-    assert found.models == 4 * values + 4 * weights + 2 * 4 * (4 + 1) + 4 * weights + 7
+    # latent weights and biases, a byte for each index, two codebooks with their units; dense weights
+    assert found.models == 4 * values + weights + 2 * 4 * (4 + 1) + 4 * weights + 7
     assert found.optimizer == pytest.approx(each * (values + 8), abs=100)
     assert found.shared == 5 * weights
     assert found.saved == 2 * 4 * 8 * 100  # the images; the output of the first layer, which the second keeps, too

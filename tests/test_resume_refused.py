@@ -129,6 +129,7 @@ def refused(path: Path, state: object) -> None:
     ("option", "said"),
     [
         (("--mixup", "-1"), "mixup: Input should be greater than or equal to 0, got -1.0"),
+        (("--cutmix", "inf"), "cutmix: Input should be a finite number, got inf"),
         (("--smoothing", "1"), "smoothing: Input should be less than 1, got 1.0"),
         (("--layer-decay", "0"), "layer_decay: Input should be greater than 0, got 0.0"),
         (("--model-ema-decay", "1"), "model_ema_decay: Input should be less than 1, got 1.0"),

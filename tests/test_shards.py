@@ -113,6 +113,59 @@ def test_keys_and_kinds(tmp_path: Path) -> None:
     assert shards[0][0].read() == JPEG
 
 
+def test_a_class_without_a_picture_is_told_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write_shard(tmp_path / "s.tar", {"1.png": PNG, "1.cls": b"0", "2.1.png": PNG, "2.cls": b"0", "3.cls": b"1"})
+    assert len(Shards([tmp_path / "s.tar"])) == 1
+    assert caplog.messages == ["2 samples have a class and no picture (.jpg, .jpeg, .png, .webp, .ppm), as s.tar/2"]
+
+
+@pytest.mark.parametrize("name", ["7.png", "7.cls"])
+@pytest.mark.parametrize("kind", [tarfile.LNKTYPE, tarfile.SYMTYPE, tarfile.GNUTYPE_SPARSE])
+def test_what_does_not_lie_there_is_refused(own: Path, name: str, kind: bytes) -> None:
+    """A link is no picture, and a sparse file's bytes are not in a row: neither may be left out, or read as it is."""
+    with tarfile.open(own / "own-train-0001.tar", "a", format=tarfile.GNU_FORMAT) as shard:
+        member = tarfile.TarInfo(name)
+        member.type, member.linkname = kind, "0004.png"
+        shard.addfile(member)
+    with pytest.raises(MissingError, match=rf"own-train-0001.tar: {name} is a (link|sparse file), expected its bytes"):
+        open_shards(own)
+
+
+def test_two_of_one_name_are_refused(tmp_path: Path) -> None:
+    """Shards made of folders whose names were left out: the second cat would hide the first dog."""
+    shard = tmp_path / "s.tar"
+    write_shard(shard, {"1.png": PNG, "1.cls": b"0"})
+    with tarfile.open(shard, "a") as more:
+        more.addfile(tarfile.TarInfo("1.PNG"))
+    with pytest.raises(MissingError, match=r"1\.PNG is there twice"):
+        Shards([shard])
+
+
+def test_a_name_that_is_no_text(own: Path) -> None:
+    for path in own.glob("*-0000.tar"):
+        with tarfile.open(path, "a", format=tarfile.GNU_FORMAT) as shard:
+            for kind, content in ((".png", DAMAGED["truncated PNG"]), (".cls", b"1")):
+                member = tarfile.TarInfo("caf\udce9" + kind)
+                member.size = len(content)
+                shard.addfile(member, io.BytesIO(content))
+    data = opened(most=1)
+    assert [int(label) < 0 for label in next(iter(data.eval_loader(4, "validation")))[1]] == [False, False, True]
+    data.validation.bad.all_splits.check()  # type: ignore[attr-defined]
+    assert Path("bad_images.txt").read_text().startswith("validation: own-val-0000.tar/caf? OSError: ")
+
+
+def test_numbers_no_file_can_have(own: Path) -> None:
+    """As they come of flipped bits: a size of 2^70, in tar's own way of writing what eight digits cannot."""
+    shard = own / "own-train-0000.tar"
+    header = bytearray(shard.read_bytes())
+    header[124:136] = b"\x80" + (1 << 70).to_bytes(11, "big")
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header[:512])
+    shard.write_bytes(header)
+    with pytest.raises(MissingError, match=r"own-train-0000.tar: cannot be read \("):
+        open_shards(own)
+
+
 def test_damaged_pictures_are_counted_and_listed(own: Path) -> None:
     pictures = {"7.png": DAMAGED["truncated PNG"], "7.cls": b"1", "8.png": PNG, "8.cls": b"0"}
     write_shard(own / "own-val-0000.tar", pictures)
