@@ -90,8 +90,8 @@ def train(
             has in the end; 0: the last weights are.
 
     Raises QualityError when the loss is no longer a number for the fourth time, ResourceError where there is no memory
-    for one image, UsageError for a device that torch does not have, InterruptionError where the checkpoints are told
-    to stop it.
+    for one image or no such device here, UsageError for what is no device, InterruptionError where the checkpoints
+    are told to stop it.
     """
     keeper = keeper or Keeper(None, model, {})
     with (
@@ -114,14 +114,19 @@ def train(
             team.agree()
             check_pictures(keeper.loader)
             if on_epoch is not None:
-                lr = fmean(group["lr"] for group in optimizer.param_groups)
                 with nullcontext() if average is None else average.in_place():
-                    on_epoch(Epoch(at.epochs + 1, epochs, float(at.loss) / max(at.batches, 1), lr))
+                    on_epoch(_epoch(at, epochs, optimizer))
             at = Position(at.epochs + 1, returns=at.returns)
             keeper.after_epoch(at)
         if average is not None:
             average.put()
             team.agree()
+
+
+def _epoch(at: Position, epochs: int, optimizer: Optimizer) -> Epoch:
+    """Say where training stands at the end of an epoch."""
+    lr = fmean(group["lr"] for group in optimizer.param_groups)
+    return Epoch(at.epochs + 1, epochs, float(at.loss) / max(at.batches, 1), lr)
 
 
 def _run_epoch(
