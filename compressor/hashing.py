@@ -161,7 +161,7 @@ def sum_by_index(terms: Tensor, indices: Tensor, codewords: int) -> Tensor:
 
     Args:
         terms: float[n].
-        indices: uint8 or int32 [n], below ``codewords``.
+        indices: int [n], from 0 to below ``codewords``.
 
     Returns:
         float[codewords].
@@ -173,7 +173,8 @@ def sum_by_index(terms: Tensor, indices: Tensor, codewords: int) -> Tensor:
     native = compiled(_write_sum, 8 * indices.element_size()) if _on_processor(terms) else None
     if native is not None:
         sums = torch.zeros(codewords, _LANES, dtype=torch.float64)
-        terms = terms.contiguous()  # a gradient need not be: that of a sum is one number, seen as many
+        # a gradient need not lie together: that of a sum is one number, seen as many
+        terms, indices = terms.contiguous(), indices.contiguous()
         native(terms.data_ptr(), indices.data_ptr(), sums.data_ptr(), len(terms), *[0] * 4)
         return sums.sum(1).float()
     total = terms.new_zeros(codewords)

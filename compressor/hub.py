@@ -18,9 +18,8 @@ from compressor.formats.errors import MissingError
 __all__ = ["hub_or_cache"]
 
 PATIENCE = 5  # seconds
-_ONE = (
-    threading.RLock()
-)  # what the client is told is one for all threads: they take turns, or one stays offline for ever
+# What the client is told is one for all threads: they take turns, or one stays offline for ever.
+_ONE = threading.RLock()
 
 
 @contextmanager

@@ -63,11 +63,6 @@ def nearest_by_row(weights: Tensor, codebooks: Tensor) -> Tensor:
     return (found + first[:, None]).view(weights.shape)
 
 
-def _scatter(gradient: Tensor, indices: Tensor, codewords: int) -> Tensor:
-    total = torch.zeros(codewords, dtype=gradient.dtype, device=gradient.device)
-    return total.index_add_(0, indices.reshape(-1).int(), gradient.reshape(-1))
-
-
 class _Lookup(Function):
     @staticmethod
     def forward(ctx: Any, codebook: Tensor, indices: Tensor) -> Tensor:
@@ -79,7 +74,7 @@ class _Lookup(Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         (indices,) = ctx.saved_tensors
-        return _scatter(gradient, indices, ctx.codewords), None
+        return sum_by_index(gradient.reshape(-1), indices.reshape(-1), ctx.codewords), None
 
 
 class _Fixed(Function):

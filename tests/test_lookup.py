@@ -79,3 +79,16 @@ def test_straight_through_finds_the_nearest_itself(codewords: int, dtype: torch.
     assert torch.equal(found, told)
     to_both = [torch.autograd.grad(weight, (latent, codebook), gradient) for weight in (found, told)]
     assert all(torch.equal(mine, theirs) for mine, theirs in zip(*to_both, strict=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64])
+def test_gradients_of_a_codebook_whatever_the_indices_are(dtype: torch.dtype) -> None:
+    """Of any dtype, and apart in memory; of a sum, whose gradient is one number seen as many."""
+    torch.manual_seed(0)
+    table = torch.randint(7, (50, 3)).to(dtype)
+    for indices in (table, table[:, 1], table.t()):
+        codebook = torch.randn(7, requires_grad=True)
+        values = lookup(codebook, indices)
+        assert torch.equal(values, codebook[indices.long()])
+        (found,) = torch.autograd.grad(values.sum(), codebook)
+        assert torch.equal(found, torch.bincount(indices.reshape(-1).long(), minlength=7).float())
