@@ -5,7 +5,8 @@
 The weights are the model's random ones on 16 evenly spaced values over +-3 standard deviations of each tensor.
 "Decode" is ``load_state_dict(file)`` and the copy into a ready-made model, as the dense load has it; "indices" is
 the index streams alone, one after the other in one thread; "first load" is ``load(file)``, model building included,
-in a new process that has imported torch and timm, with what the codec imports and compiles on first use. Where
+in a new process that has imported torch and timm, with what the codec imports and compiles on first use; the row
+"create_model" is timm's own building with its random start, to tell a slow machine from a slow load. Where
 ``nncodec`` is installed (ISO NNC), its arithmetic coder codes the same indices, counted from the middle codeword.
 ``--cpu`` counts processor time instead of time on the wall (first load excepted), for a machine with other work.
 """
@@ -159,6 +160,7 @@ def measure(name: str, repeat: int) -> dict[str, dict[str, Any]]:
         dense = Path(folder) / "dense.safetensors"
         safetensors.torch.save_file(model.state_dict(), dense)
         loading = median(lambda: model.load_state_dict(safetensors.torch.load_file(dense)), repeat)
+        rows["create_model"] = {"load ms": 1e3 * median(lambda: timm.create_model(name), repeat)}
         rows["dense"] = {"bytes": dense.stat().st_size, "decode ms": 1e3 * loading}
         for codec in [*sorted(name for name, codec in CODECS.items() if codec.general), "auto"]:
             rows[codec] = measure_codec(codec, content, model, Path(folder), repeat)

@@ -16,8 +16,9 @@ from compressor.formats.compiled import compiled
 
 if TYPE_CHECKING:
     from compressor.formats.native import Code
+    from compressor.formats.operands import Array, Real, Variable
 
-__all__ = ["BLOCK", "Hash", "blocks", "fixed_or_free", "sum_by_index"]
+__all__ = ["BLOCK", "Hash", "blocks", "fixed_or_free", "on_processor", "sum_by_index", "write_search"]
 
 CELLS = 4096
 BLOCK = 1 << 15  # weights handled at a time, so that temporaries stay in cache
@@ -46,16 +47,15 @@ class Hash:
         self._codebook = codebook.detach().contiguous()
         exact = self._codebook.to(torch.promote_types(codebook.dtype, torch.float32))
         self._bounds = (exact[1:] + exact[:-1]) / 2
-        self._table: tuple[
-            Tensor, ...
-        ] = ()  # the bounds up to infinity; the first and the cells per unit; bounds below
-        native = compiled(_write_cells, 32) if len(self._bounds) and _on_processor(codebook) else None
+        self.table: tuple[Tensor, ...] = ()
+        """Of use to ``write_search``: bounds up to infinity; the first, and cells per unit; bounds below each cell."""
+        native = compiled(_write_cells, 32) if len(self._bounds) and on_processor(codebook) else None
         if native is not None:
             first, last = self._bounds[0], self._bounds[-1]
             ends = torch.cat([self._bounds, self._bounds.new_full((1,), torch.inf)])
             per_unit = CELLS / (last - first).abs()  # zeros of both signs are apart by -0.0: it has to be +infinity
-            self._table = ends, torch.stack([first, per_unit]), torch.empty(CELLS, dtype=torch.int32)
-            native(*[tensor.data_ptr() for tensor in self._table], len(self._bounds), *[0] * 4)
+            self.table = ends, torch.stack([first, per_unit]), torch.empty(CELLS, dtype=torch.int32)
+            native(*[tensor.data_ptr() for tensor in self.table], len(self._bounds))
 
     def __call__(self, weights: Tensor, indices: Tensor, values: Tensor) -> None:
         """Write index and value of the nearest codeword of each weight.
@@ -66,10 +66,10 @@ class Hash:
             values: of the codebook's dtype [n].
         """
         weights = weights.contiguous()
-        if self._table and _on_processor(weights):
+        if self.table and on_processor(weights):
             native = compiled(_write_hash, 8 * indices.element_size())
             assert native is not None
-            held = (weights, *self._table, self._codebook, indices, values)
+            held = (weights, *self.table, self._codebook, indices, values)
             native(*[tensor.data_ptr() for tensor in held], len(weights))
             return
         common = torch.promote_types(weights.dtype, self._bounds.dtype)
@@ -103,18 +103,23 @@ def _write_cells(code: Code, item: int) -> None:
 def _write_hash(code: Code, item: int) -> None:
     weights, bounds, cut, below, codebook = (code.array(position, 32) for position in range(5))
     indices, values, count = code.array(5, item), code.array(6, 32), code.number(7)
-    first, per_unit, place, index = cut.real(0), cut.real(1), code.variable(0), code.variable(0)
+    place, index = code.variable(0), code.variable(0)
     with code.loop(lambda: place.get() < count):
-        weight = weights.real(place.get())
-        # Rounding is monotone and the same for bounds and weights, so a bound in a lower cell is below the weight.
-        least = below[((weight - first) * per_unit).whole(CELLS - 1)]
-        index.set(least + (bounds.real(least) < weight))
-        with code.loop(lambda: bounds.real(index.get()) < weight):  # several bounds in one cell: rare
-            index.set(index.get() + 1)
+        write_search(code, index, weights.real(place.get()), (bounds, cut, below))
         indices[place.get()] = index.get()
         values[place.get()] = codebook[index.get()]
         place.set(place.get() + 1)
     code.give(0)
+
+
+def write_search(code: Code, index: Variable, weight: Real, table: tuple[Array, Array, Array]) -> None:
+    """Set ``index`` to the position of the codeword nearest to ``weight``, by the table of a ``Hash``."""
+    bounds, cut, below = table
+    # Rounding is monotone and the same for bounds and weights, so a bound in a lower cell is below the weight.
+    least = below[((weight - cut.real(0)) * cut.real(1)).whole(CELLS - 1)]
+    index.set(least + (bounds.real(least) < weight))
+    with code.loop(lambda: bounds.real(index.get()) < weight):  # several bounds in one cell: rare
+        index.set(index.get() + 1)
 
 
 def fixed_or_free(free: Tensor, codebook: Tensor, indices: Tensor) -> Tensor:
@@ -133,13 +138,13 @@ def fixed_or_free(free: Tensor, codebook: Tensor, indices: Tensor) -> Tensor:
         >>> fixed_or_free(torch.tensor([1.0, 2.0]), torch.tensor([4.0]), indices).tolist()
         [1.0, 4.0]
     """
-    native = compiled(_write_merge, 8 * indices.element_size()) if _on_processor(free) else None
+    native = compiled(_write_merge, 8 * indices.element_size()) if on_processor(free) else None
     if native is None:
         fixed = codebook.to(free.dtype).index_select(0, indices.clamp(min=0).reshape(-1).int()).view(free.shape)
         return torch.where(indices < 0, free, fixed)
     merged = torch.empty(free.shape)
     held = [tensor.contiguous() for tensor in (free, codebook, indices)]
-    native(*[tensor.data_ptr() for tensor in (*held, merged)], free.numel(), *[0] * 3)
+    native(*[tensor.data_ptr() for tensor in (*held, merged)], free.numel())
     return merged
 
 
@@ -170,12 +175,12 @@ def sum_by_index(terms: Tensor, indices: Tensor, codewords: int) -> Tensor:
         >>> sum_by_index(torch.tensor([1.0, 2.0, 4.0]), torch.tensor([0, 2, 0], dtype=torch.uint8), 3).tolist()
         [5.0, 0.0, 2.0]
     """
-    native = compiled(_write_sum, 8 * indices.element_size()) if _on_processor(terms) else None
+    native = compiled(_write_sum, 8 * indices.element_size()) if on_processor(terms) else None
     if native is not None:
         sums = torch.zeros(codewords, _LANES, dtype=torch.float64)
         # a gradient need not lie together: that of a sum is one number, seen as many
         terms, indices = terms.contiguous(), indices.contiguous()
-        native(terms.data_ptr(), indices.data_ptr(), sums.data_ptr(), len(terms), *[0] * 4)
+        native(terms.data_ptr(), indices.data_ptr(), sums.data_ptr(), len(terms))
         return sums.sum(1).float()
     total = terms.new_zeros(codewords)
     for block in blocks(terms):
@@ -201,5 +206,6 @@ def _write_sum(code: Code, item: int) -> None:
     code.give(0)
 
 
-def _on_processor(numbers: Tensor) -> bool:
+def on_processor(numbers: Tensor) -> bool:
+    """Tell whether machine code can read these numbers: float32, in the memory of the processor."""
     return numbers.dtype == torch.float32 and numbers.device.type == "cpu"

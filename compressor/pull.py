@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any
+import math
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-from compressor.hashing import Hash, blocks
+from compressor.formats.compiled import compiled
+from compressor.hashing import Hash, blocks, on_processor, write_search
+
+if TYPE_CHECKING:
+    from compressor.formats.native import Code
+    from compressor.formats.operands import Real
 
 __all__ = ["pull"]
 
@@ -44,18 +50,10 @@ def pull(latent: Tensor, free: Tensor, codebook: Tensor, zero_below: float) -> T
 class _Pull(Function):
     @staticmethod
     def forward(ctx: Any, latent: Tensor, free: Tensor, codebook: Tensor, zero_below: float) -> Tensor:
-        flat, flat_free = latent.reshape(-1), free.reshape(-1)
-        slope = torch.zeros_like(flat, dtype=torch.float32)
-        total = torch.zeros((), dtype=torch.float64, device=flat.device)
-        precision = torch.promote_types(latent.dtype, torch.float32)
-        codebook = codebook.to(precision)
+        codebook = codebook.to(torch.promote_types(latent.dtype, torch.float32))
         find = Hash(codebook)
-        for block in blocks(flat):
-            chosen = flat_free[block].nonzero().squeeze(1)
-            weights = flat[block].index_select(0, chosen).to(precision)
-            values, slopes = _pull_in_block(weights, _above(find, weights), codebook, zero_below)
-            total += values.sum(dtype=torch.float64)
-            slope[block].index_copy_(0, chosen, slopes.float())
+        pull_all = _in_machine_code if find.table and on_processor(latent) else _by_operators
+        total, slope = pull_all(latent.reshape(-1), free.reshape(-1), codebook, find, zero_below)
         ctx.save_for_backward(slope.view(latent.shape))
         ctx.dtype = latent.dtype
         return total
@@ -66,6 +64,35 @@ class _Pull(Function):
         (slope,) = ctx.saved_tensors
         most = min(torch.finfo(ctx.dtype).max, STEEPEST)
         return (slope * gradient).clamp_(-most, most).to(ctx.dtype), None, None, None
+
+
+def _in_machine_code(
+    latent: Tensor, free: Tensor, codebook: Tensor, find: Hash, zero_below: float
+) -> tuple[Tensor, Tensor]:
+    """Give the sum, float64, and the slope of each weight, float32[n], in one pass."""
+    native = compiled(_write_pull, 8)
+    assert native is not None
+    slope, total = torch.empty_like(latent), torch.zeros((), dtype=torch.float64)
+    ends = torch.cat([codebook[:1], codebook, codebook[-1:]])  # beyond the ends both neighbours are the same
+    near = torch.tensor([zero_below])
+    held = [tensor.contiguous() for tensor in (latent, free, *find.table, ends, near)]
+    native(*[tensor.data_ptr() for tensor in (*held, slope, total)], len(latent))
+    return total, slope
+
+
+def _by_operators(
+    latent: Tensor, free: Tensor, codebook: Tensor, find: Hash, zero_below: float
+) -> tuple[Tensor, Tensor]:
+    """Give the same with stock operators, to within rounding."""
+    slope = torch.zeros_like(latent, dtype=torch.float32)
+    total = torch.zeros((), dtype=torch.float64, device=latent.device)
+    for block in blocks(latent):
+        chosen = free[block].nonzero().squeeze(1)
+        weights = latent[block].index_select(0, chosen).to(codebook.dtype)
+        values, slopes = _pull_in_block(weights, _above(find, weights), codebook, zero_below)
+        total += values.sum(dtype=torch.float64)
+        slope[block].index_copy_(0, chosen, slopes.float())
+    return total, slope
 
 
 def _above(find: Hash, weights: Tensor) -> Tensor:
@@ -95,3 +122,51 @@ def _distance(weights: Tensor, safe: Tensor, codebook: Tensor, indices: Tensor, 
     ratio = offset.div_(safe)
     slope = ratio.sign().mul_(codewords).div_(safe.square())
     return ratio.abs_().clamp_(max=FURTHEST), slope.clamp_(-STEEPEST, STEEPEST)
+
+
+def _write_pull(code: Code, item: int) -> None:
+    latent, bounds, cut, below, codebook, near, slopes = (
+        code.array(position, 32) for position in (0, 2, 3, 4, 5, 6, 7)
+    )
+    free, total, count = code.array(1, item), code.array(8, 64), code.number(9)
+    place, index = code.variable(0), code.variable(0)
+    with code.loop(lambda: place.get() < count):
+        at = place.get()
+        slopes[at] = code.constant(0)
+        with code.when(free[at]):
+            weight = latent.real(at)
+            write_search(code, index, weight, (bounds, cut, below))
+            above = index.get() + (codebook.real(index.get() + 1) < weight)
+            neighbours = codebook.real(above), codebook.real(above + 1)
+            value, slope = _write_value(weight, neighbours, near.real(0))
+            total.add(0, value)
+            slopes.put(at, slope)
+        place.set(at + 1)
+    code.give(0)
+
+
+def _write_value(weight: Real, neighbours: tuple[Real, Real], zero_below: Real) -> tuple[Real, Real]:
+    """Write the steps of ``_pull_in_block`` for one weight."""
+    inverse = weight.size().within(LEAST, math.inf).inverse()
+    signed = (inverse * -1.0).where(weight < 0.0, inverse)
+    is_small = weight.size() < zero_below
+    distances, slopes = [], []
+    for codeword in neighbours:
+        ratio = (weight - codeword) * signed
+        counts_as_it = is_small & (((codeword < 0.0) | (codeword > 0.0)) < 1)
+        distances.append((codeword * 0.0).where(counts_as_it, ratio.size().within(0.0, FURTHEST)))
+        steepness = codeword * inverse * inverse
+        slope = steepness.where(ratio > 0.0, (steepness * -1.0).where(ratio < 0.0, 0.0))
+        slopes.append(slope.within(-STEEPEST, STEEPEST))
+    near, far = distances
+    less = ((near - far).size() * (-1 / TEMPERATURE)).exp()
+    larger = (less + 1.0).inverse()
+    smaller = less * larger  # what 1 - larger would round away can be of a great distance
+    is_near = near < far
+    near_share, far_share = larger.where(is_near, smaller), smaller.where(is_near, larger)
+    value = near * near_share + far * far_share
+    near_slope, far_slope = (
+        slope * ((value - distance) * (1 / TEMPERATURE) + 1.0)
+        for slope, distance in zip(slopes, distances, strict=True)
+    )
+    return value, (near_slope * near_share + far_slope * far_share).within(-STEEPEST, STEEPEST)

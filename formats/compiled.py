@@ -9,8 +9,8 @@ from typing import Any
 
 __all__ = ["ARGUMENTS", "compiled"]
 
-ARGUMENTS = 8
-"""How many numbers and addresses every function takes; those it does not use may be anything."""
+ARGUMENTS = 10
+"""How many numbers and addresses every function takes; those not given are 0."""
 
 _lock = threading.Lock()
 

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from compressor.formats.compiled import compiled
 
 if TYPE_CHECKING:
-    from compressor.formats.native import Code, Value
+    from compressor.formats.native import Code
+    from compressor.formats.operands import Value
 
 __all__ = ["LOW", "PADDING", "bit_patterns", "huffman_decode", "rans_decode", "rans_encode"]
 

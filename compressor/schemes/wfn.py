@@ -153,7 +153,7 @@ class WeightFixing(Scheme):
     def penalty(self, group: Group, task: Tensor) -> Tensor | None:
         """Draw the free weights to the values there are; always ``penalty_ratio`` of the task's loss in value."""
         free = [_free(group, site) for site in group.sites]
-        count = sum(int(chosen.sum()) for chosen in free)
+        count = sum(int(chosen.count_nonzero()) for chosen in free)
         if not count or not self.penalty_ratio:
             return None
         codebook, near = group.codebook().detach().sort().values, group.zero_below.tolist()  # type: ignore[operator]
