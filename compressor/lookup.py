@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-from compressor.hashing import Hash, blocks, fixed_or_free, sum_by_index
+from compressor.hashing import Hash
+from compressor.indexing import blocks, fixed_or_free, sum_by_index
 
 __all__ = ["fixed", "lookup", "nearest", "nearest_by_row", "straight_through"]
 

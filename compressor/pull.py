@@ -11,21 +11,24 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 from compressor.formats.compiled import compiled
-from compressor.hashing import Hash, blocks, on_processor, write_search
+from compressor.hashing import Hash, bounds_between, search_table, write_search
+from compressor.indexing import blocks, on_processor
 
 if TYPE_CHECKING:
     from compressor.formats.native import Code
-    from compressor.formats.operands import Real
+    from compressor.formats.operands import Array, Real, Variable
 
 __all__ = ["pull"]
 
 TEMPERATURE = 0.05  # of the softmin over codewords
 STEEPEST = 1e30  # bound of a weight's slope, which grows without bound near zero
 LEAST = 1e-15  # magnitude below which a weight is not divided by, nor by its square
+RUN = 1 << 12  # weights that machine code works on together
+ROWS = 6  # numbers it keeps of each: place, weight, codewords below and above, value, slope
 FURTHEST = 1e6  # a relative distance beyond which no codeword has any share
 
 
-def pull(latent: Tensor, free: Tensor, codebook: Tensor, zero_below: float) -> Tensor:
+def pull(latent: Tensor, indices: Tensor, codebook: Tensor, zero_below: float) -> tuple[Tensor, int]:
     """Sum ``sum_j softmin_j(D_ij / 0.05) D_ij`` over the free weights, ``D_ij = |w_i - c_j| / |w_i|``.
 
     The sum over j is over the two codewords on either side of the weight, O(N): others are further, and of little
@@ -34,65 +37,50 @@ def pull(latent: Tensor, free: Tensor, codebook: Tensor, zero_below: float) -> T
 
     Args:
         latent: float, any shape.
-        free: bool of that shape.
+        indices: int8, int16 or int32 of that shape, below 0 where a weight is free.
         codebook: float32[K], ascending.
         zero_below: the magnitude below which the distance to the codeword 0 is 0.
 
     Returns:
-        float64 scalar.
+        The sum, float64 scalar; and how many weights are free.
 
     Reference: Subia-Waud, Dasmahapatra, "Weight Fixing Networks", ECCV 2022, section 3.
     """
-    result: Tensor = _Pull.apply(latent, free, codebook, zero_below)
+    result: tuple[Tensor, int] = _Pull.apply(latent, indices, codebook, zero_below)
     return result
 
 
 class _Pull(Function):
     @staticmethod
-    def forward(ctx: Any, latent: Tensor, free: Tensor, codebook: Tensor, zero_below: float) -> Tensor:
+    def forward(ctx: Any, latent: Tensor, indices: Tensor, codebook: Tensor, zero_below: float) -> tuple[Tensor, int]:
         codebook = codebook.to(torch.promote_types(latent.dtype, torch.float32))
-        find = Hash(codebook)
-        pull_all = _in_machine_code if find.table and on_processor(latent) else _by_operators
-        total, slope = pull_all(latent.reshape(-1), free.reshape(-1), codebook, find, zero_below)
+        pulled = _in_machine_code(latent, indices, codebook, zero_below) if len(codebook) > 1 else None
+        total, slope, count = pulled or _by_operators(latent, indices, codebook, zero_below)
         ctx.save_for_backward(slope.view(latent.shape))
         ctx.dtype = latent.dtype
-        return total
+        return total, count
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
+    def backward(ctx: Any, gradient: Tensor, _: None) -> tuple[Tensor, None, None, None]:
         (slope,) = ctx.saved_tensors
         most = min(torch.finfo(ctx.dtype).max, STEEPEST)
         return (slope * gradient).clamp_(-most, most).to(ctx.dtype), None, None, None
 
 
-def _in_machine_code(
-    latent: Tensor, free: Tensor, codebook: Tensor, find: Hash, zero_below: float
-) -> tuple[Tensor, Tensor]:
-    """Give the sum, float64, and the slope of each weight, float32[n], in one pass."""
-    native = compiled(_write_pull, 8)
-    assert native is not None
-    slope, total = torch.empty_like(latent), torch.zeros((), dtype=torch.float64)
-    ends = torch.cat([codebook[:1], codebook, codebook[-1:]])  # beyond the ends both neighbours are the same
-    near = torch.tensor([zero_below])
-    held = [tensor.contiguous() for tensor in (latent, free, *find.table, ends, near)]
-    native(*[tensor.data_ptr() for tensor in (*held, slope, total)], len(latent))
-    return total, slope
-
-
-def _by_operators(
-    latent: Tensor, free: Tensor, codebook: Tensor, find: Hash, zero_below: float
-) -> tuple[Tensor, Tensor]:
-    """Give the same with stock operators, to within rounding."""
+def _by_operators(latent: Tensor, indices: Tensor, codebook: Tensor, zero_below: float) -> tuple[Tensor, Tensor, int]:
+    """Give the sum, float64, the slope of each weight, float32[n], and the number of free weights."""
+    latent, indices, find = latent.reshape(-1), indices.reshape(-1), Hash(codebook)
     slope = torch.zeros_like(latent, dtype=torch.float32)
-    total = torch.zeros((), dtype=torch.float64, device=latent.device)
+    total, count = torch.zeros((), dtype=torch.float64, device=latent.device), 0
     for block in blocks(latent):
-        chosen = free[block].nonzero().squeeze(1)
+        chosen = (indices[block] < 0).nonzero().squeeze(1)
         weights = latent[block].index_select(0, chosen).to(codebook.dtype)
         values, slopes = _pull_in_block(weights, _above(find, weights), codebook, zero_below)
         total += values.sum(dtype=torch.float64)
         slope[block].index_copy_(0, chosen, slopes.float())
-    return total, slope
+        count += len(chosen)
+    return total, slope, count
 
 
 def _above(find: Hash, weights: Tensor) -> Tensor:
@@ -124,25 +112,81 @@ def _distance(weights: Tensor, safe: Tensor, codebook: Tensor, indices: Tensor, 
     return ratio.abs_().clamp_(max=FURTHEST), slope.clamp_(-STEEPEST, STEEPEST)
 
 
+def _in_machine_code(
+    latent: Tensor, indices: Tensor, codebook: Tensor, zero_below: float
+) -> tuple[Tensor, Tensor, int] | None:
+    """Give the same to within rounding, in one pass over float32 on the processor; else None."""
+    item = 8 * indices.element_size()
+    native = compiled(_write_pull, item, vectorise=True) if on_processor(latent) else None
+    if native is None:
+        return None
+    slope, total = torch.empty(latent.shape), torch.zeros((), dtype=torch.float64)
+    ends = torch.cat([codebook[:1], codebook, codebook[-1:]])  # beyond the ends both neighbours are the same
+    near, scratch = torch.tensor([zero_below]), torch.empty(ROWS, RUN)
+    given = latent, indices, *search_table(bounds_between(codebook)), ends, near
+    held = [tensor.contiguous() for tensor in given]  # kept until the call is over
+    count = native(*[tensor.data_ptr() for tensor in (*held, slope, total, scratch)], latent.numel())
+    return total, slope, count
+
+
 def _write_pull(code: Code, item: int) -> None:
-    latent, bounds, cut, below, codebook, near, slopes = (
-        code.array(position, 32) for position in (0, 2, 3, 4, 5, 6, 7)
-    )
-    free, total, count = code.array(1, item), code.array(8, 64), code.number(9)
-    place, index = code.variable(0), code.variable(0)
+    """Write a run of weights at a time: find what is around the free ones, work out their slopes, put them back."""
+    total, scratch, count = code.array(8, 64), code.array(9, 32), code.number(10)
+    rows = [scratch.after(RUN * row) for row in range(ROWS)]
+    place, end, kept, free = code.variable(0), code.variable(0), code.variable(0), code.variable(0)
     with code.loop(lambda: place.get() < count):
+        after = place.get() + RUN
+        end.set((after < count).choose(after, count))
+        kept.set(0)
+        _write_gather(code, item, rows, (place, end, kept))
+        _write_slopes(code, rows, kept)
+        _write_return(code, rows, kept, total)
+        free.set(free.get() + kept.get())
+    code.give(free.get())
+
+
+def _write_gather(code: Code, item: int, rows: list[Array], run: tuple[Variable, Variable, Variable]) -> None:
+    """Put places, weights and codewords below and above of the free ones side by side; 0 as the slope of all."""
+    latent, bounds, cut, below, codebook, slopes = (code.array(position, 32) for position in (0, 2, 3, 4, 5, 7))
+    indices, (places, weights, lower, upper, *_) = code.array(1, item), rows
+    place, end, kept = run
+    index = code.variable(0)
+    with code.loop(lambda: place.get() < end.get()):
         at = place.get()
         slopes[at] = code.constant(0)
-        with code.when(free[at]):
-            weight = latent.real(at)
+        with code.when(indices[at] >> (item - 1)):  # the sign
+            weight, last = latent.real(at), kept.get()
             write_search(code, index, weight, (bounds, cut, below))
             above = index.get() + (codebook.real(index.get() + 1) < weight)
-            neighbours = codebook.real(above), codebook.real(above + 1)
-            value, slope = _write_value(weight, neighbours, near.real(0))
-            total.add(0, value)
-            slopes.put(at, slope)
+            places[last] = at
+            weights.put(last, weight)
+            lower.put(last, codebook.real(above))
+            upper.put(last, codebook.real(above + 1))
+            kept.set(last + 1)
         place.set(at + 1)
-    code.give(0)
+
+
+def _write_slopes(code: Code, rows: list[Array], kept: Variable) -> None:
+    """Work out values and slopes: without a branch, several weights at a time."""
+    _, weights, lower, upper, values, slopes = rows
+    near, number = code.array(6, 32), code.variable(0)
+    with code.loop(lambda: number.get() < kept.get()):
+        at = number.get()
+        value, slope = _write_value(weights.real(at), (lower.real(at), upper.real(at)), near.real(0))
+        values.put(at, value)
+        slopes.put(at, slope)
+        number.set(at + 1)
+
+
+def _write_return(code: Code, rows: list[Array], kept: Variable, total: Array) -> None:
+    """Sum the values and put the slopes where they belong."""
+    places, *_, values, found = rows
+    slopes, number = code.array(7, 32), code.variable(0)
+    with code.loop(lambda: number.get() < kept.get()):
+        at = number.get()
+        total.add(0, values.real(at))
+        slopes[places[at]] = found[at]
+        number.set(at + 1)
 
 
 def _write_value(weight: Real, neighbours: tuple[Real, Real], zero_below: Real) -> tuple[Real, Real]:

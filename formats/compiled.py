@@ -9,27 +9,28 @@ from typing import Any
 
 __all__ = ["ARGUMENTS", "compiled"]
 
-ARGUMENTS = 10
+ARGUMENTS = 11
 """How many numbers and addresses every function takes; those not given are 0."""
 
 _lock = threading.Lock()
 
 
-def compiled(write: Callable[..., Any], item: int) -> Callable[..., int] | None:
-    """Compile what ``write(code, item=item)`` writes.
+def compiled(write: Callable[..., Any], *constants: int, vectorise: bool = False) -> Callable[..., int] | None:
+    """Compile what ``write(code, *constants)`` writes.
 
     Args:
         write: a function of a module, which is what the code is remembered by.
-        item: bits of the items it handles.
+        constants: what the code is made for, such as the bits of the items it handles.
+        vectorise: as for ``compile_function``.
     """
     with _lock:
-        return _compile(write, item)
+        return _compile(write, constants, vectorise)
 
 
 @functools.cache
-def _compile(write: Callable[..., Any], item: int) -> Callable[..., int] | None:
+def _compile(write: Callable[..., Any], constants: tuple[int, ...], vectorise: bool) -> Callable[..., int] | None:
     try:
         from compressor.formats.native import compile_function
     except ImportError:
         return None
-    return compile_function(functools.partial(write, item=item), ARGUMENTS)
+    return compile_function(lambda code: write(code, *constants), ARGUMENTS, vectorise)

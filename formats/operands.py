@@ -10,7 +10,6 @@ from llvmlite import ir
 __all__ = ["WORD", "Array", "Real", "Value", "Variable"]
 
 WORD = ir.IntType(64)
-_BYTES = ir.IntType(8).as_pointer()
 _HALF = ir.IntType(32)
 _REAL, _LONG_REAL = ir.FloatType(), ir.DoubleType()
 
@@ -148,7 +147,8 @@ class Variable:
 
     def __init__(self, builder: ir.IRBuilder, start: Value | int) -> None:
         self._builder = builder
-        self._place = builder.alloca(WORD)
+        with builder.goto_entry_block():  # in a loop the stack would grow with each turn
+            self._place = builder.alloca(WORD)
         self.set(start)
 
     def get(self) -> Value:
@@ -163,11 +163,16 @@ class Variable:
 class Array:
     """Memory of unsigned items; nothing checks that a place is within it."""
 
-    def __init__(self, builder: ir.IRBuilder, address: Any, bits: int) -> None:
+    def __init__(self, builder: ir.IRBuilder, pointer: Any, bits: int) -> None:
         self._builder = builder
-        self._bytes = builder.inttoptr(address, _BYTES)
+        self._bytes = pointer
         self._step = bits // 8
         self._item = ir.IntType(bits)
+
+    def after(self, items: int) -> Array:
+        """Give what begins after so many items."""
+        pointer = self._builder.gep(self._bytes, [WORD(items * self._step)])
+        return Array(self._builder, pointer, 8 * self._step)
 
     def _at(self, place: Value | int, item: Any, step: int) -> Any:
         offset = WORD(place * step) if isinstance(place, int) else (place * step).name

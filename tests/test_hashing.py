@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from torch import Tensor
 
-from compressor import hashing
-from compressor.hashing import BLOCK, Hash, blocks, fixed_or_free, sum_by_index
+from compressor import hashing, indexing
+from compressor.hashing import Hash
+from compressor.indexing import BLOCK, blocks, fixed_or_free, sum_by_index
 from compressor.lookup import fixed, nearest, straight_through
 
 SIZES = (0, 1, 3, 4, 5, BLOCK - 1, BLOCK + 3)
@@ -24,7 +25,8 @@ finite = st.floats(-(2.0**127), 2.0**127, width=32)  # so that no bound between 
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Compute in each of the two ways."""
     if request.param == "stock operators":
-        monkeypatch.setattr(hashing, "compiled", lambda write, item: None)
+        for module in (hashing, indexing):
+            monkeypatch.setattr(module, "compiled", lambda *given, **settings: None)
     return str(request.param)
 
 
@@ -129,7 +131,7 @@ def test_elsewhere_than_on_a_processor_runs_are_long(monkeypatch: pytest.MonkeyP
     assert [run.start for run in blocks(torch.empty(2 * BLOCK + 1))] == [0, BLOCK, 2 * BLOCK]
     weights, codebook = torch.randn(3, 1000), torch.tensor([-1.0, 0.0, 1.0])
     expected = nearest(weights, codebook)
-    monkeypatch.setattr(hashing, "BLOCK", 7)
+    monkeypatch.setattr(indexing, "BLOCK", 7)
     assert torch.equal(nearest(weights, codebook), expected)
     assert nearest(torch.empty(0, 3), codebook).shape == (0, 3)
 

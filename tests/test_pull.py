@@ -13,7 +13,6 @@ from torch import Tensor
 from torch.nn import functional
 
 from compressor import pull as pulling
-from compressor.hashing import Hash
 from compressor.pull import pull
 
 
@@ -21,8 +20,18 @@ from compressor.pull import pull
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Pull float32 in each of the two ways."""
     if request.param == "stock operators":
-        monkeypatch.setattr(pulling, "on_processor", lambda numbers: False)
+        monkeypatch.setattr(pulling, "_in_machine_code", lambda *given: None)
     return str(request.param)
+
+
+def chosen(free: Tensor) -> Tensor:
+    """Give indices by which these weights are free."""
+    return torch.where(free, -1, 0).to(torch.int16)
+
+
+def all_free(count: int) -> Tensor:
+    """Give indices by which all weights are."""
+    return torch.full((count,), -1, dtype=torch.int8)
 
 
 def in_full(latent: Tensor, codebook: Tensor, zero_below: float) -> Tensor:
@@ -40,7 +49,7 @@ def test_pull_is_the_regulariser_of_two_codewords(way: str, dtype: torch.dtype, 
     latent = torch.randn(500, dtype=dtype).requires_grad_()
     free = torch.rand(500) < 0.5
     (expected,) = torch.autograd.grad(in_full(latent.double()[free], codebook.double(), 0.1), latent)
-    (found,) = torch.autograd.grad(pull(latent, free, codebook, 0.1), latent)
+    (found,) = torch.autograd.grad(pull(latent, chosen(free), codebook, 0.1)[0], latent)
     inside = ((latent > -0.5) & (latent < 0.75)).detach()
     torch.testing.assert_close(found[inside], expected[inside], rtol=near, atol=near**2)
     assert (found[~free] == 0).all()
@@ -50,8 +59,8 @@ def test_pull_is_close_to_the_sum_over_all_codewords() -> None:
     torch.manual_seed(0)
     codebook = torch.tensor([-2.0, -1.0, -0.5, -0.25, 0.0, 0.25, 0.5, 1.0, 2.0])
     latent = torch.randn(2000, dtype=torch.float64).requires_grad_()
-    everything = torch.ones(2000, dtype=torch.bool)
-    full, found = in_full(latent, codebook.double(), 0.1), pull(latent, everything, codebook, 0.1)
+    full, (found, count) = in_full(latent, codebook.double(), 0.1), pull(latent, all_free(2000), codebook, 0.1)
+    assert count == 2000
     assert float(found.detach()) == pytest.approx(float(full.detach()), rel=0.05)
     one, other = (torch.autograd.grad(term, latent)[0] for term in (full, found))
     assert float(functional.cosine_similarity(one, other, dim=0)) > 0.95
@@ -59,7 +68,7 @@ def test_pull_is_close_to_the_sum_over_all_codewords() -> None:
 
 def test_pull_draws_to_the_nearest(way: str) -> None:
     latent = torch.tensor([0.9, 1.1, 0.02, -0.02, -0.6], requires_grad=True)
-    pull(latent, torch.ones(5, dtype=torch.bool), torch.tensor([-0.5, 0.0, 1.0]), 0.05).backward()
+    pull(latent, all_free(5), torch.tensor([-0.5, 0.0, 1.0]), 0.05)[0].backward()
     assert latent.grad is not None
     assert latent.grad.sign().tolist() == [-1, 1, 0, 0, -1]
 
@@ -71,7 +80,7 @@ def test_pull_is_finite_anywhere(way: str, dtype: torch.dtype, zero_below: float
     latent = torch.cat([sizes, -sizes]).to(dtype)
     latent = latent[torch.isfinite(latent)].requires_grad_()
     codebook = torch.tensor([-1e38, -1.0, -1e-38, 0.0, 1e-38, 1.0, 1e38])
-    total = pull(latent, torch.ones_like(latent, dtype=torch.bool), codebook, zero_below)
+    total, _ = pull(latent, all_free(len(latent)), codebook, zero_below)
     total.backward()
     assert torch.isfinite(total)
     assert latent.grad is not None
@@ -88,7 +97,7 @@ def test_pull_keeps_one_number_per_weight() -> None:
 
     latent = torch.randn(10_000, requires_grad=True)
     with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
-        pull(latent, torch.ones(10_000, dtype=torch.bool), torch.linspace(-2, 2, 500), 0.01)
+        pull(latent, all_free(10_000), torch.linspace(-2, 2, 500), 0.01)
     assert kept <= 10_000
 
 
@@ -100,31 +109,58 @@ weights = st.builds(lambda size, sign: sign * size, sizes, st.sampled_from([-1, 
     arrays(np.float32, st.integers(0, 60), elements=weights),
     st.lists(weights | st.just(0.0), min_size=2, max_size=40, unique=True),
     st.sampled_from([0.0, 0.1, 1.0]),
+    st.sampled_from([torch.int8, torch.int16, torch.int32]),
     st.integers(0, 2**32 - 1),
 )
 @settings(max_examples=300, deadline=None)
 def test_machine_code_computes_what_operators_do(
-    numbers: NDArray[np.float32], book: list[float], zero_below: float, seed: int
+    numbers: NDArray[np.float32], book: list[float], zero_below: float, kind: torch.dtype, seed: int
 ) -> None:
     latent, codebook = torch.from_numpy(numbers), torch.tensor(book).sort().values
     free = torch.rand(len(latent), generator=torch.Generator().manual_seed(seed)) < 0.7
-    total, slope = pulling._in_machine_code(latent, free, codebook, Hash(codebook), zero_below)
-    exact, wide = latent.double(), codebook.double()
-    expected, wanted = pulling._by_operators(exact, free, wide, Hash(wide), zero_below)
+    indices = torch.where(free, -1, 0).to(kind)
+    found = pulling._in_machine_code(latent, indices, codebook, zero_below)
+    assert found is not None
+    total, slope, count = found
+    expected, wanted, _ = pulling._by_operators(latent.double(), indices, codebook.double(), zero_below)
+    assert count == int(free.sum())
     torch.testing.assert_close(total, expected, rtol=1e-4, atol=1e-6)
     steepest = codebook.abs().max() / latent.square()  # of the two codewords, whose slopes may cancel
     assert ((slope - wanted).abs() <= 1e-3 * wanted.abs() + 1e-2 * steepest).all()
     assert (slope[~free] == 0).all()
 
 
-def test_machine_code_writes_within_its_bounds() -> None:
-    latent, codebook = torch.randn(1_000), torch.linspace(-1, 1, 7)
-    held = torch.full((1_032,), 7.0)
-    held[16:-16] = latent
-    total, slope = pulling._in_machine_code(
-        held[16:-16], torch.ones(1_000, dtype=torch.bool), codebook, Hash(codebook), 0.1
-    )
-    assert slope.shape == latent.shape
-    assert torch.isfinite(total)
-    assert (held[:16] == 7).all()
-    assert (held[-16:] == 7).all()
+@pytest.mark.parametrize("count", [0, 1, pulling.RUN - 1, pulling.RUN, 2 * pulling.RUN + 5])
+def test_runs_are_all_of_the_weights(way: str, count: int) -> None:
+    torch.manual_seed(0)
+    latent, codebook, free = torch.randn(count), torch.linspace(-1, 1, 7), torch.rand(count) < 0.5
+    latent.requires_grad_()
+    total, number = pull(latent, chosen(free), codebook, 0.1)
+    parts = [
+        pull(one[None], chosen(is_free[None]), codebook, 0.1)[0] for one, is_free in zip(latent, free, strict=True)
+    ]
+    assert number == int(free.sum())
+    assert float(total.detach()) == pytest.approx(sum(float(part.detach()) for part in parts), rel=1e-5)
+    (slope,) = torch.autograd.grad(total, latent)
+    assert torch.equal(slope != 0, free)
+
+
+def test_machine_code_writes_within_its_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where it writes is surrounded by bytes that have to stay as they are."""
+    held: list[Tensor] = []
+
+    def guarded(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        wanted = torch.zeros(*shape, dtype=dtype)
+        held.append(torch.full((wanted.numel() + 64,), 7, dtype=dtype))
+        return held[-1][32:-32].view(wanted.shape)
+
+    latent, codebook = torch.randn(2 * pulling.RUN + 5), torch.linspace(-1, 1, 7)
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "empty", guarded)
+        found = pulling._in_machine_code(latent, all_free(len(latent)), codebook, 0.1)
+    assert found is not None
+    assert torch.isfinite(found[1]).all()
+    assert len(held) == 3
+    for memory in held:
+        assert (memory[:32] == 7).all()
+        assert (memory[-32:] == 7).all()

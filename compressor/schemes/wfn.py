@@ -111,7 +111,7 @@ class WeightFixing(Scheme):
 
     def _fix_round(self, group: Group, number: int) -> None:
         # Divergence from the authors' code, which clusters all weights anew in each round: what is fixed stays so.
-        free = [_free(group, site).cpu().reshape(-1) for site in group.sites]
+        free = [(_indices(group, site) < 0).cpu().reshape(-1) for site in group.sites]
         latents = [group.latent(site).detach().float().cpu().reshape(-1) for site in group.sites]
         weights = torch.cat([latent[chosen] for latent, chosen in zip(latents, free, strict=True)]).numpy()
         sizes = [int(chosen.sum()) for chosen in free]
@@ -152,13 +152,14 @@ class WeightFixing(Scheme):
 
     def penalty(self, group: Group, task: Tensor) -> Tensor | None:
         """Draw the free weights to the values there are; always ``penalty_ratio`` of the task's loss in value."""
-        free = [_free(group, site) for site in group.sites]
-        count = sum(int(chosen.count_nonzero()) for chosen in free)
-        if not count or not self.penalty_ratio:
+        if not self.penalty_ratio:
             return None
         codebook, near = group.codebook().detach().sort().values, group.zero_below.tolist()  # type: ignore[operator]
-        terms = [pull(group.latent(s), f, codebook, n) for s, f, n in zip(group.sites, free, near, strict=True)]
-        mean = torch.stack(terms).sum() / count
+        pulls = [pull(group.latent(s), _indices(group, s), codebook, n) for s, n in zip(group.sites, near, strict=True)]
+        count = sum(free for _, free in pulls)
+        if not count:
+            return None
+        mean = torch.stack([total for total, _ in pulls]).sum() / count
         if float(mean.detach()) < SETTLED:
             return None
         return (mean / mean.detach()).to(task) * (self.penalty_ratio * task)
@@ -173,10 +174,10 @@ class WeightFixing(Scheme):
         return share_scalars(group, codebook, {site: renamed[found.clamp(min=0)] for site, found in indices.items()})
 
 
-def _free(group: Group, site: Site) -> Tensor:
-    """Which weights of a site are neither fixed nor pruned, bool[shape]."""
-    free = group.indices(site) < 0
-    return free & ~group.pruned(site) if group.has_zeros else free
+def _indices(group: Group, site: Site) -> Tensor:
+    """The indices of a site, below 0 where a weight is neither fixed nor pruned, int[shape]."""
+    indices = group.indices(site)
+    return indices.masked_fill(group.pruned(site), 0) if group.has_zeros else indices
 
 
 def _positions(group: Group, codewords: NDArray[np.float32]) -> NDArray[np.int32]:

@@ -1,0 +1,119 @@
+"""Weights by their indices: codewords put in, gradients summed, a pass each.
+
+As machine code for float32 on a processor; elsewhere by the stock operators, to the same result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from compressor.formats.compiled import compiled
+
+if TYPE_CHECKING:
+    from compressor.formats.native import Code
+
+__all__ = ["BLOCK", "blocks", "fixed_or_free", "on_processor", "sum_by_index"]
+
+BLOCK = 1 << 15  # weights handled at a time, so that temporaries stay in cache
+BLOCK_ELSEWHERE = 1 << 20  # than on a processor: there the launch of an operator costs more than what it does to fewer
+
+_LANES = 4  # sums kept side by side, so that an addition need not wait for the last one to the same codeword
+
+
+def blocks(weights: Tensor) -> Iterator[slice]:
+    """Cut a tensor of one dimension into runs, the first of them the longest."""
+    block = BLOCK if weights.device.type == "cpu" else BLOCK_ELSEWHERE
+    return (slice(start, start + block) for start in range(0, weights.numel(), block))
+
+
+def fixed_or_free(free: Tensor, codebook: Tensor, indices: Tensor) -> Tensor:
+    """Give the codeword of each index, or the number that is free where the index is below 0.
+
+    Args:
+        free: float, any shape.
+        codebook: float32[K].
+        indices: int8, int16 or int32 of that shape, below K.
+
+    Returns:
+        Of the shape and dtype of ``free``.
+
+    Example:
+        >>> indices = torch.tensor([-1, 0], dtype=torch.int32)
+        >>> fixed_or_free(torch.tensor([1.0, 2.0]), torch.tensor([4.0]), indices).tolist()
+        [1.0, 4.0]
+    """
+    native = compiled(_write_merge, 8 * indices.element_size()) if on_processor(free) else None
+    if native is None:
+        fixed = codebook.to(free.dtype).index_select(0, indices.clamp(min=0).reshape(-1).int()).view(free.shape)
+        return torch.where(indices < 0, free, fixed)
+    merged = torch.empty(free.shape)
+    held = [tensor.contiguous() for tensor in (free, codebook, indices)]
+    native(*[tensor.data_ptr() for tensor in (*held, merged)], free.numel())
+    return merged
+
+
+def _write_merge(code: Code, item: int) -> None:
+    free, codebook, merged = (code.array(position, 32) for position in (0, 1, 3))
+    indices = code.array(2, item)
+    count, place = code.number(4), code.variable(0)
+    with code.loop(lambda: place.get() < count):
+        at = place.get()
+        index = indices[at]
+        is_free = index >> (item - 1)  # the sign
+        merged[at] = is_free.choose(free[at], codebook[is_free.choose(0, index)])  # bits: they are only copied
+        place.set(at + 1)
+    code.give(0)
+
+
+def sum_by_index(terms: Tensor, indices: Tensor, codewords: int) -> Tensor:
+    """Sum the terms of each index, in double precision where that costs nothing.
+
+    Args:
+        terms: float[n].
+        indices: int [n], from 0 to below ``codewords``.
+
+    Returns:
+        float[codewords].
+
+    Example:
+        >>> sum_by_index(torch.tensor([1.0, 2.0, 4.0]), torch.tensor([0, 2, 0], dtype=torch.uint8), 3).tolist()
+        [5.0, 0.0, 2.0]
+    """
+    native = compiled(_write_sum, 8 * indices.element_size()) if on_processor(terms) else None
+    if native is not None:
+        sums = torch.zeros(codewords, _LANES, dtype=torch.float64)
+        # a gradient need not lie together: that of a sum is one number, seen as many
+        terms, indices = terms.contiguous(), indices.contiguous()
+        native(terms.data_ptr(), indices.data_ptr(), sums.data_ptr(), len(terms))
+        return sums.sum(1).float()
+    total = terms.new_zeros(codewords)
+    for block in blocks(terms):
+        total.index_add_(0, indices[block].int(), terms[block])
+    return total
+
+
+def _write_sum(code: Code, item: int) -> None:
+    terms, indices, sums, count = code.array(0, 32), code.array(1, item), code.array(2, 64), code.number(3)
+    place = code.variable(0)
+
+    def add(lane: int) -> None:
+        at = place.get() + lane
+        sums.add(indices[at] * _LANES + lane, terms.real(at))
+
+    with code.loop(lambda: place.get() + (_LANES - 1) < count):
+        for lane in range(_LANES):
+            add(lane)
+        place.set(place.get() + _LANES)
+    with code.loop(lambda: place.get() < count):
+        add(0)
+        place.set(place.get() + 1)
+    code.give(0)
+
+
+def on_processor(numbers: Tensor) -> bool:
+    """Tell whether machine code can read these numbers: float32, in the memory of the processor."""
+    return numbers.dtype == torch.float32 and numbers.device.type == "cpu"
