@@ -16,7 +16,7 @@ from compressor.indexing import blocks, on_processor
 
 if TYPE_CHECKING:
     from compressor.formats.native import Code
-    from compressor.formats.operands import Array, Real, Variable
+    from compressor.formats.operands import Array, Real, Value, Variable
 
 __all__ = ["pull"]
 
@@ -32,8 +32,8 @@ def pull(latent: Tensor, indices: Tensor, codebook: Tensor, zero_below: float) -
     """Sum ``sum_j softmin_j(D_ij / 0.05) D_ij`` over the free weights, ``D_ij = |w_i - c_j| / |w_i|``.
 
     The sum over j is over the two codewords on either side of the weight, O(N): others are further, and of little
-    weight (divergence: the paper takes all). The gradient is worked out along with the value, so that one tensor of
-    the size of ``latent`` is kept for the backward pass.
+    weight (divergence: the paper takes all). The gradient is worked out in the backward pass from ``latent`` and
+    ``indices``, so that nothing of their size is kept for it.
 
     Args:
         latent: float, any shape.
@@ -53,34 +53,50 @@ def pull(latent: Tensor, indices: Tensor, codebook: Tensor, zero_below: float) -
 class _Pull(Function):
     @staticmethod
     def forward(ctx: Any, latent: Tensor, indices: Tensor, codebook: Tensor, zero_below: float) -> tuple[Tensor, int]:
-        codebook = codebook.to(torch.promote_types(latent.dtype, torch.float32))
-        pulled = _in_machine_code(latent, indices, codebook, zero_below) if len(codebook) > 1 else None
-        total, slope, count = pulled or _by_operators(latent, indices, codebook, zero_below)
-        ctx.save_for_backward(slope.view(latent.shape))
-        ctx.dtype = latent.dtype
+        ctx.save_for_backward(latent, indices, codebook)
+        ctx.zero_below = zero_below
+        total, count, _ = _pull(latent, indices, codebook, zero_below, None)
         return total, count
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor, _: None) -> tuple[Tensor, None, None, None]:
-        (slope,) = ctx.saved_tensors
-        most = min(torch.finfo(ctx.dtype).max, STEEPEST)
-        return (slope * gradient).clamp_(-most, most).to(ctx.dtype), None, None, None
+    def backward(ctx: Any, gradient: Tensor, of_count: None) -> tuple[Tensor, None, None, None]:
+        latent, indices, codebook = ctx.saved_tensors
+        slope = _pull(latent, indices, codebook, ctx.zero_below, gradient)[2]
+        assert slope is not None
+        most = torch.finfo(latent.dtype).max
+        slope = slope.clamp_(-most, most) if most < STEEPEST else slope
+        return slope.view(latent.shape).to(latent.dtype), None, None, None
 
 
-def _by_operators(latent: Tensor, indices: Tensor, codebook: Tensor, zero_below: float) -> tuple[Tensor, Tensor, int]:
-    """Give the sum, float64, the slope of each weight, float32[n], and the number of free weights."""
-    latent, indices, find = latent.reshape(-1), indices.reshape(-1), Hash(codebook)
-    slope = torch.zeros_like(latent, dtype=torch.float32)
+Pulled = tuple[Tensor, int, Tensor | None]
+"""The sum, float64; the number of free weights; where asked for, the slope of each weight, float32[n]."""
+
+
+def _pull(latent: Tensor, indices: Tensor, codebook: Tensor, zero_below: float, gradient: Tensor | None) -> Pulled:
+    """Pull, and where a ``gradient`` is given multiply the slopes by it."""
+    codebook = codebook.to(torch.promote_types(latent.dtype, torch.float32))
+    flat, flat_indices = latent.detach().reshape(-1), indices.reshape(-1)
+    given = flat, flat_indices, codebook, zero_below, gradient
+    return (_in_machine_code(*given) if on_processor(flat) and len(codebook) > 1 else None) or _by_operators(*given)
+
+
+def _by_operators(
+    latent: Tensor, indices: Tensor, codebook: Tensor, zero_below: float, gradient: Tensor | None
+) -> Pulled:
+    slope = None if gradient is None else torch.zeros_like(latent, dtype=torch.float32)
     total, count = torch.zeros((), dtype=torch.float64, device=latent.device), 0
+    find = Hash(codebook)
     for block in blocks(latent):
         chosen = (indices[block] < 0).nonzero().squeeze(1)
         weights = latent[block].index_select(0, chosen).to(codebook.dtype)
         values, slopes = _pull_in_block(weights, _above(find, weights), codebook, zero_below)
         total += values.sum(dtype=torch.float64)
-        slope[block].index_copy_(0, chosen, slopes.float())
         count += len(chosen)
-    return total, slope, count
+        if slope is not None and gradient is not None:
+            slopes = (slopes * gradient).clamp_(-STEEPEST, STEEPEST)
+            slope[block].index_copy_(0, chosen, slopes.float())
+    return total, count, slope
 
 
 def _above(find: Hash, weights: Tensor) -> Tensor:
@@ -113,47 +129,49 @@ def _distance(weights: Tensor, safe: Tensor, codebook: Tensor, indices: Tensor, 
 
 
 def _in_machine_code(
-    latent: Tensor, indices: Tensor, codebook: Tensor, zero_below: float
-) -> tuple[Tensor, Tensor, int] | None:
-    """Give the same to within rounding, in one pass over float32 on the processor; else None."""
-    item = 8 * indices.element_size()
-    native = compiled(_write_pull, item, vectorise=True) if on_processor(latent) else None
+    latent: Tensor, indices: Tensor, codebook: Tensor, zero_below: float, gradient: Tensor | None
+) -> Pulled | None:
+    """Do the same to within rounding, in one pass over float32 on the processor; None without a compiler."""
+    native = compiled(_write_pull, 8 * indices.element_size(), gradient is not None, vectorise=True)
     if native is None:
         return None
-    slope, total = torch.empty(latent.shape), torch.zeros((), dtype=torch.float64)
+    slope = None if gradient is None else torch.empty(len(latent))
+    total, scratch = torch.zeros((), dtype=torch.float64), torch.empty(ROWS, RUN)
     ends = torch.cat([codebook[:1], codebook, codebook[-1:]])  # beyond the ends both neighbours are the same
-    near, scratch = torch.tensor([zero_below]), torch.empty(ROWS, RUN)
-    given = latent, indices, *search_table(bounds_between(codebook)), ends, near
+    settings = torch.tensor([zero_below, 0.0 if gradient is None else float(gradient)])
+    given = latent, indices, *search_table(bounds_between(codebook)), ends, settings
     held = [tensor.contiguous() for tensor in given]  # kept until the call is over
-    count = native(*[tensor.data_ptr() for tensor in (*held, slope, total, scratch)], latent.numel())
-    return total, slope, count
+    addresses = [tensor.data_ptr() for tensor in held]
+    where = 0 if slope is None else slope.data_ptr()
+    return total, native(*addresses, where, total.data_ptr(), scratch.data_ptr(), len(latent)), slope
 
 
-def _write_pull(code: Code, item: int) -> None:
+def _write_pull(code: Code, item: int, sloped: bool) -> None:
     """Write a run of weights at a time: find what is around the free ones, work out their slopes, put them back."""
     total, scratch, count = code.array(8, 64), code.array(9, 32), code.number(10)
     rows = [scratch.after(RUN * row) for row in range(ROWS)]
-    place, end, kept, free = code.variable(0), code.variable(0), code.variable(0), code.variable(0)
-    with code.loop(lambda: place.get() < count):
-        after = place.get() + RUN
+    begin, end, kept, free = code.variable(0), code.variable(0), code.variable(0), code.variable(0)
+    with code.loop(lambda: begin.get() < count):
+        after = begin.get() + RUN
         end.set((after < count).choose(after, count))
         kept.set(0)
-        _write_gather(code, item, rows, (place, end, kept))
-        _write_slopes(code, rows, kept)
-        _write_return(code, rows, kept, total)
+        _write_gather(code, item, rows, (begin.get(), end.get()), kept)
+        _write_values(code, rows, kept, sloped)
+        _write_sum(code, rows, kept, total)
+        if sloped:
+            _write_return(code, rows, (begin.get(), end.get()), kept)
         free.set(free.get() + kept.get())
+        begin.set(end.get())
     code.give(free.get())
 
 
-def _write_gather(code: Code, item: int, rows: list[Array], run: tuple[Variable, Variable, Variable]) -> None:
-    """Put places, weights and codewords below and above of the free ones side by side; 0 as the slope of all."""
-    latent, bounds, cut, below, codebook, slopes = (code.array(position, 32) for position in (0, 2, 3, 4, 5, 7))
+def _write_gather(code: Code, item: int, rows: list[Array], run: tuple[Value, Value], kept: Variable) -> None:
+    """Put places, weights and codewords below and above of the free ones side by side."""
+    latent, bounds, cut, below, codebook = (code.array(position, 32) for position in (0, 2, 3, 4, 5))
     indices, (places, weights, lower, upper, *_) = code.array(1, item), rows
-    place, end, kept = run
-    index = code.variable(0)
-    with code.loop(lambda: place.get() < end.get()):
+    place, index = code.variable(run[0]), code.variable(0)
+    with code.loop(lambda: place.get() < run[1]):
         at = place.get()
-        slopes[at] = code.constant(0)
         with code.when(indices[at] >> (item - 1)):  # the sign
             weight, last = latent.real(at), kept.get()
             write_search(code, index, weight, (bounds, cut, below))
@@ -166,27 +184,38 @@ def _write_gather(code: Code, item: int, rows: list[Array], run: tuple[Variable,
         place.set(at + 1)
 
 
-def _write_slopes(code: Code, rows: list[Array], kept: Variable) -> None:
-    """Work out values and slopes: without a branch, several weights at a time."""
+def _write_values(code: Code, rows: list[Array], kept: Variable, sloped: bool) -> None:
+    """Work out values, and slopes: without a branch, several weights at a time."""
     _, weights, lower, upper, values, slopes = rows
-    near, number = code.array(6, 32), code.variable(0)
+    settings, number = code.array(6, 32), code.variable(0)
+    zero_below, gradient = settings.real(0), settings.real(1)
     with code.loop(lambda: number.get() < kept.get()):
         at = number.get()
-        value, slope = _write_value(weights.real(at), (lower.real(at), upper.real(at)), near.real(0))
+        value, slope = _write_value(weights.real(at), (lower.real(at), upper.real(at)), zero_below)
         values.put(at, value)
-        slopes.put(at, slope)
+        if sloped:
+            slopes.put(at, (slope * gradient).within(-STEEPEST, STEEPEST))
         number.set(at + 1)
 
 
-def _write_return(code: Code, rows: list[Array], kept: Variable, total: Array) -> None:
-    """Sum the values and put the slopes where they belong."""
-    places, *_, values, found = rows
-    slopes, number = code.array(7, 32), code.variable(0)
+def _write_sum(code: Code, rows: list[Array], kept: Variable, total: Array) -> None:
+    """Add up the values."""
+    values, number = rows[4], code.variable(0)
     with code.loop(lambda: number.get() < kept.get()):
-        at = number.get()
-        total.add(0, values.real(at))
-        slopes[places[at]] = found[at]
-        number.set(at + 1)
+        total.add(0, values.real(number.get()))
+        number.set(number.get() + 1)
+
+
+def _write_return(code: Code, rows: list[Array], run: tuple[Value, Value], kept: Variable) -> None:
+    """Put the slopes where they belong, and 0 where weights are fixed."""
+    (places, *_, found), slopes = rows, code.array(7, 32)
+    place, number = code.variable(run[0]), code.variable(0)
+    with code.loop(lambda: place.get() < run[1]):
+        slopes[place.get()] = code.constant(0)
+        place.set(place.get() + 1)
+    with code.loop(lambda: number.get() < kept.get()):
+        slopes[places[number.get()]] = found[number.get()]
+        number.set(number.get() + 1)
 
 
 def _write_value(weight: Real, neighbours: tuple[Real, Real], zero_below: Real) -> tuple[Real, Real]:
