@@ -141,9 +141,9 @@ def _train(
     groups = param_groups_weight_decay(model, recipe.weight_decay)
     optimizer: torch.optim.Optimizer
     if recipe.opt == "sgd":
-        optimizer = torch.optim.SGD(groups, recipe.lr, momentum=0.9, nesterov=True, fused=True)
+        optimizer = torch.optim.SGD(groups, recipe.lr, momentum=0.9, nesterov=True)
     else:
-        optimizer = torch.optim.AdamW(groups, recipe.lr, fused=True)
+        optimizer = torch.optim.AdamW(groups, recipe.lr)
     loader = shared_out(data.train_loader(recipe.batch_size, seed))
     steps = max(1, recipe.epochs * len(loader))
     rise = 0.5 if steps == 4 else 0.25  # torch divides by the steps of the rise less one

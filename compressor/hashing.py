@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from compressor.formats.compiled import compiled
+from compressor.formats.compiled import available, compiled
 from compressor.indexing import blocks, on_processor
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ class Hash:
         self._codebook = codebook.detach().contiguous()
         self._bounds = bounds_between(self._codebook)
         self._tables: tuple[Tensor, ...] = ()
-        if not on_processor(codebook) or compiled(_write_hash, 8) is None:
+        if not on_processor(codebook) or not available():
             return
         if len(codebook) <= FEW:
             # lengthened to the next of 4, 8 and 16, so that there is less to compile; no weight is above infinity
@@ -114,7 +114,7 @@ def search_table(bounds: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     assert native is not None
     ends = torch.cat([bounds, bounds.new_full((1,), torch.inf)])
     per_unit = CELLS / (bounds[-1] - bounds[0]).abs()  # zeros of both signs are apart by -0.0: it has to be +infinity
-    table = ends, torch.stack([bounds[0], per_unit]), torch.empty(CELLS, dtype=torch.int32)
+    table = ends, torch.stack([bounds[0], per_unit]), torch.empty(CELLS, dtype=torch.int32, device="cpu")
     native(*[tensor.data_ptr() for tensor in table], len(bounds))
     return table
 

@@ -50,7 +50,7 @@ def fixed_or_free(free: Tensor, codebook: Tensor, indices: Tensor) -> Tensor:
     if native is None:
         fixed = codebook.to(free.dtype).index_select(0, indices.clamp(min=0).reshape(-1).int()).view(free.shape)
         return torch.where(indices < 0, free, fixed)
-    merged = torch.empty(free.shape)
+    merged = torch.empty(free.shape, dtype=torch.float32, device="cpu")
     held = [tensor.contiguous() for tensor in (free, codebook, indices)]
     native(*[tensor.data_ptr() for tensor in (*held, merged)], free.numel())
     return merged
@@ -85,7 +85,7 @@ def sum_by_index(terms: Tensor, indices: Tensor, codewords: int) -> Tensor:
     """
     native = compiled(_write_sum, 8 * indices.element_size()) if on_processor(terms) else None
     if native is not None:
-        sums = torch.zeros(codewords, _LANES, dtype=torch.float64)
+        sums = torch.zeros(codewords, _LANES, dtype=torch.float64, device="cpu")
         # a gradient need not lie together: that of a sum is one number, seen as many
         terms, indices = terms.contiguous(), indices.contiguous()
         native(terms.data_ptr(), indices.data_ptr(), sums.data_ptr(), len(terms))

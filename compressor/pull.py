@@ -135,10 +135,11 @@ def _in_machine_code(
     native = compiled(_write_pull, 8 * indices.element_size(), gradient is not None, vectorise=True)
     if native is None:
         return None
-    slope = None if gradient is None else torch.empty(len(latent))
-    total, scratch = torch.zeros((), dtype=torch.float64), torch.empty(ROWS, RUN)
+    slope = None if gradient is None else torch.zeros_like(latent)
+    total = torch.zeros((), dtype=torch.float64, device=latent.device)
+    scratch = latent.new_empty(ROWS, RUN)
     ends = torch.cat([codebook[:1], codebook, codebook[-1:]])  # beyond the ends both neighbours are the same
-    settings = torch.tensor([zero_below, 0.0 if gradient is None else float(gradient)])
+    settings = latent.new_tensor([zero_below, 0.0 if gradient is None else float(gradient)])
     given = latent, indices, *search_table(bounds_between(codebook)), ends, settings
     held = [tensor.contiguous() for tensor in given]  # kept until the call is over
     addresses = [tensor.data_ptr() for tensor in held]
@@ -159,7 +160,7 @@ def _write_pull(code: Code, item: int, sloped: bool) -> None:
         _write_values(code, rows, kept, sloped)
         _write_sum(code, rows, kept, total)
         if sloped:
-            _write_return(code, rows, (begin.get(), end.get()), kept)
+            _write_return(code, rows, kept)
         free.set(free.get() + kept.get())
         begin.set(end.get())
     code.give(free.get())
@@ -206,13 +207,9 @@ def _write_sum(code: Code, rows: list[Array], kept: Variable, total: Array) -> N
         number.set(number.get() + 1)
 
 
-def _write_return(code: Code, rows: list[Array], run: tuple[Value, Value], kept: Variable) -> None:
-    """Put the slopes where they belong, and 0 where weights are fixed."""
-    (places, *_, found), slopes = rows, code.array(7, 32)
-    place, number = code.variable(run[0]), code.variable(0)
-    with code.loop(lambda: place.get() < run[1]):
-        slopes[place.get()] = code.constant(0)
-        place.set(place.get() + 1)
+def _write_return(code: Code, rows: list[Array], kept: Variable) -> None:
+    """Put the slopes where they belong."""
+    (places, *_, found), slopes, number = rows, code.array(7, 32), code.variable(0)
     with code.loop(lambda: number.get() < kept.get()):
         slopes[places[number.get()]] = found[number.get()]
         number.set(number.get() + 1)
@@ -227,7 +224,7 @@ def _write_value(weight: Real, neighbours: tuple[Real, Real], zero_below: Real) 
     for codeword in neighbours:
         ratio = (weight - codeword) * signed
         counts_as_it = is_small & (((codeword < 0.0) | (codeword > 0.0)) < 1)
-        distances.append((codeword * 0.0).where(counts_as_it, ratio.size().within(0.0, FURTHEST)))
+        distances.append((codeword * 0.0).where(counts_as_it, ratio.size().at_most(FURTHEST)))
         steepness = codeword * inverse * inverse
         slope = steepness.where(ratio > 0.0, (steepness * -1.0).where(ratio < 0.0, 0.0))
         slopes.append(slope.within(-STEEPEST, STEEPEST))

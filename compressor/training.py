@@ -21,7 +21,7 @@ from compressor.mixing import Mixer
 from compressor.position import Position, batches_from
 from compressor.recovery import DivergedError, check_loss, recovered
 from compressor.resuming import Keeper
-from compressor.schedule import Schedule
+from compressor.schedule import Schedule, in_one_pass
 from compressor.sharding import shared_out
 from compressor.splits import check_pictures
 from compressor.stepping import Loss, Stepper, by_step
@@ -104,6 +104,7 @@ def train(
         parts = {"schedule": schedule, "scaler": accelerator.scaler, "stepper": stepper, "average": average}
         model.train()
         at = keeper.begin(shared_out(loader), epochs, grad_accum, optimizer, **parts)
+        in_one_pass(optimizer)
         team.agree()
         while at.epochs < epochs:
             try:

@@ -7,12 +7,22 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-__all__ = ["ARGUMENTS", "compiled"]
+__all__ = ["ARGUMENTS", "available", "compiled"]
 
 ARGUMENTS = 11
-"""How many numbers and addresses every function takes; those not given are 0."""
+"""How many numbers and addresses a function takes at most."""
 
 _lock = threading.Lock()
+
+
+@functools.cache
+def available() -> bool:
+    """Tell whether machine code can be had."""
+    try:
+        import compressor.formats.native  # noqa: F401
+    except ImportError:
+        return False
+    return True
 
 
 def compiled(write: Callable[..., Any], *constants: int, vectorise: bool = False) -> Callable[..., int] | None:
@@ -29,8 +39,8 @@ def compiled(write: Callable[..., Any], *constants: int, vectorise: bool = False
 
 @functools.cache
 def _compile(write: Callable[..., Any], constants: tuple[int, ...], vectorise: bool) -> Callable[..., int] | None:
-    try:
-        from compressor.formats.native import compile_function
-    except ImportError:
+    if not available():
         return None
+    from compressor.formats.native import compile_function
+
     return compile_function(lambda code: write(code, *constants), ARGUMENTS, vectorise)

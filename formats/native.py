@@ -28,14 +28,19 @@ class Code:
     def __init__(self, function: ir.Function) -> None:
         self._builder = ir.IRBuilder(function.append_basic_block())
         self._arguments = function.args
+        self.used = 0
 
     def number(self, position: int) -> Value:
         """Give an argument that is a number."""
-        return Value(self._builder, self._builder.ptrtoint(self._arguments[position], WORD))
+        return Value(self._builder, self._builder.ptrtoint(self._argument(position), WORD))
+
+    def _argument(self, position: int) -> ir.Argument:
+        self.used = max(self.used, position + 1)
+        return self._arguments[position]
 
     def array(self, position: int, bits: int) -> Array:
         """Give an argument that is an array of unsigned items of ``bits`` bits."""
-        return Array(self._builder, self._arguments[position], bits)
+        return Array(self._builder, self._argument(position), bits)
 
     def constant(self, number: int) -> Value:
         """Give a number known beforehand."""
@@ -76,16 +81,21 @@ def compile_function(write: Callable[[Code], None], arguments: int, vectorise: b
     """Compile what ``write`` writes: a function of at most so many int64 numbers and arrays, giving int64.
 
     Arrays are passed as they are; the caller keeps them contiguous, of the item size the code expects, and apart from
-    each other. To ``vectorise`` takes three times as long; loops have to be without a branch.
+    each other. To ``vectorise`` takes several times as long; loops have to be without a branch.
     """
     module = ir.Module()
     function = ir.Function(module, ir.FunctionType(WORD, [ir.IntType(8).as_pointer()] * arguments), "f")
     for argument in function.args:
         argument.add_attribute("noalias")
-    write(Code(function))
+    code = Code(function)
+    write(code)
     llvm.initialize_native_target()
     llvm.initialize_native_asmprinter()
-    machine = llvm.Target.from_default_triple().create_target_machine(cpu=llvm.get_host_cpu_name(), opt=2)
+    machine = llvm.Target.from_default_triple().create_target_machine(
+        cpu=llvm.get_host_cpu_name(),
+        features=llvm.get_host_cpu_features().flatten(),  # a virtual machine may lack what its processor is known for
+        opt=2,
+    )
     parsed = llvm.parse_assembly(str(module))
     (_vectorise if vectorise else _optimise)(parsed, machine)
     engine = llvm.create_mcjit_compiler(parsed, machine)
@@ -94,6 +104,8 @@ def compile_function(write: Callable[[Code], None], arguments: int, vectorise: b
     run.engine = engine  # type: ignore[attr-defined] # the code lives as long as its engine
 
     def call(*values: NDArray[Any] | int) -> int:
+        if len(values) != code.used:
+            raise TypeError(f"{len(values)} arguments, expected {code.used}")
         given = [value.ctypes.data if isinstance(value, np.ndarray) else value for value in values]
         return int(run(*given, *[0] * (arguments - len(given))))
 

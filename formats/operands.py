@@ -123,6 +123,10 @@ class Real:
         above = self.where(self > low, low)
         return above.where(above < high, high)
 
+    def at_most(self, high: float) -> Real:
+        """Give ``high`` for what is more; what is not a number stays so."""
+        return Real(self._builder, _REAL(high)).where(self > high, self)
+
     def size(self) -> Real:
         """Drop the sign."""
         return (self * -1.0).where(self < 0.0, self)

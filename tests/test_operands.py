@@ -12,7 +12,7 @@ from compressor.formats.compiled import compiled
 from compressor.formats.native import Code
 from compressor.formats.operands import Real
 
-RESULTS = 5
+RESULTS = 6
 anything = arrays(np.float32, st.integers(1, 50), elements=st.floats(width=32))
 
 
@@ -28,7 +28,14 @@ def _write(code: Code, item: int) -> None:
 
 def _compute(number: Real) -> list[Real]:
     either = (number * 0.0).where(number > 1.0, number.inverse())
-    return [number.exp(), number.size(), number.within(-2.0, 3.0), number.whole(200).real(), either]
+    return [
+        number.exp(),
+        number.size(),
+        number.within(-2.0, 3.0),
+        number.whole(200).real(),
+        either,
+        number.at_most(2.0),
+    ]
 
 
 @given(anything)
@@ -38,7 +45,7 @@ def test_real_numbers(numbers: NDArray[np.float32]) -> None:
     native = compiled(_write, 32)
     assert native is not None
     native(numbers, results, len(numbers))
-    exp, size, within, whole, either = results.T
+    exp, size, within, whole, either, at_most = results.T
     with np.errstate(all="ignore"):
         real = np.nan_to_num(numbers.astype(np.float64), nan=-np.inf, posinf=np.inf, neginf=-np.inf)
         expected = np.where(real < -87.5, exp, np.exp(np.minimum(real, 88)))
@@ -48,4 +55,5 @@ def test_real_numbers(numbers: NDArray[np.float32]) -> None:
         np.testing.assert_array_equal(size, np.abs(numbers))
         np.testing.assert_array_equal(within, np.clip(real, -2, 3))
         np.testing.assert_array_equal(whole, np.floor(np.clip(real, 0, 200)))
+        np.testing.assert_array_equal(at_most, np.minimum(numbers, 2))
         np.testing.assert_array_equal(either, np.where(numbers > 1, numbers * np.float32(0), 1 / numbers))

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from compressor import pull as pulling
+from compressor.indexing import fixed_or_free
 from compressor.pull import pull
 
 
@@ -148,23 +149,49 @@ def test_runs_are_all_of_the_weights(way: str, count: int) -> None:
     assert torch.equal(slope != 0, free)
 
 
+def test_what_is_no_number_is_seen(way: str) -> None:
+    """Training has to hear of a weight that went astray."""
+    for lost in (float("nan"), float("inf")):
+        latent = torch.tensor([1.0, lost, -1.0])
+        assert pull(latent, all_free(3), torch.tensor([-1.0, 0.0, 1.0]), 0.1)[0].isnan()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_another_default_dtype_changes_nothing(way: str, dtype: torch.dtype) -> None:
+    latent = torch.randn(5_000, requires_grad=True)
+    given_ = latent, all_free(5_000), torch.linspace(-1, 1, 7), 0.1
+    (wanted,) = torch.autograd.grad(pull(*given_)[0], latent)
+    torch.set_default_dtype(dtype)
+    try:
+        (found,) = torch.autograd.grad(pull(*given_)[0], latent)
+        merged = fixed_or_free(latent, given_[2], given_[1])
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert torch.equal(found, wanted)
+    assert torch.equal(merged, latent)
+
+
 def test_machine_code_writes_within_its_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where it writes is surrounded by bytes that have to stay as they are."""
     held: list[Tensor] = []
 
-    def guarded(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-        wanted = torch.zeros(*shape, dtype=dtype)
-        held.append(torch.full((wanted.numel() + 64,), 7, dtype=dtype))
+    def guarded(like: Tensor, *shape: int) -> Tensor:
+        wanted = torch.zeros(shape or like.shape, dtype=like.dtype)
+        held.append(torch.full((wanted.numel() + 64,), 7, dtype=like.dtype))
         return held[-1][32:-32].view(wanted.shape)
+
+    def zeros(like: Tensor) -> Tensor:
+        return guarded(like).zero_()
 
     latent, codebook = torch.randn(2 * pulling.RUN + 5), torch.linspace(-1, 1, 7)
     with monkeypatch.context() as patch:
-        patch.setattr(torch, "empty", guarded)
+        patch.setattr(Tensor, "new_empty", guarded)
+        patch.setattr(torch, "zeros_like", zeros)
         found = pulling._in_machine_code(latent, all_free(len(latent)), codebook, 0.1, torch.tensor(1.0))
     assert found is not None
     assert found[2] is not None
     assert torch.isfinite(found[2]).all()
-    assert len(held) == 3
+    assert len(held) == 2
     for memory in held:
         assert (memory[:32] == 7).all()
         assert (memory[-32:] == 7).all()
