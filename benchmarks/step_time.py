@@ -8,7 +8,7 @@ processors; medians, and the mean of the ratios, each step against the dense one
 the rounds of a run, which begin outside the time: a scheme that fixes weights has less to do in each. Memory is with
 distillation from a copy of the dense network, in which the scheme keeps its dense weights too: the highest resident
 size of a process of its own while it takes five steps, less that of a dense one with such a teacher, per shared weight;
-what went before the first step is not counted, and the C library is told to give freed memory back at once (Linux only).
+what went before the first step is not counted, and the C library is told to give freed memory back at once (Linux).
 """
 
 from __future__ import annotations
