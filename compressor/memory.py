@@ -17,9 +17,7 @@ from compressor.schedule import make_optimizer
 __all__ = ["StepMemory", "activations", "size_of"]
 
 VALUE = 4  # bytes of a float32
-SCRATCH = (
-    3  # times the largest tensor: the gradient of what is looked up, and two an optimiser may make on its way
-)
+SCRATCH = 3  # times the largest tensor: the gradient of what is looked up, and two an optimiser may make on its way
 PROBED = 64  # rows and columns of the parameter that an optimiser is tried on
 
 
