@@ -13,11 +13,11 @@ from compressor.schedule import in_one_pass, make_optimizer
 from compressor.training import train
 
 
-def flags(*groups: list[nn.Parameter], opt: str = "adamw", **settings: Any) -> list[Any]:
+def flags(*groups: list[nn.Parameter], opt: str = "adamw", settings: dict[str, Any] | None = None) -> list[Any]:
     """Give what the groups of an optimiser say of it."""
     optimizer, _ = make_optimizer([{"params": group} for group in groups], opt, 0.1, "cosine", 1, 2)
     for group in optimizer.param_groups:
-        group.update(settings)
+        group.update(settings or {})
     in_one_pass(optimizer)
     return [group.get("fused") for group in optimizer.param_groups]
 
@@ -48,14 +48,14 @@ def test_what_lies_otherwise_in_memory_does_not() -> None:
 
 @pytest.mark.parametrize("name", ["foreach", "capturable", "differentiable"])
 def test_settings_against_it_hold(name: str) -> None:
-    assert flags(parameters(2), **{name: True}) == [None]
+    assert flags(parameters(2), settings={name: True}) == [None]
 
 
 def test_what_a_checkpoint_says_of_it_does_not_hold() -> None:
     """A training may go on with weights that lie otherwise, or from a checkpoint of before."""
     last = nn.Parameter(torch.zeros(1, 2, 3, 3).to(memory_format=torch.channels_last))
-    assert flags([last], parameters(2), fused=True) == [None, True]
-    assert flags([last], parameters(2), fused=None) == [None, True]
+    assert flags([last], parameters(2), settings={"fused": True}) == [None, True]
+    assert flags([last], parameters(2), settings={"fused": None}) == [None, True]
 
 
 class LateBranch(nn.Module):
