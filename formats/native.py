@@ -93,7 +93,7 @@ def compile_function(write: Callable[[Code], None], arguments: int, vectorise: b
     llvm.initialize_native_asmprinter()
     machine = llvm.Target.from_default_triple().create_target_machine(
         cpu=llvm.get_host_cpu_name(),
-        features=llvm.get_host_cpu_features().flatten(),  # a virtual machine may lack what its processor is known for
+        features=_features(),
         opt=2,
     )
     parsed = llvm.parse_assembly(str(module))
@@ -110,6 +110,14 @@ def compile_function(write: Callable[[Code], None], arguments: int, vectorise: b
         return int(run(*given, *[0] * (arguments - len(given))))
 
     return call
+
+
+def _features() -> str:
+    """List what the processor has: a virtual machine may lack what the name of its processor implies."""
+    try:
+        return str(llvm.get_host_cpu_features().flatten())
+    except RuntimeError:  # not told on some systems
+        return ""
 
 
 def _optimise(module: llvm.ModuleRef, machine: llvm.TargetMachine) -> None:
