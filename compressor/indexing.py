@@ -46,7 +46,7 @@ def fixed_or_free(free: Tensor, codebook: Tensor, indices: Tensor) -> Tensor:
         >>> fixed_or_free(torch.tensor([1.0, 2.0]), torch.tensor([4.0]), indices).tolist()
         [1.0, 4.0]
     """
-    native = compiled(_write_merge, 8 * indices.element_size()) if on_processor(free) else None
+    native = compiled(_write_merge, 8 * indices.element_size(), vectorise=True) if on_processor(free) else None
     if native is None:
         fixed = codebook.to(free.dtype).index_select(0, indices.clamp(min=0).reshape(-1).int()).view(free.shape)
         return torch.where(indices < 0, free, fixed)
