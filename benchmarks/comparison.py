@@ -157,22 +157,24 @@ HEADERS = (
 
 
 def cells(same: list[dict[str, Any]], epochs: int) -> list[str]:
-    """Give the cells of one line after the names."""
+    """Give the cells of one line after the names: means of all seeds, the interval of the first."""
 
     def mean(name: str, form: str = ",.0f") -> str:
         values = [row[name] for row in same if row.get(name) is not None]
         return format(sum(values) / len(values), form) if values else ""
 
+    def total(name: str) -> int:
+        return sum(row[name] for row in same)
+
     top1 = [100 * row["top1"] for row in same]
     spread = f" ({min(top1):.2f} to {max(top1):.2f})" if len(top1) > 1 else ""
     low, high = same[0]["interval"]
-    first = same[0]
-    packed = "file" in first
+    packed = "file" in same[0]
     return [
         str(len(same)), f"{sum(top1) / len(top1):.2f}{spread}", f"[{100 * low:.2f}, {100 * high:.2f}]",
         f"{mean('lost')} / {mean('gained')}", mean("coded"),
-        f"{8 * first['coded'] / first['weights']:.3f}" if packed else "", mean("file"),
-        f"{first['dense_file'] / first['file']:.1f}x" if packed else "", mean("unique"), mean("entropy", ".2f"),
+        f"{8 * total('coded') / total('weights'):.3f}" if packed else "", mean("file"),
+        f"{total('dense_file') / total('file'):.1f}x" if packed else "", mean("unique"), mean("entropy", ".2f"),
         f"{mean('unique_nonzero')}, {mean('entropy_nonzero', '.2f')}" if packed else "", mean("power_terms", ".2f"),
         mean("gap_coded"), f"{sum(row['cpu_seconds'] for row in same) / len(same) / epochs:,.0f}",
     ]  # fmt: skip

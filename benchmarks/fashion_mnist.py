@@ -198,7 +198,8 @@ def cells(key: tuple[str, str, int], same: list[dict[str, Any]]) -> list[str]:
     top1 = [100 * row["top1"] for row in same]
     low, high = same[0]["interval"]
     flips = f"{mean('lost')} / {mean('gained')}" if "lost" in same[0] else ""
-    ratio = f"{same[0]['dense_file'] / same[0]['file']:.1f}x" if "file" in same[0] else ""
+    sizes = [sum(row[name] for row in same) for name in ("dense_file", "file")] if "file" in same[0] else None
+    ratio = f"{sizes[0] / sizes[1]:.1f}x" if sizes else ""
     spread = f" ({min(top1):.2f} to {max(top1):.2f})" if len(top1) > 1 else ""
     net, method, codewords = key
     return [

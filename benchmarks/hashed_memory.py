@@ -2,7 +2,7 @@
 
     python benchmarks/hashed_memory.py [--steps 5] [--threads 1] [--json FILE]
 
-Nets are linear layers with ReLU between them, trained by AdamW; first the seed's own example, 28 inputs and a bias
+Nets are linear layers with ReLU between them, trained by AdamW; first a small example, 28 inputs and a bias
 node, 100, 50, 10 and 1 nodes, without other biases. "hashed" keeps indices and a dense weight while it trains;
 "virtual" has none, and neither has its inference: the packed file is loaded with ``weights="packed"``. Memory is the
 highest resident size of the whole process, the making of the net included, less that of a process that has imported all

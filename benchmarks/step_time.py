@@ -41,7 +41,7 @@ from compressor.schedule import in_one_pass
 SCHEMES = "dense", "learnt", "kmeans", "inq", "wfn"
 IN_ROUNDS = "inq", "wfn"
 WARM_UP, MEMORY_STEPS = 3, 5
-ALL_STEPS = 1_000  # of the run the steps are part of: learnt looks for unused codewords ten times in it
+ALL_STEPS = 1_000  # of the run the steps are part of: learnt looks for unused codewords eight times in it
 GIVE_BACK = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
 Step = Callable[[], None]
 

@@ -2,7 +2,7 @@
 
     OMP_NUM_THREADS=1 python benchmarks/training_memory.py [--model resnet18] [--json FILE]
 
-AdamW, distillation from the dense network, batch 8 of 32x32. Held: every tensor of model, groups, gradients,
+AdamW in one pass, distillation from the dense network, batch 8 of 32x32. Held: every tensor of model, groups, gradients,
 optimiser and teacher, each storage once. Highest: the resident size of a process of its own in three steps, above
 that of one for the dense network under such a teacher, as in step_time.py (Linux only). Last, the bytes that autograd
 keeps of one image of 224x224 in resnet50, for activations are what the batch size is about.
@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from compressor import SCHEMES, Compressor, Policy, Rule
 from compressor.lookup import nearest
 from compressor.losses import frozen_copy
+from compressor.schedule import in_one_pass
 
 STEPS, BATCH = 3, 8
 
@@ -64,6 +65,7 @@ def report(name: str, scheme: str) -> None:
         teacher, weights, kept = job.teacher, sum(group.weights for group in job.groups), job.dense
         optimizer = torch.optim.AdamW(job.param_groups(lr=1e-3))
         job.attach(optimizer, total_steps=1000)
+    in_one_pass(optimizer)
     Path("/proc/self/clear_refs").write_text("5")  # forget the highest so far
     for _ in range(STEPS):
         output = model.train()(images)

@@ -1,4 +1,4 @@
-"""Checkpoints of a training: a folder of the newest two, which a later process goes on from."""
+"""Checkpoints of a training: a folder of the newest ones, which a later process goes on from."""
 
 from __future__ import annotations
 

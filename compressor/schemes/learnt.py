@@ -111,7 +111,7 @@ class Learnt(Scheme):
         return soft_gradient(latent, codebook, indices, max(float(group.temperature) * halved, coldest))  # type: ignore[arg-type]
 
     def advance(self, group: Group, progress: float) -> float | None:
-        """Cool; and ten times in a run, put codewords that no weight uses back to use."""
+        """Cool; and at every tenth of a run, put codewords that no weight uses back to use."""
         group.temperature.fill_(self.soft * COLDEST**progress)  # type: ignore[operator]
         due = math.floor(min(progress, LAST_RESEED) * RESEEDS)
         if due > int(group.reseeds) and progress < 1:  # type: ignore[arg-type]  # what is trained is what is stored
