@@ -2,7 +2,7 @@
 
     OMP_NUM_THREADS=1 python benchmarks/training_memory.py [--model resnet18] [--json FILE]
 
-AdamW in one pass, distillation from the dense network, batch 8 of 32x32. Held: every tensor of model, groups, gradients,
+AdamW in one pass, distillation from the dense network, batch 8 of 32x32. Held: each tensor of model, groups, gradients,
 optimiser and teacher, each storage once. Highest: the resident size of a process of its own in three steps, above
 that of one for the dense network under such a teacher, as in step_time.py (Linux only). Last, the bytes that autograd
 keeps of one image of 224x224 in resnet50, for activations are what the batch size is about.
