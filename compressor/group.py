@@ -25,17 +25,17 @@ RUN = 1 << 18
 """Weights summed at a time, in double precision."""
 
 
-class _Precondition(Function):
-    """Identity whose gradient is multiplied by a constant."""
+class _InUnits(Function):
+    """Values times their unit, with a gradient that is multiplied by a constant besides."""
 
     @staticmethod
-    def forward(ctx: Any, values: Tensor, factor: float) -> Tensor:
-        ctx.factor = factor
-        return values.view_as(values)
+    def forward(ctx: Any, values: Tensor, unit: float, factor: float) -> Tensor:
+        ctx.factor = unit * factor
+        return values * unit
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        return gradient * ctx.factor, None
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        return gradient * ctx.factor, None, None
 
 
 class Group(nn.Module):
@@ -102,9 +102,9 @@ class Group(nn.Module):
         the mean gradient of its weights (the sum would be thousands of times a weight's own), if all codewords
         were used alike. The optimisers that normalise do not notice.
         """
-        factor = len(self.values) / (self.weights * float(self.unit) ** 2)
-        values: Tensor = _Precondition.apply(self.values, factor)
-        return values * self.unit
+        unit = float(self.unit)
+        values: Tensor = _InUnits.apply(self.values, unit, len(self.values) / (self.weights * unit**2))
+        return values
 
     def set_indices(self, site: Site, indices: Tensor, codewords: int, saved: bool = True) -> None:
         """Keep the indices of a site in few bytes.

@@ -6,6 +6,7 @@ and pass over the weights once for each step. Elsewhere these are used, and find
 
 from __future__ import annotations
 
+import itertools
 from typing import TYPE_CHECKING
 
 import torch
@@ -14,6 +15,7 @@ from torch.nn import functional
 
 from compressor.formats.compiled import available, compiled
 from compressor.indexing import blocks, on_processor
+from compressor.threads import Along, Argument, parts, side_by_side
 
 if TYPE_CHECKING:
     from compressor.formats.native import Code
@@ -44,17 +46,15 @@ class Hash:
 
     def __init__(self, codebook: Tensor) -> None:
         self._codebook = codebook.detach().contiguous()
-        self._bounds = bounds_between(self._codebook)
         self._tables: tuple[Tensor, ...] = ()
         if not on_processor(codebook) or not available():
             return
         if len(codebook) <= FEW:
-            # lengthened to the next of 4, 8 and 16, so that there is less to compile; no weight is above infinity
+            # lengthened to 4, 8 or 16, so that there is less to compile; no weight is nearer to infinity
             more = max(4, 1 << (len(codebook) - 1).bit_length()) - len(codebook)
-            ends = functional.pad(self._bounds, (0, more), value=torch.inf)
-            self._tables = ends, functional.pad(self._codebook, (0, more))
+            self._tables = (functional.pad(self._codebook, (0, more), value=torch.inf) if more else self._codebook,)
         else:
-            self._tables = *search_table(self._bounds), self._codebook
+            self._tables = *search_table(bounds_between(self._codebook)), self._codebook
 
     def __call__(self, weights: Tensor, indices: Tensor, values: Tensor) -> None:
         """Write index and value of the nearest codeword of each weight.
@@ -70,12 +70,13 @@ class Hash:
             few = codewords <= FEW
             native = compiled(_write_few, item, codewords, vectorise=True) if few else compiled(_write_hash, item)
             assert native is not None
-            held = (weights, *self._tables, indices, values)
-            native(*[tensor.data_ptr() for tensor in held], len(weights))
+            arguments: list[Argument] = [Along(weights), *self._tables, Along(indices), Along(values)]
+            side_by_side(native, parts(len(weights)), arguments)
             return
-        common = torch.promote_types(weights.dtype, self._bounds.dtype)
+        bounds = bounds_between(self._codebook)
+        common = torch.promote_types(weights.dtype, bounds.dtype)
         for block in blocks(weights):
-            found = torch.bucketize(weights[block].to(common), self._bounds.to(common), out_int32=True)
+            found = torch.bucketize(weights[block].to(common), bounds.to(common), out_int32=True)
             torch.index_select(self._codebook, 0, found, out=values[block])
             indices[block] = found
 
@@ -88,14 +89,14 @@ def bounds_between(codebook: Tensor) -> Tensor:
 
 def _write_few(code: Code, item: int, codewords: int) -> None:
     """Write the hash as a comparison with every bound, of many weights at a time."""
-    weights, bounds, codebook = (code.array(position, 32) for position in range(3))
-    indices, values, count, place = code.array(3, item), code.array(4, 32), code.number(5), code.variable(0)
-    above = [bounds.real(number) for number in range(codewords - 1)]
+    weights, codebook, indices, values = code.array(0, 32), code.array(1, 32), code.array(2, item), code.array(3, 32)
+    count, place = code.number(4), code.variable(0)
     known = [codebook.real(number) for number in range(codewords)]
+    bounds = [(low + high) * 0.5 for low, high in itertools.pairwise(known)]
     with code.loop(lambda: place.get() < count):
         weight = weights.real(place.get())
         index, value = code.real(0.0), known[0]  # a real number, for its additions are done with the comparisons
-        for number, bound in enumerate(above):
+        for number, bound in enumerate(bounds):
             over = bound < weight
             index, value = (index + 1.0).where(over, index), known[number + 1].where(over, value)
         indices[place.get()] = index.whole(codewords - 1)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from compressor.formats.compiled import compiled
+from compressor.threads import Along, parts, side_by_side
 
 if TYPE_CHECKING:
     from compressor.formats.native import Code
@@ -22,6 +23,7 @@ BLOCK = 1 << 15  # weights handled at a time, so that temporaries stay in cache
 BLOCK_ELSEWHERE = 1 << 20  # than on a processor: there the launch of an operator costs more than what it does to fewer
 
 _LANES = 4  # sums kept side by side, so that an addition need not wait for the last one to the same codeword
+_APART = 8  # codewords between the sums of two threads: those that share a cache line wait for each other
 
 
 def blocks(weights: Tensor) -> Iterator[slice]:
@@ -51,8 +53,8 @@ def fixed_or_free(free: Tensor, codebook: Tensor, indices: Tensor) -> Tensor:
         fixed = codebook.to(free.dtype).index_select(0, indices.clamp(min=0).reshape(-1).int()).view(free.shape)
         return torch.where(indices < 0, free, fixed)
     merged = torch.empty(free.shape, dtype=torch.float32, device="cpu")
-    held = [tensor.contiguous() for tensor in (free, codebook, indices)]
-    native(*[tensor.data_ptr() for tensor in (*held, merged)], free.numel())
+    free, codebook, indices = free.contiguous(), codebook.contiguous(), indices.contiguous()
+    side_by_side(native, parts(free.numel()), [Along(free), codebook, Along(indices), Along(merged)])
     return merged
 
 
@@ -85,11 +87,13 @@ def sum_by_index(terms: Tensor, indices: Tensor, codewords: int) -> Tensor:
     """
     native = compiled(_write_sum, 8 * indices.element_size()) if on_processor(terms) else None
     if native is not None:
-        sums = torch.zeros(codewords, _LANES, dtype=torch.float64, device="cpu")
         # a gradient need not lie together: that of a sum is one number, seen as many
-        terms, indices = terms.contiguous(), indices.contiguous()
-        native(terms.data_ptr(), indices.data_ptr(), sums.data_ptr(), len(terms))
-        return sums.sum(1).float()
+        terms, indices, cuts = terms.contiguous(), indices.contiguous(), parts(len(terms))
+        sums = torch.zeros(len(cuts), codewords + _APART, _LANES, dtype=torch.float64, device="cpu")
+        first, step = sums.data_ptr(), sums.stride(0)
+        own = [first + 8 * step * number for number in range(len(cuts))]
+        side_by_side(native, cuts, [Along(terms), Along(indices), own])
+        return sums.sum((0, 2))[:codewords].float()
     total = terms.new_zeros(codewords)
     for block in blocks(terms):
         total.index_add_(0, indices[block].int(), terms[block])

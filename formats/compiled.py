@@ -5,7 +5,10 @@ from __future__ import annotations
 import functools
 import threading
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from compressor.formats.native import MachineCode
 
 __all__ = ["ARGUMENTS", "available", "compiled"]
 
@@ -25,7 +28,7 @@ def available() -> bool:
     return True
 
 
-def compiled(write: Callable[..., Any], *constants: int, vectorise: bool = False) -> Callable[..., int] | None:
+def compiled(write: Callable[..., Any], *constants: int, vectorise: bool = False) -> MachineCode | None:
     """Compile what ``write(code, *constants)`` writes.
 
     Args:
@@ -38,7 +41,7 @@ def compiled(write: Callable[..., Any], *constants: int, vectorise: bool = False
 
 
 @functools.cache
-def _compile(write: Callable[..., Any], constants: tuple[int, ...], vectorise: bool) -> Callable[..., int] | None:
+def _compile(write: Callable[..., Any], constants: tuple[int, ...], vectorise: bool) -> MachineCode | None:
     if not available():
         return None
     from compressor.formats.native import compile_function

@@ -8,7 +8,7 @@ IEEE 754 says; sums may have 64.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from compressor.formats.operands import WORD, Array, Real, Value, Variable
 
-__all__ = ["Code", "compile_function"]
+__all__ = ["Code", "MachineCode", "compile_function"]
 
 
 class Code:
@@ -72,16 +72,43 @@ class Code:
         with self._builder.if_then(self._builder.icmp_unsigned("!=", condition.name, WORD(0))):
             yield
 
+    def call(self, address: Value, *arguments: Value) -> Value:
+        """Call the function at an address, of int64 numbers and giving one."""
+        kind = ir.FunctionType(WORD, [WORD] * len(arguments)).as_pointer()
+        function = self._builder.inttoptr(address.name, kind)
+        return Value(self._builder, self._builder.call(function, [argument.name for argument in arguments]))
+
     def give(self, value: Value | int) -> None:
         """Return from the function."""
         self._builder.ret(WORD(value) if isinstance(value, int) else value.name)
 
 
-def compile_function(write: Callable[[Code], None], arguments: int, vectorise: bool = False) -> Callable[..., int]:
-    """Compile what ``write`` writes: a function of at most so many int64 numbers and arrays, giving int64.
+class MachineCode:
+    """A compiled function of int64 numbers and arrays, giving int64; it lives as long as this."""
 
-    Arrays are passed as they are; the caller keeps them contiguous, of the item size the code expects, and apart from
-    each other. To ``vectorise`` takes several times as long; loops have to be without a branch.
+    def __init__(self, engine: llvm.ExecutionEngine, arguments: int, used: int) -> None:
+        self._engine = engine
+        self._arguments, self._used = arguments, used
+        self.address: int = engine.get_function_address("f")
+        self._run = ctypes.CFUNCTYPE(ctypes.c_int64, *[ctypes.c_int64] * arguments)(self.address)
+
+    def __call__(self, *values: NDArray[Any] | int) -> int:
+        """Call it; arrays are passed as they are, by their addresses."""
+        return int(self._run(*self.given(values)))
+
+    def given(self, values: Sequence[NDArray[Any] | int]) -> list[int]:
+        """Give numbers and addresses, and 0 for the arguments the function does not use."""
+        if len(values) != self._used:
+            raise TypeError(f"{len(values)} arguments, expected {self._used}")
+        given = [value.ctypes.data if isinstance(value, np.ndarray) else value for value in values]
+        return given + [0] * (self._arguments - len(given))
+
+
+def compile_function(write: Callable[[Code], None], arguments: int, vectorise: bool = False) -> MachineCode:
+    """Compile what ``write`` writes: a function of at most so many numbers and arrays.
+
+    The caller keeps arrays contiguous, of the item size the code expects, and apart from each other. To ``vectorise``
+    takes several times as long; loops have to be without a branch.
     """
     module = ir.Module()
     function = ir.Function(module, ir.FunctionType(WORD, [ir.IntType(8).as_pointer()] * arguments), "f")
@@ -100,16 +127,7 @@ def compile_function(write: Callable[[Code], None], arguments: int, vectorise: b
     (_vectorise if vectorise else _optimise)(parsed, machine)
     engine = llvm.create_mcjit_compiler(parsed, machine)
     engine.finalize_object()
-    run = ctypes.CFUNCTYPE(ctypes.c_int64, *[ctypes.c_int64] * arguments)(engine.get_function_address("f"))
-    run.engine = engine  # type: ignore[attr-defined] # the code lives as long as its engine
-
-    def call(*values: NDArray[Any] | int) -> int:
-        if len(values) != code.used:
-            raise TypeError(f"{len(values)} arguments, expected {code.used}")
-        given = [value.ctypes.data if isinstance(value, np.ndarray) else value for value in values]
-        return int(run(*given, *[0] * (arguments - len(given))))
-
-    return call
+    return MachineCode(engine, arguments, code.used)
 
 
 def _features() -> str:

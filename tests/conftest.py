@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -26,3 +27,15 @@ def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def one_worker(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have pictures opened by one process, however many cores there are."""
     monkeypatch.setattr("compressor.pictures.os.cpu_count", lambda: 1)
+
+
+@pytest.fixture
+def two_threads(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Have machine code, on however few weights, done in two threads."""
+    import torch
+
+    monkeypatch.setattr("compressor.threads.FEWEST", 1)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)

@@ -21,9 +21,11 @@ anything = st.floats(width=32, allow_nan=False)
 finite = st.floats(-(2.0**127), 2.0**127, width=32)  # so that no bound between two is infinite
 
 
-@pytest.fixture(params=["machine code", "stock operators"])
+@pytest.fixture(params=["machine code", "two threads", "stock operators"])
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Compute in each of the two ways."""
+    """Compute in each of the ways."""
+    if request.param == "two threads":
+        request.getfixturevalue("two_threads")
     if request.param == "stock operators":
         monkeypatch.setattr(hashing, "available", lambda: False)
         monkeypatch.setattr(indexing, "compiled", lambda *given, **settings: None)

@@ -15,13 +15,16 @@ from torch.nn import functional
 from compressor import pull as pulling
 from compressor.indexing import fixed_or_free
 from compressor.pull import pull
+from compressor.pull_kernel import RUN, in_machine_code
 
 
-@pytest.fixture(params=["machine code", "stock operators"])
+@pytest.fixture(params=["machine code", "two threads", "stock operators"])
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Pull float32 in each of the two ways."""
+    """Pull float32 in each of the ways."""
+    if request.param == "two threads":
+        request.getfixturevalue("two_threads")
     if request.param == "stock operators":
-        monkeypatch.setattr(pulling, "_in_machine_code", lambda *given: None)
+        monkeypatch.setattr(pulling, "in_machine_code", lambda *given: None)
     return str(request.param)
 
 
@@ -121,7 +124,7 @@ def test_machine_code_computes_what_operators_do(
     free = torch.rand(len(latent), generator=torch.Generator().manual_seed(seed)) < 0.7
     indices = torch.where(free, -1, 0).to(kind)
     gradient = torch.tensor(0.5, dtype=torch.float64)
-    found = pulling._in_machine_code(latent, indices, codebook, zero_below, gradient)
+    found = in_machine_code(latent, indices, codebook, zero_below, gradient)
     assert found is not None
     total, count, slope = found
     expected, _, wanted = pulling._by_operators(latent.double(), indices, codebook.double(), zero_below, gradient)
@@ -134,7 +137,7 @@ def test_machine_code_computes_what_operators_do(
     assert (slope[~free] == 0).all()
 
 
-@pytest.mark.parametrize("count", [0, 1, pulling.RUN - 1, pulling.RUN, 2 * pulling.RUN + 5])
+@pytest.mark.parametrize("count", [0, 1, RUN - 1, RUN, 2 * RUN + 5])
 def test_runs_are_all_of_the_weights(way: str, count: int) -> None:
     torch.manual_seed(0)
     latent, codebook, free = torch.randn(count), torch.linspace(-1, 1, 7), torch.rand(count) < 0.5
@@ -180,14 +183,11 @@ def test_machine_code_writes_within_its_bounds(monkeypatch: pytest.MonkeyPatch) 
         held.append(torch.full((wanted.numel() + 64,), 7, dtype=like.dtype))
         return held[-1][32:-32].view(wanted.shape)
 
-    def zeros(like: Tensor) -> Tensor:
-        return guarded(like).zero_()
-
-    latent, codebook = torch.randn(2 * pulling.RUN + 5), torch.linspace(-1, 1, 7)
+    latent, codebook = torch.randn(2 * RUN + 5), torch.linspace(-1, 1, 7)
     with monkeypatch.context() as patch:
         patch.setattr(Tensor, "new_empty", guarded)
-        patch.setattr(torch, "zeros_like", zeros)
-        found = pulling._in_machine_code(latent, all_free(len(latent)), codebook, 0.1, torch.tensor(1.0))
+        patch.setattr(torch, "empty_like", guarded)
+        found = in_machine_code(latent, all_free(len(latent)), codebook, 0.1, torch.tensor(1.0))
     assert found is not None
     assert found[2] is not None
     assert torch.isfinite(found[2]).all()

@@ -1,0 +1,155 @@
+"""The pull of free weights as machine code: the steps of ``pull``, several weights at a time."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from compressor.formats.compiled import compiled
+from compressor.hashing import bounds_between, search_table, write_search
+from compressor.threads import Along, parts, side_by_side
+
+if TYPE_CHECKING:
+    from compressor.formats.native import Code
+    from compressor.formats.operands import Array, Real, Value, Variable
+
+__all__ = ["FURTHEST", "LEAST", "STEEPEST", "TEMPERATURE", "Pulled", "in_machine_code"]
+
+TEMPERATURE = 0.05  # of the softmin over codewords
+STEEPEST = 1e30  # bound of a weight's slope, which grows without bound near zero
+LEAST = 1e-15  # magnitude below which a weight is not divided by, nor by its square
+FURTHEST = 1e6  # a relative distance beyond which no codeword has any share
+RUN = 1 << 12  # weights that machine code works on together
+ROWS = 6  # numbers it keeps of each: place, weight, codewords below and above, value, slope
+APART = 32  # float64 between the sums of two threads: those that share a cache line wait for each other
+
+Pulled = tuple[Tensor, int, Tensor | None]
+"""The sum, float64; the number of free weights; where asked for, the slope of each weight, float32[n]."""
+
+
+def in_machine_code(
+    latent: Tensor, indices: Tensor, codebook: Tensor, zero_below: float, gradient: Tensor | None
+) -> Pulled | None:
+    """Do what the stock operators do, to within rounding, in one pass over float32 on the processor; else None."""
+    native = compiled(_write_pull, 8 * indices.element_size(), gradient is not None, vectorise=True)
+    if native is None:
+        return None
+    slope = None if gradient is None else torch.empty_like(latent)
+    ends = torch.cat([codebook[:1], codebook, codebook[-1:]])  # beyond the ends both neighbours are the same
+    settings = latent.new_tensor([zero_below, 0.0 if gradient is None else float(gradient)])
+    latent, indices, cuts = latent.contiguous(), indices.contiguous(), parts(len(latent))
+    totals = torch.zeros(len(cuts), APART, dtype=torch.float64, device=latent.device)
+    scratch = latent.new_empty(len(cuts), ROWS, RUN)
+    tables = *search_table(bounds_between(codebook)), ends, settings
+    own = [[row.data_ptr() for row in held] for held in (totals, scratch)]
+    slopes = [0] * len(cuts) if slope is None else Along(slope)
+    free = side_by_side(native, cuts, [Along(latent), Along(indices), *tables, slopes, *own])
+    return totals[:, 0].sum(), sum(free), slope
+
+
+def _write_pull(code: Code, item: int, sloped: bool) -> None:
+    """Write a run of weights at a time: find what is around the free ones, work out their slopes, put them back."""
+    total, scratch, count = code.array(8, 64), code.array(9, 32), code.number(10)
+    rows = [scratch.after(RUN * row) for row in range(ROWS)]
+    begin, end, kept, free = code.variable(0), code.variable(0), code.variable(0), code.variable(0)
+    with code.loop(lambda: begin.get() < count):
+        after = begin.get() + RUN
+        end.set((after < count).choose(after, count))
+        kept.set(0)
+        if sloped:
+            _write_zeros(code, (begin.get(), end.get()))
+        _write_gather(code, item, rows, (begin.get(), end.get()), kept)
+        _write_values(code, rows, kept, sloped)
+        _write_sum(code, rows, kept, total)
+        if sloped:
+            _write_return(code, rows, kept)
+        free.set(free.get() + kept.get())
+        begin.set(end.get())
+    code.give(free.get())
+
+
+def _write_zeros(code: Code, run: tuple[Value, Value]) -> None:
+    """Begin with no slope."""
+    slopes, place, nothing = code.array(7, 32), code.variable(run[0]), code.constant(0)
+    with code.loop(lambda: place.get() < run[1]):
+        slopes[place.get()] = nothing
+        place.set(place.get() + 1)
+
+
+def _write_gather(code: Code, item: int, rows: list[Array], run: tuple[Value, Value], kept: Variable) -> None:
+    """Put places, weights and codewords below and above of the free ones side by side."""
+    latent, bounds, cut, below, codebook = (code.array(position, 32) for position in (0, 2, 3, 4, 5))
+    indices, (places, weights, lower, upper, *_) = code.array(1, item), rows
+    place, index = code.variable(run[0]), code.variable(0)
+    with code.loop(lambda: place.get() < run[1]):
+        at = place.get()
+        with code.when(indices[at] >> (item - 1)):  # the sign
+            weight, last = latent.real(at), kept.get()
+            write_search(code, index, weight, (bounds, cut, below))
+            above = index.get() + (codebook.real(index.get() + 1) < weight)
+            places[last] = at
+            weights.put(last, weight)
+            lower.put(last, codebook.real(above))
+            upper.put(last, codebook.real(above + 1))
+            kept.set(last + 1)
+        place.set(at + 1)
+
+
+def _write_values(code: Code, rows: list[Array], kept: Variable, sloped: bool) -> None:
+    """Work out values, and slopes: without a branch, several weights at a time."""
+    _, weights, lower, upper, values, slopes = rows
+    settings, number = code.array(6, 32), code.variable(0)
+    zero_below, gradient = settings.real(0), settings.real(1)
+    with code.loop(lambda: number.get() < kept.get()):
+        at = number.get()
+        value, slope = _write_value(weights.real(at), (lower.real(at), upper.real(at)), zero_below)
+        values.put(at, value)
+        if sloped:
+            slopes.put(at, (slope * gradient).within(-STEEPEST, STEEPEST))
+        number.set(at + 1)
+
+
+def _write_sum(code: Code, rows: list[Array], kept: Variable, total: Array) -> None:
+    """Add up the values."""
+    values, number = rows[4], code.variable(0)
+    with code.loop(lambda: number.get() < kept.get()):
+        total.add(0, values.real(number.get()))
+        number.set(number.get() + 1)
+
+
+def _write_return(code: Code, rows: list[Array], kept: Variable) -> None:
+    """Put the slopes where they belong."""
+    (places, *_, found), slopes, number = rows, code.array(7, 32), code.variable(0)
+    with code.loop(lambda: number.get() < kept.get()):
+        slopes[places[number.get()]] = found[number.get()]
+        number.set(number.get() + 1)
+
+
+def _write_value(weight: Real, neighbours: tuple[Real, Real], zero_below: Real) -> tuple[Real, Real]:
+    """Write the steps of ``_pull_in_block`` for one weight."""
+    inverse = weight.size().within(LEAST, math.inf).inverse()
+    signed = (inverse * -1.0).where(weight < 0.0, inverse)
+    is_small = weight.size() < zero_below
+    distances, slopes = [], []
+    for codeword in neighbours:
+        ratio = (weight - codeword) * signed
+        counts_as_it = is_small & (((codeword < 0.0) | (codeword > 0.0)) < 1)
+        distances.append((codeword * 0.0).where(counts_as_it, ratio.size().at_most(FURTHEST)))
+        steepness = codeword * inverse * inverse
+        slope = steepness.where(ratio > 0.0, (steepness * -1.0).where(ratio < 0.0, 0.0))
+        slopes.append(slope.within(-STEEPEST, STEEPEST))
+    near, far = distances
+    less = ((near - far).size() * (-1 / TEMPERATURE)).exp()
+    larger = (less + 1.0).inverse()
+    smaller = less * larger  # what 1 - larger would round away can be of a great distance
+    is_near = near < far
+    near_share, far_share = larger.where(is_near, smaller), smaller.where(is_near, larger)
+    value = near * near_share + far * far_share
+    near_slope, far_slope = (
+        slope * ((value - distance) * (1 / TEMPERATURE) + 1.0)
+        for slope, distance in zip(slopes, distances, strict=True)
+    )
+    return value, (near_slope * near_share + far_slope * far_share).within(-STEEPEST, STEEPEST)

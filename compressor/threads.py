@@ -1,0 +1,118 @@
+"""Machine code on several weights side by side, in the threads that PyTorch's own operators run in.
+
+Threads of our own would have to wait: PyTorch's stay busy for a while after each operator, and take the cores. So the
+work is handed to them, by the entry of the OpenMP library that PyTorch was linked with. Where it has none (macOS,
+Windows), parts are done one after the other.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from compressor.formats.native import Code, MachineCode
+
+__all__ = ["Along", "Argument", "parts", "side_by_side"]
+
+FEWEST = 1 << 15  # weights worth a thread: it takes 20 microseconds to have it begin
+
+
+class Along(NamedTuple):
+    """A contiguous tensor with an item for each weight: each part gets the address of its own."""
+
+    tensor: Tensor
+
+
+Argument = Tensor | Along | Sequence[int]
+"""The same for all parts; from each part's place on; one for each part."""
+
+
+def parts(count: int) -> list[slice]:
+    """Cut so many weights into parts, one for each thread; fewer, where they would be small.
+
+    Example:
+        >>> parts(5)
+        [slice(0, 5, None)]
+    """
+    threads = min(torch.get_num_threads(), count // FEWEST)
+    if threads < 2:
+        return [slice(0, count)]
+    cuts = [count * number // threads // 64 * 64 for number in range(threads)]  # no two write to one cache line
+    return [slice(start, end) for start, end in itertools.pairwise([*cuts, count])]
+
+
+def side_by_side(function: MachineCode, cuts: Sequence[slice], arguments: Sequence[Argument]) -> list[int]:
+    """Call a function for each part of the weights, all at once; give what it gives.
+
+    Args:
+        function: what to call; its last argument is the number of weights.
+        cuts: of ``parts``.
+        arguments: those before the last; tensors, contiguous and in the processor's memory, are passed by their
+            addresses. No two parts may write to the same place.
+    """
+    columns = [_column(argument, cuts) for argument in arguments]
+    calls = list(zip(*columns, [cut.stop - cut.start for cut in cuts], strict=True))
+    openmp = _openmp() if len(calls) > 1 else None
+    if openmp is None:
+        return [function(*call) for call in calls]
+    filled = [[*function.given(call), 0] for call in calls]  # the 0 becomes the result
+    head = [*openmp.asking, function.address, len(calls)]
+    numbers = [*head, *itertools.chain.from_iterable(filled)]
+    table = (ctypes.c_int64 * len(numbers))(*numbers)
+    width = len(filled[0])
+    openmp.start(_each(width).address, ctypes.addressof(table), len(calls), 0)
+    return table[len(head) + width - 1 :: width]
+
+
+def _column(argument: Argument, cuts: Sequence[slice]) -> Sequence[int]:
+    if isinstance(argument, Along):
+        start, size = argument.tensor.data_ptr(), argument.tensor.element_size()
+        return [start + cut.start * size for cut in cuts]
+    return [argument.data_ptr()] * len(cuts) if isinstance(argument, Tensor) else argument
+
+
+@dataclass(frozen=True)
+class _OpenMP:
+    start: Callable[[int, int, int, int], None]  # what each thread runs, with which argument, how many; flags
+    asking: list[int]  # addresses of the functions that tell a thread its number, and how many it is one of
+
+
+@functools.cache
+def _openmp() -> _OpenMP | None:
+    """Find the library that PyTorch was linked with, None where its entry has another name."""
+    try:
+        library = ctypes.CDLL(torch._C.__file__)  # finds what is in the libraries it was linked with, too
+        asked = library.omp_get_thread_num, library.omp_get_num_threads
+        start = library.GOMP_parallel
+    except (AttributeError, OSError):
+        return None
+    start.argtypes, start.restype = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint], None
+    return _OpenMP(start, [ctypes.cast(function, ctypes.c_void_p).value or 0 for function in asked])
+
+
+@functools.cache
+def _each(width: int) -> MachineCode:
+    """Compile what a thread runs: the calls of a table that fall to it."""
+    from compressor.formats.native import compile_function
+
+    return compile_function(functools.partial(_write_each, width), 1)
+
+
+def _write_each(width: int, code: Code) -> None:
+    """Write the calls number n, n + t, n + 2 t... for thread n of t; ``side_by_side`` lays out the table."""
+    table, head = code.array(0, 64), 4
+    own_number, threads = (code.call(table[place]) & 0xFFFFFFFF for place in range(2))  # they give 32 bits
+    call = code.variable(own_number)
+    with code.loop(lambda: call.get() < table[3]):
+        first = call.get() * width + head
+        table[first + (width - 1)] = code.call(table[2], *(table[first + place] for place in range(width - 1)))
+        call.set(call.get() + threads)
+    code.give(0)
