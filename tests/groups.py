@@ -19,14 +19,15 @@ def bell(count: int = 400) -> Tensor:
 
 
 def fitted(scheme: Scheme, weights: Tensor, importance: Tensor | None = None, pruned: Tensor | None = None) -> Group:
-    """The group of one linear layer with these weights, fitted."""
-    layer = nn.Linear(weights.numel(), 1, bias=False).to(weights.dtype)
+    """The group of one linear layer with these weights, [outputs, inputs] or [inputs], fitted."""
+    shape = weights.shape if weights.ndim == 2 else (1, weights.numel())
+    layer = nn.Linear(shape[1], shape[0], bias=False).to(weights.dtype)
     with torch.no_grad():
-        layer.weight.copy_(weights.reshape(1, -1))
+        layer.weight.copy_(weights.view(shape))
     group = Group(scheme, find_tensors(layer))
     if pruned is not None:
-        group.prune(group.sites[0], pruned.reshape(1, -1))
-    scheme.fit(group, None if importance is None else {group.sites[0]: importance.reshape(1, -1)})
+        group.prune(group.sites[0], pruned.view(shape))
+    scheme.fit(group, None if importance is None else {group.sites[0]: importance.view(shape)})
     return group
 
 

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 import timm
 import torch
-from timm.optim import param_groups_layer_decay
 from torch import nn
 from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset
@@ -20,7 +18,6 @@ import compressor
 from compressor import Compressor, Policy, Rule
 from compressor.formats.errors import MissingError, PolicyError, UsageError
 from compressor.losses import distillation
-from compressor.schedule import make_optimizer
 
 ARGS: dict[str, Any] = {"num_classes": 10, "in_chans": 1}
 LEARNT = Policy([Rule("*", scheme="learnt", bits=2)])
@@ -229,32 +226,3 @@ def test_untouched_tensors_in_half_precision(tmp_path: Path) -> None:
     assert sizes[0] - sizes[1] == 2 * floats
     assert not torch.equal(trained[1].running_mean, model[1].running_mean)
     assert float(trained[1].running_var[0]) == 1e6
-
-
-def test_layers_learn_at_rates_of_their_own() -> None:
-    """As timm has it: each layer so many times as fast as the one after it; a codebook as its layer."""
-    model = timm.create_model("test_resnet", num_classes=10)
-    scales = {
-        id(parameter): group["lr_scale"]
-        for group in param_groups_layer_decay(model, layer_decay=0.5)
-        for parameter in group["params"]
-    }
-    job = Compressor(model, Policy([Rule("*", scheme="learnt", bits=2)]), copy=False, teacher=None).prepare()
-    rates = {id(p): group["lr"] for group in job.param_groups(lr=0.4, layer_decay=0.5) for p in group["params"]}
-    assert len({*scales.values()}) > 3
-    for identity, scale in scales.items():
-        assert rates.pop(identity) == pytest.approx(0.4 * scale)
-    for group in job.groups:
-        assert rates.pop(id(group.values)) == pytest.approx(0.4 * scales[id(group.latent(group.sites[0]))])
-    assert not rates
-
-
-@pytest.mark.parametrize("sched", ["cosine", "step", "none"])
-def test_schedules_keep_the_layers_rates_apart(sched: str) -> None:
-    job = Compressor(timm.create_model("test_vit", num_classes=10), Policy([Rule("*", "learnt", bits=2)])).prepare()
-    optimizer, schedule = make_optimizer(job.param_groups(0.4, layer_decay=0.5), "sgd", 0.4, sched, 2, 3)
-    for _ in range(4):
-        schedule.step()
-        rates = sorted({group["lr"] for group in optimizer.param_groups})
-        assert [low / high for low, high in pairwise(rates)] == pytest.approx([0.5] * (len(rates) - 1))
-        assert len(rates) > 3

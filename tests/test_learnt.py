@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import pytest
 import torch
+from groups import fitted
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -14,10 +14,8 @@ from compressor.core import Compressor
 from compressor.formats.reader import PackedFile
 from compressor.group import Group
 from compressor.lookup import nearest
-from compressor.packing import decoded
 from compressor.policy import Policy, Rule
 from compressor.schemes.learnt import Learnt
-from compressor.sites import find_tensors
 
 
 def from_stock_operators(weights: Tensor, codebook: Tensor) -> Tensor:
@@ -30,15 +28,6 @@ def from_stock_operators(weights: Tensor, codebook: Tensor) -> Tensor:
     return functional.conv_transpose1d(one_hot, codebook.reshape(-1, 1, 1)).reshape(weights.shape)
 
 
-def group_of(weights: Tensor, scheme: Learnt) -> Group:
-    layer = nn.Linear(weights.shape[1], weights.shape[0], bias=False)
-    with torch.no_grad():
-        layer.weight.copy_(weights)
-    group = Group(scheme, find_tensors(layer))
-    scheme.fit(group, None)
-    return group
-
-
 def hashed(group: Group) -> Tensor:
     site = group.sites[0]
     return group.scheme.weight(group, site, group.latent(site))
@@ -47,14 +36,14 @@ def hashed(group: Group) -> Tensor:
 @pytest.mark.parametrize("codewords", [2, 3, 16])
 def test_the_layer_is_convolution_pooling_and_deconvolution(codewords: int) -> None:
     torch.manual_seed(0)
-    group = group_of(torch.randn(40, 25), Learnt(codewords=codewords))
+    group = fitted(Learnt(codewords=codewords), torch.randn(40, 25))
     latent, codebook = group.latent(group.sites[0]).detach(), group.codebook().detach().sort().values
     assert torch.equal(hashed(group), from_stock_operators(latent, codebook))
 
 
 def test_gradients_are_the_scatter_and_the_straight_through() -> None:
     torch.manual_seed(0)
-    group = group_of(torch.randn(40, 25), Learnt(codewords=4))
+    group = fitted(Learnt(codewords=4), torch.randn(40, 25))
     latent = group.latent(group.sites[0])
     gradient = torch.randn(40, 25)
     hashed(group).backward(gradient)
@@ -69,7 +58,7 @@ def test_gradients_are_the_scatter_and_the_straight_through() -> None:
 
 def test_under_gradient_descent_a_codeword_moves_as_its_weights_do() -> None:
     """With all weights in equal clusters and one gradient g everywhere, each codeword moves by lr * g."""
-    group = group_of(torch.tensor([[-2.0, -2.0, 2.0, 2.0]]), Learnt(codewords=2))
+    group = fitted(Learnt(codewords=2), torch.tensor([[-2.0, -2.0, 2.0, 2.0]]))
     before = group.codebook().detach().clone()
     hashed(group).backward(torch.full((1, 4), 0.5))
     torch.optim.SGD(group.parameters(), lr=0.1).step()
@@ -79,13 +68,13 @@ def test_under_gradient_descent_a_codeword_moves_as_its_weights_do() -> None:
 def test_scaling_the_weights_scales_the_hash() -> None:
     torch.manual_seed(0)
     weights = torch.randn(20, 20)
-    small, large = group_of(weights, Learnt(codewords=8)), group_of(weights * 1024, Learnt(codewords=8))
+    small, large = fitted(Learnt(codewords=8), weights), fitted(Learnt(codewords=8), weights * 1024)
     assert torch.equal(hashed(small) * 1024, hashed(large))
 
 
 def test_codewords_that_overtake_each_other_change_nothing() -> None:
     torch.manual_seed(0)
-    group = group_of(torch.randn(20, 20), Learnt(codewords=4))
+    group = fitted(Learnt(codewords=4), torch.randn(20, 20))
     expected = hashed(group).detach().clone()
     group.values.data = group.values.data[[2, 0, 3, 1]]
     assert torch.equal(hashed(group), expected)
@@ -98,7 +87,7 @@ def test_46_unused_codewords_are_put_back_to_use(caplog: pytest.LogCaptureFixtur
     caplog.set_level("INFO", "compressor")
     torch.manual_seed(0)
     scheme = Learnt(codewords=4)
-    group = group_of(torch.randn(50, 20), scheme)
+    group = fitted(scheme, torch.randn(50, 20))
     group.values.data = torch.tensor([-1.0, 1.0, 50.0, 60.0])
     assert len(hashed(group).unique()) == 2
     with torch.no_grad():
@@ -180,79 +169,11 @@ def test_the_network_codebook_hashes_each_layer_as_if_it_stood_alone_but_for_its
     assert torch.equal(job.model[2].weight * 4, again.model[2].weight)  # type: ignore[index]
 
 
-def row_by_row(weights: Tensor, codebooks: Tensor) -> Tensor:
-    """The hash of each slice of axis 0 by its own codebook, by a table of all distances."""
-    rows = weights.reshape(len(codebooks), -1)
-    hashed_rows = [book[(row[:, None] - book).abs().argmin(1)] for row, book in zip(rows, codebooks, strict=True)]
-    return torch.stack(hashed_rows).view(weights.shape)
-
-
-@pytest.mark.parametrize("codewords", [1, 2, 5])
-def test_each_channel_is_hashed_by_its_own_codebook(codewords: int) -> None:
-    torch.manual_seed(0)
-    group = group_of(torch.randn(6, 30) * torch.logspace(-2, 2, 6)[:, None], Learnt(codewords, group="channel"))
-    codebooks = group.codebook().detach().view(6, codewords)
-    assert torch.equal(hashed(group), row_by_row(group.latent(group.sites[0]).detach(), codebooks))
-    gradient = torch.randn(6, 30)
-    hashed(group).backward(gradient)
-    assert group.values.grad is not None
-    rows = group.values.grad.view(6, codewords).sum(1) * group.unit
-    torch.testing.assert_close(rows, gradient.sum(1) * 6 * codewords / 180, rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("settings", [{}, {"sparsity": 0.6}, {"soft": 1.0}, {"init": "linear"}])
-def test_codebooks_per_channel_are_stored_as_they_were_trained(settings: dict[str, Any], dtype: torch.dtype) -> None:
-    torch.manual_seed(0)
-    model, inputs = (
-        nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten(), nn.Linear(128, 4)).to(dtype),
-        torch.randn(4, 3, 6, 6),
-    )
-    with torch.no_grad():
-        model[0].weight[0].fill_(0.5)  # type: ignore[index]  # a channel of one value, beside others of many
-    job = Compressor(model, Policy([Rule("*", scheme="learnt", bits=2, group="channel", **settings)]), teacher=None)
-    job.prepare()
-    opt = torch.optim.SGD(job.param_groups(lr=0.01))  # Adam's eps is zero in float16
-    job.attach(opt, 20)
-    for _ in range(20):
-        opt.zero_grad()
-        job.model(inputs.to(dtype)).float().square().mean().backward()
-        opt.step()
-    trained = [job.model[at].weight.detach().clone() for at in (0, 2)]  # type: ignore[index]
-    packed = job.finish()
-    with PackedFile.from_bytes(packed.to_bytes()) as file:
-        for name, weight in zip(("0.weight", "2.weight"), trained, strict=True):
-            shared = file.shared(name)
-            assert shared.axis == 0
-            assert torch.equal(decoded(shared, file.books[shared.book]), weight)
-            assert all(len(channel.unique()) <= 4 for channel in weight)
-            assert len(weight.unique()) > 4
-
-
-def test_small_channels_share_one_codebook() -> None:
-    """Nine weights of a depthwise channel are no more than the values that would be stored for them."""
-    job = Compressor(nn.Conv2d(8, 8, 3, groups=8), Policy([Rule("*", scheme="learnt", bits=4, group="channel")]))
-    packed = job.prepare().finish()
-    assert packed.content.sites["weight"].axis is None
-
-
-def test_unused_codewords_of_a_channel_take_from_its_own_clusters() -> None:
-    torch.manual_seed(0)
-    scheme = Learnt(codewords=4, group="channel")
-    group = group_of(torch.stack([torch.randn(200), torch.full((200,), 7.0), torch.randn(200) * 100]), scheme)
-    group.values.data = torch.tensor([-1.0, 1.0, 50.0, 60.0, 7.0, 8.0, 9.0, 9.0, -90.0, -20.0, 20.0, 90.0])
-    group.values.data /= group.unit
-    assert [len(row.unique()) for row in hashed(group)] == [2, 1, 4]
-    with torch.no_grad():
-        scheme.advance(group, 0.5)
-    assert [len(row.unique()) for row in hashed(group)] == [4, 1, 4]
-
-
 def test_nothing_is_reseeded_when_training_is_over() -> None:
     """Without a word on its progress, what the network computed last is what is stored."""
     torch.manual_seed(0)
     scheme = Learnt(codewords=4)
-    group = group_of(torch.randn(50, 20), scheme)
+    group = fitted(scheme, torch.randn(50, 20))
     group.values.data = torch.tensor([-1.0, 1.0, 50.0, 60.0])
     before = hashed(group)
     with torch.no_grad():

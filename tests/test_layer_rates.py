@@ -1,0 +1,41 @@
+"""Layers that learn at rates of their own, as timm has it, under every schedule."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import pytest
+import timm
+from timm.optim import param_groups_layer_decay
+
+from compressor import Compressor, Policy, Rule
+from compressor.schedule import make_optimizer
+
+
+def test_layers_learn_at_rates_of_their_own() -> None:
+    """As timm has it: each layer so many times as fast as the one after it; a codebook as its layer."""
+    model = timm.create_model("test_resnet", num_classes=10)
+    scales = {
+        id(parameter): group["lr_scale"]
+        for group in param_groups_layer_decay(model, layer_decay=0.5)
+        for parameter in group["params"]
+    }
+    job = Compressor(model, Policy([Rule("*", scheme="learnt", bits=2)]), copy=False, teacher=None).prepare()
+    rates = {id(p): group["lr"] for group in job.param_groups(lr=0.4, layer_decay=0.5) for p in group["params"]}
+    assert len({*scales.values()}) > 3
+    for identity, scale in scales.items():
+        assert rates.pop(identity) == pytest.approx(0.4 * scale)
+    for group in job.groups:
+        assert rates.pop(id(group.values)) == pytest.approx(0.4 * scales[id(group.latent(group.sites[0]))])
+    assert not rates
+
+
+@pytest.mark.parametrize("sched", ["cosine", "step", "none"])
+def test_schedules_keep_the_layers_rates_apart(sched: str) -> None:
+    job = Compressor(timm.create_model("test_vit", num_classes=10), Policy([Rule("*", "learnt", bits=2)])).prepare()
+    optimizer, schedule = make_optimizer(job.param_groups(0.4, layer_decay=0.5), "sgd", 0.4, sched, 2, 3)
+    for _ in range(4):
+        schedule.step()
+        rates = sorted({group["lr"] for group in optimizer.param_groups})
+        assert [low / high for low, high in pairwise(rates)] == pytest.approx([0.5] * (len(rates) - 1))
+        assert len(rates) > 3
