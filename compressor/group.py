@@ -38,6 +38,13 @@ class _InUnits(Function):
         return gradient * ctx.factor, None, None
 
 
+class PassedOn(dict[Site, Any]):
+    """What a scheme's ``weight`` leaves for its ``penalty`` in the same step; a copy begins without."""
+
+    def __reduce__(self) -> tuple[type[PassedOn], tuple[()]]:
+        return PassedOn, ()
+
+
 class Group(nn.Module):
     """The sites that share one codebook; codebook, indices and scheme state are parameters and buffers.
 
@@ -68,6 +75,7 @@ class Group(nn.Module):
         self.scheme = scheme
         self.sites = sites
         self.pruning = pruning
+        self.passed_on = PassedOn()
         self._latents = [site.tensor for site in sites]
         self.weights = sum(latent.numel() for latent in self._latents)
         spread = math.sqrt(sum(float(_sum_of_squares(latent)) for latent in self._latents) / max(self.weights, 1))

@@ -1,4 +1,4 @@
-"""The pull of free weights towards their nearest codewords, by relative distance."""
+"""The pull of free weights towards their nearest codewords, by relative distance, beside what is fixed."""
 
 from __future__ import annotations
 
@@ -10,77 +10,107 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 from compressor.hashing import Hash
-from compressor.indexing import blocks, on_processor
+from compressor.indexing import blocks, fixed_or_free, on_processor
 from compressor.pull_kernel import FURTHEST, LEAST, STEEPEST, TEMPERATURE, Pulled, in_machine_code
 
-__all__ = ["pull"]
+__all__ = ["fixed_and_pulled", "pull"]
 
 
-def pull(latent: Tensor, indices: Tensor, codebook: Tensor, zero_below: float) -> tuple[Tensor, int]:
-    """Sum ``sum_j softmin_j(D_ij / 0.05) D_ij`` over the free weights, ``D_ij = |w_i - c_j| / |w_i|``.
+def fixed_and_pulled(
+    latent: Tensor, codebook: Tensor, indices: Tensor, zero_below: float | Tensor
+) -> tuple[Tensor, Tensor, int]:
+    """Give what ``lookup.fixed`` gives, and the pull on the weights that are free, whose gradients come in one pass.
 
-    The sum over j is over the two codewords on either side of the weight, O(N): others are further, and of little
-    weight (divergence: the paper takes all). The gradient is worked out in the backward pass from ``latent`` and
-    ``indices``, so that nothing of their size is kept for it.
+    The pull is ``sum_j softmin_j(D_ij / 0.05) D_ij`` over the free weights, ``D_ij = |w_i - c_j| / |w_i|``. The sum
+    over j is over the two codewords on either side of the weight, O(N): others are further, and of little weight
+    (divergence: the paper takes all). Its gradient is worked out in the backward pass from ``latent`` and ``indices``,
+    and added to that of the weights: nothing of their size is kept for it.
 
     Args:
         latent: float, any shape.
+        codebook: float32[K], without gradient.
         indices: int8, int16 or int32 of that shape, below 0 where a weight is free.
-        codebook: float32[K], ascending.
         zero_below: the magnitude below which the distance to the codeword 0 is 0.
 
     Returns:
-        The sum, float64 scalar; and how many weights are free.
+        The weights, of the shape of ``latent``; the sum, float64 scalar; and how many weights are free.
 
     Reference: Subia-Waud, Dasmahapatra, "Weight Fixing Networks", ECCV 2022, section 3.
     """
-    result: tuple[Tensor, int] = _Pull.apply(latent, indices, codebook, zero_below)
+    result: tuple[Tensor, Tensor, int] = _FixedAndPulled.apply(latent, codebook, indices, zero_below)
     return result
 
 
-class _Pull(Function):
+def pull(latent: Tensor, codebook: Tensor, indices: Tensor, zero_below: float | Tensor) -> tuple[Tensor, int]:
+    """Give the pull alone: arguments and result as of ``fixed_and_pulled``."""
+    return fixed_and_pulled(latent, codebook, indices, zero_below)[1:]
+
+
+class _FixedAndPulled(Function):
     @staticmethod
-    def forward(ctx: Any, latent: Tensor, indices: Tensor, codebook: Tensor, zero_below: float) -> tuple[Tensor, int]:
-        ctx.save_for_backward(latent, indices, codebook)
-        ctx.zero_below = zero_below
-        total, count, _ = _pull(latent, indices, codebook, zero_below, None)
-        return total, count
+    def forward(
+        ctx: Any, latent: Tensor, codebook: Tensor, indices: Tensor, zero_below: float | Tensor
+    ) -> tuple[Tensor, Tensor, int]:
+        ctx.set_materialize_grads(False)
+        ascending = codebook.detach().sort().values.to(torch.promote_types(latent.dtype, torch.float32))
+        # Not saved as PyTorch saves: the task's loss and the penalty may be taken backwards one after the other.
+        ctx.given = latent.detach(), indices, ascending, zero_below
+        total, count = _pull(*ctx.given)
+        return fixed_or_free(latent, codebook, indices), total, count
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor, of_count: None) -> tuple[Tensor, None, None, None]:
-        latent, indices, codebook = ctx.saved_tensors
-        slope = _pull(latent, indices, codebook, ctx.zero_below, gradient)[2]
-        assert slope is not None
-        most = torch.finfo(latent.dtype).max
-        slope = slope.clamp_(-most, most) if most < STEEPEST else slope
-        return slope.view(latent.shape).to(latent.dtype), None, None, None
+    def backward(
+        ctx: Any, of_weight: Tensor | None, of_total: Tensor | None, of_count: None
+    ) -> tuple[Tensor, None, None, None]:
+        latent, indices, ascending, zero_below = ctx.given
+        if of_weight is None:
+            gradient = torch.zeros(latent.shape, dtype=latent.dtype, device=latent.device)
+        else:
+            none = ascending.new_zeros(len(ascending), dtype=torch.float32)
+            gradient = fixed_or_free(of_weight, none, indices).contiguous()
+        if of_total is None:
+            return gradient, None, None, None
+        slopes = gradient if gradient.dtype == torch.float32 else torch.zeros_like(gradient, dtype=torch.float32)
+        _pull(latent, indices, ascending, zero_below, of_total, slopes.view(-1))
+        if slopes is not gradient:
+            most = min(torch.finfo(gradient.dtype).max, STEEPEST)
+            gradient += slopes.clamp_(-most, most)
+        return gradient, None, None, None
 
 
-def _pull(latent: Tensor, indices: Tensor, codebook: Tensor, zero_below: float, gradient: Tensor | None) -> Pulled:
-    """Pull, and where a ``gradient`` is given multiply the slopes by it."""
-    codebook = codebook.to(torch.promote_types(latent.dtype, torch.float32))
-    flat, flat_indices = latent.detach().reshape(-1), indices.reshape(-1)
-    given = flat, flat_indices, codebook, zero_below, gradient
-    return (in_machine_code(*given) if on_processor(flat) and len(codebook) > 1 else None) or _by_operators(*given)
+def _pull(
+    latent: Tensor,
+    indices: Tensor,
+    codebook: Tensor,
+    zero_below: float | Tensor,
+    factor: Tensor | None = None,
+    slopes: Tensor | None = None,
+) -> Pulled:
+    """Pull, and where there are ``slopes`` add to them those of the pull, multiplied by the factor."""
+    given = latent.reshape(-1), indices.reshape(-1), codebook, zero_below, factor, slopes
+    return (in_machine_code(*given) if on_processor(latent) and len(codebook) > 1 else None) or _by_operators(*given)
 
 
 def _by_operators(
-    latent: Tensor, indices: Tensor, codebook: Tensor, zero_below: float, gradient: Tensor | None
+    latent: Tensor,
+    indices: Tensor,
+    codebook: Tensor,
+    zero_below: float | Tensor,
+    factor: Tensor | None,
+    slopes: Tensor | None,
 ) -> Pulled:
-    slope = None if gradient is None else torch.zeros_like(latent, dtype=torch.float32)
     total, count = torch.zeros((), dtype=torch.float64, device=latent.device), 0
     find = Hash(codebook)
     for block in blocks(latent):
         chosen = (indices[block] < 0).nonzero().squeeze(1)
         weights = latent[block].index_select(0, chosen).to(codebook.dtype)
-        values, slopes = _pull_in_block(weights, _above(find, weights), codebook, zero_below)
+        values, found = _pull_in_block(weights, _above(find, weights), codebook, zero_below)
         total += values.sum(dtype=torch.float64)
         count += len(chosen)
-        if slope is not None and gradient is not None:
-            slopes = (slopes * gradient).clamp_(-STEEPEST, STEEPEST)
-            slope[block].index_copy_(0, chosen, slopes.float())
-    return total, count, slope
+        if slopes is not None and factor is not None:
+            slopes[block].index_add_(0, chosen, (found * factor).clamp_(-STEEPEST, STEEPEST).float())
+    return total, count
 
 
 def _above(find: Hash, weights: Tensor) -> Tensor:
@@ -90,7 +120,9 @@ def _above(find: Hash, weights: Tensor) -> Tensor:
     return nearest.add_(codewords < weights)
 
 
-def _pull_in_block(weights: Tensor, above: Tensor, codebook: Tensor, zero_below: float) -> tuple[Tensor, Tensor]:
+def _pull_in_block(
+    weights: Tensor, above: Tensor, codebook: Tensor, zero_below: float | Tensor
+) -> tuple[Tensor, Tensor]:
     """Give the value and its slope for each weight, in their precision, [n] both."""
     safe = weights.abs().clamp_(min=LEAST).copysign_(weights)
     small = weights.abs() < zero_below

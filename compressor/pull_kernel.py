@@ -26,32 +26,36 @@ RUN = 1 << 12  # weights that machine code works on together
 ROWS = 6  # numbers it keeps of each: place, weight, codewords below and above, value, slope
 APART = 32  # float64 between the sums of two threads: those that share a cache line wait for each other
 
-Pulled = tuple[Tensor, int, Tensor | None]
-"""The sum, float64; the number of free weights; where asked for, the slope of each weight, float32[n]."""
+Pulled = tuple[Tensor, int]
+"""The sum, float64; and the number of free weights."""
 
 
 def in_machine_code(
-    latent: Tensor, indices: Tensor, codebook: Tensor, zero_below: float, gradient: Tensor | None
+    latent: Tensor,
+    indices: Tensor,
+    codebook: Tensor,
+    zero_below: float | Tensor,
+    factor: Tensor | None,
+    slopes: Tensor | None,
 ) -> Pulled | None:
     """Do what the stock operators do, to within rounding, in one pass over float32 on the processor; else None."""
-    native = compiled(_write_pull, 8 * indices.element_size(), gradient is not None, vectorise=True)
+    native = compiled(_write_pull, 8 * indices.element_size(), slopes is not None, vectorise=True)
     if native is None:
         return None
-    slope = None if gradient is None else torch.empty_like(latent)
     ends = torch.cat([codebook[:1], codebook, codebook[-1:]])  # beyond the ends both neighbours are the same
-    settings = latent.new_tensor([zero_below, 0.0 if gradient is None else float(gradient)])
+    settings = latent.new_tensor([float(zero_below), 0.0 if factor is None else float(factor)])
     latent, indices, cuts = latent.contiguous(), indices.contiguous(), parts(len(latent))
     totals = torch.zeros(len(cuts), APART, dtype=torch.float64, device=latent.device)
     scratch = latent.new_empty(len(cuts), ROWS, RUN)
     tables = *search_table(bounds_between(codebook)), ends, settings
     own = [[row.data_ptr() for row in held] for held in (totals, scratch)]
-    slopes = [0] * len(cuts) if slope is None else Along(slope)
-    free = side_by_side(native, cuts, [Along(latent), Along(indices), *tables, slopes, *own])
-    return totals[:, 0].sum(), sum(free), slope
+    onto = [0] * len(cuts) if slopes is None else Along(slopes)
+    free = side_by_side(native, cuts, [Along(latent), Along(indices), *tables, onto, *own])
+    return totals[:, 0].sum(), sum(free)
 
 
 def _write_pull(code: Code, item: int, sloped: bool) -> None:
-    """Write a run of weights at a time: find what is around the free ones, work out their slopes, put them back."""
+    """Write a run of weights at a time: find what is around the free ones, work out their slopes, add them."""
     total, scratch, count = code.array(8, 64), code.array(9, 32), code.number(10)
     rows = [scratch.after(RUN * row) for row in range(ROWS)]
     begin, end, kept, free = code.variable(0), code.variable(0), code.variable(0), code.variable(0)
@@ -59,8 +63,6 @@ def _write_pull(code: Code, item: int, sloped: bool) -> None:
         after = begin.get() + RUN
         end.set((after < count).choose(after, count))
         kept.set(0)
-        if sloped:
-            _write_zeros(code, (begin.get(), end.get()))
         _write_gather(code, item, rows, (begin.get(), end.get()), kept)
         _write_values(code, rows, kept, sloped)
         _write_sum(code, rows, kept, total)
@@ -69,14 +71,6 @@ def _write_pull(code: Code, item: int, sloped: bool) -> None:
         free.set(free.get() + kept.get())
         begin.set(end.get())
     code.give(free.get())
-
-
-def _write_zeros(code: Code, run: tuple[Value, Value]) -> None:
-    """Begin with no slope."""
-    slopes, place, nothing = code.array(7, 32), code.variable(run[0]), code.constant(0)
-    with code.loop(lambda: place.get() < run[1]):
-        slopes[place.get()] = nothing
-        place.set(place.get() + 1)
 
 
 def _write_gather(code: Code, item: int, rows: list[Array], run: tuple[Value, Value], kept: Variable) -> None:
@@ -102,13 +96,13 @@ def _write_values(code: Code, rows: list[Array], kept: Variable, sloped: bool) -
     """Work out values, and slopes: without a branch, several weights at a time."""
     _, weights, lower, upper, values, slopes = rows
     settings, number = code.array(6, 32), code.variable(0)
-    zero_below, gradient = settings.real(0), settings.real(1)
+    zero_below, factor = settings.real(0), settings.real(1)
     with code.loop(lambda: number.get() < kept.get()):
         at = number.get()
         value, slope = _write_value(weights.real(at), (lower.real(at), upper.real(at)), zero_below)
         values.put(at, value)
         if sloped:
-            slopes.put(at, (slope * gradient).within(-STEEPEST, STEEPEST))
+            slopes.put(at, (slope * factor).within(-STEEPEST, STEEPEST))
         number.set(at + 1)
 
 
@@ -121,10 +115,11 @@ def _write_sum(code: Code, rows: list[Array], kept: Variable, total: Array) -> N
 
 
 def _write_return(code: Code, rows: list[Array], kept: Variable) -> None:
-    """Put the slopes where they belong."""
+    """Add the slopes where they belong."""
     (places, *_, found), slopes, number = rows, code.array(7, 32), code.variable(0)
     with code.loop(lambda: number.get() < kept.get()):
-        slopes[places[number.get()]] = found[number.get()]
+        place = places[number.get()]
+        slopes.put(place, slopes.real(place) + found.real(number.get()))
         number.set(number.get() + 1)
 
 

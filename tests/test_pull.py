@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -14,7 +16,8 @@ from torch.nn import functional
 
 from compressor import pull as pulling
 from compressor.indexing import fixed_or_free
-from compressor.pull import pull
+from compressor.lookup import fixed
+from compressor.pull import fixed_and_pulled, pull
 from compressor.pull_kernel import RUN, in_machine_code
 
 
@@ -53,7 +56,7 @@ def test_pull_is_the_regulariser_of_two_codewords(way: str, dtype: torch.dtype, 
     latent = torch.randn(500, dtype=dtype).requires_grad_()
     free = torch.rand(500) < 0.5
     (expected,) = torch.autograd.grad(in_full(latent.double()[free], codebook.double(), 0.1), latent)
-    (found,) = torch.autograd.grad(pull(latent, chosen(free), codebook, 0.1)[0], latent)
+    (found,) = torch.autograd.grad(pull(latent, codebook, chosen(free), 0.1)[0], latent)
     inside = ((latent > -0.5) & (latent < 0.75)).detach()
     torch.testing.assert_close(found[inside], expected[inside], rtol=near, atol=near**2)
     assert (found[~free] == 0).all()
@@ -63,7 +66,7 @@ def test_pull_is_close_to_the_sum_over_all_codewords() -> None:
     torch.manual_seed(0)
     codebook = torch.tensor([-2.0, -1.0, -0.5, -0.25, 0.0, 0.25, 0.5, 1.0, 2.0])
     latent = torch.randn(2000, dtype=torch.float64).requires_grad_()
-    full, (found, count) = in_full(latent, codebook.double(), 0.1), pull(latent, all_free(2000), codebook, 0.1)
+    full, (found, count) = in_full(latent, codebook.double(), 0.1), pull(latent, codebook, all_free(2000), 0.1)
     assert count == 2000
     assert float(found.detach()) == pytest.approx(float(full.detach()), rel=0.05)
     one, other = (torch.autograd.grad(term, latent)[0] for term in (full, found))
@@ -72,7 +75,7 @@ def test_pull_is_close_to_the_sum_over_all_codewords() -> None:
 
 def test_pull_draws_to_the_nearest(way: str) -> None:
     latent = torch.tensor([0.9, 1.1, 0.02, -0.02, -0.6], requires_grad=True)
-    pull(latent, all_free(5), torch.tensor([-0.5, 0.0, 1.0]), 0.05)[0].backward()
+    pull(latent, torch.tensor([-0.5, 0.0, 1.0]), all_free(5), 0.05)[0].backward()
     assert latent.grad is not None
     assert latent.grad.sign().tolist() == [-1, 1, 0, 0, -1]
 
@@ -84,7 +87,7 @@ def test_pull_is_finite_anywhere(way: str, dtype: torch.dtype, zero_below: float
     latent = torch.cat([sizes, -sizes]).to(dtype)
     latent = latent[torch.isfinite(latent)].requires_grad_()
     codebook = torch.tensor([-1e38, -1.0, -1e-38, 0.0, 1e-38, 1.0, 1e38])
-    total, _ = pull(latent, all_free(len(latent)), codebook, zero_below)
+    total, _ = pull(latent, codebook, all_free(len(latent)), zero_below)
     total.backward()
     assert torch.isfinite(total)
     assert latent.grad is not None
@@ -93,16 +96,45 @@ def test_pull_is_finite_anywhere(way: str, dtype: torch.dtype, zero_below: float
 
 def test_pull_keeps_nothing_of_its_own_for_the_backward_pass(way: str) -> None:
     latent, indices = torch.randn(10_000, requires_grad=True), all_free(10_000)
-    known, kept = {latent.data_ptr(), indices.data_ptr()}, 0
+    total, _ = pull(latent, torch.linspace(-2, 2, 500), indices, 0.01)
+    node: Any = total.grad_fn
+    known = {latent.data_ptr(), indices.data_ptr()}
+    held = [value for value in node.given if isinstance(value, Tensor)]
+    assert not node.saved_tensors
+    assert sum(tensor.numel() for tensor in held if tensor.data_ptr() not in known) == 500
 
-    def count(tensor: Tensor) -> Tensor:
-        nonlocal kept
-        kept += 0 if tensor.data_ptr() in known else tensor.numel()
-        return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
-        pull(latent, indices, torch.linspace(-2, 2, 500), 0.01)
-    assert kept == 500
+def test_weights_and_pull_have_one_gradient(way: str) -> None:
+    """Together, one after the other, and each alone: what the two separately have."""
+    torch.manual_seed(0)
+    latent, codebook = torch.randn(70, 100, requires_grad=True), torch.linspace(-1, 1, 7).flip(0)
+    indices, given_ = chosen(torch.rand(70, 100) < 0.5), torch.randn(70, 100)
+    (of_weight,) = torch.autograd.grad(fixed(latent, codebook, indices), latent, given_)
+    (of_pull,) = torch.autograd.grad(pull(latent, codebook, indices, 0.1)[0], latent)
+    weight, total, count = fixed_and_pulled(latent, codebook, indices, torch.tensor(0.1))
+    assert torch.equal(weight, fixed(latent, codebook, indices))
+    assert count == int((indices < 0).sum())
+    ((weight * given_).sum() + 0.5 * total).backward()
+    assert latent.grad is not None
+    torch.testing.assert_close(latent.grad, of_weight + 0.5 * of_pull)
+    weight, total, _ = fixed_and_pulled(latent, codebook, indices, 0.1)
+    (first,) = torch.autograd.grad(weight, latent, given_)
+    (second,) = torch.autograd.grad(total, latent)
+    assert torch.equal(first, of_weight)
+    assert torch.equal(second, of_pull)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_other_dtypes_have_one_gradient_too(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    latent, codebook = torch.randn(300, dtype=dtype).requires_grad_(), torch.linspace(-1, 1, 7)
+    free = torch.rand(300) < 0.5
+    weight, total, _ = fixed_and_pulled(latent, codebook, chosen(free), 0.1)
+    (weight.float().sum() + 0.01 * total).backward()
+    (slopes,) = torch.autograd.grad(pull(latent, codebook, chosen(free), 0.1)[0], latent, torch.tensor(0.01).double())
+    assert weight.dtype == dtype
+    assert latent.grad is not None
+    torch.testing.assert_close(latent.grad, free.to(dtype) + slopes)
 
 
 sizes = st.floats(2.0**-5, 2.0**5, width=32)
@@ -123,13 +155,12 @@ def test_machine_code_computes_what_operators_do(
     latent, codebook = torch.from_numpy(numbers), torch.tensor(book).sort().values
     free = torch.rand(len(latent), generator=torch.Generator().manual_seed(seed)) < 0.7
     indices = torch.where(free, -1, 0).to(kind)
-    gradient = torch.tensor(0.5, dtype=torch.float64)
-    found = in_machine_code(latent, indices, codebook, zero_below, gradient)
+    factor = torch.tensor(0.5, dtype=torch.float64)
+    slope, wanted = torch.zeros(2, len(latent))
+    found = in_machine_code(latent, indices, codebook, zero_below, factor, slope)
     assert found is not None
-    total, count, slope = found
-    expected, _, wanted = pulling._by_operators(latent.double(), indices, codebook.double(), zero_below, gradient)
-    assert slope is not None
-    assert wanted is not None
+    total, count = found
+    expected, _ = pulling._by_operators(latent.double(), indices, codebook.double(), zero_below, factor, wanted)
     assert count == int(free.sum())
     torch.testing.assert_close(total, expected, rtol=1e-4, atol=1e-6)
     steepest = codebook.abs().max() / latent.square()  # of the two codewords, whose slopes may cancel
@@ -142,9 +173,9 @@ def test_runs_are_all_of_the_weights(way: str, count: int) -> None:
     torch.manual_seed(0)
     latent, codebook, free = torch.randn(count), torch.linspace(-1, 1, 7), torch.rand(count) < 0.5
     latent.requires_grad_()
-    total, number = pull(latent, chosen(free), codebook, 0.1)
+    total, number = pull(latent, codebook, chosen(free), 0.1)
     parts = [
-        pull(one[None], chosen(is_free[None]), codebook, 0.1)[0] for one, is_free in zip(latent, free, strict=True)
+        pull(one[None], codebook, chosen(is_free[None]), 0.1)[0] for one, is_free in zip(latent, free, strict=True)
     ]
     assert number == int(free.sum())
     assert float(total.detach()) == pytest.approx(sum(float(part.detach()) for part in parts), rel=1e-5)
@@ -156,18 +187,18 @@ def test_what_is_no_number_is_seen(way: str) -> None:
     """Training has to hear of a weight that went astray."""
     for lost in (float("nan"), float("inf")):
         latent = torch.tensor([1.0, lost, -1.0])
-        assert pull(latent, all_free(3), torch.tensor([-1.0, 0.0, 1.0]), 0.1)[0].isnan()
+        assert pull(latent, torch.tensor([-1.0, 0.0, 1.0]), all_free(3), 0.1)[0].isnan()
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
 def test_another_default_dtype_changes_nothing(way: str, dtype: torch.dtype) -> None:
     latent = torch.randn(5_000, requires_grad=True)
-    given_ = latent, all_free(5_000), torch.linspace(-1, 1, 7), 0.1
+    given_ = latent, torch.linspace(-1, 1, 7), all_free(5_000), 0.1
     (wanted,) = torch.autograd.grad(pull(*given_)[0], latent)
     torch.set_default_dtype(dtype)
     try:
         (found,) = torch.autograd.grad(pull(*given_)[0], latent)
-        merged = fixed_or_free(latent, given_[2], given_[1])
+        merged = fixed_or_free(latent, given_[1], given_[2])
     finally:
         torch.set_default_dtype(torch.float32)
     assert torch.equal(found, wanted)
@@ -184,13 +215,12 @@ def test_machine_code_writes_within_its_bounds(monkeypatch: pytest.MonkeyPatch) 
         return held[-1][32:-32].view(wanted.shape)
 
     latent, codebook = torch.randn(2 * RUN + 5), torch.linspace(-1, 1, 7)
+    slopes = guarded(latent).zero_()
     with monkeypatch.context() as patch:
         patch.setattr(Tensor, "new_empty", guarded)
-        patch.setattr(torch, "empty_like", guarded)
-        found = in_machine_code(latent, all_free(len(latent)), codebook, 0.1, torch.tensor(1.0))
+        found = in_machine_code(latent, all_free(len(latent)), codebook, 0.1, torch.tensor(1.0), slopes)
     assert found is not None
-    assert found[2] is not None
-    assert torch.isfinite(found[2]).all()
+    assert torch.isfinite(slopes).all()
     assert len(held) == 2
     for memory in held:
         assert (memory[:32] == 7).all()

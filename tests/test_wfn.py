@@ -139,6 +139,47 @@ def test_penalty_is_a_share_of_the_task_and_leaves_it_alone() -> None:
     assert float(off.penalty(torch.tensor(1.0))) == 0
 
 
+def test_penalty_is_of_the_weights_that_went_through_the_network() -> None:
+    """Its gradient is that of the pull on the latent weights, wherever in the step it is worked out."""
+    job = job_of(network())
+    job.attach(momentum(job), 100)
+    group, (inputs, targets) = job.groups[0], batch()
+    latents = [group.latent(site) for site in group.sites]
+    alone = torch.autograd.grad(job.penalty(torch.tensor(2.0)), latents)
+    task = functional.cross_entropy(job.model(inputs), targets)
+    assert list(group.passed_on) == group.sites
+    both = torch.autograd.grad(task + job.penalty(torch.tensor(2.0)), latents)
+    assert not group.passed_on
+    of_task = torch.autograd.grad(functional.cross_entropy(job.model(inputs), targets), latents)
+    for one, *parts in zip(both, of_task, alone, strict=True):
+        torch.testing.assert_close(one, parts[0] + parts[1])
+    with torch.no_grad():
+        job.model(inputs)
+    assert not group.passed_on, "what went through before is forgotten"
+
+
+def test_a_layer_that_was_left_out_is_drawn_too() -> None:
+    job = job_of(network())
+    job.attach(momentum(job), 100)
+    group = job.groups[0]
+    first, second = group.sites
+    group.weight(first, group.latent(first))
+    assert list(group.passed_on) == [first]
+    job.penalty(torch.tensor(1.0)).backward()
+    for site in (first, second):
+        gradient = group.latent(site).grad
+        assert gradient is not None
+        assert (gradient[group.indices(site) < 0] != 0).any()
+
+
+def test_a_model_in_the_middle_of_a_step_is_copied() -> None:
+    job = job_of(network())
+    job.model(batch()[0])
+    assert job.groups[0].passed_on
+    copied: Any = copy.deepcopy(job.model)
+    assert not copied.weight_sharing[0].passed_on
+
+
 def test_nothing_to_pull_is_no_penalty() -> None:
     job = job_of(network())
     job.groups[0].advance(1.0)

@@ -17,7 +17,7 @@ from compressor.fixing import fix
 from compressor.formats.errors import PolicyError
 from compressor.group import Group
 from compressor.lookup import fixed
-from compressor.pull import pull
+from compressor.pull import fixed_and_pulled
 from compressor.scheme import Scheme, Shared, register, share_scalars
 from compressor.sites import Site
 
@@ -95,7 +95,15 @@ class WeightFixing(Scheme):
 
     def weight(self, group: Group, site: Site, latent: Tensor) -> Tensor:
         """Give fixed weights their values; free ones are themselves."""
-        return fixed(latent, group.codebook(), group.indices(site))
+        group.passed_on.pop(site, None)
+        if not (self.penalty_ratio and torch.is_grad_enabled()):
+            return fixed(latent, group.codebook(), group.indices(site))
+        weight, *group.passed_on[site] = self._pulled(group, site, latent)
+        return weight
+
+    def _pulled(self, group: Group, site: Site, latent: Tensor) -> tuple[Tensor, Tensor, int]:
+        zero_below = group.zero_below[group.sites.index(site)]  # type: ignore[index]
+        return fixed_and_pulled(latent, group.codebook().detach(), _indices(group, site), zero_below)
 
     def advance(self, group: Group, progress: float) -> float | None:
         """Do the rounds that are due: the first before the first step, the last after the last."""
@@ -104,6 +112,7 @@ class WeightFixing(Scheme):
         done = int(group.rounds)  # type: ignore[arg-type]
         if due <= done:
             return None
+        group.passed_on.clear()
         for number in range(done, due):
             self._fix_round(group, number)
         group.rounds.fill_(due)  # type: ignore[operator]
@@ -154,8 +163,10 @@ class WeightFixing(Scheme):
         """Draw the free weights to the values there are; always ``penalty_ratio`` of the task's loss in value."""
         if not self.penalty_ratio:
             return None
-        codebook, near = group.codebook().detach().sort().values, group.zero_below.tolist()  # type: ignore[operator]
-        pulls = [pull(group.latent(s), _indices(group, s), codebook, n) for s, n in zip(group.sites, near, strict=True)]
+        # Of the weights as they went through the network; of those that did not, as they are.
+        pulls = [
+            group.passed_on.pop(site, None) or self._pulled(group, site, group.latent(site))[1:] for site in group.sites
+        ]
         count = sum(free for _, free in pulls)
         if not count:
             return None
