@@ -17,8 +17,8 @@ from compressor import Rule
 EPOCHS = 1
 SETTINGS: dict[str, list[dict[str, Any]]] = {
     **{scheme: [{"bits": bits} for bits in (4, 3, 2)] for scheme in ("learnt", "kmeans", "uniform", "diffquant")},
-    "fixed": [{"bits": bits} for bits in (8, 4, 3)],
-    "hashed": [{"bits": bits} for bits in (8, 4, 2)],
+    "fixed": [{"bits": bits} for bits in (4, 3)],
+    "hashed": [{"bits": bits} for bits in (4, 2)],
     "wfn": [{"delta": delta} for delta in (0.005, 0.01)],
     "inq": [{"bits": bits} for bits in (5, 4)],
     "ttq": [{}],

@@ -79,7 +79,8 @@ class Group(nn.Module):
         self._latents = [site.tensor for site in sites]
         self.weights = sum(latent.numel() for latent in self._latents)
         spread = math.sqrt(sum(float(_sum_of_squares(latent)) for latent in self._latents) / max(self.weights, 1))
-        self.register_buffer("unit", torch.tensor(_power_of_two(spread), device=self._latents[0].device))
+        unit = torch.tensor(_power_of_two(spread), dtype=torch.float32, device=self._latents[0].device)
+        self.register_buffer("unit", unit)
         if pruning is not None:
             for site, latent in zip(sites, self._latents, strict=True):
                 self.prune(site, torch.zeros_like(latent, dtype=torch.bool))

@@ -23,6 +23,7 @@ BLOCK = 1 << 15  # weights handled at a time, so that temporaries stay in cache
 BLOCK_ELSEWHERE = 1 << 20  # than on a processor: there the launch of an operator costs more than what it does to fewer
 
 _LANES = 4  # sums kept side by side, so that an addition need not wait for the last one to the same codeword
+_TERMS_FOR_EACH = 64  # codeword, at least: with fewer the stock operator is as fast, and takes no memory
 _APART = 8  # codewords between the sums of two threads: those that share a cache line wait for each other
 
 
@@ -53,7 +54,7 @@ def fixed_or_free(free: Tensor, codebook: Tensor, indices: Tensor) -> Tensor:
         fixed = codebook.to(free.dtype).index_select(0, indices.clamp(min=0).reshape(-1).int()).view(free.shape)
         return torch.where(indices < 0, free, fixed)
     merged = torch.empty(free.shape, dtype=torch.float32, device="cpu")
-    free, codebook, indices = free.contiguous(), codebook.contiguous(), indices.contiguous()
+    free, codebook, indices = free.contiguous(), codebook.float().contiguous(), indices.contiguous()
     side_by_side(native, parts(free.numel()), [Along(free), codebook, Along(indices), Along(merged)])
     return merged
 
@@ -72,7 +73,7 @@ def _write_merge(code: Code, item: int) -> None:
 
 
 def sum_by_index(terms: Tensor, indices: Tensor, codewords: int) -> Tensor:
-    """Sum the terms of each index, in double precision where that costs nothing.
+    """Sum the terms of each index, in double precision where codewords are few.
 
     Args:
         terms: float[n].
@@ -85,7 +86,9 @@ def sum_by_index(terms: Tensor, indices: Tensor, codewords: int) -> Tensor:
         >>> sum_by_index(torch.tensor([1.0, 2.0, 4.0]), torch.tensor([0, 2, 0], dtype=torch.uint8), 3).tolist()
         [5.0, 0.0, 2.0]
     """
-    native = compiled(_write_sum, 8 * indices.element_size()) if on_processor(terms) else None
+    # Each thread sums for itself: with many codewords it would take longer to add up what they found.
+    few = codewords * _TERMS_FOR_EACH <= len(terms)
+    native = compiled(_write_sum, 8 * indices.element_size()) if few and on_processor(terms) else None
     if native is not None:
         # a gradient need not lie together: that of a sum is one number, seen as many
         terms, indices, cuts = terms.contiguous(), indices.contiguous(), parts(len(terms))
@@ -93,7 +96,7 @@ def sum_by_index(terms: Tensor, indices: Tensor, codewords: int) -> Tensor:
         first, step = sums.data_ptr(), sums.stride(0)
         own = [first + 8 * step * number for number in range(len(cuts))]
         side_by_side(native, cuts, [Along(terms), Along(indices), own])
-        return sums.sum((0, 2))[:codewords].float()
+        return sums.sum(2).sum(0)[:codewords].float()
     total = terms.new_zeros(codewords)
     for block in blocks(terms):
         total.index_add_(0, indices[block].int(), terms[block])

@@ -124,7 +124,7 @@ def _write_return(code: Code, rows: list[Array], kept: Variable) -> None:
 
 
 def _write_value(weight: Real, neighbours: tuple[Real, Real], zero_below: Real) -> tuple[Real, Real]:
-    """Write the steps of ``_pull_in_block`` for one weight."""
+    """Write the steps of ``pull._pull_in_block`` for one weight."""
     inverse = weight.size().within(LEAST, math.inf).inverse()
     signed = (inverse * -1.0).where(weight < 0.0, inverse)
     is_small = weight.size() < zero_below

@@ -1,8 +1,9 @@
 """Machine code on several weights side by side, in the threads that PyTorch's own operators run in.
 
 Threads of our own would have to wait: PyTorch's stay busy for a while after each operator, and take the cores. So the
-work is handed to them, by the entry of the OpenMP library that PyTorch was linked with. Where it has none (macOS,
-Windows), parts are done one after the other.
+work is handed to them, by the entry of the OpenMP library that PyTorch calls, on Linux; elsewhere parts are done one
+after the other. As after PyTorch's operators, a child process that is forked by one that used several threads must keep
+to one: it has none of the others.
 """
 
 from __future__ import annotations
@@ -10,12 +11,15 @@ from __future__ import annotations
 import ctypes
 import functools
 import itertools
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
+
+from compressor.formats.compiled import compiled
 
 if TYPE_CHECKING:
     from compressor.formats.native import Code, MachineCode
@@ -45,7 +49,7 @@ def parts(count: int) -> list[slice]:
     threads = min(torch.get_num_threads(), count // FEWEST)
     if threads < 2:
         return [slice(0, count)]
-    cuts = [count * number // threads // 64 * 64 for number in range(threads)]  # no two write to one cache line
+    cuts = [count * number // threads // 64 * 64 for number in range(threads)]  # two share a cache line at most
     return [slice(start, end) for start, end in itertools.pairwise([*cuts, count])]
 
 
@@ -68,7 +72,9 @@ def side_by_side(function: MachineCode, cuts: Sequence[slice], arguments: Sequen
     numbers = [*head, *itertools.chain.from_iterable(filled)]
     table = (ctypes.c_int64 * len(numbers))(*numbers)
     width = len(filled[0])
-    openmp.start(_each(width).address, ctypes.addressof(table), len(calls), 0)
+    each = compiled(_write_each, width)
+    assert each is not None
+    openmp.start(each.address, ctypes.addressof(table), len(calls), 0)
     return table[len(head) + width - 1 :: width]
 
 
@@ -87,26 +93,21 @@ class _OpenMP:
 
 @functools.cache
 def _openmp() -> _OpenMP | None:
-    """Find the library that PyTorch was linked with, None where its entry has another name."""
-    try:
-        library = ctypes.CDLL(torch._C.__file__)  # finds what is in the libraries it was linked with, too
-        asked = library.omp_get_thread_num, library.omp_get_num_threads
-        start = library.GOMP_parallel
-    except (AttributeError, OSError):
+    """Find the library that PyTorch calls: one loaded before it (``LD_PRELOAD``), or that it was linked with."""
+    if sys.platform != "linux":  # another entry, or one that nobody has tried
         return None
+    for path in (None, torch._C.__file__):  # all that any library may use; PyTorch, and what it was linked with
+        library = ctypes.CDLL(path)
+        if hasattr(library, "GOMP_parallel"):
+            break
+    else:
+        return None
+    start, asked = library.GOMP_parallel, (library.omp_get_thread_num, library.omp_get_num_threads)
     start.argtypes, start.restype = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint], None
     return _OpenMP(start, [ctypes.cast(function, ctypes.c_void_p).value or 0 for function in asked])
 
 
-@functools.cache
-def _each(width: int) -> MachineCode:
-    """Compile what a thread runs: the calls of a table that fall to it."""
-    from compressor.formats.native import compile_function
-
-    return compile_function(functools.partial(_write_each, width), 1)
-
-
-def _write_each(width: int, code: Code) -> None:
+def _write_each(code: Code, width: int) -> None:
     """Write the calls number n, n + t, n + 2 t... for thread n of t; ``side_by_side`` lays out the table."""
     table, head = code.array(0, 64), 4
     own_number, threads = (code.call(table[place]) & 0xFFFFFFFF for place in range(2))  # they give 32 bits

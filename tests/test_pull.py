@@ -194,15 +194,16 @@ def test_what_is_no_number_is_seen(way: str) -> None:
 def test_another_default_dtype_changes_nothing(way: str, dtype: torch.dtype) -> None:
     latent = torch.randn(5_000, requires_grad=True)
     given_ = latent, torch.linspace(-1, 1, 7), all_free(5_000), 0.1
+    indices = chosen(torch.rand(5_000) < 0.5)
     (wanted,) = torch.autograd.grad(pull(*given_)[0], latent)
     torch.set_default_dtype(dtype)
     try:
         (found,) = torch.autograd.grad(pull(*given_)[0], latent)
-        merged = fixed_or_free(latent, given_[1], given_[2])
+        merged = fixed_or_free(latent, given_[1].to(dtype), indices)
     finally:
         torch.set_default_dtype(torch.float32)
     assert torch.equal(found, wanted)
-    assert torch.equal(merged, latent)
+    assert torch.equal(merged, torch.where(indices < 0, latent, given_[1].to(dtype).float()[0]))
 
 
 def test_machine_code_writes_within_its_bounds(monkeypatch: pytest.MonkeyPatch) -> None:

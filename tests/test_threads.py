@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import subprocess
+import sys
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from compressor import threads
+from compressor import hashing, indexing, pull_kernel, threads
 from compressor.formats.native import Code, compile_function
+from compressor.indexing import sum_by_index
+from compressor.lookup import straight_through
+from compressor.pull import fixed_and_pulled
 from compressor.threads import Along, parts, side_by_side
 
 COUNT = 1000
@@ -90,6 +96,72 @@ def test_without_that_entry_parts_are_done_in_turn(monkeypatch: pytest.MonkeyPat
     assert (items == 1).all()
 
 
-def test_a_library_without_the_entry_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ctypes.CDLL", lambda path: object())
+@pytest.mark.parametrize("missing", ["entry", "system"])
+def test_where_the_entry_is_not_known_there_is_none(monkeypatch: pytest.MonkeyPatch, missing: str) -> None:
+    if missing == "entry":
+        monkeypatch.setattr("ctypes.CDLL", lambda path: object())
+    else:
+        monkeypatch.setattr("sys.platform", "darwin")
     assert threads._openmp.__wrapped__() is None
+
+
+@needs_openmp
+def test_the_library_is_that_of_pytorch() -> None:
+    """With another one PyTorch's threads and ours would wait for each other."""
+    script = """
+import os, torch
+from compressor import hashing, indexing, pull_kernel, threads
+from compressor.hashing import Hash
+torch.set_num_threads(2)
+weights, indices, values = torch.randn(1 << 20), torch.empty(1 << 20, dtype=torch.uint8), torch.empty(1 << 20)
+weights.add_(1)  # PyTorch has its threads
+before = len(os.listdir("/proc/self/task"))
+Hash(torch.linspace(-1, 1, 16))(weights, indices, values)
+print(len(os.listdir("/proc/self/task")) - before)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["0"]
+
+
+@needs_openmp
+def test_two_python_threads_may_begin_at_once() -> None:
+    """What one of them compiles has to stay while the other runs it."""
+    script = """
+import threading, torch
+from compressor.hashing import Hash
+torch.set_num_threads(2)
+weights = torch.randn(1 << 21)
+made = [(torch.empty(1 << 21, dtype=torch.uint8), torch.empty(1 << 21)) for _ in range(4)]
+hashes = [Hash(torch.linspace(-1, 1, 16)) for _ in made]
+workers = [threading.Thread(target=find, args=(weights, *own)) for find, own in zip(hashes, made)]
+[worker.start() for worker in workers], [worker.join() for worker in workers]
+print(all(torch.equal(made[0][0], other) for other, _ in made))
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout.strip()) == (0, "True"), done.stderr[-500:]
+
+
+def test_what_a_step_does_is_done_in_parts(monkeypatch: pytest.MonkeyPatch, two_threads: None) -> None:
+    met: list[int] = []
+
+    def spy(function: Any, cuts: Any, arguments: Any) -> list[int]:
+        met.append(len(cuts))
+        return side_by_side(function, cuts, arguments)
+
+    for module in (hashing, indexing, pull_kernel):
+        monkeypatch.setattr(module, "side_by_side", spy)
+    latent, codebook = torch.randn(2 * COUNT, requires_grad=True), torch.linspace(-1, 1, 7)
+    straight_through(latent, codebook.requires_grad_()).sum().backward()
+    assert met == [2, 2], "hash and sums"
+    indices = torch.full((2 * COUNT,), -1, dtype=torch.int8)
+    weight, total, _ = fixed_and_pulled(latent, codebook.detach(), indices, 0.1)
+    assert met[2:] == [2, 2], "pull and merge"
+    (weight.sum() + total).backward()
+    assert met[4:] == [2, 2], "merge and pull"
+
+
+def test_sums_for_many_codewords_take_no_memory_for_each_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(indexing, "side_by_side", lambda *given: pytest.fail("sums for each thread"))
+    terms = torch.randn(10_000)
+    indices = torch.arange(10_000, dtype=torch.int32) // 10
+    torch.testing.assert_close(sum_by_index(terms, indices, 1000), terms.view(1000, 10).sum(1))
