@@ -7,6 +7,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from compressor.formats.memory import fresh
+
 __all__ = ["FIELDS", "gather", "pack_bits", "unpack_bits"]
 
 _AT_ONCE = 1 << 15  # places
@@ -23,7 +25,7 @@ def gather(values: NDArray[Any], places: NDArray[Any], mode: Literal["raise", "c
     >>> gather(np.array([1.5, -2.0]), np.array([1, 0, 1], np.uint8)).tolist()
     [-2.0, 1.5, -2.0]
     """
-    gathered = np.empty(len(places), values.dtype)
+    gathered = fresh(len(places), values.dtype)
     for at in range(0, len(places), _AT_ONCE):
         values.take(places[at : at + _AT_ONCE], out=gathered[at : at + _AT_ONCE], mode=mode)
     return gathered

@@ -15,7 +15,7 @@ from compressor.formats.errors import MissingError, UsageError, did_you_mean
 from compressor.formats.modules import install, read_packed
 from compressor.formats.reader import PackedFile
 from compressor.formats.record import Content
-from compressor.formats.tensors import Tensors, load_state_dict, stored_shape
+from compressor.formats.tensors import load_state_dict, read_tensors, stored_shape
 
 __all__ = ["build_model", "check_fits", "load", "load_state_dict"]
 
@@ -49,15 +49,13 @@ def load(path: str | os.PathLike[str], model: nn.Module | None = None, weights: 
     if weights not in _WEIGHTS:
         raise UsageError(f"weights={weights!r}, expected 'dense' or 'packed'.{did_you_mean(str(weights), _WEIGHTS)}")
     packed = weights == "packed"
-    with PackedFile.open(path) as file, Tensors(file) as tensors:
-        if not packed and model is None:
-            tensors.read_ahead()
+    with PackedFile.open(path) as file:
         target = _build_named(file) if model is None else model
         check_fits(file, target)
-        _fill(target, file, tensors, assign=_on_meta(target), packed=packed)
-        if model is None and _on_meta(target):  # buffers that are computed, not saved
+        assign = _on_meta(target)
+        if model is None and _computes_buffers(target):
             target = _build_named(file, "cpu")
-            _fill(target, file, tensors, assign=True, packed=packed)
+        _fill(target, file, assign, packed)
         if file.preprocessing:
             known: dict[str, Any] = dict(getattr(target, "pretrained_cfg", {}))
             target.pretrained_cfg = known | _tuples(file.preprocessing)  # type: ignore[assignment]
@@ -160,10 +158,10 @@ def _build_named(file: PackedFile, device: str = "meta") -> nn.Module:
     return build_model(name, args, device)
 
 
-def _fill(model: nn.Module, file: PackedFile, tensors: Tensors, assign: bool, packed: bool) -> None:
+def _fill(model: nn.Module, file: PackedFile, assign: bool, packed: bool) -> None:
     """Copy the tensors into the model's own, or put them in their place; where ``packed``, not the shared weights."""
     shared = read_packed(file, model) if packed else {}
-    state = tensors.read(name for name in (*file.sites, *file.untouched, *file.aliases) if name not in shared)
+    state = read_tensors(file, (name for name in (*file.sites, *file.untouched, *file.aliases) if name not in shared))
     if packed:
         install(shared, model)
     model.load_state_dict(state, strict=not packed, assign=assign)
@@ -181,3 +179,8 @@ def _tie(model: nn.Module, alias: str, name: str) -> None:
 
 def _on_meta(model: nn.Module) -> bool:
     return any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers()))
+
+
+def _computes_buffers(model: nn.Module) -> bool:
+    """Tell whether there are buffers that its constructor computes and its state dict leaves out."""
+    return not dict(model.named_buffers(remove_duplicate=False)).keys() <= model.state_dict().keys()

@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterable
-from concurrent.futures import Future, ThreadPoolExecutor
-from types import TracebackType
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
@@ -16,7 +15,7 @@ from compressor.formats.errors import MissingError, did_you_mean
 from compressor.formats.reader import PackedFile
 from compressor.formats.record import Content, RawTensor
 
-__all__ = ["STORED_AS", "Tensors", "load_state_dict", "stored_shape"]
+__all__ = ["STORED_AS", "load_state_dict", "read_tensors", "stored_shape"]
 
 _TORCH = {
     "BOOL": torch.bool, "U8": torch.uint8, "I8": torch.int8, "F8_E5M2": torch.float8_e5m2,
@@ -26,8 +25,6 @@ _TORCH = {
 }  # fmt: skip
 STORED_AS = {dtype: name for name, dtype in _TORCH.items()}
 """What safetensors calls torch's dtypes."""
-
-_AHEAD = 1 << 25  # numbers decoded, at most, before anyone knows that the model is the file's: it may be hostile
 
 
 def load_state_dict(path: str | os.PathLike[str], names: Iterable[str] | None = None) -> dict[str, Tensor]:
@@ -41,56 +38,25 @@ def load_state_dict(path: str | os.PathLike[str], names: Iterable[str] | None = 
         MissingError: a name that the file has not.
         FileError: the file is damaged, hostile or of another kind.
     """
-    with PackedFile.open(path) as file, Tensors(file) as tensors:
-        return tensors.read(names)
+    with PackedFile.open(path) as file:
+        return read_tensors(file, names)
 
 
-class Tensors:
-    """Decodes the tensors of an open file, each once; as a context it waits for what has begun.
-
-    Args:
-        file: stays open as long.
-    """
-
-    def __init__(self, file: PackedFile) -> None:
-        self._file = file
-        self._sources = {name: name for name in (*file.sites, *file.untouched)} | dict(file.aliases)
-        self._threads = ThreadPoolExecutor(torch.get_num_threads())
-        self._begun: dict[str, Future[Tensor]] = {}
-
-    def __enter__(self) -> Tensors:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._threads.shutdown(cancel_futures=True)
-
-    def read_ahead(self) -> None:
-        """Begin with the largest tensors, within bounds, while others have the interpreter's lock."""
-        left = _AHEAD
-        for name in self._largest_first((*self._file.sites, *self._file.untouched)):
-            left -= math.prod(stored_shape(self._file, name))
-            if left < 0:
-                return
-            self._begin(name)
-
-    def read(self, names: Iterable[str] | None = None) -> dict[str, Tensor]:
-        """Give the tensors of these names, None for all, aliases too; raises MissingError for one it has not."""
-        wanted = list(self._sources if names is None else names)
-        for name in wanted:
-            if name not in self._sources:
-                raise MissingError(f"{self._file.label}: no tensor {name!r}.{did_you_mean(name, self._sources)}")
-        for name in self._largest_first(self._sources[name] for name in wanted):  # so that the threads end together
-            self._begin(name)
-        return {name: self._begun[self._sources[name]].result() for name in wanted}
-
-    def _largest_first(self, names: Iterable[str]) -> list[str]:
-        return sorted(names, key=lambda name: math.prod(stored_shape(self._file, name)), reverse=True)
-
-    def _begin(self, name: str) -> None:
-        if name not in self._begun:
-            self._begun[name] = self._threads.submit(_tensor, self._file, name)
+def read_tensors(file: PackedFile, names: Iterable[str] | None = None) -> dict[str, Tensor]:
+    """Read tensors of an open file, as ``load_state_dict`` does."""
+    sources = {name: name for name in (*file.sites, *file.untouched)} | dict(file.aliases)
+    wanted = list(sources if names is None else names)
+    for name in wanted:
+        if name not in sources:
+            raise MissingError(f"{file.label}: no tensor {name!r}.{did_you_mean(name, sources)}")
+    # the largest first, so that the threads end together
+    order = sorted({sources[name] for name in wanted}, key=lambda name: (-math.prod(stored_shape(file, name)), name))
+    threads = ThreadPoolExecutor(torch.get_num_threads())
+    try:
+        begun = {name: threads.submit(_tensor, file, name) for name in order}
+        return {name: begun[sources[name]].result() for name in wanted}
+    finally:  # where one fails, the others are not begun
+        threads.shutdown(cancel_futures=True)
 
 
 def stored_shape(file: Content | PackedFile, name: str) -> tuple[int, ...]:

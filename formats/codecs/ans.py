@@ -22,6 +22,7 @@ from compressor.formats.frequencies import (
     write_frequencies,
 )
 from compressor.formats.kernels import LOW, bit_patterns, rans_decode, rans_encode
+from compressor.formats.memory import fresh
 from compressor.formats.record import index_dtype
 
 __all__ = ["CHUNK", "Ans"]
@@ -101,7 +102,7 @@ def _decode(data: memoryview, stream: Stream, values: NDArray[Any]) -> NDArray[A
     frequencies, size = read_frequencies(data[1:], stream.codewords, precision, what)
     chunks = _split(data[1 + size :], -(-stream.count // CHUNK), lanes, what)
     table = _slots(frequencies, values)
-    output = np.empty(stream.count, values.dtype)
+    output = fresh(stream.count, values.dtype)
     for number, (states, words) in enumerate(chunks):
         part = output[number * CHUNK : (number + 1) * CHUNK]
         wanted = rans_decode(bit_patterns(part), states, table, words, precision)

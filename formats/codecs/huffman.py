@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from compressor.formats.codec import Codec, Stream, register
 from compressor.formats.errors import FormatError
 from compressor.formats.kernels import PADDING, bit_patterns, huffman_decode
+from compressor.formats.memory import fresh
 from compressor.formats.record import index_dtype
 
 __all__ = ["CHUNK", "LIMIT", "Huffman", "code_table", "limited_lengths", "package_merge"]
@@ -123,7 +124,7 @@ def code_table(lengths: NDArray[np.uint8]) -> dict[int, bitarray]:
 
 
 def _decode(data: memoryview, stream: Stream, values: NDArray[Any]) -> NDArray[Any]:
-    output = np.empty(stream.count, values.dtype)
+    output = fresh(stream.count, values.dtype)
     if not stream.count:
         if len(data):
             raise FormatError(f"indices of {stream.name!r}: {len(data)} bytes for no indices, expected none")
