@@ -63,7 +63,8 @@ def _write_pull(code: Code, item: int, sloped: bool) -> None:
         after = begin.get() + RUN
         end.set((after < count).choose(after, count))
         kept.set(0)
-        _write_gather(code, item, rows, (begin.get(), end.get()), kept)
+        _write_free(code, item, rows[0], (begin.get(), end.get()), kept)
+        _write_neighbours(code, rows, kept)
         _write_values(code, rows, kept, sloped)
         _write_sum(code, rows, kept, total)
         if sloped:
@@ -73,23 +74,41 @@ def _write_pull(code: Code, item: int, sloped: bool) -> None:
     code.give(free.get())
 
 
-def _write_gather(code: Code, item: int, rows: list[Array], run: tuple[Value, Value], kept: Variable) -> None:
-    """Put places, weights and codewords below and above of the free ones side by side."""
-    latent, bounds, cut, below, codebook = (code.array(position, 32) for position in (0, 2, 3, 4, 5))
-    indices, (places, weights, lower, upper, *_) = code.array(1, item), rows
-    place, index = code.variable(run[0]), code.variable(0)
+def _write_free(code: Code, item: int, places: Array, run: tuple[Value, Value], kept: Variable) -> None:
+    """Put the places of the free ones side by side: without a branch for each, where some of a word's are free."""
+    indices, each = code.array(1, item), 64 // item
+    signs = sum(1 << item * lane + item - 1 for lane in range(each))
+    place = code.variable(run[0])
+
+    def keep(at: Value, is_free: Value) -> None:
+        places[kept.get()] = at  # written over by the next where this one is not free; there is room for all of a run
+        kept.set(kept.get() + is_free)
+
+    with code.loop(lambda: place.get() + (each - 1) < run[1]):
+        word = indices.word_at(place.get() * (item // 8)) & code.constant(signs - (1 << 64))
+        with code.when(word):
+            for lane in range(each):
+                keep(place.get() + lane, word >> (item * lane + item - 1) & 1)
+        place.set(place.get() + each)
     with code.loop(lambda: place.get() < run[1]):
-        at = place.get()
-        with code.when(indices[at] >> (item - 1)):  # the sign
-            weight, last = latent.real(at), kept.get()
-            write_search(code, index, weight, (bounds, cut, below))
-            above = index.get() + (codebook.real(index.get() + 1) < weight)
-            places[last] = at
-            weights.put(last, weight)
-            lower.put(last, codebook.real(above))
-            upper.put(last, codebook.real(above + 1))
-            kept.set(last + 1)
-        place.set(at + 1)
+        keep(place.get(), indices[place.get()] >> (item - 1))
+        place.set(place.get() + 1)
+
+
+def _write_neighbours(code: Code, rows: list[Array], kept: Variable) -> None:
+    """Find weights and the codewords below and above them."""
+    latent, bounds, cut, below, codebook = (code.array(position, 32) for position in (0, 2, 3, 4, 5))
+    places, weights, lower, upper, *_ = rows
+    number, index = code.variable(0), code.variable(0)
+    with code.loop(lambda: number.get() < kept.get()):
+        at = number.get()
+        weight = latent.real(places[at])
+        write_search(code, index, weight, (bounds, cut, below))
+        above = index.get() + (codebook.real(index.get() + 1) < weight)
+        weights.put(at, weight)
+        lower.put(at, codebook.real(above))
+        upper.put(at, codebook.real(above + 1))
+        number.set(at + 1)
 
 
 def _write_values(code: Code, rows: list[Array], kept: Variable, sloped: bool) -> None:

@@ -146,15 +146,17 @@ weights = st.builds(lambda size, sign: sign * size, sizes, st.sampled_from([-1, 
     st.lists(weights | st.just(0.0), min_size=2, max_size=40, unique=True),
     st.sampled_from([0.0, 0.1, 1.0]),
     st.sampled_from([torch.int8, torch.int16, torch.int32]),
+    st.sampled_from([0.05, 0.7]),
     st.integers(0, 2**32 - 1),
 )
 @settings(max_examples=300, deadline=None)
 def test_machine_code_computes_what_operators_do(
-    numbers: NDArray[np.float32], book: list[float], zero_below: float, kind: torch.dtype, seed: int
+    numbers: NDArray[np.float32], book: list[float], zero_below: float, kind: torch.dtype, share: float, seed: int
 ) -> None:
     latent, codebook = torch.from_numpy(numbers), torch.tensor(book).sort().values
-    free = torch.rand(len(latent), generator=torch.Generator().manual_seed(seed)) < 0.7
-    indices = torch.where(free, -1, 0).to(kind)
+    random = torch.rand(len(latent), generator=torch.Generator().manual_seed(seed))
+    free, fixed_to = random < share, (random * len(codebook)).to(kind)
+    indices = torch.where(free, torch.tensor(-1, dtype=kind), fixed_to)
     factor = torch.tensor(0.5, dtype=torch.float64)
     slope, wanted = torch.zeros(2, len(latent))
     found = in_machine_code(latent, indices, codebook, zero_below, factor, slope)
