@@ -38,7 +38,7 @@ PLANS = {  # model, recipe, its training
     "test_resnet-tiny": ("test_resnet", "tiny90", "--epochs 2 --lr 0.001"),
     "test_vit-balanced": ("test_vit", "learnt4", "--epochs 2 --lr 0.0005"),
     "mobilenetv3_small_050-balanced": ("mobilenetv3_small_050", "learnt4", "--epochs 1 --lr 0.001"),
-    "resnet18-tiny": ("resnet18", "tiny97", "--epochs 1 --lr 0.0005"),
+    "resnet18-tiny": ("resnet18", "tiny97", "--epochs 3 --lr 0.0005"),
     "resnet18-balanced": ("resnet18", "sparse90", "--epochs 1 --lr 0.0003"),
 }
 HEAD = """\
@@ -152,6 +152,7 @@ def main(dense: Path | None, minutes: float, folder: Path, name: str | None, dev
         where = ["--device", device] if device else []
         if code := run([*words(plan, dense / weights_of(plan) if dense else None, path), *where, "--force"]):
             raise SystemExit(code)
+        path.with_name(f"{path.name}.summary.csv").unlink(missing_ok=True)
         entries[plan] = measure(plan, dense, path, data)
         write_index(index, entries)
     if folder.resolve() == ZOO.resolve():
