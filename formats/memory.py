@@ -17,8 +17,7 @@ _PAGE = 1 << 21  # bytes of a large page on x86-64, and on most of arm64
 def fresh(count: int, dtype: DTypeLike) -> NDArray[Any]:
     """Give ``np.empty(count, dtype)``; of 2 MB and more it lies in large pages, on Linux, as far as it fills them.
 
-    numpy asks for such pages from 4 MB on, but its arrays begin and end anywhere in one. Here they begin with one: a
-    mapping of whole large pages is put so by the system.
+    numpy asks for such pages from 4 MB on, but its arrays begin and end anywhere in one. Here they begin with one.
 
     Raises:
         MemoryError: there is not so much.
@@ -29,7 +28,8 @@ def fresh(count: int, dtype: DTypeLike) -> NDArray[Any]:
     size = count * np.dtype(dtype).itemsize
     if size >= _PAGE and hasattr(mmap, "MADV_HUGEPAGE"):
         with suppress(OSError):  # too many mappings, or a system without large pages
-            mapped = mmap.mmap(-1, -(-size // _PAGE) * _PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-            mapped.madvise(mmap.MADV_HUGEPAGE, 0, size // _PAGE * _PAGE)
-            return np.frombuffer(mapped, dtype, count)
+            mapped = mmap.mmap(-1, size + _PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+            start = -np.frombuffer(mapped, np.uint8).ctypes.data % _PAGE
+            mapped.madvise(mmap.MADV_HUGEPAGE, start, size // _PAGE * _PAGE)
+            return np.frombuffer(mapped, dtype, count, start)
     return np.empty(count, dtype)

@@ -9,8 +9,14 @@ import pytest
 
 from compressor.formats.memory import fresh
 
-LARGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+LARGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage")
 MB = 1 << 20
+
+
+def has_large_pages() -> bool:
+    """Tell whether the system gives pages of 2 MB to who asks for them."""
+    size = LARGE_PAGES / "hpage_pmd_size"
+    return size.exists() and int(size.read_text()) == 2 * MB and "[never]" not in (LARGE_PAGES / "enabled").read_text()
 
 
 @pytest.mark.parametrize("size", [0, 32, 2 * MB - 32, 2 * MB, 2 * MB + 32, 5 * MB])
@@ -20,6 +26,8 @@ def test_is_an_array_of_that_length_and_dtype_that_can_be_written(size: int, dty
     assert array.nbytes == size
     assert array.dtype == dtype
     assert array.flags.writeable
+    if size >= 2 * MB and has_large_pages():
+        assert array.ctypes.data % (2 * MB) == 0
     array.view(np.uint8).fill(7)
     assert (array.view(np.uint8) == 7).all()
 
@@ -29,9 +37,7 @@ def test_more_than_there_is_is_a_memory_error() -> None:
         fresh(1 << 60, np.uint8)
 
 
-@pytest.mark.skipif(
-    not LARGE_PAGES.exists() or "[never]" in LARGE_PAGES.read_text(), reason="the system has no large pages"
-)
+@pytest.mark.skipif(not has_large_pages(), reason="the system has no large pages")
 def test_large_arrays_take_few_page_faults() -> None:
     def faults(size: int) -> int:
         array = fresh(size, np.uint8)
