@@ -17,66 +17,72 @@ __all__ = ["fixed_and_pulled", "pull"]
 
 
 def fixed_and_pulled(
-    latent: Tensor, codebook: Tensor, indices: Tensor, zero_below: float | Tensor
-) -> tuple[Tensor, Tensor, int]:
-    """Give what ``lookup.fixed`` gives, and the pull on the weights that are free, whose gradients come in one pass.
+    latent: Tensor, codebook: Tensor, indices: Tensor, zero_below: float | Tensor, pulled: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Give what ``lookup.fixed`` gives, and a number whose gradient is that of ``pull``: both come in one pass.
 
-    The pull is ``sum_j softmin_j(D_ij / 0.05) D_ij`` over the free weights, ``D_ij = |w_i - c_j| / |w_i|``. The sum
-    over j is over the two codewords on either side of the weight, O(N): others are further, and of little weight
-    (divergence: the paper takes all). Its gradient is worked out in the backward pass from ``latent`` and ``indices``,
-    and added to that of the weights: nothing of their size is kept for it.
+    The pull itself is not worked out but in the backward pass, from ``latent`` and ``indices``: its slopes are added
+    to the gradient of the weights, what ``pull`` gives is put into ``pulled``. Nothing of their size is kept for it.
 
     Args:
         latent: float, any shape.
         codebook: float32[K], without gradient.
         indices: int8, int16 or int32 of that shape, below 0 where a weight is free.
-        zero_below: the magnitude below which the distance to the codeword 0 is 0.
+        zero_below: as for ``pull``.
+        pulled: float64[2], written to when the number's gradient is worked out.
 
     Returns:
-        The weights, of the shape of ``latent``; the sum, float64 scalar; and how many weights are free.
-
-    Reference: Subia-Waud, Dasmahapatra, "Weight Fixing Networks", ECCV 2022, section 3.
+        The weights, of the shape of ``latent``; and the number, float64 scalar, 0.
     """
-    result: tuple[Tensor, Tensor, int] = _FixedAndPulled.apply(latent, codebook, indices, zero_below)
+    result: tuple[Tensor, Tensor] = _FixedAndPulled.apply(latent, codebook, indices, zero_below, pulled)
     return result
 
 
-def pull(latent: Tensor, codebook: Tensor, indices: Tensor, zero_below: float | Tensor) -> tuple[Tensor, int]:
-    """Give the pull alone: arguments and result as of ``fixed_and_pulled``."""
-    return fixed_and_pulled(latent, codebook, indices, zero_below)[1:]
+def pull(latent: Tensor, codebook: Tensor, indices: Tensor, zero_below: float | Tensor) -> Tensor:
+    """Give the pull on the free weights, and how many they are: float64[2], without gradient.
+
+    The pull is ``sum_j softmin_j(D_ij / 0.05) D_ij`` over the free weights, ``D_ij = |w_i - c_j| / |w_i|``. The sum
+    over j is over the two codewords on either side of the weight, O(N): others are further, and of little weight
+    (divergence: the paper takes all).
+
+    Args:
+        latent: float, any shape.
+        codebook: float32[K].
+        indices: int8, int16 or int32 of that shape, below 0 where a weight is free.
+        zero_below: the magnitude below which the distance to the codeword 0 is 0.
+
+    Reference: Subia-Waud, Dasmahapatra, "Weight Fixing Networks", ECCV 2022, section 3.
+    """
+    return _pull(latent.detach(), indices, codebook.detach(), zero_below)
 
 
 class _FixedAndPulled(Function):
     @staticmethod
     def forward(
-        ctx: Any, latent: Tensor, codebook: Tensor, indices: Tensor, zero_below: float | Tensor
-    ) -> tuple[Tensor, Tensor, int]:
+        ctx: Any, latent: Tensor, codebook: Tensor, indices: Tensor, zero_below: float | Tensor, pulled: Tensor
+    ) -> tuple[Tensor, Tensor]:
         ctx.set_materialize_grads(False)
-        ascending = codebook.detach().sort().values.to(torch.promote_types(latent.dtype, torch.float32))
         # Not saved as PyTorch saves: the task's loss and the penalty may be taken backwards one after the other.
-        ctx.given = latent.detach(), indices, ascending, zero_below
-        total, count = _pull(*ctx.given)
-        return fixed_or_free(latent, codebook, indices), total, count
+        ctx.given = latent.detach(), indices, codebook.detach(), zero_below
+        ctx.pulled = pulled
+        return fixed_or_free(latent, codebook, indices), pulled.new_zeros(())
 
     @staticmethod
     @once_differentiable
-    def backward(
-        ctx: Any, of_weight: Tensor | None, of_total: Tensor | None, of_count: None
-    ) -> tuple[Tensor, None, None, None]:
-        latent, indices, ascending, zero_below = ctx.given
+    def backward(ctx: Any, of_weight: Tensor | None, of_pull: Tensor | None) -> tuple[Tensor, None, None, None, None]:
+        latent, indices, codebook, zero_below = ctx.given
         if of_weight is None:
             gradient = torch.zeros(latent.shape, dtype=latent.dtype, device=latent.device)
         else:
-            none = ascending.new_zeros(len(ascending), dtype=torch.float32)
+            none = codebook.new_zeros(len(codebook), dtype=torch.float32)
             gradient = fixed_or_free(of_weight, none, indices).contiguous()
-        if of_total is None:
-            return gradient, None, None, None
-        slopes = gradient if gradient.dtype == torch.float32 else torch.zeros_like(gradient, dtype=torch.float32)
-        _pull(latent, indices, ascending, zero_below, of_total, slopes.view(-1))
-        if slopes is not gradient:
-            most = min(torch.finfo(gradient.dtype).max, STEEPEST)
-            gradient += slopes.clamp_(-most, most)
-        return gradient, None, None, None
+        if of_pull is not None:
+            slopes = gradient if gradient.dtype == torch.float32 else torch.zeros_like(gradient, dtype=torch.float32)
+            ctx.pulled.copy_(_pull(latent, indices, codebook, zero_below, of_pull, slopes.view(-1)))
+            if slopes is not gradient:
+                most = min(torch.finfo(gradient.dtype).max, STEEPEST)
+                gradient += slopes.clamp_(-most, most)
+        return gradient, None, None, None, None
 
 
 def _pull(
@@ -86,10 +92,12 @@ def _pull(
     zero_below: float | Tensor,
     factor: Tensor | None = None,
     slopes: Tensor | None = None,
-) -> Pulled:
+) -> Tensor:
     """Pull, and where there are ``slopes`` add to them those of the pull, multiplied by the factor."""
     given = latent.reshape(-1), indices.reshape(-1), codebook, zero_below, factor, slopes
-    return (in_machine_code(*given) if on_processor(latent) and len(codebook) > 1 else None) or _by_operators(*given)
+    native = on_processor(latent) and on_processor(codebook)
+    total, count = (in_machine_code(*given) if native else None) or _by_operators(*given)
+    return torch.stack([total, total.new_tensor(count)])
 
 
 def _by_operators(
@@ -101,6 +109,7 @@ def _by_operators(
     slopes: Tensor | None,
 ) -> Pulled:
     total, count = torch.zeros((), dtype=torch.float64, device=latent.device), 0
+    codebook = codebook.sort().values.to(torch.promote_types(latent.dtype, torch.float32))
     find = Hash(codebook)
     for block in blocks(latent):
         chosen = (indices[block] < 0).nonzero().squeeze(1)

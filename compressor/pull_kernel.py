@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from compressor.formats.compiled import compiled
-from compressor.hashing import bounds_between, search_table, write_search
+from compressor.hashing import search_table, write_search
 from compressor.threads import Along, parts, side_by_side
 
 if TYPE_CHECKING:
@@ -39,24 +41,31 @@ def in_machine_code(
     slopes: Tensor | None,
 ) -> Pulled | None:
     """Do what the stock operators do, to within rounding, in one pass over float32 on the processor; else None."""
-    native = compiled(_write_pull, 8 * indices.element_size(), slopes is not None, vectorise=True)
+    native = compiled(_write_pull, 8 * indices.element_size(), vectorise=True)
     if native is None:
         return None
-    ends = torch.cat([codebook[:1], codebook, codebook[-1:]])  # beyond the ends both neighbours are the same
+    tables = _tables(codebook.numpy().tobytes())
     settings = latent.new_tensor([float(zero_below), 0.0 if factor is None else float(factor)])
     latent, indices, cuts = latent.contiguous(), indices.contiguous(), parts(len(latent))
     totals = torch.zeros(len(cuts), APART, dtype=torch.float64, device=latent.device)
     scratch = latent.new_empty(len(cuts), ROWS, RUN)
-    tables = *search_table(bounds_between(codebook)), ends, settings
     own = [[row.data_ptr() for row in held] for held in (totals, scratch)]
     onto = [0] * len(cuts) if slopes is None else Along(slopes)
-    free = side_by_side(native, cuts, [Along(latent), Along(indices), *tables, onto, *own])
+    free = side_by_side(native, cuts, [Along(latent), Along(indices), settings, onto, *own, *tables])
     return totals[:, 0].sum(), sum(free)
 
 
-def _write_pull(code: Code, item: int, sloped: bool) -> None:
+@functools.lru_cache(maxsize=8)
+def _tables(codebook: bytes) -> tuple[Tensor, ...]:
+    """Make what codewords, float32[K] in any order, are searched in: the same for all tensors and many steps."""
+    ascending = torch.from_numpy(np.sort(np.frombuffer(codebook, np.float32)))
+    ends = torch.cat([ascending[:1], ascending, ascending[-1:]])  # beyond the ends both neighbours are the same
+    return *search_table(ascending), ends
+
+
+def _write_pull(code: Code, item: int) -> None:
     """Write a run of weights at a time: find what is around the free ones, work out their slopes, add them."""
-    total, scratch, count = code.array(8, 64), code.array(9, 32), code.number(10)
+    total, scratch, count = code.array(4, 64), code.array(5, 32), code.number(10)
     rows = [scratch.after(RUN * row) for row in range(ROWS)]
     begin, end, kept, free = code.variable(0), code.variable(0), code.variable(0), code.variable(0)
     with code.loop(lambda: begin.get() < count):
@@ -65,9 +74,9 @@ def _write_pull(code: Code, item: int, sloped: bool) -> None:
         kept.set(0)
         _write_free(code, item, rows[0], (begin.get(), end.get()), kept)
         _write_neighbours(code, rows, kept)
-        _write_values(code, rows, kept, sloped)
+        _write_values(code, rows, kept)
         _write_sum(code, rows, kept, total)
-        if sloped:
+        with code.when(code.number(3)):
             _write_return(code, rows, kept)
         free.set(free.get() + kept.get())
         begin.set(end.get())
@@ -97,31 +106,30 @@ def _write_free(code: Code, item: int, places: Array, run: tuple[Value, Value], 
 
 def _write_neighbours(code: Code, rows: list[Array], kept: Variable) -> None:
     """Find weights and the codewords below and above them."""
-    latent, bounds, cut, below, codebook = (code.array(position, 32) for position in (0, 2, 3, 4, 5))
+    latent, codebook = code.array(0, 32), code.array(9, 32)
+    table = code.array(6, 32), code.array(7, 32), code.array(8, 32)
     places, weights, lower, upper, *_ = rows
     number, index = code.variable(0), code.variable(0)
     with code.loop(lambda: number.get() < kept.get()):
         at = number.get()
         weight = latent.real(places[at])
-        write_search(code, index, weight, (bounds, cut, below))
-        above = index.get() + (codebook.real(index.get() + 1) < weight)
+        write_search(code, index, weight, table)  # how many codewords are below it
         weights.put(at, weight)
-        lower.put(at, codebook.real(above))
-        upper.put(at, codebook.real(above + 1))
+        lower.put(at, codebook.real(index.get()))
+        upper.put(at, codebook.real(index.get() + 1))
         number.set(at + 1)
 
 
-def _write_values(code: Code, rows: list[Array], kept: Variable, sloped: bool) -> None:
+def _write_values(code: Code, rows: list[Array], kept: Variable) -> None:
     """Work out values, and slopes: without a branch, several weights at a time."""
     _, weights, lower, upper, values, slopes = rows
-    settings, number = code.array(6, 32), code.variable(0)
+    settings, number = code.array(2, 32), code.variable(0)
     zero_below, factor = settings.real(0), settings.real(1)
     with code.loop(lambda: number.get() < kept.get()):
         at = number.get()
         value, slope = _write_value(weights.real(at), (lower.real(at), upper.real(at)), zero_below)
         values.put(at, value)
-        if sloped:
-            slopes.put(at, (slope * factor).within(-STEEPEST, STEEPEST))
+        slopes.put(at, (slope * factor).within(-STEEPEST, STEEPEST))
         number.set(at + 1)
 
 
@@ -135,7 +143,7 @@ def _write_sum(code: Code, rows: list[Array], kept: Variable, total: Array) -> N
 
 def _write_return(code: Code, rows: list[Array], kept: Variable) -> None:
     """Add the slopes where they belong."""
-    (places, *_, found), slopes, number = rows, code.array(7, 32), code.variable(0)
+    (places, *_, found), slopes, number = rows, code.array(3, 32), code.variable(0)
     with code.loop(lambda: number.get() < kept.get()):
         place = places[number.get()]
         slopes.put(place, slopes.real(place) + found.real(number.get()))

@@ -41,6 +41,18 @@ def all_free(count: int) -> Tensor:
     return torch.full((count,), -1, dtype=torch.int8)
 
 
+def slopes_of(latent: Tensor, codebook: Tensor, indices: Tensor, factor: float = 1.0) -> Tensor:
+    """Give the gradient of the pull, of the dtype of ``latent``."""
+    drawn = fixed_and_pulled(latent, codebook, indices, 0.1, nothing())[1]
+    (found,) = torch.autograd.grad(drawn, latent, torch.tensor(factor).double())
+    return found
+
+
+def nothing() -> Tensor:
+    """Give room for what a pull finds."""
+    return torch.zeros(2, dtype=torch.float64)
+
+
 def in_full(latent: Tensor, codebook: Tensor, zero_below: float) -> Tensor:
     """The regulariser over all codewords, by stock operations."""
     distance = (latent[:, None] - codebook).abs() / latent.abs()[:, None]
@@ -56,7 +68,7 @@ def test_pull_is_the_regulariser_of_two_codewords(way: str, dtype: torch.dtype, 
     latent = torch.randn(500, dtype=dtype).requires_grad_()
     free = torch.rand(500) < 0.5
     (expected,) = torch.autograd.grad(in_full(latent.double()[free], codebook.double(), 0.1), latent)
-    (found,) = torch.autograd.grad(pull(latent, codebook, chosen(free), 0.1)[0], latent)
+    found = slopes_of(latent, codebook, chosen(free))
     inside = ((latent > -0.5) & (latent < 0.75)).detach()
     torch.testing.assert_close(found[inside], expected[inside], rtol=near, atol=near**2)
     assert (found[~free] == 0).all()
@@ -68,16 +80,14 @@ def test_pull_is_close_to_the_sum_over_all_codewords() -> None:
     latent = torch.randn(2000, dtype=torch.float64).requires_grad_()
     full, (found, count) = in_full(latent, codebook.double(), 0.1), pull(latent, codebook, all_free(2000), 0.1)
     assert count == 2000
-    assert float(found.detach()) == pytest.approx(float(full.detach()), rel=0.05)
-    one, other = (torch.autograd.grad(term, latent)[0] for term in (full, found))
+    assert float(found) == pytest.approx(float(full.detach()), rel=0.05)
+    one, other = torch.autograd.grad(full, latent)[0], slopes_of(latent, codebook, all_free(2000))
     assert float(functional.cosine_similarity(one, other, dim=0)) > 0.95
 
 
 def test_pull_draws_to_the_nearest(way: str) -> None:
     latent = torch.tensor([0.9, 1.1, 0.02, -0.02, -0.6], requires_grad=True)
-    pull(latent, torch.tensor([-0.5, 0.0, 1.0]), all_free(5), 0.05)[0].backward()
-    assert latent.grad is not None
-    assert latent.grad.sign().tolist() == [-1, 1, 0, 0, -1]
+    assert slopes_of(latent, torch.tensor([-0.5, 0.0, 1.0]), all_free(5)).sign().tolist() == [-1, 1, 0, 0, -1]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
@@ -87,17 +97,17 @@ def test_pull_is_finite_anywhere(way: str, dtype: torch.dtype, zero_below: float
     latent = torch.cat([sizes, -sizes]).to(dtype)
     latent = latent[torch.isfinite(latent)].requires_grad_()
     codebook = torch.tensor([-1e38, -1.0, -1e-38, 0.0, 1e-38, 1.0, 1e38])
-    total, _ = pull(latent, codebook, all_free(len(latent)), zero_below)
-    total.backward()
-    assert torch.isfinite(total)
+    fixed_and_pulled(latent, codebook, all_free(len(latent)), zero_below, found := nothing())[1].backward()
+    assert torch.equal(found, pull(latent, codebook, all_free(len(latent)), zero_below))
+    assert torch.isfinite(found).all()
     assert latent.grad is not None
     assert torch.isfinite(latent.grad).all()
 
 
 def test_pull_keeps_nothing_of_its_own_for_the_backward_pass(way: str) -> None:
     latent, indices = torch.randn(10_000, requires_grad=True), all_free(10_000)
-    total, _ = pull(latent, torch.linspace(-2, 2, 500), indices, 0.01)
-    node: Any = total.grad_fn
+    _, drawn = fixed_and_pulled(latent, torch.linspace(-2, 2, 500), indices, 0.01, nothing())
+    node: Any = drawn.grad_fn
     known = {latent.data_ptr(), indices.data_ptr()}
     held = [value for value in node.given if isinstance(value, Tensor)]
     assert not node.saved_tensors
@@ -110,16 +120,19 @@ def test_weights_and_pull_have_one_gradient(way: str) -> None:
     latent, codebook = torch.randn(70, 100, requires_grad=True), torch.linspace(-1, 1, 7).flip(0)
     indices, given_ = chosen(torch.rand(70, 100) < 0.5), torch.randn(70, 100)
     (of_weight,) = torch.autograd.grad(fixed(latent, codebook, indices), latent, given_)
-    (of_pull,) = torch.autograd.grad(pull(latent, codebook, indices, 0.1)[0], latent)
-    weight, total, count = fixed_and_pulled(latent, codebook, indices, torch.tensor(0.1))
+    of_pull = slopes_of(latent, codebook, indices)
+    weight, drawn = fixed_and_pulled(latent, codebook, indices, torch.tensor(0.1), found := nothing())
     assert torch.equal(weight, fixed(latent, codebook, indices))
-    assert count == int((indices < 0).sum())
-    ((weight * given_).sum() + 0.5 * total).backward()
+    assert drawn == 0
+    assert found.tolist() == [0, 0], "nothing is worked out before the backward pass"
+    ((weight * given_).sum() + 0.5 * drawn).backward()
+    assert torch.equal(found, pull(latent, codebook, indices, 0.1))
+    assert found[1] == (indices < 0).sum()
     assert latent.grad is not None
     torch.testing.assert_close(latent.grad, of_weight + 0.5 * of_pull)
-    weight, total, _ = fixed_and_pulled(latent, codebook, indices, 0.1)
+    weight, drawn = fixed_and_pulled(latent, codebook, indices, 0.1, nothing())
     (first,) = torch.autograd.grad(weight, latent, given_)
-    (second,) = torch.autograd.grad(total, latent)
+    (second,) = torch.autograd.grad(drawn, latent)
     assert torch.equal(first, of_weight)
     assert torch.equal(second, of_pull)
 
@@ -129,9 +142,9 @@ def test_other_dtypes_have_one_gradient_too(dtype: torch.dtype) -> None:
     torch.manual_seed(0)
     latent, codebook = torch.randn(300, dtype=dtype).requires_grad_(), torch.linspace(-1, 1, 7)
     free = torch.rand(300) < 0.5
-    weight, total, _ = fixed_and_pulled(latent, codebook, chosen(free), 0.1)
-    (weight.float().sum() + 0.01 * total).backward()
-    (slopes,) = torch.autograd.grad(pull(latent, codebook, chosen(free), 0.1)[0], latent, torch.tensor(0.01).double())
+    weight, drawn = fixed_and_pulled(latent, codebook, chosen(free), 0.1, nothing())
+    (weight.float().sum() + 0.01 * drawn).backward()
+    slopes = slopes_of(latent, codebook, chosen(free), 0.01)
     assert weight.dtype == dtype
     assert latent.grad is not None
     torch.testing.assert_close(latent.grad, free.to(dtype) + slopes)
@@ -180,9 +193,8 @@ def test_runs_are_all_of_the_weights(way: str, count: int) -> None:
         pull(one[None], codebook, chosen(is_free[None]), 0.1)[0] for one, is_free in zip(latent, free, strict=True)
     ]
     assert number == int(free.sum())
-    assert float(total.detach()) == pytest.approx(sum(float(part.detach()) for part in parts), rel=1e-5)
-    (slope,) = torch.autograd.grad(total, latent)
-    assert torch.equal(slope != 0, free)
+    assert float(total) == pytest.approx(sum(float(part) for part in parts), rel=1e-5)
+    assert torch.equal(slopes_of(latent, codebook, chosen(free)) != 0, free)
 
 
 def test_what_is_no_number_is_seen(way: str) -> None:
@@ -195,12 +207,12 @@ def test_what_is_no_number_is_seen(way: str) -> None:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
 def test_another_default_dtype_changes_nothing(way: str, dtype: torch.dtype) -> None:
     latent = torch.randn(5_000, requires_grad=True)
-    given_ = latent, torch.linspace(-1, 1, 7), all_free(5_000), 0.1
+    given_ = latent, torch.linspace(-1, 1, 7), all_free(5_000)
     indices = chosen(torch.rand(5_000) < 0.5)
-    (wanted,) = torch.autograd.grad(pull(*given_)[0], latent)
+    wanted = slopes_of(*given_)
     torch.set_default_dtype(dtype)
     try:
-        (found,) = torch.autograd.grad(pull(*given_)[0], latent)
+        found = slopes_of(*given_)
         merged = fixed_or_free(latent, given_[1].to(dtype), indices)
     finally:
         torch.set_default_dtype(torch.float32)

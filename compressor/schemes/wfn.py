@@ -17,7 +17,7 @@ from compressor.fixing import fix
 from compressor.formats.errors import PolicyError
 from compressor.group import Group
 from compressor.lookup import fixed
-from compressor.pull import fixed_and_pulled
+from compressor.pull import fixed_and_pulled, pull
 from compressor.scheme import Scheme, Shared, register, share_scalars
 from compressor.sites import Site
 
@@ -84,6 +84,7 @@ class WeightFixing(Scheme):
         group.set_codebook(torch.zeros(1), learnt=False)
         group.register_buffer("zero_below", torch.tensor(near, dtype=torch.float64, device=device))
         group.register_buffer("rounds", torch.zeros((), dtype=torch.int64, device=device))
+        group.register_buffer("pulled", torch.zeros(len(group.sites), 2, dtype=torch.float64, device=device))
         for site in group.sites:
             group.set_indices(site, torch.full_like(group.latent(site), -1), len(group.values))
 
@@ -98,12 +99,12 @@ class WeightFixing(Scheme):
         group.passed_on.pop(site, None)
         if not (self.penalty_ratio and torch.is_grad_enabled()):
             return fixed(latent, group.codebook(), group.indices(site))
-        weight, *group.passed_on[site] = self._pulled(group, site, latent)
+        weight, group.passed_on[site] = self._pulled(group, site, latent)
         return weight
 
-    def _pulled(self, group: Group, site: Site, latent: Tensor) -> tuple[Tensor, Tensor, int]:
-        zero_below = group.zero_below[group.sites.index(site)]  # type: ignore[index]
-        return fixed_and_pulled(latent, group.codebook().detach(), _indices(group, site), zero_below)
+    def _pulled(self, group: Group, site: Site, latent: Tensor) -> tuple[Tensor, Tensor]:
+        pulled = group.pulled[group.sites.index(site)]  # type: ignore[index]
+        return fixed_and_pulled(latent, *_drawn(group, site), pulled)
 
     def advance(self, group: Group, progress: float) -> float | None:
         """Do the rounds that are due: the first before the first step, the last after the last."""
@@ -115,6 +116,7 @@ class WeightFixing(Scheme):
         group.passed_on.clear()
         for number in range(done, due):
             self._fix_round(group, number)
+        _measure(group)
         group.rounds.fill_(due)  # type: ignore[operator]
         return due / steps if due <= steps else None
 
@@ -164,16 +166,18 @@ class WeightFixing(Scheme):
         if not self.penalty_ratio:
             return None
         # Of the weights as they went through the network; of those that did not, as they are.
-        pulls = [
-            group.passed_on.pop(site, None) or self._pulled(group, site, group.latent(site))[1:] for site in group.sites
-        ]
-        count = sum(free for _, free in pulls)
-        if not count:
+        for site in group.sites:
+            if site not in group.passed_on:
+                group.passed_on[site] = self._pulled(group, site, group.latent(site))[1]
+        drawn = torch.stack([group.passed_on.pop(site) for site in group.sites]).sum()
+        # Divergence: the gradient is divided by the pull that the step before this one found, in the same pass as its
+        # gradient; by this one's it would take a pass more.
+        if _settled(group):
+            _measure(group)  # what is not drawn may drift
+        if _settled(group):
             return None
-        mean = torch.stack([total for total, _ in pulls]).sum() / count
-        if float(mean.detach()) < SETTLED:
-            return None
-        return (mean / mean.detach()).to(task) * (self.penalty_ratio * task)
+        scaled: Tensor = (1 + drawn / group.pulled[:, 0].sum()).to(task)  # type: ignore[index]
+        return scaled * (self.penalty_ratio * task)
 
     def share(self, group: Group) -> Shared:
         """Give the values that are used, and which weight has which."""
@@ -183,6 +187,24 @@ class WeightFixing(Scheme):
         renamed[used] = torch.arange(len(used), dtype=torch.int32)
         codebook = group.codebook().detach()[used.to(group.unit.device)]
         return share_scalars(group, codebook, {site: renamed[found.clamp(min=0)] for site, found in indices.items()})
+
+
+def _measure(group: Group) -> None:
+    """Find out how far the free weights are from the values there are."""
+    found = [pull(group.latent(site).detach(), *_drawn(group, site)) for site in group.sites]
+    group.pulled.copy_(torch.stack(found))  # type: ignore[operator]
+
+
+def _settled(group: Group) -> bool:
+    """Tell whether no weight is free, or all that are have come to a value."""
+    total, count = group.pulled.sum(0).tolist()  # type: ignore[operator]
+    return bool(total < SETTLED * count or not count)
+
+
+def _drawn(group: Group, site: Site) -> tuple[Tensor, Tensor, Tensor]:
+    """What draws the weights of a site, and which: codebook, indices, and below which magnitude 0 is no distance."""
+    zero_below: Tensor = group.zero_below[group.sites.index(site)]  # type: ignore[index]
+    return group.codebook().detach(), _indices(group, site), zero_below
 
 
 def _indices(group: Group, site: Site) -> Tensor:
