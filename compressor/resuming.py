@@ -19,7 +19,7 @@ from compressor.processes import count, first, is_first
 from compressor.random_state import random_state, set_random_state
 from compressor.recovery import DivergedError, check_loss, check_weights
 from compressor.state_file import checksum, state_of_first
-from compressor.stepping import steps_per_epoch
+from compressor.stepping import out_of_memory, steps_per_epoch
 
 if TYPE_CHECKING:
     from compressor.core import Compressor
@@ -85,10 +85,24 @@ class Keeper:
         self.facts = {**self.facts, "epochs": epochs, "steps of an epoch": self.steps, "processes": count()}
         state = None if self.checkpoints is None else self.checkpoints.take(self.facts)
         if state is not None:
-            return self._put_back(state)
+            return self._go_on(state)
         position = Position(begun=order_state(loader))
         self.mark(position)
         return position
+
+    def _go_on(self, state: Mapping[str, Any]) -> Position:
+        """Put back what another process saved; raises UsageError where it is not what trains here."""
+        assert self.checkpoints is not None
+        try:
+            return self._put_back(state)
+        except (RuntimeError, ValueError, KeyError, TypeError) as exc:  # as torch says that names or shapes are others
+            if out_of_memory(exc):
+                raise
+            said = f"no {exc}" if isinstance(exc, KeyError) else " ".join(str(exc).split())[:200].rstrip(".")
+            raise UsageError(
+                f"{self.checkpoints.folder} holds what another version of this program has saved ({said}). Go on "
+                "with that one, or begin anew with --force (force=True)"
+            ) from exc
 
     def step(self, position: Position) -> int:
         """Count the steps taken up to a position."""

@@ -16,6 +16,7 @@ from tiny import few_digits
 
 from compressor.baseline import create_model
 from compressor.cli.main import run
+from compressor.state_file import read_state, write_state
 
 __all__ = ["_here", "runs", "weights"]  # the fixtures
 
@@ -41,6 +42,28 @@ def test_70_other_weights_under_the_same_name(runs: Runs, weights: Path) -> None
     runs.words = tuple("other.safetensors" if word == str(weights) else word for word in runs.words)
     said = runs.refused(2, "--resume")
     assert said.startswith("out.checkpoints holds another run: weights was ")
+
+
+@pytest.mark.parametrize(
+    ("where", "key", "said"),
+    [
+        (["subject", "model"], "weight_sharing.0.values", "Error(s) in loading state_dict for "),
+        (["optimizer"], "param_groups", "no 'param_groups'"),
+    ],
+)
+def test_70_another_version_saved_other_things(runs: Runs, where: list[str], key: str, said: str) -> None:
+    killed(runs, 9)
+    newest = max(FOLDER.glob("*.safetensors"))
+    state = read_state(newest)
+    found = state["state"]["parts"]
+    for name in where:
+        found = found[name]
+    del found[key]
+    write_state(newest, state)
+    line = runs.refused(2, "--resume")
+    assert line.startswith(f"out.checkpoints holds what another version of this program has saved ({said}")
+    assert line.endswith("). Go on with that one, or begin anew with --force (force=True)")
+    assert not OUT.exists()
 
 
 @pytest.mark.parametrize("cut", [0, 7, 400, -1])
