@@ -174,8 +174,8 @@ class WeightFixing(Scheme):
         # gradient; by this one's it would take a pass more.
         if _settled(group):
             _measure(group)  # what is not drawn may drift
-        if _settled(group):
-            return None
+            if _settled(group):
+                return None
         scaled: Tensor = (1 + drawn / group.pulled[:, 0].sum()).to(task)  # type: ignore[index]
         return scaled * (self.penalty_ratio * task)
 
