@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import math
+import weakref
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd import Function
 
 from compressor.formats.codec import Stream
 from compressor.formats.generated import Generated
 from compressor.formats.virtual import VirtualTensor, mirrored
 from compressor.sites import Site
+from compressor.units import Units, in_units
+from compressor.workspace import give_back
 
 if TYPE_CHECKING:
     from compressor.pruning import Pruning
@@ -23,19 +25,6 @@ __all__ = ["RUN", "Group"]
 
 RUN = 1 << 18
 """Weights summed at a time, in double precision."""
-
-
-class _InUnits(Function):
-    """Values times their unit, with a gradient that is multiplied by a constant besides."""
-
-    @staticmethod
-    def forward(ctx: Any, values: Tensor, unit: float, factor: float) -> Tensor:
-        ctx.factor = unit * factor
-        return values * unit
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        return gradient * ctx.factor, None, None
 
 
 class PassedOn(dict[Site, Any]):
@@ -81,6 +70,7 @@ class Group(nn.Module):
         spread = math.sqrt(sum(float(_sum_of_squares(latent)) for latent in self._latents) / max(self.weights, 1))
         unit = torch.tensor(_power_of_two(spread), dtype=torch.float32, device=self._latents[0].device)
         self.register_buffer("unit", unit)
+        weakref.finalize(self, give_back)
         if pruning is not None:
             for site, latent in zip(sites, self._latents, strict=True):
                 self.prune(site, torch.zeros_like(latent, dtype=torch.bool))
@@ -104,16 +94,19 @@ class Group(nn.Module):
         else:
             self.register_buffer("values", values)
 
-    def codebook(self) -> Tensor:
-        """The codebook, float32[K], differentiable where it is learnt.
+    def codebook(self, rows: int = 0) -> Tensor:
+        """The codebook, float32[K], differentiable where it is learnt; or in rows that ascend, [rows, K / rows]."""
+        return in_units(self.values, self.units(rows))
+
+    def units(self, rows: int = 0) -> Units:
+        """How the codebook comes from ``values``.
 
         Its gradient is scaled so that under plain gradient descent a codeword moves by the learning rate times
         the mean gradient of its weights (the sum would be thousands of times a weight's own), if all codewords
         were used alike. The optimisers that normalise do not notice.
         """
         unit = float(self.unit)
-        values: Tensor = _InUnits.apply(self.values, unit, len(self.values) / (self.weights * unit**2))
-        return values
+        return Units(unit, len(self.values) / (self.weights * unit**2), rows)
 
     def set_indices(self, site: Site, indices: Tensor, codewords: int, saved: bool = True) -> None:
         """Keep the indices of a site in few bytes.

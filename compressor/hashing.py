@@ -60,9 +60,9 @@ class Hash:
         """Write index and value of the nearest codeword of each weight.
 
         Args:
-            weights: float[n], finite.
-            indices: uint8 or int32 [n].
-            values: of the codebook's dtype [n].
+            weights: float, any shape, finite.
+            indices: uint8 or int32 of that shape, contiguous.
+            values: of the codebook's dtype, of that shape, contiguous.
         """
         weights = weights.contiguous()
         if self._tables and on_processor(weights):
@@ -71,8 +71,9 @@ class Hash:
             native = compiled(_write_few, item, codewords, vectorise=True) if few else compiled(_write_hash, item)
             assert native is not None
             arguments: list[Argument] = [Along(weights), *self._tables, Along(indices), Along(values)]
-            side_by_side(native, parts(len(weights)), arguments)
+            side_by_side(native, parts(weights.numel()), arguments)
             return
+        weights, indices, values = weights.view(-1), indices.view(-1), values.view(-1)
         bounds = bounds_between(self._codebook)
         common = torch.promote_types(weights.dtype, bounds.dtype)
         for block in blocks(weights):

@@ -8,16 +8,18 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from compressor.formats.compiled import compiled
 from compressor.threads import Along, parts, side_by_side
+from compressor.workspace import workspace
 
 if TYPE_CHECKING:
     from compressor.formats.native import Code
 
-__all__ = ["BLOCK", "blocks", "fixed_or_free", "on_processor", "sum_by_index"]
+__all__ = ["BLOCK", "blocks", "on_processor", "only_free", "settle", "sum_by_index"]
 
 BLOCK = 1 << 15  # weights handled at a time, so that temporaries stay in cache
 BLOCK_ELSEWHERE = 1 << 20  # than on a processor: there the launch of an operator costs more than what it does to fewer
@@ -33,41 +35,67 @@ def blocks(weights: Tensor) -> Iterator[slice]:
     return (slice(start, start + block) for start in range(0, weights.numel(), block))
 
 
-def fixed_or_free(free: Tensor, codebook: Tensor, indices: Tensor) -> Tensor:
-    """Give the codeword of each index, or the number that is free where the index is below 0.
+def settle(weights: Tensor, codebook: Tensor, indices: Tensor) -> None:
+    """Put the codeword of each index in the weight's place, in memory; where the index is below 0 the weight stays.
+
+    Autograd does not see it: weights that have settled and did not move since are written as they are.
 
     Args:
-        free: float, any shape.
+        weights: float, any shape.
         codebook: float32[K].
         indices: int8, int16 or int32 of that shape, below K.
 
-    Returns:
-        Of the shape and dtype of ``free``.
-
     Example:
-        >>> indices = torch.tensor([-1, 0], dtype=torch.int32)
-        >>> fixed_or_free(torch.tensor([1.0, 2.0]), torch.tensor([4.0]), indices).tolist()
+        >>> weights = torch.tensor([1.0, 2.0])
+        >>> settle(weights, torch.tensor([4.0]), torch.tensor([-1, 0], dtype=torch.int32))
+        >>> weights.tolist()
         [1.0, 4.0]
     """
-    native = compiled(_write_merge, 8 * indices.element_size(), vectorise=True) if on_processor(free) else None
+    write = _write_settled, 8 * indices.element_size()
+    native = compiled(*write, vectorise=True) if on_processor(weights) and weights.is_contiguous() else None
     if native is None:
-        fixed = codebook.to(free.dtype).index_select(0, indices.clamp(min=0).reshape(-1).int()).view(free.shape)
-        return torch.where(indices < 0, free, fixed)
-    merged = torch.empty(free.shape, dtype=torch.float32, device="cpu")
-    free, codebook, indices = free.contiguous(), codebook.float().contiguous(), indices.contiguous()
-    side_by_side(native, parts(free.numel()), [Along(free), codebook, Along(indices), Along(merged)])
-    return merged
+        here = weights.data  # with a count of changes of its own
+        codewords = codebook.to(here.dtype).index_select(0, indices.clamp(min=0).reshape(-1).int()).view(here.shape)
+        torch.where(indices < 0, here, codewords, out=here)
+        return
+    codebook, indices = codebook.float().contiguous(), indices.contiguous()
+    side_by_side(native, parts(weights.numel()), [Along(weights), codebook, Along(indices)])
 
 
-def _write_merge(code: Code, item: int) -> None:
-    free, codebook, merged = (code.array(position, 32) for position in (0, 1, 3))
-    indices = code.array(2, item)
-    count, place = code.number(4), code.variable(0)
+def _write_settled(code: Code, item: int) -> None:
+    weights, codebook, indices = code.array(0, 32), code.array(1, 32), code.array(2, item)
+    count, place = code.number(3), code.variable(0)
     with code.loop(lambda: place.get() < count):
         at = place.get()
         index = indices[at]
         is_free = index >> (item - 1)  # the sign
-        merged[at] = is_free.choose(free[at], codebook[is_free.choose(0, index)])  # bits: they are only copied
+        weights[at] = is_free.choose(weights[at], codebook[is_free.choose(0, index)])  # bits: they are only copied
+        place.set(at + 1)
+    code.give(0)
+
+
+def only_free(gradient: Tensor, indices: Tensor) -> Tensor:
+    """Give the gradient where the index is below 0, and 0 elsewhere: float of its shape, contiguous.
+
+    Example:
+        >>> only_free(torch.tensor([1.0, 2.0]), torch.tensor([-1, 0], dtype=torch.int32)).tolist()
+        [1.0, 0.0]
+    """
+    native = compiled(_write_free, 8 * indices.element_size(), vectorise=True) if on_processor(gradient) else None
+    if native is None:
+        return gradient.masked_fill(indices >= 0, 0).contiguous()
+    gradient, indices = gradient.contiguous(), indices.contiguous()
+    free = workspace(gradient.shape, gradient.dtype, gradient.device)
+    side_by_side(native, parts(gradient.numel()), [Along(gradient), Along(indices), Along(free)])
+    return free
+
+
+def _write_free(code: Code, item: int) -> None:
+    gradient, indices, free = code.array(0, 32), code.array(1, item), code.array(2, 32)
+    count, place = code.number(3), code.variable(0)
+    with code.loop(lambda: place.get() < count):
+        at = place.get()
+        free[at] = (indices[at] >> (item - 1)).choose(gradient[at], 0)
         place.set(at + 1)
     code.give(0)
 
@@ -76,8 +104,8 @@ def sum_by_index(terms: Tensor, indices: Tensor, codewords: int) -> Tensor:
     """Sum the terms of each index, in double precision where codewords are few.
 
     Args:
-        terms: float[n].
-        indices: int [n], from 0 to below ``codewords``.
+        terms: float, any shape.
+        indices: int of that shape, from 0 to below ``codewords``.
 
     Returns:
         float[codewords].
@@ -87,17 +115,16 @@ def sum_by_index(terms: Tensor, indices: Tensor, codewords: int) -> Tensor:
         [5.0, 0.0, 2.0]
     """
     # Each thread sums for itself: with many codewords it would take longer to add up what they found.
-    few = codewords * _TERMS_FOR_EACH <= len(terms)
+    few = codewords * _TERMS_FOR_EACH <= terms.numel()
     native = compiled(_write_sum, 8 * indices.element_size()) if few and on_processor(terms) else None
     if native is not None:
         # a gradient need not lie together: that of a sum is one number, seen as many
-        terms, indices, cuts = terms.contiguous(), indices.contiguous(), parts(len(terms))
-        sums = torch.zeros(len(cuts), codewords + _APART, _LANES, dtype=torch.float64, device="cpu")
-        first, step = sums.data_ptr(), sums.stride(0)
-        own = [first + 8 * step * number for number in range(len(cuts))]
+        terms, indices, cuts = terms.contiguous(), indices.contiguous(), parts(terms.numel())
+        sums = np.zeros((len(cuts), codewords + _APART, _LANES))
+        own = [sums.ctypes.data + sums.strides[0] * number for number in range(len(cuts))]
         side_by_side(native, cuts, [Along(terms), Along(indices), own])
-        return sums.sum(2).sum(0)[:codewords].float()
-    total = terms.new_zeros(codewords)
+        return torch.from_numpy(sums.sum((0, 2))[:codewords]).float()
+    total, terms, indices = terms.new_zeros(codewords), terms.reshape(-1), indices.reshape(-1)
     for block in blocks(terms):
         total.index_add_(0, indices[block].int(), terms[block])
     return total

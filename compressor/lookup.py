@@ -13,7 +13,9 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 from compressor.hashing import Hash
-from compressor.indexing import blocks, fixed_or_free, sum_by_index
+from compressor.indexing import blocks, only_free, settle, sum_by_index
+from compressor.units import Units
+from compressor.workspace import workspace
 
 __all__ = ["fixed", "lookup", "nearest", "nearest_by_row", "straight_through"]
 
@@ -69,57 +71,56 @@ class _Lookup(Function):
     def forward(ctx: Any, codebook: Tensor, indices: Tensor) -> Tensor:
         ctx.save_for_backward(indices)
         ctx.codewords = len(codebook)
-        return codebook.index_select(0, indices.reshape(-1).int()).view(indices.shape)
+        values = workspace(indices.shape, codebook.dtype, codebook.device)
+        settle(values, codebook, indices)
+        return values
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         (indices,) = ctx.saved_tensors
-        return sum_by_index(gradient.reshape(-1), indices.reshape(-1), ctx.codewords), None
+        return sum_by_index(gradient, indices, ctx.codewords), None
 
 
 class _Fixed(Function):
     @staticmethod
     def forward(ctx: Any, latent: Tensor, codebook: Tensor, indices: Tensor) -> Tensor:
         ctx.save_for_backward(indices)
-        ctx.codewords = len(codebook)
-        return fixed_or_free(latent, codebook, indices)
+        settle(latent, codebook, indices)
+        return latent
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         (indices,) = ctx.saved_tensors
-        none = gradient.new_zeros(ctx.codewords, dtype=torch.float32)
-        return fixed_or_free(gradient, none, indices), None, None
+        return only_free(gradient, indices), None, None
 
 
 class _StraightThrough(Function):
     @staticmethod
-    def forward(ctx: Any, latent: Tensor, codebook: Tensor, indices: Tensor | None) -> Tensor:
-        weights = latent.reshape(-1)
+    def forward(ctx: Any, latent: Tensor, values: Tensor, indices: Tensor | None, units: Units) -> Tensor:
+        codebook, ctx.order = units.codebook(values)
+        codebook = codebook.view(-1)
+        ctx.units, ctx.codewords, ctx.dtype = units, len(codebook), latent.dtype
         # A large part of a step's memory: indices wait here for the backward pass, in a byte each where they fit.
-        kept = torch.empty_like(weights, dtype=torch.uint8 if len(codebook) <= 256 else torch.int32)
-        values = torch.empty(latent.shape, dtype=codebook.dtype, device=codebook.device)
+        kept = workspace(latent.shape, torch.uint8 if len(codebook) <= 256 else torch.int32, latent.device)
+        weights = workspace(latent.shape, codebook.dtype, latent.device)
         if indices is None:
-            Hash(codebook)(weights, kept, values.view(-1))
+            Hash(codebook)(latent, kept, weights)
         else:
-            for block in blocks(weights):
-                here = indices.reshape(-1)[block].int()
-                kept[block] = here
-                torch.index_select(codebook, 0, here, out=values.view(-1)[block])
+            kept.copy_(indices)
+            settle(weights, codebook, indices)
         ctx.save_for_backward(kept)
-        ctx.codewords, ctx.dtype = len(codebook), latent.dtype
-        return values
+        return weights
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor | None, None]:
-        (kept,) = ctx.saved_tensors
-        if not ctx.needs_input_grad[1]:
-            return gradient.to(ctx.dtype), None, None
-        flat = gradient.reshape(-1)
-        to_codebook = sum_by_index(flat, kept, ctx.codewords)
-        return gradient.to(ctx.dtype), to_codebook, None
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor | None, None, None]:
+        to_values = None
+        if ctx.needs_input_grad[1]:
+            (kept,) = ctx.saved_tensors
+            to_values = ctx.units.gradient(sum_by_index(gradient, kept, ctx.codewords), ctx.order)
+        return gradient.to(ctx.dtype), to_values, None, None
 
 
 def fixed(latent: Tensor, codebook: Tensor, indices: Tensor) -> Tensor:
@@ -159,12 +160,14 @@ def lookup(codebook: Tensor, indices: Tensor) -> Tensor:
     return result
 
 
-def straight_through(latent: Tensor, codebook: Tensor, indices: Tensor | None = None) -> Tensor:
+def straight_through(
+    latent: Tensor, values: Tensor, indices: Tensor | None = None, units: Units | None = None
+) -> Tensor:
     """Give ``codebook[indices]`` while the gradient passes to the latent weights unchanged, and to the codebook.
 
     Args:
         latent: float, the trained dense weights.
-        codebook: float32[K].
+        values: float32[K], the codebook, or in whose ``units`` it is.
         indices: int of the shape of ``latent``; None: the nearest codewords, in a codebook that ascends.
 
     Example:
@@ -174,5 +177,6 @@ def straight_through(latent: Tensor, codebook: Tensor, indices: Tensor | None = 
 
     Reference: Bengio, Leonard, Courville, "Estimating or Propagating Gradients Through Stochastic Neurons", 2013.
     """
-    result: Tensor = _StraightThrough.apply(latent, codebook, indices)
-    return result
+    # All in one: each function that autograd calls for each layer costs a step of a deep model about one percent.
+    weights: Tensor = _StraightThrough.apply(latent, values, indices, units or Units())
+    return weights

@@ -10,8 +10,9 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 from compressor.hashing import Hash
-from compressor.indexing import blocks, fixed_or_free, on_processor
-from compressor.pull_kernel import FURTHEST, LEAST, STEEPEST, TEMPERATURE, Pulled, in_machine_code
+from compressor.indexing import blocks, on_processor, only_free, settle
+from compressor.pull_kernel import FURTHEST, LEAST, STEEPEST, TEMPERATURE, Onto, in_machine_code
+from compressor.workspace import workspace
 
 __all__ = ["fixed_and_pulled", "pull"]
 
@@ -65,61 +66,51 @@ class _FixedAndPulled(Function):
         # Not saved as PyTorch saves: the task's loss and the penalty may be taken backwards one after the other.
         ctx.given = latent.detach(), indices, codebook.detach(), zero_below
         ctx.pulled = pulled
-        return fixed_or_free(latent, codebook, indices), pulled.new_zeros(())
+        settle(latent, codebook, indices)
+        return latent, pulled.new_zeros(())
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, of_weight: Tensor | None, of_pull: Tensor | None) -> tuple[Tensor, None, None, None, None]:
         latent, indices, codebook, zero_below = ctx.given
         if of_weight is None:
-            gradient = torch.zeros(latent.shape, dtype=latent.dtype, device=latent.device)
-        else:
-            none = codebook.new_zeros(len(codebook), dtype=torch.float32)
-            gradient = fixed_or_free(of_weight, none, indices).contiguous()
-        if of_pull is not None:
-            slopes = gradient if gradient.dtype == torch.float32 else torch.zeros_like(gradient, dtype=torch.float32)
-            ctx.pulled.copy_(_pull(latent, indices, codebook, zero_below, of_pull, slopes.view(-1)))
-            if slopes is not gradient:
-                most = min(torch.finfo(gradient.dtype).max, STEEPEST)
-                gradient += slopes.clamp_(-most, most)
+            of_weight = torch.zeros(latent.shape, dtype=latent.dtype, device=latent.device)
+        if of_pull is None:
+            return only_free(of_weight, indices), None, None, None, None
+        gradient = workspace(latent.shape, latent.dtype, latent.device)
+        onto = Onto(of_pull, of_weight, gradient)
+        ctx.pulled.copy_(_pull(latent, indices, codebook, zero_below, onto))
         return gradient, None, None, None, None
 
 
 def _pull(
-    latent: Tensor,
-    indices: Tensor,
-    codebook: Tensor,
-    zero_below: float | Tensor,
-    factor: Tensor | None = None,
-    slopes: Tensor | None = None,
+    latent: Tensor, indices: Tensor, codebook: Tensor, zero_below: float | Tensor, onto: Onto | None = None
 ) -> Tensor:
-    """Pull, and where there are ``slopes`` add to them those of the pull, multiplied by the factor."""
-    given = latent.reshape(-1), indices.reshape(-1), codebook, zero_below, factor, slopes
-    native = on_processor(latent) and on_processor(codebook)
-    total, count = (in_machine_code(*given) if native else None) or _by_operators(*given)
-    return torch.stack([total, total.new_tensor(count)])
+    given = latent, indices, codebook, zero_below, onto
+    native = on_processor(latent) and on_processor(codebook) and (onto is None or on_processor(onto.gradient))
+    found = in_machine_code(*given) if native else None
+    return _by_operators(*given) if found is None else found
 
 
 def _by_operators(
-    latent: Tensor,
-    indices: Tensor,
-    codebook: Tensor,
-    zero_below: float | Tensor,
-    factor: Tensor | None,
-    slopes: Tensor | None,
-) -> Pulled:
+    latent: Tensor, indices: Tensor, codebook: Tensor, zero_below: float | Tensor, onto: Onto | None
+) -> Tensor:
     total, count = torch.zeros((), dtype=torch.float64, device=latent.device), 0
     codebook = codebook.sort().values.to(torch.promote_types(latent.dtype, torch.float32))
-    find = Hash(codebook)
+    find, latent, free = Hash(codebook), latent.reshape(-1), (indices < 0).reshape(-1)
+    if onto is not None:
+        onto.sum.copy_(only_free(onto.gradient, indices))
     for block in blocks(latent):
-        chosen = (indices[block] < 0).nonzero().squeeze(1)
+        chosen = free[block].nonzero().squeeze(1)
         weights = latent[block].index_select(0, chosen).to(codebook.dtype)
-        values, found = _pull_in_block(weights, _above(find, weights), codebook, zero_below)
+        values, slopes = _pull_in_block(weights, _above(find, weights), codebook, zero_below)
         total += values.sum(dtype=torch.float64)
         count += len(chosen)
-        if slopes is not None and factor is not None:
-            slopes[block].index_add_(0, chosen, (found * factor).clamp_(-STEEPEST, STEEPEST).float())
-    return total, count
+        if onto is not None:
+            most = min(torch.finfo(onto.sum.dtype).max, STEEPEST)
+            added = (slopes * onto.factor).clamp_(-most, most).to(onto.sum.dtype)
+            onto.sum.view(-1)[block].index_add_(0, chosen, added)
+    return torch.stack([total, total.new_tensor(count)])
 
 
 def _above(find: Hash, weights: Tensor) -> Tensor:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from compressor.formats.native import Code
     from compressor.formats.operands import Array, Real, Value, Variable
 
-__all__ = ["FURTHEST", "LEAST", "STEEPEST", "TEMPERATURE", "Pulled", "in_machine_code"]
+__all__ = ["FURTHEST", "LEAST", "STEEPEST", "TEMPERATURE", "Onto", "in_machine_code"]
 
 TEMPERATURE = 0.05  # of the softmin over codewords
 STEEPEST = 1e30  # bound of a weight's slope, which grows without bound near zero
@@ -26,46 +27,49 @@ LEAST = 1e-15  # magnitude below which a weight is not divided by, nor by its sq
 FURTHEST = 1e6  # a relative distance beyond which no codeword has any share
 RUN = 1 << 12  # weights that machine code works on together
 ROWS = 6  # numbers it keeps of each: place, weight, codewords below and above, value, slope
+LANES = 8  # sums kept side by side, so that an addition need not wait for the last one
 APART = 32  # float64 between the sums of two threads: those that share a cache line wait for each other
+FEW = 4  # codewords, as in the first rounds, when most weights are free: they are compared one after the other
 
-Pulled = tuple[Tensor, int]
-"""The sum, float64; and the number of free weights."""
+
+class Onto(NamedTuple):
+    """Where slopes go: ``sum`` becomes the ``gradient`` of what is free, and ``factor`` times the slopes."""
+
+    factor: float | Tensor
+    gradient: Tensor
+    sum: Tensor
 
 
 def in_machine_code(
-    latent: Tensor,
-    indices: Tensor,
-    codebook: Tensor,
-    zero_below: float | Tensor,
-    factor: Tensor | None,
-    slopes: Tensor | None,
-) -> Pulled | None:
+    latent: Tensor, indices: Tensor, codebook: Tensor, zero_below: float | Tensor, onto: Onto | None
+) -> Tensor | None:
     """Do what the stock operators do, to within rounding, in one pass over float32 on the processor; else None."""
-    native = compiled(_write_pull, 8 * indices.element_size(), vectorise=True)
+    few = FEW if len(codebook) <= FEW else 0
+    native = compiled(_write_pull, 8 * indices.element_size(), few, vectorise=True)
     if native is None:
         return None
     tables = _tables(codebook.numpy().tobytes())
-    settings = latent.new_tensor([float(zero_below), 0.0 if factor is None else float(factor)])
-    latent, indices, cuts = latent.contiguous(), indices.contiguous(), parts(len(latent))
-    totals = torch.zeros(len(cuts), APART, dtype=torch.float64, device=latent.device)
-    scratch = latent.new_empty(len(cuts), ROWS, RUN)
-    own = [[row.data_ptr() for row in held] for held in (totals, scratch)]
-    onto = [0] * len(cuts) if slopes is None else Along(slopes)
-    free = side_by_side(native, cuts, [Along(latent), Along(indices), settings, onto, *own, *tables])
-    return totals[:, 0].sum(), sum(free)
+    settings = torch.tensor([float(zero_below), float(onto.factor if onto else 0)], dtype=torch.float32, device="cpu")
+    latent, indices, cuts = latent.contiguous(), indices.contiguous(), parts(latent.numel())
+    totals, scratch = np.zeros((len(cuts), APART)), latent.new_empty(len(cuts), ROWS, RUN)
+    parted = totals, scratch.numpy()
+    own = [[held.ctypes.data + held.strides[0] * part for part in range(len(cuts))] for held in parted]
+    gradient, to = (Along(onto.gradient.contiguous()), Along(onto.sum)) if onto else ([0] * len(cuts),) * 2
+    free = side_by_side(native, cuts, [Along(latent), Along(indices), settings, to, *own, *tables, gradient])
+    return torch.tensor([totals[:, :LANES].sum(), sum(free)], dtype=torch.float64, device="cpu")
 
 
 @functools.lru_cache(maxsize=8)
 def _tables(codebook: bytes) -> tuple[Tensor, ...]:
     """Make what codewords, float32[K] in any order, are searched in: the same for all tensors and many steps."""
     ascending = torch.from_numpy(np.sort(np.frombuffer(codebook, np.float32)))
-    ends = torch.cat([ascending[:1], ascending, ascending[-1:]])  # beyond the ends both neighbours are the same
-    return *search_table(ascending), ends
+    beyond = ascending[-1:].expand(1 + FEW)  # the ends: both neighbours are the same
+    return *search_table(ascending), torch.cat([ascending[:1], ascending, beyond])
 
 
-def _write_pull(code: Code, item: int) -> None:
+def _write_pull(code: Code, item: int, few: int) -> None:
     """Write a run of weights at a time: find what is around the free ones, work out their slopes, add them."""
-    total, scratch, count = code.array(4, 64), code.array(5, 32), code.number(10)
+    total, scratch, count = code.array(4, 64), code.array(5, 32), code.number(11)
     rows = [scratch.after(RUN * row) for row in range(ROWS)]
     begin, end, kept, free = code.variable(0), code.variable(0), code.variable(0), code.variable(0)
     with code.loop(lambda: begin.get() < count):
@@ -73,10 +77,11 @@ def _write_pull(code: Code, item: int) -> None:
         end.set((after < count).choose(after, count))
         kept.set(0)
         _write_free(code, item, rows[0], (begin.get(), end.get()), kept)
-        _write_neighbours(code, rows, kept)
+        (_write_few if few else _write_neighbours)(code, rows, kept)
         _write_values(code, rows, kept)
         _write_sum(code, rows, kept, total)
         with code.when(code.number(3)):
+            _write_gradient(code, item, (begin.get(), end.get()))
             _write_return(code, rows, kept)
         free.set(free.get() + kept.get())
         begin.set(end.get())
@@ -105,10 +110,9 @@ def _write_free(code: Code, item: int, places: Array, run: tuple[Value, Value], 
 
 
 def _write_neighbours(code: Code, rows: list[Array], kept: Variable) -> None:
-    """Find weights and the codewords below and above them."""
-    latent, codebook = code.array(0, 32), code.array(9, 32)
-    table = code.array(6, 32), code.array(7, 32), code.array(8, 32)
-    places, weights, lower, upper, *_ = rows
+    """Find the weights, and the codewords below and above each."""
+    (places, weights, lower, upper, *_), latent = rows, code.array(0, 32)
+    codebook, table = code.array(9, 32), (code.array(6, 32), code.array(7, 32), code.array(8, 32))
     number, index = code.variable(0), code.variable(0)
     with code.loop(lambda: number.get() < kept.get()):
         at = number.get()
@@ -117,6 +121,23 @@ def _write_neighbours(code: Code, rows: list[Array], kept: Variable) -> None:
         weights.put(at, weight)
         lower.put(at, codebook.real(index.get()))
         upper.put(at, codebook.real(index.get() + 1))
+        number.set(at + 1)
+
+
+def _write_few(code: Code, rows: list[Array], kept: Variable) -> None:
+    """Find them by comparing with each, several weights at a time."""
+    (places, weights, lower, upper, *_), latent = rows, code.array(0, 32)
+    codebook, number = code.array(9, 32), code.variable(0)
+    known = [codebook.real(place) for place in range(FEW + 2)]
+    with code.loop(lambda: number.get() < kept.get()):
+        at = number.get()
+        weight, below, above = latent.real(places[at]), known[0], known[0]
+        for codeword, following in itertools.pairwise(known[1:]):
+            is_above = codeword < weight
+            below, above = codeword.where(is_above, below), following.where(is_above, above)
+        weights.put(at, weight)
+        lower.put(at, below)
+        upper.put(at, above)
         number.set(at + 1)
 
 
@@ -136,9 +157,23 @@ def _write_values(code: Code, rows: list[Array], kept: Variable) -> None:
 def _write_sum(code: Code, rows: list[Array], kept: Variable, total: Array) -> None:
     """Add up the values."""
     values, number = rows[4], code.variable(0)
+    with code.loop(lambda: number.get() + (LANES - 1) < kept.get()):
+        for lane in range(LANES):
+            total.add(lane, values.real(number.get() + lane))
+        number.set(number.get() + LANES)
     with code.loop(lambda: number.get() < kept.get()):
         total.add(0, values.real(number.get()))
         number.set(number.get() + 1)
+
+
+def _write_gradient(code: Code, item: int, run: tuple[Value, Value]) -> None:
+    """Begin with the gradient of what is free, and 0 for what is not."""
+    indices, gradient, onto = code.array(1, item), code.array(10, 32), code.array(3, 32)
+    place = code.variable(run[0])
+    with code.loop(lambda: place.get() < run[1]):
+        at = place.get()
+        onto[at] = (indices[at] >> (item - 1)).choose(gradient[at], 0)
+        place.set(at + 1)
 
 
 def _write_return(code: Code, rows: list[Array], kept: Variable) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
+from torch.utils.hooks import RemovableHandle
 
 from compressor.formats.errors import UsageError
 from compressor.group import Group
@@ -25,6 +26,7 @@ class SharedWeight(nn.Module):
     def __init__(self, group: Group, site: Site) -> None:
         super().__init__()
         self._where = [(group, site)]  # in a list, so that the group is not registered once more
+        self.ahead = Ahead()
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]  # it would compile anew whenever a scheme's state changes
     def forward(self, latent: Tensor) -> Tensor:
@@ -32,13 +34,57 @@ class SharedWeight(nn.Module):
 
         Mixed precision begins after it: these are the very values that the file will hold.
         """
+        for weight, saving in self.ahead:
+            if saving == _saving():
+                return weight
         group, site = self._where[0]
         with torch.autocast(latent.device.type, enabled=False):
             return group.weight(site, latent)
 
 
+class Ahead(list[tuple[Tensor, Any]]):
+    """The weight that was computed before its layer's turn, if so, and what ``_saving`` was; a copy is empty."""
+
+    def __reduce__(self) -> tuple[type[Ahead], tuple[()]]:
+        return Ahead, ()
+
+
+def _saving() -> Any:
+    """The hooks by which autograd saves tensors now: ``torch.utils.checkpoint`` has to meet all that it saves."""
+    return torch._C._autograd._top_saved_tensors_default_hooks(False)
+
+
+def _compute_ahead(model: nn.Module, given: Any) -> None:
+    """Compute all shared weights before the model computes with them: one after the other, which is faster.
+
+    Between the layers of a network the code that does it has left the processor's caches each time.
+    """
+    del given
+    possible = hasattr(torch._C._autograd, "_top_saved_tensors_default_hooks") and not torch.compiler.is_compiling()
+    if possible and torch.is_grad_enabled():  # without gradients a weight is gone when its layer is done
+        for shared, original in _shared_weights(model):
+            shared.ahead[:] = [(shared(original), _saving())]
+
+
+def _forget_ahead(model: nn.Module, *given: Any) -> None:
+    """Leave nothing of a forward pass to the next."""
+    del given
+    for shared, _ in _shared_weights(model):
+        shared.ahead.clear()
+
+
+def _shared_weights(model: nn.Module) -> Iterator[tuple[SharedWeight, Tensor]]:
+    for group in getattr(model, CONTAINER):
+        for site in group.sites:
+            for module, attribute in site.owners:
+                shared = module.parametrizations[attribute]
+                yield shared[0], shared.original
+
+
 class Groups(nn.ModuleList):
     """All groups of a model; the identity when called, for a Sequential calls whatever hangs on it."""
+
+    hooks: Sequence[RemovableHandle] = ()
 
     def forward(self, x: Tensor) -> Tensor:
         """Give ``x`` back."""
@@ -68,11 +114,17 @@ def attach(model: nn.Module, groups: Sequence[Group]) -> None:
                 with _order_kept(module):
                     # unsafe: shape and dtype stay as they are by construction, so the trial run is spared
                     parametrize.register_parametrization(module, attribute, SharedWeight(group, site), unsafe=True)
-    model.add_module(CONTAINER, Groups(groups))
+    model.add_module(CONTAINER, container := Groups(groups))
+    container.hooks = [
+        model.register_forward_pre_hook(_compute_ahead),
+        model.register_forward_hook(_forget_ahead, always_call=True),
+    ]
 
 
 def detach(model: nn.Module) -> None:
     """Take all groups off: same Parameter objects, classes and state-dict order as before, latent values."""
+    for hook in getattr(model, CONTAINER).hooks:
+        hook.remove()
     for group in getattr(model, CONTAINER):
         for site in group.sites:
             for module, attribute in site.owners:

@@ -18,6 +18,7 @@ from torch.optim import Optimizer
 from compressor.formats.errors import ResourceError, UsageError
 from compressor.mixing import Mixer, mixed
 from compressor.sharing import cached_weights
+from compressor.workspace import give_back
 
 __all__ = ["Loss", "Stepper", "by_step", "out_of_memory", "predict", "steps_per_epoch"]
 
@@ -101,6 +102,7 @@ class Stepper:
 
     def _halve(self, batches: Sequence[Batch], said: str) -> None:
         self.optimizer.zero_grad()
+        give_back()
         clear_device_cache(garbage_collection=True)
         before = self._largest(batches)
         self.size = max(self.least, math.ceil(before / 2))

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from compressor.formats.compiled import compiled
+from compressor.formats.compiled import ARGUMENTS, compiled
 
 if TYPE_CHECKING:
     from compressor.formats.native import Code, MachineCode
@@ -63,19 +63,21 @@ def side_by_side(function: MachineCode, cuts: Sequence[slice], arguments: Sequen
             addresses. No two parts may write to the same place.
     """
     columns = [_column(argument, cuts) for argument in arguments]
-    calls = list(zip(*columns, [cut.stop - cut.start for cut in cuts], strict=True))
+    columns.append([cut.stop - cut.start for cut in cuts])
+    calls = list(zip(*columns, strict=True))
     openmp = _openmp() if len(calls) > 1 else None
     if openmp is None:
         return [function(*call) for call in calls]
-    filled = [[*function.given(call), 0] for call in calls]  # the 0 becomes the result
-    head = [*openmp.asking, function.address, len(calls)]
-    numbers = [*head, *itertools.chain.from_iterable(filled)]
+    numbers = [*openmp.asking, function.address, len(calls)]
+    head, width = len(numbers), ARGUMENTS + 1
+    function.expect(len(columns))
+    rest = [0] * (width - len(columns))  # the last becomes the result
+    for call in calls:
+        numbers += call
+        numbers += rest
     table = (ctypes.c_int64 * len(numbers))(*numbers)
-    width = len(filled[0])
-    each = compiled(_write_each, width)
-    assert each is not None
-    openmp.start(each.address, ctypes.addressof(table), len(calls), 0)
-    return table[len(head) + width - 1 :: width]
+    openmp.start(openmp.each, ctypes.addressof(table), len(calls), 0)
+    return table[head + width - 1 :: width]
 
 
 def _column(argument: Argument, cuts: Sequence[slice]) -> Sequence[int]:
@@ -87,8 +89,10 @@ def _column(argument: Argument, cuts: Sequence[slice]) -> Sequence[int]:
 
 @dataclass(frozen=True)
 class _OpenMP:
-    start: Callable[[int, int, int, int], None]  # what each thread runs, with which argument, how many; flags
+    start: Callable[[int, int, int, int], None]  # what each thread runs, on which table, how many; flags
     asking: list[int]  # addresses of the functions that tell a thread its number, and how many it is one of
+    each: int  # address of what each thread runs
+    code: MachineCode  # which lives as long as this
 
 
 @functools.cache
@@ -104,7 +108,9 @@ def _openmp() -> _OpenMP | None:
         return None
     start, asked = library.GOMP_parallel, (library.omp_get_thread_num, library.omp_get_num_threads)
     start.argtypes, start.restype = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint], None
-    return _OpenMP(start, [ctypes.cast(function, ctypes.c_void_p).value or 0 for function in asked])
+    code = compiled(_write_each, ARGUMENTS + 1)
+    assert code is not None
+    return _OpenMP(start, [ctypes.cast(function, ctypes.c_void_p).value or 0 for function in asked], code.address, code)
 
 
 def _write_each(code: Code, width: int) -> None:

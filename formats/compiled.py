@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ARGUMENTS", "available", "compiled"]
 
-ARGUMENTS = 11
+ARGUMENTS = 12
 """How many numbers and addresses a function takes at most."""
 
 _lock = threading.Lock()

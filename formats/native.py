@@ -98,10 +98,14 @@ class MachineCode:
 
     def given(self, values: Sequence[NDArray[Any] | int]) -> list[int]:
         """Give numbers and addresses, and 0 for the arguments the function does not use."""
-        if len(values) != self._used:
-            raise TypeError(f"{len(values)} arguments, expected {self._used}")
+        self.expect(len(values))
         given = [value.ctypes.data if isinstance(value, np.ndarray) else value for value in values]
         return given + [0] * (self._arguments - len(given))
+
+    def expect(self, values: int) -> None:
+        """Raise TypeError where the function takes another number of values."""
+        if values != self._used:
+            raise TypeError(f"{values} arguments, expected {self._used}")
 
 
 def compile_function(write: Callable[[Code], None], arguments: int, vectorise: bool = False) -> MachineCode:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from compressor import hashing, indexing
 from compressor.hashing import Hash
-from compressor.indexing import BLOCK, blocks, fixed_or_free, sum_by_index
+from compressor.indexing import BLOCK, blocks, only_free, settle, sum_by_index
 from compressor.lookup import fixed, nearest, straight_through
 
 SIZES = (0, 1, 3, 4, 5, BLOCK - 1, BLOCK + 3)
@@ -111,11 +111,16 @@ def test_sums_of_large_and_small_are_exact() -> None:
 @pytest.mark.parametrize("shape", [(0,), (1,), (3, 5), (BLOCK + 3,)])
 def test_what_is_fixed_and_what_is_free(way: str, shape: tuple[int, ...], dtype: torch.dtype) -> None:
     torch.manual_seed(0)
-    free, codebook, indices = torch.randn(shape), torch.randn(7), torch.randint(-1, 7, shape, dtype=dtype)
-    expected = torch.where(indices < 0, free, codebook[indices.long().clamp(min=0)])
-    assert torch.equal(fixed_or_free(free, codebook, indices), expected)
-    turned = fixed_or_free(free.t(), codebook, indices.t()) if len(shape) == 2 else expected.t()
-    assert torch.equal(turned, expected.t()), "of any strides"
+    weights, codebook, indices = torch.randn(shape), torch.randn(7), torch.randint(-1, 7, shape, dtype=dtype)
+    expected = torch.where(indices < 0, weights, codebook[indices.long().clamp(min=0)])
+    turned = weights.clone().t() if len(shape) == 2 else weights.clone()
+    settle(turned, codebook, indices.t() if len(shape) == 2 else indices)
+    assert torch.equal(turned.t() if len(shape) == 2 else turned, expected), "of any strides"
+    settle(weights, codebook, indices)
+    assert torch.equal(weights, expected)
+    assert torch.equal(only_free(weights, indices), torch.where(indices < 0, weights, 0.0))
+    if len(shape) == 2:
+        assert torch.equal(only_free(weights.t(), indices.t()), torch.where(indices < 0, weights, 0.0).t())
 
 
 def test_only_what_is_free_has_a_gradient(way: str) -> None:
@@ -125,6 +130,18 @@ def test_only_what_is_free_has_a_gradient(way: str) -> None:
     fixed(latent, torch.tensor([-1.0, 0.0, 1.0]), indices).backward(gradient)
     assert latent.grad is not None
     assert torch.equal(latent.grad, torch.where(indices < 0, gradient, 0.0))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_weights_settle_unseen_by_autograd(way: str, dtype: torch.dtype) -> None:
+    """Two forward passes before a backward pass: the second must not spoil what the first has saved."""
+    latent = torch.tensor([0.4, 0.9], dtype=dtype, requires_grad=True)
+    given_ = torch.tensor([0.0, 2.0]), torch.tensor([-1, 1], dtype=torch.int32)
+    first, second = (fixed(latent, *given_).square().sum() for _ in range(2))
+    (first + second).backward()
+    assert latent.grad is not None
+    assert torch.equal(latent.grad, 4 * latent.detach() * torch.tensor([1, 0]))
+    assert latent.detach()[1] == 2, "what drifted is put back"
 
 
 def test_elsewhere_than_on_a_processor_runs_are_long(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,10 +15,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from compressor import pull as pulling
-from compressor.indexing import fixed_or_free
 from compressor.lookup import fixed
 from compressor.pull import fixed_and_pulled, pull
-from compressor.pull_kernel import RUN, in_machine_code
+from compressor.pull_kernel import FEW, RUN, Onto, in_machine_code
 
 
 @pytest.fixture(params=["machine code", "two threads", "stock operators"])
@@ -156,7 +155,7 @@ weights = st.builds(lambda size, sign: sign * size, sizes, st.sampled_from([-1, 
 
 @given(
     arrays(np.float32, st.integers(0, 60), elements=weights),
-    st.lists(weights | st.just(0.0), min_size=2, max_size=40, unique=True),
+    st.lists(weights | st.just(0.0), min_size=1, max_size=40, unique=True),
     st.sampled_from([0.0, 0.1, 1.0]),
     st.sampled_from([torch.int8, torch.int16, torch.int32]),
     st.sampled_from([0.05, 0.7]),
@@ -170,12 +169,12 @@ def test_machine_code_computes_what_operators_do(
     random = torch.rand(len(latent), generator=torch.Generator().manual_seed(seed))
     free, fixed_to = random < share, (random * len(codebook)).to(kind)
     indices = torch.where(free, torch.tensor(-1, dtype=kind), fixed_to)
-    factor = torch.tensor(0.5, dtype=torch.float64)
-    slope, wanted = torch.zeros(2, len(latent))
-    found = in_machine_code(latent, indices, codebook, zero_below, factor, slope)
+    slope, wanted, none = torch.zeros(3, len(latent))
+    found = in_machine_code(latent, indices, codebook, zero_below, Onto(0.5, none, slope))
     assert found is not None
     total, count = found
-    expected, _ = pulling._by_operators(latent.double(), indices, codebook.double(), zero_below, factor, wanted)
+    exact = latent.double(), indices, codebook.double(), zero_below, Onto(0.5, none, wanted)
+    expected, _ = pulling._by_operators(*exact)
     assert count == int(free.sum())
     torch.testing.assert_close(total, expected, rtol=1e-4, atol=1e-6)
     steepest = codebook.abs().max() / latent.square()  # of the two codewords, whose slopes may cancel
@@ -183,10 +182,11 @@ def test_machine_code_computes_what_operators_do(
     assert (slope[~free] == 0).all()
 
 
+@pytest.mark.parametrize("codewords", [1, FEW, FEW + 2])
 @pytest.mark.parametrize("count", [0, 1, RUN - 1, RUN, 2 * RUN + 5])
-def test_runs_are_all_of_the_weights(way: str, count: int) -> None:
+def test_runs_are_all_of_the_weights(way: str, count: int, codewords: int) -> None:
     torch.manual_seed(0)
-    latent, codebook, free = torch.randn(count), torch.linspace(-1, 1, 7), torch.rand(count) < 0.5
+    latent, codebook, free = torch.randn(count), torch.linspace(-1, 1, codewords), torch.rand(count) < 0.5
     latent.requires_grad_()
     total, number = pull(latent, codebook, chosen(free), 0.1)
     parts = [
@@ -213,7 +213,7 @@ def test_another_default_dtype_changes_nothing(way: str, dtype: torch.dtype) -> 
     torch.set_default_dtype(dtype)
     try:
         found = slopes_of(*given_)
-        merged = fixed_or_free(latent, given_[1].to(dtype), indices)
+        merged = fixed(latent.detach().clone(), given_[1].to(dtype), indices)
     finally:
         torch.set_default_dtype(torch.float32)
     assert torch.equal(found, wanted)
@@ -233,7 +233,8 @@ def test_machine_code_writes_within_its_bounds(monkeypatch: pytest.MonkeyPatch) 
     slopes = guarded(latent).zero_()
     with monkeypatch.context() as patch:
         patch.setattr(Tensor, "new_empty", guarded)
-        found = in_machine_code(latent, all_free(len(latent)), codebook, 0.1, torch.tensor(1.0), slopes)
+        onto = Onto(1.0, torch.zeros_like(latent), slopes)
+        found = in_machine_code(latent, all_free(len(latent)), codebook, 0.1, onto)
     assert found is not None
     assert torch.isfinite(slopes).all()
     assert len(held) == 2

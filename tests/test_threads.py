@@ -158,9 +158,9 @@ def test_what_a_step_does_is_done_in_parts(monkeypatch: pytest.MonkeyPatch, two_
     assert met == [2, 2], "hash and sums"
     indices = torch.full((2 * COUNT,), -1, dtype=torch.int8)
     weight, drawn = fixed_and_pulled(latent, codebook.detach(), indices, 0.1, torch.zeros(2, dtype=torch.float64))
-    assert met[2:] == [2], "merge"
+    assert met[2:] == [2], "codewords put in"
     (weight.sum() + drawn).backward()
-    assert met[3:] == [2, 2], "merge and pull"
+    assert met[3:] == [2], "gradient and pull"
 
 
 def test_sums_for_many_codewords_take_no_memory_for_each_thread(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from compressor.codebooks import Init, fit_codebook, fit_codebook_of_each_slice, spread
 from compressor.group import Group
+from compressor.indexing import blocks
 from compressor.lookup import nearest, nearest_by_row, straight_through
 from compressor.scheme import Scheme, Shared, register, share_scalars, share_slices
 from compressor.sites import Site
@@ -96,13 +97,13 @@ class Learnt(Scheme):
         return shape[0] if alone else 1
 
     def _hash(self, group: Group, latent: Tensor) -> Tensor:
-        # Training may have let codewords overtake each other.
-        codebooks = group.codebook().view(self._books(group), -1).sort().values
-        if not self.soft or codebooks.shape[1] == 1:
-            several = nearest_by_row(latent.detach().float(), codebooks.detach()) if len(codebooks) > 1 else None
-            return straight_through(latent, codebooks.reshape(-1), several)
-        rows = latent.reshape(len(codebooks), -1)
-        return torch.stack([self._soft(group, *pair) for pair in zip(rows, codebooks, strict=True)]).view(latent.shape)
+        units = group.units(self._books(group))  # ascending: training may have let codewords overtake each other
+        rows, codewords = units.rows, len(group.values) // units.rows
+        if not self.soft or codewords == 1:
+            several = nearest_by_row(latent.detach().float(), group.codebook(rows).detach()) if rows > 1 else None
+            return straight_through(latent, group.values, several, units)
+        pairs = zip(latent.reshape(rows, -1), group.codebook(rows), strict=True)
+        return torch.stack([self._soft(group, *pair) for pair in pairs]).view(latent.shape)
 
     def _soft(self, group: Group, latent: Tensor, codebook: Tensor) -> Tensor:
         indices = nearest(latent.detach().float(), codebook.detach())
@@ -121,7 +122,7 @@ class Learnt(Scheme):
 
     def share(self, group: Group) -> Shared:
         """Give the codebook and each weight's nearest codeword in it."""
-        codebooks = group.codebook().detach().view(self._books(group), -1).sort().values
+        codebooks = group.codebook(self._books(group)).detach()
         if len(codebooks) > 1:
             rows = group.latent(group.sites[0]).detach().float()
             return share_slices(group, codebooks, nearest_by_row(rows, codebooks) % codebooks.shape[1])
@@ -174,11 +175,13 @@ def _clusters(group: Group, codebooks: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     scales = _scales(group)
     for site in group.sites:
         latent = group.latent(site).detach() / (scales[site] if scales else 1)
-        kept = ~group.pruned(site)
-        indices = nearest_by_row(latent.float(), codebooks)[kept]
-        offset = latent[kept].double() - flat[indices]
-        count += torch.bincount(indices, minlength=len(flat))
-        first += torch.bincount(indices, offset, len(flat))
-        second += torch.bincount(indices, offset.square(), len(flat))
+        kept = ~group.pruned(site).reshape(-1)
+        indices, weights = nearest_by_row(latent.float(), codebooks).reshape(-1), latent.reshape(-1)
+        for block in blocks(weights):  # in double precision all of a layer would be a large part of a step's memory
+            found = indices[block][kept[block]]
+            offset = weights[block][kept[block]].double() - flat[found]
+            count += torch.bincount(found, minlength=len(flat))
+            first += torch.bincount(found, offset, len(flat))
+            second += torch.bincount(found, offset.square(), len(flat))
     shift = first / count.clamp(min=1)
     return count, flat + shift, (second - first * shift).clamp(min=0)

@@ -1,0 +1,65 @@
+"""A codebook as a group keeps it: in units of the weights' spread, in any order."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
+
+__all__ = ["Units", "in_units"]
+
+
+class Units(NamedTuple):
+    """How codewords come from the values that are kept, and their gradients go back.
+
+    Args:
+        unit: what the values are multiplied by.
+        factor: what their gradients are multiplied by besides.
+        rows: cut into so many of one length, each of which ascends; 0: in the order they are kept.
+    """
+
+    unit: float = 1.0
+    factor: float = 1.0
+    rows: int = 0
+
+    def codebook(self, values: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Give the codebook, float32[K] or [rows, K / rows]; and the position each codeword of a row is kept at."""
+        codebook = values * self.unit
+        if not self.rows:
+            return codebook, None
+        ascending, order = codebook.view(self.rows, -1).sort()
+        return ascending, order
+
+    def gradient(self, of_codebook: Tensor, order: Tensor | None) -> Tensor:
+        """Give the gradient of the values, float32[K], from that of the codebook in any shape."""
+        scaled = of_codebook * (self.unit * self.factor)
+        if order is None:
+            return scaled
+        return torch.empty_like(order, dtype=scaled.dtype).scatter_(1, order, scaled.view_as(order)).view(-1)
+
+
+class _InUnits(Function):
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, units: Units) -> Tensor:
+        codebook, ctx.order = units.codebook(values)
+        ctx.units = units
+        return codebook
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return ctx.units.gradient(gradient, ctx.order), None
+
+
+def in_units(values: Tensor, units: Units) -> Tensor:
+    """Give the codebook of these values, differentiable.
+
+    Example:
+        >>> in_units(torch.tensor([0.5, -1.0]), Units(2.0, rows=1)).tolist()
+        [[-2.0, 1.0]]
+    """
+    codebook: Tensor = _InUnits.apply(values, units) if values.requires_grad else units.codebook(values)[0]
+    return codebook

@@ -1,0 +1,137 @@
+"""Shared weights on a model: computed once a forward pass, before it, and never kept for the next."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from compressor import Compressor, Policy, Rule
+from compressor.group import Group
+from compressor.sites import Site
+
+SCHEMES = "learnt", "kmeans", "inq", "wfn", "ttq", "diffquant", "hashed"
+
+
+class Net(nn.Module):
+    """Two layers, the second of which may be left out, or be recomputed in the backward pass."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(40, 40), nn.Linear(40, 40)
+        self.through: Any = lambda layer, images: layer(images)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Give what the second layer makes of the first's."""
+        return torch.as_tensor(self.through(self.second, self.first(images).relu()))
+
+
+def job_of(scheme: str) -> Compressor:
+    """Prepare such a network."""
+    torch.manual_seed(0)
+    rule = Rule("*.weight", scheme) if scheme in ("wfn", "ttq") else Rule("*.weight", scheme, bits=4)
+    job = Compressor(Net(), Policy([rule]), teacher=None, copy=False).prepare()
+    job.attach(torch.optim.SGD(job.param_groups(1e-2)), 100)
+    return job
+
+
+def gradients(job: Compressor, output: Tensor) -> list[Tensor]:
+    """Give the gradients of all that is trained."""
+    trained = [tensor for tensor in job.model.parameters() if tensor.requires_grad]
+    found = torch.autograd.grad(output.square().sum(), trained, allow_unused=True)
+    return [torch.zeros_like(one) if grad is None else grad for one, grad in zip(trained, found, strict=True)]
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_layers_that_are_recomputed_have_the_same_gradients(scheme: str, reentrant: bool) -> None:
+    """``torch.utils.checkpoint`` counts what autograd saves: the weight has to be computed again inside it too."""
+    job = job_of(scheme)
+    net: Any = job.model
+    images = torch.randn(8, 40)
+    wanted = gradients(job, net(images))
+    net.through = lambda layer, given: checkpoint(layer, given, use_reentrant=reentrant)
+    output = net(images).square().sum()
+    output.backward()
+    found = [tensor.grad for tensor in net.parameters() if tensor.requires_grad]
+    for one, other in zip(wanted, found, strict=True):
+        assert other is None or torch.allclose(one, other, rtol=1e-4, atol=1e-5)
+    assert net.first.bias.grad is not None
+
+
+def test_a_weight_is_computed_once_and_before_the_layers(monkeypatch: pytest.MonkeyPatch) -> None:
+    job = job_of("learnt")
+    told: list[str] = []
+    compute = Group.weight
+
+    def tell(group: Group, site: Site, latent: Tensor) -> Tensor:
+        told.append(site.name)
+        return compute(group, site, latent)
+
+    monkeypatch.setattr(Group, "weight", tell)
+    net: Any = job.model
+    net.first.register_forward_pre_hook(lambda *_: told.append("layer"))
+    net(torch.randn(8, 40))
+    assert told == ["first.weight", "second.weight", "layer"]
+    told.clear()
+    with torch.no_grad():  # where weights of all layers at once would take memory
+        net(torch.randn(8, 40))
+    assert told == ["layer", "first.weight", "second.weight"]
+    told.clear()
+    net.second(torch.randn(8, 40))
+    assert told == ["second.weight"], "a part of the model alone"
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_nothing_is_kept_for_the_next_pass(fails: bool) -> None:
+    """Not even by one that raised: what is then changed by hand has to be seen."""
+    job = job_of("learnt")
+    net: Any = job.model
+    if fails:
+        net.through = None
+        with pytest.raises(TypeError):
+            net(torch.randn(8, 40))
+        net.through = lambda layer, images: layer(images)
+    else:
+        net(torch.randn(8, 40))
+    before = net.second.weight
+    for parameter in net.parameters():
+        parameter.data.mul_(2)
+    assert not torch.equal(net.second.weight, before)
+
+
+def test_a_copy_in_the_middle_of_a_pass_has_its_own() -> None:
+    job = job_of("learnt")
+    net: Any = job.model
+    copies: list[Any] = []
+
+    def copied(layer: nn.Module, images: Tensor) -> Any:
+        copies.append(copy.deepcopy(net))
+        return layer(images)
+
+    net.through = copied
+    net(torch.randn(8, 40))
+    (other,) = copies
+    other.through = net.through = lambda layer, images: layer(images)
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.mul_(2)
+    images = torch.randn(8, 40)
+    assert not torch.allclose(other(images), net(images))
+    assert not other.second.parametrizations.weight[0].ahead
+
+
+def test_no_hook_stays_on_the_model() -> None:
+    job = job_of("learnt")
+    assert job.model._forward_pre_hooks
+    other = copy.deepcopy(job)
+    job.finish()
+    other.undo()
+    for model in (job.model, other.model):
+        assert not model._forward_pre_hooks
+        assert not model._forward_hooks
+        assert not model._forward_hooks_always_called

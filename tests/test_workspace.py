@@ -1,0 +1,74 @@
+"""Memory that is used again: never by two at a time, and not for longer than there is a use."""
+
+from __future__ import annotations
+
+import gc
+
+import pytest
+import torch
+from torch import nn
+
+from compressor import Compressor, Policy, Rule, workspace
+from compressor.workspace import LEAST, give_back
+
+CPU = torch.device("cpu")
+SHAPE = (LEAST // 4, 2)
+
+
+@pytest.fixture(autouse=True)
+def _nothing_held() -> None:
+    gc.collect()
+    give_back()
+
+
+def held() -> int:
+    """Count the bytes that wait to be used again."""
+    return sum(tensor.nbytes for free in workspace._free.values() for tensor in free)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.uint8, torch.int32, torch.bfloat16])
+def test_no_two_have_the_same_memory(dtype: torch.dtype) -> None:
+    made = [workspace.workspace(SHAPE, dtype, CPU) for _ in range(3)]
+    assert len({tensor.data_ptr() for tensor in made}) == 3
+    assert {(tuple(tensor.shape), tensor.dtype, tensor.is_contiguous()) for tensor in made} == {(SHAPE, dtype, True)}
+
+
+def test_memory_is_in_use_as_long_as_any_tensor_that_shares_it() -> None:
+    first = workspace.workspace(SHAPE, torch.float32, CPU)
+    address, row = first.data_ptr(), first.detach()[1]
+    del first
+    assert held() == 0
+    assert workspace.workspace(SHAPE, torch.float32, CPU).data_ptr() != address
+    del row
+    other = workspace.workspace(SHAPE[::-1], torch.float32, CPU)
+    assert other.data_ptr() == address, "of as many numbers, whatever the shape"
+    assert workspace.workspace(SHAPE, torch.int32, CPU).data_ptr() != address
+
+
+def test_what_is_given_back_is_not_used_again() -> None:
+    lent, free = (workspace.workspace(SHAPE, torch.float32, CPU) for _ in range(2))
+    del free
+    assert held() == 2 * LEAST
+    give_back()
+    assert held() == 0
+    lent.fill_(1.0)
+    del lent
+    assert held() == 0, "nor what was in use then"
+
+
+@pytest.mark.parametrize("scheme", ["learnt", "kmeans", "wfn"])
+def test_a_step_takes_what_the_one_before_left(scheme: str) -> None:
+    """And the end of the compression frees it."""
+    job = Compressor(nn.Sequential(nn.Linear(400, 200)), Policy([Rule("*", scheme=scheme)]), teacher=None).prepare()
+    job.attach(torch.optim.SGD(job.param_groups(1e-3)), 100)
+    sizes = []
+    for _ in range(3):
+        job.model.zero_grad()
+        output = job.model(torch.randn(8, 400))
+        (output.square().mean() + job.penalty(torch.tensor(1.0))).backward()
+        del output
+        job.model.zero_grad()
+        sizes.append(held())
+    assert sizes[0] == sizes[1] == sizes[2] > 0
+    job.finish()
+    assert held() == 0
