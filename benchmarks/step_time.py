@@ -1,14 +1,18 @@
 """One training step: dense and the schemes side by side in one process, steps taken in turn.
 
-    python benchmarks/step_time.py [--steps 18] [--threads 2] [--json FILE]
+    python benchmarks/step_time.py [--steps 18] [--threads 2] [--as-it-is] [--json FILE]
 
 Random images and classes, 4 bits, AdamW in one pass, cross entropy. Times are without distillation: a teacher costs
 the same forward pass whatever the scheme. They are after three steps that are not counted, on the wall and of the
 processors; medians, and the mean of the ratios, each step against the dense one of the same turn. Turns are spread over
-the rounds of a run, which begin outside the time: a scheme that fixes weights has less to do in each. Memory is with
-distillation from a copy of the dense network, in which the scheme keeps its dense weights too: the highest resident
-size of a process of its own while it takes five steps, less that of a dense one with such a teacher, per shared weight;
-what went before the first step is not counted, and the C library is told to give freed memory back at once (Linux).
+the rounds of a run, which begin outside the time: a scheme that fixes weights has less to do in each. The C library is
+told to keep freed memory, as the command does: else to clear it anew takes as long as sharing does, in some steps of
+some processes, the dense one's among them.
+
+Memory is with distillation from a copy of the dense network, in which the scheme keeps its dense weights too: the
+highest resident size of a process of its own while it takes five steps, less that of a dense one with such a teacher,
+per shared weight; what went before the first step is not counted, and the C library is told to give freed memory back
+at once (Linux).
 """
 
 from __future__ import annotations
@@ -37,6 +41,7 @@ from compressor.grouping import begun_rounds
 from compressor.lookup import nearest
 from compressor.losses import distillation, frozen_copy
 from compressor.schedule import in_one_pass
+from compressor.workspace import keep_freed
 
 SCHEMES = "dense", "learnt", "kmeans", "inq", "wfn"
 IN_ROUNDS = "inq", "wfn"
@@ -161,6 +166,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=18, help="of each scheme; a multiple of 9, the rounds of wfn")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--as-it-is", action="store_true", help="do not tell the C library to keep freed memory")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--memory-of", nargs=2, metavar=("CASE", "SCHEME"), help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -168,6 +174,8 @@ def main() -> None:
     if options.memory_of:
         report_memory(CASES[int(options.memory_of[0])], options.memory_of[1])
         return
+    if not options.as_it_is:
+        keep_freed()
     rows = measure(options.steps)
     print(tabulate(rows, "keys", tablefmt="github", floatfmt=("", "", "", "", ".0f", ".2f", ".0f", ".2f", ".1f")))
     if options.json:

@@ -34,6 +34,7 @@ from compressor.packing import Packed
 from compressor.processes import first, is_first, leave, tensors_of_first
 from compressor.recipe import Stage
 from compressor.training import Epoch
+from compressor.workspace import keep_freed
 
 __all__ = ["run"]
 
@@ -48,6 +49,7 @@ def run(options: Options) -> None:
     if work.data is not None and not options.names_data:
         say(f"No data named: using the built-in digits (1,797 handwritten images). For your own: {options.own_data()}")
     beside_the_bar = logging_redirect_tqdm() if sys.stderr.isatty() else nullcontext()
+    keep_freed()
     with ExitStack() as held:
         first(lambda: held.enter_context(holding(work.output)))
         held.enter_context(stoppable(work.checkpoints))

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from compressor.formats.compiled import compiled
 from compressor.hashing import search_table, write_search
-from compressor.threads import Along, parts, side_by_side
+from compressor.threads import Along, Argument, parts, side_by_side
 
 if TYPE_CHECKING:
     from compressor.formats.native import Code
@@ -28,7 +28,7 @@ FURTHEST = 1e6  # a relative distance beyond which no codeword has any share
 RUN = 1 << 12  # weights that machine code works on together
 ROWS = 6  # numbers it keeps of each: place, weight, codewords below and above, value, slope
 LANES = 8  # sums kept side by side, so that an addition need not wait for the last one
-APART = 32  # float64 between the sums of two threads: those that share a cache line wait for each other
+APART = 32  # float64 before a thread's rows: its sums, which share a cache line with nothing else that is written to
 FEW = 4  # codewords, as in the first rounds, when most weights are free: they are compared one after the other
 
 
@@ -48,15 +48,15 @@ def in_machine_code(
     native = compiled(_write_pull, 8 * indices.element_size(), few, vectorise=True)
     if native is None:
         return None
-    tables = _tables(codebook.numpy().tobytes())
-    settings = torch.tensor([float(zero_below), float(onto.factor if onto else 0)], dtype=torch.float32, device="cpu")
+    settings = np.array([zero_below, onto.factor if onto else 0.0], np.float32)
     latent, indices, cuts = latent.contiguous(), indices.contiguous(), parts(latent.numel())
-    totals, scratch = np.zeros((len(cuts), APART)), latent.new_empty(len(cuts), ROWS, RUN)
-    parted = totals, scratch.numpy()
-    own = [[held.ctypes.data + held.strides[0] * part for part in range(len(cuts))] for held in parted]
-    gradient, to = (Along(onto.gradient.contiguous()), Along(onto.sum)) if onto else ([0] * len(cuts),) * 2
-    free = side_by_side(native, cuts, [Along(latent), Along(indices), settings, to, *own, *tables, gradient])
-    return torch.tensor([totals[:, :LANES].sum(), sum(free)], dtype=torch.float64, device="cpu")
+    own = np.empty((len(cuts), APART + ROWS * RUN // 2))  # float64; of each part its sums, and rows of float32
+    begin, each = own.ctypes.data, own.strides[0]
+    arguments: list[Argument] = [Along(latent), Along(indices), [settings.ctypes.data] * len(cuts)]
+    arguments += [Along(onto.gradient.contiguous()), Along(onto.sum)] if onto else [[0] * len(cuts)] * 2
+    arguments += [[begin + each * part for part in range(len(cuts))], *_tables(codebook.numpy().tobytes())]
+    free = side_by_side(native, cuts, arguments)
+    return torch.tensor([own[:, :LANES].sum(), sum(free)], dtype=torch.float64, device="cpu")
 
 
 @functools.lru_cache(maxsize=8)
@@ -69,9 +69,11 @@ def _tables(codebook: bytes) -> tuple[Tensor, ...]:
 
 def _write_pull(code: Code, item: int, few: int) -> None:
     """Write a run of weights at a time: find what is around the free ones, work out their slopes, add them."""
-    total, scratch, count = code.array(4, 64), code.array(5, 32), code.number(11)
-    rows = [scratch.after(RUN * row) for row in range(ROWS)]
+    total, scratch, count = code.array(5, 64), code.array(5, 32), code.number(10)
+    rows = [scratch.after(2 * APART + RUN * row) for row in range(ROWS)]
     begin, end, kept, free = code.variable(0), code.variable(0), code.variable(0), code.variable(0)
+    for lane in range(LANES):
+        total[lane] = code.constant(0)
     with code.loop(lambda: begin.get() < count):
         after = begin.get() + RUN
         end.set((after < count).choose(after, count))
@@ -80,7 +82,7 @@ def _write_pull(code: Code, item: int, few: int) -> None:
         (_write_few if few else _write_neighbours)(code, rows, kept)
         _write_values(code, rows, kept)
         _write_sum(code, rows, kept, total)
-        with code.when(code.number(3)):
+        with code.when(code.number(4)):
             _write_gradient(code, item, (begin.get(), end.get()))
             _write_return(code, rows, kept)
         free.set(free.get() + kept.get())
@@ -168,7 +170,7 @@ def _write_sum(code: Code, rows: list[Array], kept: Variable, total: Array) -> N
 
 def _write_gradient(code: Code, item: int, run: tuple[Value, Value]) -> None:
     """Begin with the gradient of what is free, and 0 for what is not."""
-    indices, gradient, onto = code.array(1, item), code.array(10, 32), code.array(3, 32)
+    indices, gradient, onto = code.array(1, item), code.array(3, 32), code.array(4, 32)
     place = code.variable(run[0])
     with code.loop(lambda: place.get() < run[1]):
         at = place.get()
@@ -178,7 +180,7 @@ def _write_gradient(code: Code, item: int, run: tuple[Value, Value]) -> None:
 
 def _write_return(code: Code, rows: list[Array], kept: Variable) -> None:
     """Add the slopes where they belong."""
-    (places, *_, found), slopes, number = rows, code.array(3, 32), code.variable(0)
+    (places, *_, found), slopes, number = rows, code.array(4, 32), code.variable(0)
     with code.loop(lambda: number.get() < kept.get()):
         place = places[number.get()]
         slopes.put(place, slopes.real(place) + found.real(number.get()))

@@ -7,15 +7,19 @@ compute them: a seventh of a dense step on small images.
 
 from __future__ import annotations
 
+import ctypes
+import os
+import sys
 import weakref
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-__all__ = ["give_back", "workspace"]
+__all__ = ["give_back", "keep_freed", "workspace"]
 
 LEAST = 1 << 16  # bytes; the C library keeps what is smaller
+TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3  # glibc's names for what its ``mallopt`` sets
 
 _free: dict[tuple[int, torch.dtype], list[Tensor]] = {}
 
@@ -44,3 +48,18 @@ def workspace(shape: Sequence[int], dtype: torch.dtype, device: torch.device) ->
 def give_back() -> None:
     """Free what is not in use; what is, is freed when it no longer is."""
     _free.clear()
+
+
+def keep_freed() -> bool:
+    """Let the C library keep what is freed, until the process ends; tell whether it does: glibc, on Linux.
+
+    For a command, whose process nobody else uses: it speeds up the steps of any training, for not only weights are made
+    anew in each. Whoever sets glibc's variables ``MALLOC_...`` has decided otherwise.
+    """
+    if sys.platform != "linux" or any(name.startswith("MALLOC_") for name in os.environ):
+        return False
+    library = ctypes.CDLL(None)
+    if not hasattr(library, "gnu_get_libc_version"):
+        return False
+    kept = library.mallopt(MMAP_THRESHOLD, 1 << 25), library.mallopt(TRIM_THRESHOLD, (1 << 31) - 1)  # the most of each
+    return kept == (1, 1)

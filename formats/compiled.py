@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ARGUMENTS", "available", "compiled"]
 
-ARGUMENTS = 12
+ARGUMENTS = 11
 """How many numbers and addresses a function takes at most."""
 
 _lock = threading.Lock()

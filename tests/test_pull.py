@@ -222,17 +222,16 @@ def test_another_default_dtype_changes_nothing(way: str, dtype: torch.dtype) -> 
 
 def test_machine_code_writes_within_its_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where it writes is surrounded by bytes that have to stay as they are."""
-    held: list[Tensor] = []
+    held: list[NDArray[Any]] = []
 
-    def guarded(like: Tensor, *shape: int) -> Tensor:
-        wanted = torch.zeros(shape or like.shape, dtype=like.dtype)
-        held.append(torch.full((wanted.numel() + 64,), 7, dtype=like.dtype))
-        return held[-1][32:-32].view(wanted.shape)
+    def guarded(shape: tuple[int, ...], dtype: Any = np.float64) -> NDArray[Any]:
+        held.append(np.full(int(np.prod(shape)) + 64, 7, dtype))
+        return held[-1][32:-32].reshape(shape)
 
     latent, codebook = torch.randn(2 * RUN + 5), torch.linspace(-1, 1, 7)
-    slopes = guarded(latent).zero_()
+    slopes = torch.from_numpy(guarded((len(latent),), np.float32))
     with monkeypatch.context() as patch:
-        patch.setattr(Tensor, "new_empty", guarded)
+        patch.setattr("numpy.empty", guarded)
         onto = Onto(1.0, torch.zeros_like(latent), slopes)
         found = in_machine_code(latent, all_free(len(latent)), codebook, 0.1, onto)
     assert found is not None
