@@ -43,7 +43,7 @@ def settle(weights: Tensor, codebook: Tensor, indices: Tensor) -> None:
     Args:
         weights: float, any shape.
         codebook: float32[K].
-        indices: int8, int16 or int32 of that shape, below K.
+        indices: int of that shape, below K.
 
     Example:
         >>> weights = torch.tensor([1.0, 2.0])
@@ -51,6 +51,7 @@ def settle(weights: Tensor, codebook: Tensor, indices: Tensor) -> None:
         >>> weights.tolist()
         [1.0, 4.0]
     """
+    indices = indices if indices.dtype.is_signed else indices.int()  # a first bit that is set is no sign there
     write = _write_settled, 8 * indices.element_size()
     native = compiled(*write, vectorise=True) if on_processor(weights) and weights.is_contiguous() else None
     if native is None:

@@ -126,8 +126,10 @@ class _StraightThrough(Function):
 def fixed(latent: Tensor, codebook: Tensor, indices: Tensor) -> Tensor:
     """Give ``codebook[indices]``, and the latent weight where the index is -1: it alone has a gradient.
 
+    The latent tensor itself takes these values, and its memory is what is given: nothing is copied.
+
     Args:
-        latent: float, the trained dense weights.
+        latent: float, the trained dense weights; written to where the index is not -1.
         codebook: float32[K], without gradient.
         indices: int of the shape of ``latent``.
 

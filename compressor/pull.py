@@ -26,14 +26,14 @@ def fixed_and_pulled(
     to the gradient of the weights, what ``pull`` gives is put into ``pulled``. Nothing of their size is kept for it.
 
     Args:
-        latent: float, any shape.
+        latent: float, any shape; takes the codewords where it is not free.
         codebook: float32[K], without gradient.
         indices: int8, int16 or int32 of that shape, below 0 where a weight is free.
         zero_below: as for ``pull``.
         pulled: float64[2], written to when the number's gradient is worked out.
 
     Returns:
-        The weights, of the shape of ``latent``; and the number, float64 scalar, 0.
+        The weights, in the memory of ``latent``; and the number, float64 scalar, 0.
     """
     result: tuple[Tensor, Tensor] = _FixedAndPulled.apply(latent, codebook, indices, zero_below, pulled)
     return result

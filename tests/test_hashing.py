@@ -123,6 +123,12 @@ def test_what_is_fixed_and_what_is_free(way: str, shape: tuple[int, ...], dtype:
         assert torch.equal(only_free(weights.t(), indices.t()), torch.where(indices < 0, weights, 0.0).t())
 
 
+def test_unsigned_indices_are_never_free(way: str) -> None:
+    codebook, indices = torch.randn(256), torch.arange(256, dtype=torch.uint8)
+    settle(weights := torch.zeros(256), codebook, indices)
+    assert torch.equal(weights, codebook)
+
+
 def test_only_what_is_free_has_a_gradient(way: str) -> None:
     latent = torch.randn(4, 6).requires_grad_()
     indices = torch.randint(-1, 3, (4, 6), dtype=torch.int32)
