@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import weakref
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -64,6 +64,8 @@ class Group(nn.Module):
         self.scheme = scheme
         self.sites = sites
         self.pruning = pruning
+        self.has_zeros = False
+        """Whether weights are pruned here, or will be: then one codeword is 0.0."""
         self.passed_on = PassedOn()
         self._latents = [site.tensor for site in sites]
         self.weights = sum(latent.numel() for latent in self._latents)
@@ -126,13 +128,9 @@ class Group(nn.Module):
         """All that training changes: latent weights and codebook."""
         return [*self._latents, *self.parameters()]
 
-    @property
-    def has_zeros(self) -> bool:
-        """Whether weights are pruned here, or will be: then one codeword is 0.0."""
-        return any(name.startswith("pruned_") for name in self._buffers)
-
     def prune(self, site: Site, pruned: Tensor) -> None:
         """Pin weights of a site to zero: bool[shape]."""
+        self.has_zeros = True
         self.register_buffer(f"pruned_{self.sites.index(site)}", pruned)
 
     def pruned(self, site: Site) -> Tensor:
@@ -183,6 +181,7 @@ class Group(nn.Module):
             name = key.removeprefix(prefix)
             if key.startswith(prefix) and name.startswith("pruned_") and name not in self._buffers:
                 self.register_buffer(name, torch.empty_like(saved, device=self.unit.device))
+                self.has_zeros = True
         for held in (self._parameters, self._buffers):
             for name, tensor in held.items():
                 saved = state_dict.get(prefix + name)
@@ -191,6 +190,16 @@ class Group(nn.Module):
                 if name.startswith("indices_") and isinstance(saved, Tensor):
                     self._buffers[name] = torch.empty_like(saved, device=self.unit.device)
         super()._load_from_state_dict(state_dict, prefix, *rest)
+        rest[-1].extend(self._wrong_indices(prefix))
+
+    def _wrong_indices(self, prefix: str) -> Iterator[str]:
+        """Tell which indices are of no codeword: machine code looks codewords up without asking."""
+        codewords = len(self.values) * (1 if self.scheme.generator() is None else 2)  # it generates negatives too
+        for name, indices in self._buffers.items():
+            if name.startswith("indices_") and indices is not None and indices.numel():
+                least, most = (int(end) for end in indices.aminmax())
+                if least < -1 or most >= codewords:
+                    yield f"{prefix}{name} has indices from {least} to {most}, and there are {codewords} codewords"
 
     def extra_repr(self) -> str:
         """Name scheme and sites."""

@@ -19,7 +19,7 @@ from compressor.workspace import workspace
 if TYPE_CHECKING:
     from compressor.formats.native import Code
 
-__all__ = ["BLOCK", "blocks", "on_processor", "only_free", "settle", "sum_by_index"]
+__all__ = ["BLOCK", "blocks", "gather", "on_processor", "only_free", "settle", "sum_by_index"]
 
 BLOCK = 1 << 15  # weights handled at a time, so that temporaries stay in cache
 BLOCK_ELSEWHERE = 1 << 20  # than on a processor: there the launch of an operator costs more than what it does to fewer
@@ -33,6 +33,25 @@ def blocks(weights: Tensor) -> Iterator[slice]:
     """Cut a tensor of one dimension into runs, the first of them the longest."""
     block = BLOCK if weights.device.type == "cpu" else BLOCK_ELSEWHERE
     return (slice(start, start + block) for start in range(0, weights.numel(), block))
+
+
+def gather(codebook: Tensor, indices: Tensor) -> Tensor:
+    """Give ``codebook[indices]``, in memory that is used again; of an index below 0, any number.
+
+    Args:
+        codebook: float[K].
+        indices: int, any shape, below K.
+
+    Example:
+        >>> gather(torch.tensor([1.0, 2.0]), torch.tensor([[0, 1, 1]], dtype=torch.uint8)).tolist()
+        [[1.0, 2.0, 2.0]]
+    """
+    weights = workspace(indices.shape, codebook.dtype, codebook.device)
+    if on_processor(weights):
+        settle(weights, codebook, indices)
+    else:
+        torch.index_select(codebook, 0, indices.reshape(-1).int(), out=weights.view(-1))
+    return weights
 
 
 def settle(weights: Tensor, codebook: Tensor, indices: Tensor) -> None:
@@ -121,10 +140,10 @@ def sum_by_index(terms: Tensor, indices: Tensor, codewords: int) -> Tensor:
     if native is not None:
         # a gradient need not lie together: that of a sum is one number, seen as many
         terms, indices, cuts = terms.contiguous(), indices.contiguous(), parts(terms.numel())
-        sums = np.zeros((len(cuts), codewords + _APART, _LANES))
-        own = [sums.ctypes.data + sums.strides[0] * number for number in range(len(cuts))]
+        sums = np.zeros((len(cuts), _APART + codewords, _LANES))
+        own = [sums[number, _APART:].ctypes.data for number in range(len(cuts))]
         side_by_side(native, cuts, [Along(terms), Along(indices), own])
-        return torch.from_numpy(sums.sum((0, 2))[:codewords]).float()
+        return torch.from_numpy(sums.sum((0, 2))[_APART:]).float()
     total, terms, indices = terms.new_zeros(codewords), terms.reshape(-1), indices.reshape(-1)
     for block in blocks(terms):
         total.index_add_(0, indices[block].int(), terms[block])

@@ -13,7 +13,7 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 from compressor.hashing import Hash
-from compressor.indexing import blocks, only_free, settle, sum_by_index
+from compressor.indexing import blocks, gather, only_free, settle, sum_by_index
 from compressor.units import Units
 from compressor.workspace import workspace
 
@@ -71,9 +71,7 @@ class _Lookup(Function):
     def forward(ctx: Any, codebook: Tensor, indices: Tensor) -> Tensor:
         ctx.save_for_backward(indices)
         ctx.codewords = len(codebook)
-        values = workspace(indices.shape, codebook.dtype, codebook.device)
-        settle(values, codebook, indices)
-        return values
+        return gather(codebook, indices)
 
     @staticmethod
     @once_differentiable
@@ -104,12 +102,12 @@ class _StraightThrough(Function):
         ctx.units, ctx.codewords, ctx.dtype = units, len(codebook), latent.dtype
         # A large part of a step's memory: indices wait here for the backward pass, in a byte each where they fit.
         kept = workspace(latent.shape, torch.uint8 if len(codebook) <= 256 else torch.int32, latent.device)
-        weights = workspace(latent.shape, codebook.dtype, latent.device)
         if indices is None:
+            weights = workspace(latent.shape, codebook.dtype, latent.device)
             Hash(codebook)(latent, kept, weights)
         else:
             kept.copy_(indices)
-            settle(weights, codebook, indices)
+            weights = gather(codebook, indices)
         ctx.save_for_backward(kept)
         return weights
 
@@ -126,7 +124,8 @@ class _StraightThrough(Function):
 def fixed(latent: Tensor, codebook: Tensor, indices: Tensor) -> Tensor:
     """Give ``codebook[indices]``, and the latent weight where the index is -1: it alone has a gradient.
 
-    The latent tensor itself takes these values, and its memory is what is given: nothing is copied.
+    The latent tensor itself takes these values, and its memory is what is given: nothing is copied. Whoever wants to
+    keep the weights has to clone them, before an optimiser's step changes the latent tensor.
 
     Args:
         latent: float, the trained dense weights; written to where the index is not -1.
@@ -169,8 +168,9 @@ def straight_through(
 
     Args:
         latent: float, the trained dense weights.
-        values: float32[K], the codebook, or in whose ``units`` it is.
+        values: float32[K], the codebook as a group keeps it.
         indices: int of the shape of ``latent``; None: the nearest codewords, in a codebook that ascends.
+        units: how the codebook comes from ``values``; None: it is them.
 
     Example:
         >>> latent = torch.tensor([0.4, 0.9], requires_grad=True)

@@ -29,7 +29,7 @@ RUN = 1 << 12  # weights that machine code works on together
 ROWS = 6  # numbers it keeps of each: place, weight, codewords below and above, value, slope
 LANES = 8  # sums kept side by side, so that an addition need not wait for the last one
 APART = 32  # float64 before a thread's rows: its sums, which share a cache line with nothing else that is written to
-FEW = 4  # codewords, as in the first rounds, when most weights are free: they are compared one after the other
+FEW = 4, 8, 16, 32  # codewords, as in the first rounds, when most weights are free: a search takes longer
 
 
 class Onto(NamedTuple):
@@ -44,7 +44,7 @@ def in_machine_code(
     latent: Tensor, indices: Tensor, codebook: Tensor, zero_below: float | Tensor, onto: Onto | None
 ) -> Tensor | None:
     """Do what the stock operators do, to within rounding, in one pass over float32 on the processor; else None."""
-    few = FEW if len(codebook) <= FEW else 0
+    few = next((most for most in FEW if len(codebook) <= most), 0)
     native = compiled(_write_pull, 8 * indices.element_size(), few, vectorise=True)
     if native is None:
         return None
@@ -63,7 +63,7 @@ def in_machine_code(
 def _tables(codebook: bytes) -> tuple[Tensor, ...]:
     """Make what codewords, float32[K] in any order, are searched in: the same for all tensors and many steps."""
     ascending = torch.from_numpy(np.sort(np.frombuffer(codebook, np.float32)))
-    beyond = ascending[-1:].expand(1 + FEW)  # the ends: both neighbours are the same
+    beyond = ascending[-1:].expand(1 + FEW[-1])  # the ends: both neighbours are the same
     return *search_table(ascending), torch.cat([ascending[:1], ascending, beyond])
 
 
@@ -78,8 +78,11 @@ def _write_pull(code: Code, item: int, few: int) -> None:
         after = begin.get() + RUN
         end.set((after < count).choose(after, count))
         kept.set(0)
-        _write_free(code, item, rows[0], (begin.get(), end.get()), kept)
-        (_write_few if few else _write_neighbours)(code, rows, kept)
+        _write_free(code, item, rows, (begin.get(), end.get()), kept)
+        if few:
+            _write_few(code, rows, kept, few)
+        else:
+            _write_neighbours(code, rows, kept)
         _write_values(code, rows, kept)
         _write_sum(code, rows, kept, total)
         with code.when(code.number(4)):
@@ -90,14 +93,16 @@ def _write_pull(code: Code, item: int, few: int) -> None:
     code.give(free.get())
 
 
-def _write_free(code: Code, item: int, places: Array, run: tuple[Value, Value], kept: Variable) -> None:
-    """Put the places of the free ones side by side: without a branch for each, where some of a word's are free."""
+def _write_free(code: Code, item: int, rows: list[Array], run: tuple[Value, Value], kept: Variable) -> None:
+    """Put the free ones side by side, and their places: without a branch for each, where some of a word's are free."""
+    (places, weights, *_), latent = rows, code.array(0, 32)
     indices, each = code.array(1, item), 64 // item
     signs = sum(1 << item * lane + item - 1 for lane in range(each))
     place = code.variable(run[0])
 
     def keep(at: Value, is_free: Value) -> None:
         places[kept.get()] = at  # written over by the next where this one is not free; there is room for all of a run
+        weights[kept.get()] = latent[at]
         kept.set(kept.get() + is_free)
 
     with code.loop(lambda: place.get() + (each - 1) < run[1]):
@@ -113,31 +118,29 @@ def _write_free(code: Code, item: int, places: Array, run: tuple[Value, Value], 
 
 def _write_neighbours(code: Code, rows: list[Array], kept: Variable) -> None:
     """Find the weights, and the codewords below and above each."""
-    (places, weights, lower, upper, *_), latent = rows, code.array(0, 32)
+    _, weights, lower, upper, *_ = rows
     codebook, table = code.array(9, 32), (code.array(6, 32), code.array(7, 32), code.array(8, 32))
     number, index = code.variable(0), code.variable(0)
     with code.loop(lambda: number.get() < kept.get()):
         at = number.get()
-        weight = latent.real(places[at])
+        weight = weights.real(at)
         write_search(code, index, weight, table)  # how many codewords are below it
-        weights.put(at, weight)
         lower.put(at, codebook.real(index.get()))
         upper.put(at, codebook.real(index.get() + 1))
         number.set(at + 1)
 
 
-def _write_few(code: Code, rows: list[Array], kept: Variable) -> None:
+def _write_few(code: Code, rows: list[Array], kept: Variable, few: int) -> None:
     """Find them by comparing with each, several weights at a time."""
-    (places, weights, lower, upper, *_), latent = rows, code.array(0, 32)
+    _, weights, lower, upper, *_ = rows
     codebook, number = code.array(9, 32), code.variable(0)
-    known = [codebook.real(place) for place in range(FEW + 2)]
+    known = [codebook.real(place) for place in range(few + 2)]
     with code.loop(lambda: number.get() < kept.get()):
         at = number.get()
-        weight, below, above = latent.real(places[at]), known[0], known[0]
+        weight, below, above = weights.real(at), known[0], known[0]
         for codeword, following in itertools.pairwise(known[1:]):
             is_above = codeword < weight
             below, above = codeword.where(is_above, below), following.where(is_above, above)
-        weights.put(at, weight)
         lower.put(at, below)
         upper.put(at, above)
         number.set(at + 1)

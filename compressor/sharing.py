@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from threading import get_ident
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from torch.utils.hooks import RemovableHandle
 from compressor.formats.errors import UsageError
 from compressor.group import Group
 from compressor.sites import Site
+from compressor.workspace import give_back
 
 __all__ = ["CONTAINER", "attach", "cached_weights", "detach", "restore", "set_weight"]
 
@@ -34,24 +36,33 @@ class SharedWeight(nn.Module):
 
         Mixed precision begins after it: these are the very values that the file will hold.
         """
-        for weight, saving in self.ahead:
-            if saving == _saving():
-                return weight
         group, site = self._where[0]
+        for weight, given, state in self.ahead:
+            if given is latent and state == _state(group, latent):
+                return weight
         with torch.autocast(latent.device.type, enabled=False):
             return group.weight(site, latent)
 
 
-class Ahead(list[tuple[Tensor, Any]]):
-    """The weight that was computed before its layer's turn, if so, and what ``_saving`` was; a copy is empty."""
+class Ahead(list[tuple[Tensor, Tensor, Any]]):
+    """The weight that was computed before its layer's turn, if one was; from which latent weight; in what ``_state``.
+
+    A copy is empty.
+    """
 
     def __reduce__(self) -> tuple[type[Ahead], tuple[()]]:
         return Ahead, ()
 
 
-def _saving() -> Any:
-    """The hooks by which autograd saves tensors now: ``torch.utils.checkpoint`` has to meet all that it saves."""
-    return torch._C._autograd._top_saved_tensors_default_hooks(False)
+def _state(group: Group, latent: Tensor) -> Any:
+    """Give all that has to be as it was for a weight to be the one its layer would compute, graph included.
+
+    Those are the thread; how autograd works, and by which hooks it saves tensors, for ``torch.utils.checkpoint`` has to
+    meet all that it saves; and how often the parameters were written to, as models do that average them as they go.
+    """
+    hooks = torch._C._autograd._top_saved_tensors_default_hooks(False)
+    written = [parameter._version for parameter in group._parameters.values() if parameter is not None]
+    return get_ident(), torch.is_grad_enabled(), hooks, latent._version, written
 
 
 def _compute_ahead(model: nn.Module, given: Any) -> None:
@@ -59,32 +70,28 @@ def _compute_ahead(model: nn.Module, given: Any) -> None:
 
     Between the layers of a network the code that does it has left the processor's caches each time.
     """
-    del given
+    _forget_ahead(model)  # a pass that Ctrl-C ended has not
     possible = hasattr(torch._C._autograd, "_top_saved_tensors_default_hooks") and not torch.compiler.is_compiling()
-    if possible and torch.is_grad_enabled():  # without gradients a weight is gone when its layer is done
-        for shared, original in _shared_weights(model):
-            shared.ahead[:] = [(shared(original), _saving())]
+    if possible and torch.is_grad_enabled():  # in evaluation all weights at once would take memory
+        for group, shared, behind in getattr(model, CONTAINER).shared:
+            latent = behind.original
+            weight = shared(latent)  # which may put codewords into the latent weight, but not through autograd
+            shared.ahead[:] = [(weight, latent, _state(group, latent))]
 
 
 def _forget_ahead(model: nn.Module, *given: Any) -> None:
     """Leave nothing of a forward pass to the next."""
-    del given
-    for shared, _ in _shared_weights(model):
-        shared.ahead.clear()
-
-
-def _shared_weights(model: nn.Module) -> Iterator[tuple[SharedWeight, Tensor]]:
-    for group in getattr(model, CONTAINER):
-        for site in group.sites:
-            for module, attribute in site.owners:
-                shared = module.parametrizations[attribute]
-                yield shared[0], shared.original
+    if not torch.compiler.is_compiling():
+        for _, shared, _ in getattr(model, CONTAINER).shared:
+            shared.ahead.clear()
 
 
 class Groups(nn.ModuleList):
     """All groups of a model; the identity when called, for a Sequential calls whatever hangs on it."""
 
     hooks: Sequence[RemovableHandle] = ()
+    shared: Sequence[tuple[Group, SharedWeight, Any]] = ()
+    """Each weight that is shared, with its group and the list of one parametrisation that holds its latent weight."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Give ``x`` back."""
@@ -108,17 +115,23 @@ def attach(model: nn.Module, groups: Sequence[Group]) -> None:
     """Let the model compute with shared weights; the groups hang in one container module on it."""
     if hasattr(model, CONTAINER):
         raise UsageError("the model is being compressed already: finish() or undo() that first")
-    for group in groups:
-        for site in group.sites:
-            for module, attribute in site.owners:
-                with _order_kept(module):
-                    # unsafe: shape and dtype stay as they are by construction, so the trial run is spared
-                    parametrize.register_parametrization(module, attribute, SharedWeight(group, site), unsafe=True)
+    sites = [(group, site) for group in groups for site in group.sites]
+    shared = [(group, *_share(group, site, owner)) for group, site in sites for owner in site.owners]
     model.add_module(CONTAINER, container := Groups(groups))
+    container.shared = shared
     container.hooks = [
         model.register_forward_pre_hook(_compute_ahead),
         model.register_forward_hook(_forget_ahead, always_call=True),
     ]
+
+
+def _share(group: Group, site: Site, owner: tuple[Any, str]) -> tuple[SharedWeight, nn.Module]:
+    module, attribute = owner
+    shared = SharedWeight(group, site)
+    with _order_kept(module):
+        # unsafe: shape and dtype stay as they are by construction, so the trial run is spared
+        parametrize.register_parametrization(module, attribute, shared, unsafe=True)
+    return shared, module.parametrizations[attribute]
 
 
 def detach(model: nn.Module) -> None:
@@ -135,6 +148,7 @@ def detach(model: nn.Module) -> None:
                     if name in module._parameters:
                         module._parameters[name] = module._parameters.pop(name)
     delattr(model, CONTAINER)
+    give_back()
 
 
 def _own_class(module: nn.Module) -> None:

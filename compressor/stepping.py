@@ -139,6 +139,7 @@ def predict(model: nn.Module, inputs: Tensor, device: torch.device) -> Tensor:
         if len(inputs) == 1:
             shape = "x".join(map(str, inputs.shape[1:]))
             raise ResourceError(f"out of memory in evaluation, with 1 image of {shape} ({_figures(exc)})") from exc
+    give_back()
     clear_device_cache()
     return torch.cat([predict(model, half, device) for half in inputs.chunk(2)])
 

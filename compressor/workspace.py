@@ -38,11 +38,19 @@ def workspace(shape: Sequence[int], dtype: torch.dtype, device: torch.device) ->
     if device.type != "cpu" or count * dtype.itemsize < LEAST or dtype == torch.bfloat16:  # numpy knows no bfloat16
         return torch.empty(shape, dtype=dtype, device=device)
     free = _free.setdefault((count, dtype), [])
-    held = free.pop() if free else torch.empty(count, dtype=dtype, device=device)
+    try:
+        held = free.pop()
+    except IndexError:  # asking first would not do: another thread may take the last
+        held = torch.empty(count, dtype=dtype, device=device)
     # An array of its own for each use: it is gone when all tensors are that share its memory, autograd's among them.
     lent = held.numpy()
-    weakref.finalize(lent, free.append, held).atexit = False
+    weakref.finalize(lent, _take_back, free, held).atexit = False
     return torch.from_numpy(lent).view(shape)
+
+
+def _take_back(free: list[Tensor], held: Tensor) -> None:
+    if _free.get((held.numel(), held.dtype)) is free:  # else memory was given back in the meantime
+        free.append(held)
 
 
 def give_back() -> None:
@@ -54,9 +62,10 @@ def keep_freed() -> bool:
     """Let the C library keep what is freed, until the process ends; tell whether it does: glibc, on Linux.
 
     For a command, whose process nobody else uses: it speeds up the steps of any training, for not only weights are made
-    anew in each. Whoever sets glibc's variables ``MALLOC_...`` has decided otherwise.
+    anew in each. Whoever sets glibc's variables ``MALLOC_...``, or ``GLIBC_TUNABLES`` for it, has decided otherwise.
     """
-    if sys.platform != "linux" or any(name.startswith("MALLOC_") for name in os.environ):
+    decided = any(name.startswith("MALLOC_") for name in os.environ)
+    if sys.platform != "linux" or decided or "glibc.malloc" in os.environ.get("GLIBC_TUNABLES", ""):
         return False
     library = ctypes.CDLL(None)
     if not hasattr(library, "gnu_get_libc_version"):

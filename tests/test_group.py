@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from compressor import Compressor, Policy, Rule
 from compressor.formats.errors import PolicyError
 from compressor.group import Group
 from compressor.lookup import lookup, nearest
@@ -118,6 +119,18 @@ def test_a_codebook_may_grow_between_save_and_load(net: Any, group: Group) -> No
     group.set_codebook(torch.tensor([-1.0, 0.0, 1.0]), learnt=False)
     net.load_state_dict(state)
     assert torch.equal(group.codebook(), torch.linspace(-1, 1, 9))
+
+
+@pytest.mark.parametrize("wrong", [-2, 4, 100])
+def test_indices_of_no_codeword_are_refused(wrong: int) -> None:
+    """Machine code would read memory that is not the codebook's."""
+    net = nn.Sequential(nn.Linear(8, 8))
+    job = Compressor(net, Policy([Rule("*", "kmeans", bits=2)]), teacher=None, copy=False).prepare()
+    (name,) = (name for name in net.state_dict() if "indices_" in name)
+    state = {key: value.clone() for key, value in net.state_dict().items()}
+    state[name][3, 3] = wrong
+    with pytest.raises(RuntimeError, match=f"{name} has indices from .*{wrong}.*, and there are 4 codewords"):
+        job.load_state_dict({"model": state, "steps": 0})
 
 
 def test_a_sequential_still_runs_and_all_traces_go(net: Any, group: Group) -> None:

@@ -182,7 +182,7 @@ def test_machine_code_computes_what_operators_do(
     assert (slope[~free] == 0).all()
 
 
-@pytest.mark.parametrize("codewords", [1, FEW, FEW + 2])
+@pytest.mark.parametrize("codewords", [1, *FEW, FEW[-1] + 2])
 @pytest.mark.parametrize("count", [0, 1, RUN - 1, RUN, 2 * RUN + 5])
 def test_runs_are_all_of_the_weights(way: str, count: int, codewords: int) -> None:
     torch.manual_seed(0)

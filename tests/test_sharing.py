@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from compressor import Compressor, Policy, Rule
@@ -44,6 +46,12 @@ def gradients(job: Compressor, output: Tensor) -> list[Tensor]:
     trained = [tensor for tensor in job.model.parameters() if tensor.requires_grad]
     found = torch.autograd.grad(output.square().sum(), trained, allow_unused=True)
     return [torch.zeros_like(one) if grad is None else grad for one, grad in zip(trained, found, strict=True)]
+
+
+def by_hand(net: Any, images: Tensor) -> Tensor:
+    """Give its output, by the weights there are now."""
+    hidden = functional.linear(images, net.first.weight, net.first.bias).relu()
+    return functional.linear(hidden, net.second.weight, net.second.bias)
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
@@ -102,6 +110,71 @@ def test_nothing_is_kept_for_the_next_pass(fails: bool) -> None:
     for parameter in net.parameters():
         parameter.data.mul_(2)
     assert not torch.equal(net.second.weight, before)
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("what", ["latents", "codebooks"])
+def test_a_model_may_change_its_parameters_as_it_goes(scheme: str, what: str) -> None:
+    """As those do that average others, or clamp: the layer computes with what there is in its turn."""
+    job = job_of(scheme)
+    net: Any = job.model
+    changed = [value for name, value in net.named_parameters() if (".values" in name) == (what == "codebooks")]
+    images = torch.randn(8, 40)
+
+    def change(*given: Any) -> None:
+        del given
+        with torch.no_grad():
+            for parameter in changed:
+                parameter.mul_(2)
+
+    net.first.register_forward_pre_hook(change)
+    output = net(images)
+    assert torch.equal(output, by_hand(net, images))
+    gradients(job, output)
+
+
+def test_a_layer_may_be_called_with_other_parameters() -> None:
+    """``torch.func.functional_call`` of a part, inside the pass of the whole."""
+    net: Any = job_of("learnt").model
+    name = "parametrizations.weight.original"
+    other = (net.second.parametrizations.weight.original.detach() + 1).requires_grad_()
+    net.through = lambda layer, given: torch.func.functional_call(layer, {name: other}, (given,))
+    net(torch.randn(8, 40)).sum().backward()
+    assert other.grad is not None
+    assert net.second.parametrizations.weight.original.grad is None
+
+
+def test_a_pass_in_another_thread_has_its_own_weights() -> None:
+    net: Any = job_of("learnt").model
+    images = torch.randn(8, 40)
+    inner: list[Tensor] = []
+
+    def through(layer: nn.Module, given: Tensor) -> Any:
+        if not inner:
+            inner.append(images)
+            with ThreadPoolExecutor(1) as pool:
+                pool.submit(lambda: layer(given.detach()).sum().backward()).result()
+        return layer(given)
+
+    net.through = through
+    net(images).sum().backward()  # of a graph that was gone through already it would say so
+
+
+def test_a_pass_that_was_interrupted_leaves_nothing_to_the_next() -> None:
+    net: Any = job_of("learnt").model
+
+    def interrupted(*given: Any) -> Any:
+        raise KeyboardInterrupt
+
+    net.through = interrupted
+    images = torch.randn(8, 40)
+    with pytest.raises(KeyboardInterrupt):
+        net(images)
+    net.through = lambda layer, given: layer(given)
+    for parameter in net.parameters():
+        parameter.data.mul_(2)
+    with torch.no_grad():
+        assert torch.equal(net(images), by_hand(net, images))
 
 
 def test_a_copy_in_the_middle_of_a_pass_has_its_own() -> None:

@@ -98,7 +98,7 @@ class WeightFixing(Scheme):
         """Give fixed weights their values; free ones are themselves."""
         group.passed_on.pop(site, None)
         if not (self.penalty_ratio and torch.is_grad_enabled()):
-            return fixed(latent, group.codebook(), group.indices(site))
+            return fixed(latent, group.codebook(), _indices(group, site))
         weight, group.passed_on[site] = self._pulled(group, site, latent)
         return weight
 
