@@ -194,9 +194,9 @@ class Group(nn.Module):
 
     def _wrong_indices(self, prefix: str) -> Iterator[str]:
         """Tell which indices are of no codeword: machine code looks codewords up without asking."""
-        codewords = len(self.values) * (1 if self.scheme.generator() is None else 2)  # it generates negatives too
         for name, indices in self._buffers.items():
             if name.startswith("indices_") and indices is not None and indices.numel():
+                codewords = len(self.values) * (1 if self.scheme.generator() is None else 2)  # some generate negatives
                 least, most = (int(end) for end in indices.aminmax())
                 if least < -1 or most >= codewords:
                     yield f"{prefix}{name} has indices from {least} to {most}, and there are {codewords} codewords"

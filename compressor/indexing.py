@@ -94,28 +94,28 @@ def _write_settled(code: Code, item: int) -> None:
     code.give(0)
 
 
-def only_free(gradient: Tensor, indices: Tensor) -> Tensor:
-    """Give the gradient where the index is below 0, and 0 elsewhere: float of its shape, contiguous.
+def only_free(gradient: Tensor, indices: Tensor) -> None:
+    """Put 0 where the index is not below 0, in memory: float of its shape, contiguous.
 
     Example:
-        >>> only_free(torch.tensor([1.0, 2.0]), torch.tensor([-1, 0], dtype=torch.int32)).tolist()
+        >>> gradient = torch.tensor([1.0, 2.0])
+        >>> only_free(gradient, torch.tensor([-1, 0], dtype=torch.int32))
+        >>> gradient.tolist()
         [1.0, 0.0]
     """
     native = compiled(_write_free, 8 * indices.element_size(), vectorise=True) if on_processor(gradient) else None
     if native is None:
-        return gradient.masked_fill(indices >= 0, 0).contiguous()
-    gradient, indices = gradient.contiguous(), indices.contiguous()
-    free = workspace(gradient.shape, gradient.dtype, gradient.device)
-    side_by_side(native, parts(gradient.numel()), [Along(gradient), Along(indices), Along(free)])
-    return free
+        gradient.masked_fill_(indices >= 0, 0)
+    else:
+        side_by_side(native, parts(gradient.numel()), [Along(gradient), Along(indices.contiguous())])
 
 
 def _write_free(code: Code, item: int) -> None:
-    gradient, indices, free = code.array(0, 32), code.array(1, item), code.array(2, 32)
-    count, place = code.number(3), code.variable(0)
+    gradient, indices = code.array(0, 32), code.array(1, item)
+    count, place = code.number(2), code.variable(0)
     with code.loop(lambda: place.get() < count):
         at = place.get()
-        free[at] = (indices[at] >> (item - 1)).choose(gradient[at], 0)
+        gradient[at] = (indices[at] >> (item - 1)).choose(gradient[at], 0)
         place.set(at + 1)
     code.give(0)
 

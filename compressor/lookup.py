@@ -14,6 +14,7 @@ from torch.autograd.function import once_differentiable
 
 from compressor.hashing import Hash
 from compressor.indexing import blocks, gather, only_free, settle, sum_by_index
+from compressor.ownership import own
 from compressor.units import Units
 from compressor.workspace import workspace
 
@@ -91,7 +92,9 @@ class _Fixed(Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         (indices,) = ctx.saved_tensors
-        return only_free(gradient, indices), None, None
+        gradient = own(gradient)
+        only_free(gradient, indices)
+        return gradient, None, None
 
 
 class _StraightThrough(Function):

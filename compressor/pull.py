@@ -11,8 +11,8 @@ from torch.autograd.function import once_differentiable
 
 from compressor.hashing import Hash
 from compressor.indexing import blocks, on_processor, only_free, settle
+from compressor.ownership import own
 from compressor.pull_kernel import FURTHEST, LEAST, STEEPEST, TEMPERATURE, Onto, in_machine_code
-from compressor.workspace import workspace
 
 __all__ = ["fixed_and_pulled", "pull"]
 
@@ -74,12 +74,13 @@ class _FixedAndPulled(Function):
     def backward(ctx: Any, of_weight: Tensor | None, of_pull: Tensor | None) -> tuple[Tensor, None, None, None, None]:
         latent, indices, codebook, zero_below = ctx.given
         if of_weight is None:
-            of_weight = torch.zeros(latent.shape, dtype=latent.dtype, device=latent.device)
+            gradient = torch.zeros(latent.shape, dtype=latent.dtype, device=latent.device)
+        else:
+            gradient = own(of_weight)
         if of_pull is None:
-            return only_free(of_weight, indices), None, None, None, None
-        gradient = workspace(latent.shape, latent.dtype, latent.device)
-        onto = Onto(of_pull, of_weight, gradient)
-        ctx.pulled.copy_(_pull(latent, indices, codebook, zero_below, onto))
+            only_free(gradient, indices)
+        else:
+            ctx.pulled.copy_(_pull(latent, indices, codebook, zero_below, Onto(of_pull, gradient)))
         return gradient, None, None, None, None
 
 
@@ -99,7 +100,7 @@ def _by_operators(
     codebook = codebook.sort().values.to(torch.promote_types(latent.dtype, torch.float32))
     find, latent, free = Hash(codebook), latent.reshape(-1), (indices < 0).reshape(-1)
     if onto is not None:
-        onto.sum.copy_(only_free(onto.gradient, indices))
+        only_free(onto.gradient, indices)
     for block in blocks(latent):
         chosen = free[block].nonzero().squeeze(1)
         weights = latent[block].index_select(0, chosen).to(codebook.dtype)
@@ -107,9 +108,9 @@ def _by_operators(
         total += values.sum(dtype=torch.float64)
         count += len(chosen)
         if onto is not None:
-            most = min(torch.finfo(onto.sum.dtype).max, STEEPEST)
-            added = (slopes * onto.factor).clamp_(-most, most).to(onto.sum.dtype)
-            onto.sum.view(-1)[block].index_add_(0, chosen, added)
+            most = min(torch.finfo(onto.gradient.dtype).max, STEEPEST)
+            added = (slopes * onto.factor).clamp_(-most, most).to(onto.gradient.dtype)
+            onto.gradient.view(-1)[block].index_add_(0, chosen, added)
     return torch.stack([total, total.new_tensor(count)])
 
 

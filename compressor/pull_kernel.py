@@ -33,11 +33,10 @@ FEW = 4, 8, 16, 32  # codewords, as in the first rounds, when most weights are f
 
 
 class Onto(NamedTuple):
-    """Where slopes go: ``sum`` becomes the ``gradient`` of what is free, and ``factor`` times the slopes."""
+    """Where slopes go: ``factor`` times each is added to the ``gradient`` of what is free; the rest of it becomes 0."""
 
     factor: float | Tensor
     gradient: Tensor
-    sum: Tensor
 
 
 def in_machine_code(
@@ -53,7 +52,7 @@ def in_machine_code(
     own = np.empty((len(cuts), APART + ROWS * RUN // 2))  # float64; of each part its sums, and rows of float32
     begin, each = own.ctypes.data, own.strides[0]
     arguments: list[Argument] = [Along(latent), Along(indices), [settings.ctypes.data] * len(cuts)]
-    arguments += [Along(onto.gradient.contiguous()), Along(onto.sum)] if onto else [[0] * len(cuts)] * 2
+    arguments += [Along(onto.gradient) if onto else [0] * len(cuts)]
     arguments += [[begin + each * part for part in range(len(cuts))], *_tables(codebook.numpy().tobytes())]
     free = side_by_side(native, cuts, arguments)
     return torch.tensor([own[:, :LANES].sum(), sum(free)], dtype=torch.float64, device="cpu")
@@ -69,7 +68,7 @@ def _tables(codebook: bytes) -> tuple[Tensor, ...]:
 
 def _write_pull(code: Code, item: int, few: int) -> None:
     """Write a run of weights at a time: find what is around the free ones, work out their slopes, add them."""
-    total, scratch, count = code.array(5, 64), code.array(5, 32), code.number(10)
+    total, scratch, count = code.array(4, 64), code.array(4, 32), code.number(9)
     rows = [scratch.after(2 * APART + RUN * row) for row in range(ROWS)]
     begin, end, kept, free = code.variable(0), code.variable(0), code.variable(0), code.variable(0)
     for lane in range(LANES):
@@ -85,7 +84,7 @@ def _write_pull(code: Code, item: int, few: int) -> None:
             _write_neighbours(code, rows, kept)
         _write_values(code, rows, kept)
         _write_sum(code, rows, kept, total)
-        with code.when(code.number(4)):
+        with code.when(code.number(3)):
             _write_gradient(code, item, (begin.get(), end.get()))
             _write_return(code, rows, kept)
         free.set(free.get() + kept.get())
@@ -119,7 +118,7 @@ def _write_free(code: Code, item: int, rows: list[Array], run: tuple[Value, Valu
 def _write_neighbours(code: Code, rows: list[Array], kept: Variable) -> None:
     """Find the weights, and the codewords below and above each."""
     _, weights, lower, upper, *_ = rows
-    codebook, table = code.array(9, 32), (code.array(6, 32), code.array(7, 32), code.array(8, 32))
+    codebook, table = code.array(8, 32), (code.array(5, 32), code.array(6, 32), code.array(7, 32))
     number, index = code.variable(0), code.variable(0)
     with code.loop(lambda: number.get() < kept.get()):
         at = number.get()
@@ -133,7 +132,7 @@ def _write_neighbours(code: Code, rows: list[Array], kept: Variable) -> None:
 def _write_few(code: Code, rows: list[Array], kept: Variable, few: int) -> None:
     """Find them by comparing with each, several weights at a time."""
     _, weights, lower, upper, *_ = rows
-    codebook, number = code.array(9, 32), code.variable(0)
+    codebook, number = code.array(8, 32), code.variable(0)
     known = [codebook.real(place) for place in range(few + 2)]
     with code.loop(lambda: number.get() < kept.get()):
         at = number.get()
@@ -172,21 +171,21 @@ def _write_sum(code: Code, rows: list[Array], kept: Variable, total: Array) -> N
 
 
 def _write_gradient(code: Code, item: int, run: tuple[Value, Value]) -> None:
-    """Begin with the gradient of what is free, and 0 for what is not."""
-    indices, gradient, onto = code.array(1, item), code.array(3, 32), code.array(4, 32)
+    """Keep the gradient of what is free, and put 0 for what is not."""
+    indices, gradient = code.array(1, item), code.array(3, 32)
     place = code.variable(run[0])
     with code.loop(lambda: place.get() < run[1]):
         at = place.get()
-        onto[at] = (indices[at] >> (item - 1)).choose(gradient[at], 0)
+        gradient[at] = (indices[at] >> (item - 1)).choose(gradient[at], 0)
         place.set(at + 1)
 
 
 def _write_return(code: Code, rows: list[Array], kept: Variable) -> None:
     """Add the slopes where they belong."""
-    (places, *_, found), slopes, number = rows, code.array(4, 32), code.variable(0)
+    (places, *_, slopes), gradient, number = rows, code.array(3, 32), code.variable(0)
     with code.loop(lambda: number.get() < kept.get()):
         place = places[number.get()]
-        slopes.put(place, slopes.real(place) + found.real(number.get()))
+        gradient.put(place, gradient.real(place) + slopes.real(number.get()))
         number.set(number.get() + 1)
 
 

@@ -169,11 +169,11 @@ def test_machine_code_computes_what_operators_do(
     random = torch.rand(len(latent), generator=torch.Generator().manual_seed(seed))
     free, fixed_to = random < share, (random * len(codebook)).to(kind)
     indices = torch.where(free, torch.tensor(-1, dtype=kind), fixed_to)
-    slope, wanted, none = torch.zeros(3, len(latent))
-    found = in_machine_code(latent, indices, codebook, zero_below, Onto(0.5, none, slope))
+    slope, wanted = torch.zeros(2, len(latent))
+    found = in_machine_code(latent, indices, codebook, zero_below, Onto(0.5, slope))
     assert found is not None
     total, count = found
-    exact = latent.double(), indices, codebook.double(), zero_below, Onto(0.5, none, wanted)
+    exact = latent.double(), indices, codebook.double(), zero_below, Onto(0.5, wanted)
     expected, _ = pulling._by_operators(*exact)
     assert count == int(free.sum())
     torch.testing.assert_close(total, expected, rtol=1e-4, atol=1e-6)
@@ -232,8 +232,7 @@ def test_machine_code_writes_within_its_bounds(monkeypatch: pytest.MonkeyPatch) 
     slopes = torch.from_numpy(guarded((len(latent),), np.float32))
     with monkeypatch.context() as patch:
         patch.setattr("numpy.empty", guarded)
-        onto = Onto(1.0, torch.zeros_like(latent), slopes)
-        found = in_machine_code(latent, all_free(len(latent)), codebook, 0.1, onto)
+        found = in_machine_code(latent, all_free(len(latent)), codebook, 0.1, Onto(1.0, slopes.zero_()))
     assert found is not None
     assert torch.isfinite(slopes).all()
     assert len(held) == 2
