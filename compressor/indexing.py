@@ -70,7 +70,7 @@ def settle(weights: Tensor, codebook: Tensor, indices: Tensor) -> None:
         >>> weights.tolist()
         [1.0, 4.0]
     """
-    indices = indices if indices.dtype.is_signed else indices.int()  # a first bit that is set is no sign there
+    indices = indices if indices.dtype.is_signed else indices.short()  # a first bit that is set is no sign there
     write = _write_settled, 8 * indices.element_size()
     native = compiled(*write, vectorise=True) if on_processor(weights) and weights.is_contiguous() else None
     if native is None:

@@ -104,13 +104,13 @@ class _StraightThrough(Function):
         codebook = codebook.view(-1)
         ctx.units, ctx.codewords, ctx.dtype = units, len(codebook), latent.dtype
         # A large part of a step's memory: indices wait here for the backward pass, in a byte each where they fit.
-        kept = workspace(latent.shape, torch.uint8 if len(codebook) <= 256 else torch.int32, latent.device)
+        dtype = torch.uint8 if len(codebook) <= 256 else torch.int32
         if indices is None:
+            kept = workspace(latent.shape, dtype, latent.device)
             weights = workspace(latent.shape, codebook.dtype, latent.device)
             Hash(codebook)(latent, kept, weights)
         else:
-            kept.copy_(indices)
-            weights = gather(codebook, indices)
+            kept, weights = indices.to(dtype), gather(codebook, indices)
         ctx.save_for_backward(kept)
         return weights
 

@@ -15,6 +15,7 @@ from torch.autograd.function import once_differentiable
 
 from compressor.formats.errors import PolicyError
 from compressor.group import Group
+from compressor.indexing import gather
 from compressor.lookup import straight_through
 from compressor.scheme import Scheme, Shared, register, share_scalars
 from compressor.sites import Site
@@ -97,7 +98,7 @@ class _Scaled(Function):
 
     @staticmethod
     def forward(ctx: Any, latent: Tensor, factors: Tensor, codes: Tensor) -> Tensor:
-        ctx.save_for_backward(factors, codes.to(torch.uint8))
+        ctx.save_for_backward(factors, codes)
         ctx.dtype = latent.dtype
         return latent.float().view_as(latent)
 
@@ -106,7 +107,7 @@ class _Scaled(Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         factors, codes = ctx.saved_tensors
         most = torch.finfo(ctx.dtype).max  # what is infinite would become NaN in the optimiser
-        scaled = gradient * factors.index_select(0, codes.int().reshape(-1)).view(codes.shape)
+        scaled = gather(factors, codes).mul_(gradient)
         return scaled.clamp_(-most, most).to(ctx.dtype), None, None
 
 
@@ -127,6 +128,7 @@ def ternary(latent: Tensor, scales: Tensor, codes: Tensor) -> Tensor:
     """
     negative, positive = scales.detach()
     factors = torch.stack([negative, torch.ones_like(negative), positive])
+    codes = codes.to(torch.uint8)  # both functions keep this one
     scaled: Tensor = _Scaled.apply(latent, factors, codes)
     return straight_through(scaled, _codebook(scales), codes)
 
