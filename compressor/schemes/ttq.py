@@ -15,8 +15,9 @@ from torch.autograd.function import once_differentiable
 
 from compressor.formats.errors import PolicyError
 from compressor.group import Group
-from compressor.indexing import gather
+from compressor.indexing import blocks
 from compressor.lookup import straight_through
+from compressor.ownership import own
 from compressor.scheme import Scheme, Shared, register, share_scalars
 from compressor.sites import Site
 
@@ -107,8 +108,10 @@ class _Scaled(Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         factors, codes = ctx.saved_tensors
         most = torch.finfo(ctx.dtype).max  # what is infinite would become NaN in the optimiser
-        scaled = gather(factors, codes).mul_(gradient)
-        return scaled.clamp_(-most, most).to(ctx.dtype), None, None
+        scaled, flat = own(gradient), codes.view(-1)
+        for block in blocks(flat):
+            scaled.view(-1)[block].mul_(factors.index_select(0, flat[block].int())).clamp_(-most, most)
+        return scaled.to(ctx.dtype), None, None
 
 
 def ternary(latent: Tensor, scales: Tensor, codes: Tensor) -> Tensor:
@@ -128,7 +131,7 @@ def ternary(latent: Tensor, scales: Tensor, codes: Tensor) -> Tensor:
     """
     negative, positive = scales.detach()
     factors = torch.stack([negative, torch.ones_like(negative), positive])
-    codes = codes.to(torch.uint8)  # both functions keep this one
+    codes = codes.to(torch.uint8).contiguous()  # both functions keep this one
     scaled: Tensor = _Scaled.apply(latent, factors, codes)
     return straight_through(scaled, _codebook(scales), codes)
 
