@@ -83,16 +83,16 @@ class _Lookup(Function):
 
 class _Fixed(Function):
     @staticmethod
-    def forward(ctx: Any, latent: Tensor, codebook: Tensor, indices: Tensor) -> Tensor:
+    def forward(ctx: Any, latent: Tensor, codebook: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:
         ctx.save_for_backward(indices)
         settle(latent, codebook, indices)
-        return latent
+        return latent, latent.new_empty(())
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, gradient: Tensor, companion: Tensor) -> tuple[Tensor, None, None]:
         (indices,) = ctx.saved_tensors
-        gradient = own(gradient)
+        gradient = own(gradient, companion)
         only_free(gradient, indices)
         return gradient, None, None
 
@@ -141,7 +141,7 @@ def fixed(latent: Tensor, codebook: Tensor, indices: Tensor) -> Tensor:
         >>> latent.grad.tolist()
         [1.0, 0.0]
     """
-    result: Tensor = _Fixed.apply(latent, codebook, indices)
+    result: Tensor = _Fixed.apply(latent, codebook, indices)[0]
     return result
 
 

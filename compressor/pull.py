@@ -35,7 +35,7 @@ def fixed_and_pulled(
     Returns:
         The weights, in the memory of ``latent``; and the number, float64 scalar, 0.
     """
-    result: tuple[Tensor, Tensor] = _FixedAndPulled.apply(latent, codebook, indices, zero_below, pulled)
+    result: tuple[Tensor, Tensor] = _FixedAndPulled.apply(latent, codebook, indices, zero_below, pulled)[:2]
     return result
 
 
@@ -61,23 +61,21 @@ class _FixedAndPulled(Function):
     @staticmethod
     def forward(
         ctx: Any, latent: Tensor, codebook: Tensor, indices: Tensor, zero_below: float | Tensor, pulled: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        ctx.set_materialize_grads(False)
+    ) -> tuple[Tensor, Tensor, Tensor]:
         # Not saved as PyTorch saves: the task's loss and the penalty may be taken backwards one after the other.
         ctx.given = latent.detach(), indices, codebook.detach(), zero_below
         ctx.pulled = pulled
         settle(latent, codebook, indices)
-        return latent, pulled.new_zeros(())
+        return latent, pulled.new_zeros(()), latent.new_empty(())
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, of_weight: Tensor | None, of_pull: Tensor | None) -> tuple[Tensor, None, None, None, None]:
+    def backward(
+        ctx: Any, gradient: Tensor, of_pull: Tensor, companion: Tensor
+    ) -> tuple[Tensor, None, None, None, None]:
         latent, indices, codebook, zero_below = ctx.given
-        if of_weight is None:
-            gradient = torch.zeros(latent.shape, dtype=latent.dtype, device=latent.device)
-        else:
-            gradient = own(of_weight)
-        if of_pull is None:
+        gradient = own(gradient, companion)
+        if of_pull.device.type == "cpu" and not of_pull:  # elsewhere it would have to be waited for
             only_free(gradient, indices)
         else:
             ctx.pulled.copy_(_pull(latent, indices, codebook, zero_below, Onto(of_pull, gradient)))

@@ -25,17 +25,22 @@ class Owning(Function):
     was_own: list[bool]
 
     @staticmethod
-    def forward(ctx: Any, weight: Tensor) -> Tensor:
-        return weight.view_as(weight)
+    def forward(ctx: Any, weight: Tensor) -> tuple[Tensor, Tensor]:
+        return weight.view_as(weight), weight.new_empty(())
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        mine = own(gradient)
+    def backward(ctx: Any, gradient: Tensor, companion: Tensor) -> Tensor:
+        mine = own(gradient, companion)
         Owning.was_own.append(mine is gradient)
         given = mine.clone()
         mine.fill_(SPOILT)
         return given
+
+
+def owned(weight: Tensor) -> Tensor:
+    result: Tensor = Owning.apply(weight)[0]
+    return result
 
 
 class Keeping(Function):
@@ -58,81 +63,81 @@ def convolved(weight: Tensor) -> Tensor:
 
 
 def alone(weight: Tensor, kept: list[Any]) -> None:
-    convolved(Owning.apply(weight)).backward()
+    convolved(owned(weight)).backward()
 
 
 def used_twice(weight: Tensor, kept: list[Any]) -> None:
-    owning = Owning.apply(weight)
+    owning = owned(weight)
     (convolved(owning) + convolved(owning)).backward()
 
 
 def retained(weight: Tensor, kept: list[Any]) -> None:
-    owning = Owning.apply(weight)
+    owning = owned(weight)
     owning.retain_grad()
     convolved(owning).backward()
     kept.append(owning.grad)
 
 
 def graph_retained(weight: Tensor, kept: list[Any]) -> None:
-    loss = convolved(Owning.apply(weight))
+    loss = convolved(owned(weight))
     loss.backward(retain_graph=True)
     loss.backward()
 
 
 def mixed_precision(weight: Tensor, kept: list[Any]) -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        loss = convolved(Owning.apply(weight)).float()
+        loss = convolved(owned(weight)).float()
     loss.backward()
 
 
 def to_two_addends(weight: Tensor, kept: list[Any]) -> None:
-    (Owning.apply(weight) + weight).square().sum().backward()
+    (owned(weight) + weight).square().sum().backward()
 
 
 def to_two_that_own(weight: Tensor, kept: list[Any]) -> None:
-    (Owning.apply(weight) + Owning.apply(weight)).square().sum().backward()
+    (owned(weight) + owned(weight)).square().sum().backward()
 
 
 def one_number_for_all(weight: Tensor, kept: list[Any]) -> None:
-    Owning.apply(weight).sum().backward()
+    owned(weight).sum().backward()
 
 
 def seen_by_a_hook(weight: Tensor, kept: list[Any]) -> None:
-    owning = Owning.apply(weight)
+    owning = owned(weight)
     owning.register_hook(kept.append)
     convolved(owning).backward()
 
 
 def seen_as_a_view(weight: Tensor, kept: list[Any]) -> None:
-    flat = Owning.apply(weight).view(8, -1)
+    flat = owned(weight).view(8, -1)
     flat.register_hook(kept.append)
     flat.square().sum().backward()
 
 
 def asked_for(weight: Tensor, kept: list[Any]) -> None:
-    owning = Owning.apply(weight)
+    owning = owned(weight)
     kept += torch.autograd.grad(convolved(owning), [owning, weight])
 
 
 def given(weight: Tensor, kept: list[Any]) -> None:
     kept.append(torch.randn_like(weight))
-    torch.autograd.backward(Owning.apply(weight), kept[0])
+    torch.autograd.backward(owned(weight), kept[0])
 
 
 def kept_by_a_function(weight: Tensor, kept: list[Any]) -> None:
-    convolved(Keeping.apply(Owning.apply(weight), kept, lambda made: made)).backward()
+    convolved(Keeping.apply(owned(weight), kept, lambda made: made)).backward()
 
 
 def kept_as_detached(weight: Tensor, kept: list[Any]) -> None:
-    convolved(Keeping.apply(Owning.apply(weight), kept, torch.Tensor.detach)).backward()
+    convolved(Keeping.apply(owned(weight), kept, torch.Tensor.detach)).backward()
 
 
 def kept_as_a_part(weight: Tensor, kept: list[Any]) -> None:
-    convolved(Keeping.apply(Owning.apply(weight), kept, lambda made: made[1:2])).backward()
+    convolved(Keeping.apply(owned(weight), kept, lambda made: made[1:2])).backward()
 
 
 def kept_as_an_array(weight: Tensor, kept: list[Any]) -> None:
-    convolved(Keeping.apply(Owning.apply(weight), kept, torch.Tensor.numpy)).backward()
+    convolved(Keeping.apply(owned(weight), kept, torch.Tensor.numpy)).backward()
 
 
 SPOILS = [alone, used_twice, retained, graph_retained, mixed_precision]

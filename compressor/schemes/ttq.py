@@ -98,17 +98,17 @@ class _Scaled(Function):
     """The latent weights in float32; their gradient is multiplied by ``factors[codes]``."""
 
     @staticmethod
-    def forward(ctx: Any, latent: Tensor, factors: Tensor, codes: Tensor) -> Tensor:
+    def forward(ctx: Any, latent: Tensor, factors: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
         ctx.save_for_backward(factors, codes)
         ctx.dtype = latent.dtype
-        return latent.float().view_as(latent)
+        return latent.float().view_as(latent), latent.new_empty(())
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, gradient: Tensor, companion: Tensor) -> tuple[Tensor, None, None]:
         factors, codes = ctx.saved_tensors
         most = torch.finfo(ctx.dtype).max  # what is infinite would become NaN in the optimiser
-        scaled, flat = own(gradient), codes.view(-1)
+        scaled, flat = own(gradient, companion), codes.view(-1)
         for block in blocks(flat):
             scaled.view(-1)[block].mul_(factors.index_select(0, flat[block].int())).clamp_(-most, most)
         return scaled.to(ctx.dtype), None, None
@@ -132,7 +132,7 @@ def ternary(latent: Tensor, scales: Tensor, codes: Tensor) -> Tensor:
     negative, positive = scales.detach()
     factors = torch.stack([negative, torch.ones_like(negative), positive])
     codes = codes.to(torch.uint8).contiguous()  # both functions keep this one
-    scaled: Tensor = _Scaled.apply(latent, factors, codes)
+    scaled: Tensor = _Scaled.apply(latent, factors, codes)[0]
     return straight_through(scaled, _codebook(scales), codes)
 
 
