@@ -26,7 +26,9 @@ BLOCK_ELSEWHERE = 1 << 20  # than on a processor: there the launch of an operato
 
 _LANES = 4  # sums kept side by side, so that an addition need not wait for the last one to the same codeword
 _TERMS_FOR_EACH = 64  # codeword, at least: with fewer the stock operator is as fast, and takes no memory
-_APART = 8  # codewords between the sums of two threads: those that share a cache line wait for each other
+# Codewords before the sums of each thread: two that share a cache line wait for each other. And what an index of -1,
+# which can come from a damaged state, is summed to is nobody's.
+_APART = 8
 
 
 def blocks(weights: Tensor) -> Iterator[slice]:
