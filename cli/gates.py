@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
-from compressor.formats.errors import QualityError, UsageError
+from compressor.cli.options import Options
+from compressor.formats.errors import QualityError
 
-if TYPE_CHECKING:
-    from compressor.cli.options import Options
-
-__all__ = ["check_gates", "in_bytes", "missed_gates", "refuse", "rejected"]
+__all__ = ["in_bytes", "missed_gates", "refuse", "rejected"]
 
 UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
 
@@ -27,14 +24,6 @@ def in_bytes(context: click.Context, option: click.Parameter, text: str | None) 
     if found is None or found[2] not in UNITS:
         raise click.BadParameter(f"{text!r} is no size: expected 250000, 250kB, 1.5MB or 1MiB")
     return int(float(found[1]) * UNITS[found[2]])
-
-
-def check_gates(options: Options) -> None:
-    """Raise UsageError for a gate that nothing could be measured for."""
-    if options.post_training and (options.require_top1 is not None or options.require_drop is not None):
-        raise UsageError("--require-top1 and --require-drop need data to measure on: name --dataset or --data-dir")
-    if options.from_scratch and options.require_drop is not None:
-        raise UsageError("--from-scratch has no dense model to compare with: use --require-top1")
 
 
 def missed_gates(options: Options, size: int, packed: float | None, dense: float | None) -> list[str]:

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from compressor.cli.gates import check_gates
 from compressor.formats.errors import UsageError
 
 __all__ = ["Options"]
@@ -136,9 +135,16 @@ class Options:
             raise UsageError(f"no data to train on for {said}: name --dataset or --data-dir")
         if self.bits is not None and self.codewords is not None:
             raise UsageError("--bits and --codewords: name one")
-        check_gates(self)
+        self._check_gates()
         if self.dataset_download and not (self.dataset or "").startswith("torch/"):
             raise UsageError("--dataset-download needs --dataset torch/...")
+
+    def _check_gates(self) -> None:
+        """Raise UsageError for a gate that nothing could be measured for."""
+        if self.post_training and (self.require_top1 is not None or self.require_drop is not None):
+            raise UsageError("--require-top1 and --require-drop need data to measure on: name --dataset or --data-dir")
+        if self.from_scratch and self.require_drop is not None:
+            raise UsageError("--from-scratch has no dense model to compare with: use --require-top1")
 
     def _said(self, names: Sequence[str]) -> str:
         """List those of some options that were given, as they are typed."""

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from compressor.group import Group
+from compressor.group_state import GroupState
 from compressor.intervals import PrefixSums, initial_borders, refined
 from compressor.sites import Site
 
@@ -89,7 +89,7 @@ def _start(values: NDArray[np.float64], sums: PrefixSums, codewords: int, init: 
 
 
 def fit_codebook(
-    group: Group,
+    group: GroupState,
     codewords: int,
     importance: Mapping[Site, Tensor] | None,
     init: Init = "optimal",
@@ -114,7 +114,7 @@ def fit_codebook(
 
 
 def fit_codebook_of_each_slice(
-    group: Group, codewords: int, importance: Mapping[Site, Tensor] | None, init: Init = "optimal"
+    group: GroupState, codewords: int, importance: Mapping[Site, Tensor] | None, init: Init = "optimal"
 ) -> Tensor:
     """Find the best codebook for the weights in each slice of axis 0 of a group's one tensor.
 

@@ -28,6 +28,7 @@ from compressor.scratch import initialise
 from compressor.sharding import shared_out
 from compressor.sharing import attach, detach, restore, set_weight
 from compressor.sites import finite_weights
+from compressor.state_file import checksum
 from compressor.stepping import steps_per_epoch
 from compressor.training import Epoch, OnStep, evaluated, train
 from compressor.watching import Watch
@@ -189,8 +190,8 @@ class Compressor:
             raise UsageError(f"epochs must be at least 1, got {epochs}; without training go on with finish()")
         updates = steps_per_epoch(train_loader := shared_out(train_loader, device), grad_accum)
         seed_all(self.seed % (1 << 32))
-        keeper = Keeper.of(
-            self, checkpoints, opt=opt, lr=lr, sched=sched, weight_decay=weight_decay, amp=amp, grad_accum=grad_accum,
+        keeper = self._keeper(
+            checkpoints, opt=opt, lr=lr, sched=sched, weight_decay=weight_decay, amp=amp, grad_accum=grad_accum,
             layer_decay=layer_decay, mixup=described(mixup), model_ema_decay=model_ema_decay,
         )  # fmt: skip
         parameters = self.param_groups(lr, weight_decay, layer_decay)
@@ -202,6 +203,13 @@ class Compressor:
             mixup, model_ema_decay,
         )  # fmt: skip
         return self
+
+    def _keeper(self, checkpoints: Checkpoints | None, **how: Any) -> Keeper:
+        """Keep the fine-tuning: with all that its result depends on, ``how`` it is trained among it."""
+        rules = [rule.to_dict() for rule in self.policy.rules]
+        loss = {"distill": self.distill if self.teacher else 0.0, "temperature": self.temperature}
+        weights = "" if checkpoints is None else f"CRC-32 {checksum(self.original):08x}"
+        return Keeper(checkpoints, self, {"rules": rules, **loss, "seed": self.seed, **how, "weights": weights})
 
     def finish(self, calibration: Batches | None = None, half_untouched: bool = False) -> Packed:
         """Snap every weight to its codeword and make ``job.model`` an ordinary module again.
@@ -219,7 +227,11 @@ class Compressor:
         if calibration is not None:
             estimate_batch_norm(self.model, calibration)
         halved = halve_untouched(self.model, tensors) if half_untouched else frozenset()
-        return Packed.of(SharedModel(self.model, tensors, books, halved), self)
+        return Packed.of(
+            SharedModel(
+                self.model, tensors, books, halved, self.model_args, self.policy, self.fates, self.original, self.seed
+            )
+        )
 
     def undo(self) -> nn.Module:
         """Take the sharing off and give the weights their values from before."""

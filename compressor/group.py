@@ -1,45 +1,24 @@
-"""Groups: the sites that share one codebook, and all their state as tensors."""
+"""Groups: a state, and the scheme and the pruning that govern it."""
 
 from __future__ import annotations
 
-import math
-import weakref
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from compressor.formats.codec import Stream
-from compressor.formats.generated import Generated
 from compressor.formats.virtual import VirtualTensor, mirrored
+from compressor.group_state import GroupState
+from compressor.pruning import Pruning
+from compressor.scheme import Scheme
 from compressor.sites import Site
-from compressor.units import Units, in_units
-from compressor.workspace import give_back
 
-if TYPE_CHECKING:
-    from compressor.pruning import Pruning
-    from compressor.scheme import Scheme
-
-__all__ = ["RUN", "Group"]
-
-RUN = 1 << 18
-"""Weights summed at a time, in double precision."""
+__all__ = ["Group"]
 
 
-class PassedOn(dict[Site, Any]):
-    """What a scheme's ``weight`` leaves for its ``penalty`` in the same step; a copy begins without."""
-
-    def __reduce__(self) -> tuple[type[PassedOn], tuple[()]]:
-        return PassedOn, ()
-
-
-class Group(nn.Module):
-    """The sites that share one codebook; codebook, indices and scheme state are parameters and buffers.
-
-    The codebook is kept in units of the weights' spread, a power of two, so that one learning rate suits all
-    layers and no digit is lost. Sites are held in a plain list: they are not registered, yet a deep copy of the
-    model carries copies that point into the copy.
+class Group(GroupState):
+    """The sites that share one codebook, under their scheme.
 
     Args:
         scheme: the scheme that governs this group.
@@ -49,8 +28,6 @@ class Group(nn.Module):
         virtual: whether ``weight`` gives tensors that are never whole; ``let_go`` ends the making of such a group.
     """
 
-    unit: Tensor
-
     def __init__(
         self,
         scheme: Scheme,
@@ -59,96 +36,12 @@ class Group(nn.Module):
         from_scratch: bool = False,
         virtual: bool = False,
     ) -> None:
-        super().__init__()
-        self.from_scratch, self.virtual = from_scratch, virtual
-        self.scheme = scheme
-        self.sites = sites
-        self.pruning = pruning
-        self.has_zeros = False
-        """Whether weights are pruned here, or will be: then one codeword is 0.0."""
-        self.passed_on = PassedOn()
-        self._latents = [site.tensor for site in sites]
-        self.weights = sum(latent.numel() for latent in self._latents)
-        spread = math.sqrt(sum(float(_sum_of_squares(latent)) for latent in self._latents) / max(self.weights, 1))
-        unit = torch.tensor(_power_of_two(spread), dtype=torch.float32, device=self._latents[0].device)
-        self.register_buffer("unit", unit)
-        weakref.finalize(self, give_back)
+        super().__init__(sites, from_scratch, virtual)
+        self.scheme, self.pruning = scheme, pruning
         if pruning is not None:
-            for site, latent in zip(sites, self._latents, strict=True):
-                self.prune(site, torch.zeros_like(latent, dtype=torch.bool))
+            for site in sites:
+                self.prune(site, torch.zeros_like(self.latent(site), dtype=torch.bool))
             pruning.advance(self, 0.0)
-
-    def latent(self, site: Site) -> Tensor:
-        """The dense trained tensor behind a site."""
-        return self._latents[self.sites.index(site)]
-
-    def set_latents(self, latents: list[Tensor]) -> None:
-        """Replace the dense tensors behind the sites by others of their shapes."""
-        self._latents = latents
-
-    def set_codebook(self, codebook: Tensor, learnt: bool) -> None:
-        """Replace the codebook, float32[K]; ``learnt`` makes it a parameter."""
-        values = codebook.detach().to(self.unit) / self.unit
-        self._parameters.pop("values", None)
-        self._buffers.pop("values", None)
-        if learnt:
-            self.values: Tensor = nn.Parameter(values)
-        else:
-            self.register_buffer("values", values)
-
-    def codebook(self, rows: int = 0) -> Tensor:
-        """The codebook, float32[K], differentiable where it is learnt; or in rows that ascend, [rows, K / rows]."""
-        return in_units(self.values, self.units(rows))
-
-    def units(self, rows: int = 0) -> Units:
-        """How the codebook comes from ``values``.
-
-        Its gradient is scaled so that under plain gradient descent a codeword moves by the learning rate times
-        the mean gradient of its weights (the sum would be thousands of times a weight's own), if all codewords
-        were used alike. The optimisers that normalise do not notice.
-        """
-        unit = float(self.unit)
-        return Units(unit, len(self.values) / (self.weights * unit**2), rows)
-
-    def set_indices(self, site: Site, indices: Tensor, codewords: int, saved: bool = True) -> None:
-        """Keep the indices of a site in few bytes.
-
-        Args:
-            indices: int[shape], below ``codewords``, or -1 where an entry is still free.
-            saved: in the state dict.
-        """
-        self.register_buffer(self._indices_name(site), indices.to(_least_dtype(codewords)), persistent=saved)
-
-    def indices(self, site: Site) -> Tensor:
-        """The kept indices of a site, int8, int16 or int32 [shape]."""
-        kept: Tensor = getattr(self, self._indices_name(site))
-        return kept
-
-    def trained(self) -> list[Tensor]:
-        """All that training changes: latent weights and codebook."""
-        return [*self._latents, *self.parameters()]
-
-    def prune(self, site: Site, pruned: Tensor) -> None:
-        """Pin weights of a site to zero: bool[shape]."""
-        self.has_zeros = True
-        self.register_buffer(f"pruned_{self.sites.index(site)}", pruned)
-
-    def pruned(self, site: Site) -> Tensor:
-        """Which weights of a site are pinned to zero, bool[shape]."""
-        pruned = self._buffers.get(f"pruned_{self.sites.index(site)}")
-        return torch.zeros_like(self.latent(site), dtype=torch.bool) if pruned is None else pruned
-
-    def survivors(self, site: Site) -> Tensor:
-        """The weights of a site that are not pruned, without gradient: float[n]."""
-        latent = self.latent(site).detach()
-        return latent[~self.pruned(site)] if self.has_zeros else latent.reshape(-1)
-
-    def generated(self, site: Site) -> Generated:
-        """Where the weights of a site come from, in a group whose scheme generates its indices."""
-        codec, latent = self.scheme.generator(), self.latent(site)
-        assert codec is not None
-        stream = Stream(site.name, latent.numel(), 2 * len(self.values))
-        return Generated(codec, stream, tuple(latent.shape), latent.dtype)
 
     def let_go(self) -> None:
         """Free the latent weights: shape and dtype remain, and the model's own parameters without elements."""
@@ -158,8 +51,9 @@ class Group(nn.Module):
 
     def weight(self, site: Site, latent: Tensor) -> Tensor:
         """The weight the network computes with, in the latent's dtype: the scheme's, or zero where pruned."""
-        if self.virtual:
-            return VirtualTensor(self.generated(site), mirrored(self.codebook()), latent.dtype)
+        codec = self.scheme.generator() if self.virtual else None
+        if codec is not None:
+            return VirtualTensor(self.generated(site, codec), mirrored(self.codebook()), latent.dtype)
         weight = self.scheme.weight(self, site, latent).to(latent.dtype)
         return weight.masked_fill(self.pruned(site), 0) if self.has_zeros else weight
 
@@ -169,61 +63,21 @@ class Group(nn.Module):
             self.pruning.advance(self, progress)
         return self.scheme.advance(self, progress)
 
-    def _indices_name(self, site: Site) -> str:
-        return f"indices_{self.sites.index(site)}"
-
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *rest: Any) -> None:
-        """Let codebooks and indices change shape, and buffers come into being: a scheme may do both in training.
-
-        So may pruning: weights that are pinned to zero in a saved state need not have been when this group was made.
-        """
-        for key, saved in state_dict.items():
-            name = key.removeprefix(prefix)
-            if key.startswith(prefix) and name.startswith("pruned_") and name not in self._buffers:
-                self.register_buffer(name, torch.empty_like(saved, device=self.unit.device))
-                self.has_zeros = True
-        for held in (self._parameters, self._buffers):
-            for name, tensor in held.items():
-                saved = state_dict.get(prefix + name)
-                if tensor is not None and isinstance(saved, Tensor) and saved.shape != tensor.shape:
-                    tensor.data = tensor.new_empty(saved.shape)
-                if name.startswith("indices_") and isinstance(saved, Tensor):
-                    self._buffers[name] = torch.empty_like(saved, device=self.unit.device)
+        """Refuse indices of no codeword, which only a damaged or foreign state has."""
         super()._load_from_state_dict(state_dict, prefix, *rest)
         rest[-1].extend(self._wrong_indices(prefix))
 
     def _wrong_indices(self, prefix: str) -> Iterator[str]:
         """Tell which indices are of no codeword: machine code looks codewords up without asking."""
-        for name, indices in self._buffers.items():
-            if name.startswith("indices_") and indices is not None and indices.numel():
+        for site in self.sites if self.has_indices else ():
+            if (indices := self.indices(site)).numel():
                 codewords = len(self.values) * (1 if self.scheme.generator() is None else 2)  # some generate negatives
                 least, most = (int(end) for end in indices.aminmax())
                 if least < -1 or most >= codewords:
-                    yield f"{prefix}{name} has indices from {least} to {most}, and there are {codewords} codewords"
+                    name = prefix + self._buffer_name("indices", site)
+                    yield f"{name} has indices from {least} to {most}, and there are {codewords} codewords"
 
     def extra_repr(self) -> str:
         """Name scheme and sites."""
         return f"{self.scheme}, {', '.join(site.name for site in self.sites)}"
-
-
-def _sum_of_squares(latent: Tensor) -> Tensor:
-    """Sum the squared distances from the mean, in double precision but never all at a time."""
-    runs = latent.detach().reshape(-1).split(RUN)
-    # Sums are taken in place: small tensors made between large ones keep the allocator from using their memory again.
-    mean = torch.zeros((), dtype=torch.float64, device=latent.device)
-    total = torch.zeros_like(mean)
-    for run in runs:
-        mean += run.double().sum() / max(latent.numel(), 1)
-    for run in runs:
-        total += (run.double() - mean).square().sum()
-    return total
-
-
-def _least_dtype(codewords: int) -> torch.dtype:
-    """Choose the dtype of indices: it holds -1, and the number of codewords, which is how pruned weights are marked."""
-    dtypes = torch.int8, torch.int16, torch.int32
-    return next(dtype for dtype in dtypes if codewords <= torch.iinfo(dtype).max)
-
-
-def _power_of_two(spread: float) -> float:
-    return 2.0 ** max(-20, min(20, round(math.log2(spread)))) if spread > 0 else 1.0

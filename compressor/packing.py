@@ -7,7 +7,7 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from os import PathLike
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import timm
@@ -21,12 +21,11 @@ from compressor.formats.packed import pack, write
 from compressor.formats.reader import PackedFile
 from compressor.formats.record import Codebook, Content, RawTensor, SharedTensor, decode
 from compressor.formats.tensors import STORED_AS
-from compressor.group import RUN, Group
+from compressor.group import Group
+from compressor.group_state import RUN
+from compressor.policy import Fate, Policy
 from compressor.report import Report
 from compressor.sites import Site
-
-if TYPE_CHECKING:
-    from compressor.core import Compressor
 
 __all__ = ["Packed", "SharedModel", "decoded", "halve_untouched", "snapped"]
 
@@ -77,12 +76,29 @@ def halve_untouched(model: nn.Module, shared: Collection[str]) -> frozenset[str]
 
 @dataclass(frozen=True)
 class SharedModel:
-    """A model whose weights are snapped, the shared tensors they come from, and which of the rest float16 holds."""
+    """A model whose weights are snapped, and how it came to be.
+
+    Args:
+        model: an ordinary module.
+        tensors: its shared tensors, by name.
+        books: their codebooks.
+        halved: names of the other tensors that float16 holds exactly.
+        model_args: the arguments of ``timm.create_model`` it was built with.
+        policy: by which its weights are shared.
+        fates: what that made of each tensor.
+        original: the weights by name that noise is measured against.
+        seed: of its training.
+    """
 
     model: nn.Module
     tensors: Mapping[str, SharedTensor]
     books: tuple[Codebook, ...]
-    halved: frozenset[str] = frozenset()
+    halved: frozenset[str]
+    model_args: Mapping[str, Any]
+    policy: Policy
+    fates: Sequence[Fate]
+    original: Mapping[str, Tensor]
+    seed: int
 
 
 class Packed:
@@ -97,7 +113,7 @@ class Packed:
         self._bytes: tuple[str, bytes] | None = None
 
     @classmethod
-    def of(cls, shared: SharedModel, job: Compressor) -> Packed:
+    def of(cls, shared: SharedModel) -> Packed:
         """Gather everything from a finished model."""
         states = _states(shared.model)
         aliases = _aliases(states)
@@ -113,10 +129,10 @@ class Packed:
                     if name not in shared.tensors and name not in aliases
                 },
                 aliases=aliases,
-                model=_named(cfg, job.model_args),
+                model=_named(cfg, shared.model_args),
                 preprocessing=_preprocessing(cfg),
-                recipe={"stage": [{"rule": [rule.to_dict() for rule in job.policy.rules]}]},
-                provenance=_provenance(shared, job),
+                recipe={"stage": [{"rule": [rule.to_dict() for rule in shared.policy.rules]}]},
+                provenance=_provenance(shared),
             )
         )
 
@@ -212,15 +228,15 @@ def _preprocessing(cfg: Any) -> dict[str, Any] | None:
     return {key: list(value) if isinstance(value, tuple) else value for key, value in known.items()} or None
 
 
-def _provenance(shared: SharedModel, job: Compressor) -> dict[str, Any]:
+def _provenance(shared: SharedModel) -> dict[str, Any]:
     states = shared.model.state_dict()
-    rules = {fate.site.name: fate.rule for fate in job.fates if fate.scheme}
+    rules = {fate.site.name: fate.rule for fate in shared.fates if fate.scheme}
     return {
-        "sqnr": [_sqnr(job.original.get(name), states[name]) for name in states if name in shared.tensors],
+        "sqnr": [_sqnr(shared.original.get(name), states[name]) for name in states if name in shared.tensors],
         "rules": [rules[name] for name in states if name in shared.tensors],
-        "left": {fate.site.name: fate.reason for fate in job.fates if not fate.scheme},
+        "left": {fate.site.name: fate.reason for fate in shared.fates if not fate.scheme},
         "parameters": sum(parameter.numel() for parameter in shared.model.parameters()),
-        "seed": job.seed,
+        "seed": shared.seed,
         "versions": {"timm-compressor": compressor.__version__, "timm": timm.__version__, "torch": torch.__version__},
     }
 

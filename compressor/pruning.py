@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import fields
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import torch
 from pydantic import Field, TypeAdapter, ValidationError
@@ -13,9 +13,7 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from compressor.formats.errors import PolicyError
-
-if TYPE_CHECKING:
-    from compressor.group import Group
+from compressor.group_state import GroupState
 
 __all__ = ["Pruning", "make_pruning", "smallest", "split_settings"]
 
@@ -68,7 +66,7 @@ class Pruning:
             return progress
         return self.sparsity_from + math.floor(since / self.sparsity_every + ROUNDING) * self.sparsity_every
 
-    def advance(self, group: Group, progress: float) -> None:
+    def advance(self, group: GroupState, progress: float) -> None:
         """Prune each tensor of the group to the level due; what is pruned stays pruned."""
         level = self.level(self.last_look(progress))
         for site in group.sites:

@@ -3,43 +3,19 @@
 from __future__ import annotations
 
 import logging
-import math
-from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
-from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
 
+from compressor.divergence import DivergedError
 from compressor.formats.errors import QualityError
+from compressor.position import Position
+from compressor.resuming import Keeper
 from compressor.schedule import Schedule, halve_rates
 
-if TYPE_CHECKING:
-    from compressor.position import Position
-    from compressor.resuming import Keeper
-
-__all__ = ["RETURNS", "DivergedError", "check_loss", "check_weights", "recovered"]
+__all__ = ["RETURNS", "recovered"]
 
 _log = logging.getLogger(__name__)
 RETURNS = 3  # after which a training is given up
-
-
-class DivergedError(Exception):
-    """The loss, or a weight, is no longer a number; caught within the training."""
-
-
-def check_loss(loss: Tensor) -> None:
-    """Raise DivergedError for a loss that is not finite, a scalar; a sum is not where one of its terms was not."""
-    value = float(loss)
-    if not math.isfinite(value):
-        raise DivergedError(f"the loss is {value}")
-
-
-def check_weights(optimizer: Optimizer) -> None:
-    """Raise DivergedError where a weight that is trained is not finite: the gradient of a finite loss need not be."""
-    weights = [p.detach() for group in optimizer.param_groups for p in group["params"] if p.numel()]
-    if weights and not math.isfinite(get_total_norm(weights, norm_type=torch.inf)):
-        raise DivergedError("weights are no longer numbers")
 
 
 def recovered(keeper: Keeper, optimizer: Optimizer, schedule: Schedule, at: Position, why: DivergedError) -> Position:

@@ -6,23 +6,20 @@ import logging
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
 from compressor.checkpoint import Checkpoints
+from compressor.divergence import DivergedError, check_loss, check_weights
 from compressor.formats.errors import InterruptionError, ResourceError, UsageError
 from compressor.position import Position, order_state, set_generators
 from compressor.processes import count, first, is_first
 from compressor.random_state import random_state, set_random_state
-from compressor.recovery import DivergedError, check_loss, check_weights
-from compressor.state_file import checksum, state_of_first
+from compressor.state_file import state_of_first
 from compressor.stepping import out_of_memory, steps_per_epoch
-
-if TYPE_CHECKING:
-    from compressor.core import Compressor
 
 __all__ = ["HOW_TO_GO_ON", "Keeper", "Stateful"]
 
@@ -54,20 +51,6 @@ class Keeper:
         self.checkpoints, self.facts = checkpoints, facts
         self.parts: dict[str, Stateful] = {"subject": subject}
         self._copy: dict[str, Any] | None = None
-        self.stopping: bool | None = None
-        """Whether several processes have agreed to stop after this step; None where there is one."""
-
-    @classmethod
-    def of(cls, job: Compressor, checkpoints: Checkpoints | None, **how: Any) -> Keeper:
-        """Keep a job's fine-tuning.
-
-        Args:
-            how: it is trained.
-        """
-        rules = [rule.to_dict() for rule in job.policy.rules]
-        loss = {"distill": job.distill if job.teacher else 0.0, "temperature": job.temperature}
-        weights = "" if checkpoints is None else f"CRC-32 {checksum(job.original):08x}"
-        return cls(checkpoints, job, {"rules": rules, **loss, "seed": job.seed, **how, "weights": weights})
 
     def begin(
         self, loader: DataLoader[Any], epochs: int, grad_accum: int, optimizer: Optimizer, **parts: Stateful | None
@@ -130,15 +113,15 @@ class Keeper:
         finally:
             self.checkpoints.training = False
 
-    def after_epoch(self, position: Position) -> None:
+    def after_epoch(self, position: Position, stopping: bool) -> None:
         """Keep a state to go back to. Raises InterruptionError where the training is to stop."""
         position.begun = order_state(self.loader)
-        if self.checkpoints is not None and self._told_to_stop():
+        if self.checkpoints is not None and stopping:
             self._stop(position)
         if self.checkpoints is not None or position.epochs < self.epochs:
             self.mark(position)
 
-    def after_step(self, position: Position) -> None:
+    def after_step(self, position: Position, stopping: bool) -> None:
         """Save where it is time to. Raises InterruptionError, having saved, where the training is to stop.
 
         Raises DivergedError instead of saving what has diverged.
@@ -146,7 +129,7 @@ class Keeper:
         if self.checkpoints is None:
             return
         middle = 0 < position.batches < len(self.loader)  # after the last batch, the end of the epoch is near
-        if self._told_to_stop():
+        if stopping:
             self.check(position)
             self._stop(position)
         elif middle and is_first() and self.checkpoints.due(self.step(position)):
@@ -158,9 +141,9 @@ class Keeper:
                 raise
             self.mark(position)
 
-    def _told_to_stop(self) -> bool:
-        assert self.checkpoints is not None
-        return self.checkpoints.stop if self.stopping is None else self.stopping
+    def told_to_stop(self) -> bool:
+        """Tell whether this process was told to stop, and keeps what it has done."""
+        return self.checkpoints is not None and self.checkpoints.stop
 
     def check(self, position: Position) -> None:
         """Raise DivergedError where the loss, in any step of the epoch so far, or a weight is not finite."""

@@ -22,7 +22,7 @@ from compressor.formats.codec import Codec
 from compressor.formats.dtypes import round_to
 from compressor.formats.errors import PolicyError, did_you_mean
 from compressor.formats.record import Codebook, SharedTensor, Table, index_dtype
-from compressor.group import Group
+from compressor.group_state import GroupState
 from compressor.sites import Site
 
 __all__ = ["SCHEMES", "Scheme", "Shared", "make_scheme", "register", "share_scalars", "share_slices"]
@@ -84,14 +84,14 @@ class Scheme(ABC):
         """
 
     @abstractmethod
-    def fit(self, group: Group, importance: Mapping[Site, Tensor] | None) -> None:
+    def fit(self, group: GroupState, importance: Mapping[Site, Tensor] | None) -> None:
         """Set the group's codebook and indices from its weights; ``importance`` weighs the squared errors."""
 
     @abstractmethod
-    def weight(self, group: Group, site: Site, latent: Tensor) -> Tensor:
+    def weight(self, group: GroupState, site: Site, latent: Tensor) -> Tensor:
         """Give the weight the network computes with, differentiable in ``latent`` and the codebook."""
 
-    def advance(self, group: Group, progress: float) -> float | None:
+    def advance(self, group: GroupState, progress: float) -> float | None:
         """Do what is due as training progresses, 0 to 1; called before the first step and after each, under no_grad.
 
         Called with 1.0 before ``share``, however long training was, so that no round is left undone.
@@ -103,13 +103,13 @@ class Scheme(ABC):
         del group, progress
         return None
 
-    def penalty(self, group: Group, task: Tensor) -> Tensor | None:
+    def penalty(self, group: GroupState, task: Tensor) -> Tensor | None:
         """Give a term to add to the loss, or None; ``task`` is the loss without it, a scalar without gradient."""
         del group, task
         return None
 
     @abstractmethod
-    def share(self, group: Group) -> Shared:
+    def share(self, group: GroupState) -> Shared:
         """Give the shared tensors; decoding them gives the weights ``Group.weight`` gave last.
 
         A site left out keeps those weights as they are and is stored untouched.
@@ -117,7 +117,7 @@ class Scheme(ABC):
 
 
 def share_scalars(
-    group: Group, codebook: Tensor, indices: Mapping[Site, Tensor], scales: Mapping[Site, float] | None = None
+    group: GroupState, codebook: Tensor, indices: Mapping[Site, Tensor], scales: Mapping[Site, float] | None = None
 ) -> Shared:
     """Bring a scalar codebook and its indices into canonical form: ascending, nothing twice, 0.0 where pruned.
 
@@ -150,7 +150,7 @@ def share_scalars(
     return Shared((Table(values.reshape(1, -1, 1), dtype),), tensors)
 
 
-def share_slices(group: Group, codebooks: Tensor, indices: Tensor) -> Shared:
+def share_slices(group: GroupState, codebooks: Tensor, indices: Tensor) -> Shared:
     """Bring the codebooks of the slices of a tensor's axis 0 into canonical form: ascending, 0.0 where pruned.
 
     Args:

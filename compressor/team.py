@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from typing import TYPE_CHECKING
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -12,9 +12,6 @@ from torch.optim import Optimizer
 from compressor import processes
 from compressor.formats.errors import UsageError
 from compressor.random_state import seed_all
-
-if TYPE_CHECKING:
-    from compressor.resuming import Keeper
 
 __all__ = ["Team"]
 
@@ -29,16 +26,15 @@ class Team:
 
     Args:
         model, optimizer: trained, and alike in all processes but for rounding.
-        keeper: of the training; any process may be told to stop, and then all do, after the same step.
+        stop: tells whether this process was told to stop; then all do, after the same step.
     """
 
-    def __init__(self, model: nn.Module, optimizer: Optimizer, keeper: Keeper) -> None:
-        self._model, self._optimizer, self._keeper = model, optimizer, keeper
+    def __init__(self, model: nn.Module, optimizer: Optimizer, stop: Callable[[], bool]) -> None:
+        self._model, self._optimizer, self._stop = model, optimizer, stop
         self._several = processes.count() > 1
         self._seed, self._step = processes.first(torch.initial_seed), 0
-        self._stopping: Tensor | None = None
-        if self._several:
-            keeper.stopping = False
+        self._told: Tensor | None = None
+        self._agreed = False
 
     def agree(self) -> None:
         """Let all have the first one's weights, codebooks and statistics, and draw alike from here on.
@@ -85,8 +81,7 @@ class Team:
         parameters = [p for group in self._optimizer.param_groups for p in group["params"] if p.requires_grad]
         gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
         running = [buffer for name, buffer in self._model.named_buffers() if name.endswith(RUNNING)]
-        told = self._keeper.checkpoints is not None and self._keeper.checkpoints.stop
-        facts = torch.tensor([0.0, told, *(p.grad is not None for p in parameters)], device=loss.device)
+        facts = torch.tensor([0.0, self._stop(), *(p.grad is not None for p in parameters)], device=loss.device)
         facts[0] = loss
         processes.mean([facts, *gradients, *running], weight=images)
         for number, (parameter, gradient) in enumerate(zip(parameters, gradients, strict=True), 2):
@@ -98,5 +93,9 @@ class Team:
 
     def _heed(self, stopping: Tensor) -> None:
         """Stop after this step where any was told to by the step before: so that no step waits for a GPU to tell."""
-        self._keeper.stopping = self._stopping is not None and bool(self._stopping > 0)
-        self._stopping = stopping
+        self._agreed = self._told is not None and bool(self._told > 0)
+        self._told = stopping
+
+    def stopping(self) -> bool:
+        """Tell whether all processes have agreed to stop after this step; one alone agrees with itself at once."""
+        return self._agreed if self._several else self._stop()

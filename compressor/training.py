@@ -15,11 +15,12 @@ from torch.utils.data import DataLoader
 
 from compressor.averaging import Average
 from compressor.devices import accelerating, prepared
+from compressor.divergence import DivergedError, check_loss
 from compressor.evaluation import evaluate
 from compressor.formats.errors import ResourceError
 from compressor.mixing import Mixer
 from compressor.position import Position, batches_from
-from compressor.recovery import DivergedError, check_loss, recovered
+from compressor.recovery import recovered
 from compressor.resuming import Keeper
 from compressor.schedule import Schedule, in_one_pass
 from compressor.sharding import shared_out
@@ -99,7 +100,7 @@ def train(
         prepared(accelerator, model, optimizer) as (model, optimizer),
         keeper.heeding(),
     ):
-        stepper, team = Stepper(accelerator, model, optimizer, loss, mixup), Team(model, optimizer, keeper)
+        stepper, team = Stepper(accelerator, model, optimizer, loss, mixup), Team(model, optimizer, keeper.told_to_stop)
         average = Average(model, model_ema_decay) if model_ema_decay else None
         parts = {"schedule": schedule, "scaler": accelerator.scaler, "stepper": stepper, "average": average}
         model.train()
@@ -118,7 +119,7 @@ def train(
                 with nullcontext() if average is None else average.in_place():
                     on_epoch(_epoch(at, epochs, optimizer))
             at = Position(at.epochs + 1, returns=at.returns)
-            keeper.after_epoch(at)
+            keeper.after_epoch(at, team.stopping())
         if average is not None:
             average.put()
             team.agree()
@@ -158,7 +159,7 @@ def _run_epoch(
         # one was none, so it is asked now and then: what was done to the weights since is lost when we go back.
         if not known and keeper.step(at) % CHECKED == 0:
             check_loss(at.loss)
-        keeper.after_step(at)
+        keeper.after_step(at, team.stopping())
         if on_step is not None:
             on_step(keeper.step(at), keeper.epochs * keeper.steps, at.loss / at.batches)
         team.draw_alone(keeper.step(at))

@@ -91,8 +91,7 @@ def _site(group: Group, name: str) -> Any:
 
 def _kept(group: Group) -> tuple[Mapping[str, Indices], float] | None:
     """Give the indices a scheme keeps, -1 where free, and the bytes of the values; None where it keeps none."""
-    names = dict(group.named_buffers())
-    if group.scheme.generator() is not None or "indices_0" not in names:
+    if group.scheme.generator() is not None or not group.has_indices:
         return None
     found = {}
     for site in group.sites:

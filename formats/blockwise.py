@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -15,12 +15,25 @@ from torch.nn import functional
 
 from compressor.formats.generated import BLOCK, Generated
 
-if TYPE_CHECKING:
-    from compressor.formats.virtual import VirtualTensor
-
 __all__ = ["BLOCKWISE"]
 
 Pair = tuple[Tensor | None, Tensor | None]
+
+
+class GeneratedWeight(Protocol):
+    """A weight that does not exist as a whole: its codebook, and what generates its indices."""
+
+    @property
+    def source(self) -> Generated:
+        """What generates its indices."""
+
+    @property
+    def codebook(self) -> Tensor:
+        """Its codewords, float[K], mirrored ones included."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What weights are cast to."""
 
 
 class Block(NamedTuple):
@@ -112,7 +125,7 @@ def _part(tensor: Tensor, channels: range | None, axis: int) -> Tensor:
     return tensor if channels is None else tensor.narrow(axis, channels.start, len(channels))
 
 
-def _compute(x: Tensor, weight: VirtualTensor, bias: Tensor | None, layer: Callable[[torch.dtype], Layer]) -> Tensor:
+def _compute(x: Tensor, weight: GeneratedWeight, bias: Tensor | None, layer: Callable[[torch.dtype], Layer]) -> Tensor:
     """Apply a layer in the dtype that autocast, where it is on, chooses."""
     kind = x.device.type
     if not torch.amp.is_autocast_available(kind) or not torch.is_autocast_enabled(kind):
@@ -122,12 +135,12 @@ def _compute(x: Tensor, weight: VirtualTensor, bias: Tensor | None, layer: Calla
         return _apply(x.to(dtype), weight, None if bias is None else bias.to(dtype), layer(dtype))
 
 
-def _apply(x: Tensor, weight: VirtualTensor, bias: Tensor | None, layer: Layer) -> Tensor:
+def _apply(x: Tensor, weight: GeneratedWeight, bias: Tensor | None, layer: Layer) -> Tensor:
     computed: Tensor = _Blockwise.apply(x, weight.codebook, bias, weight.source, layer)
     return computed
 
 
-def _linear(input: Tensor, weight: VirtualTensor, bias: Tensor | None = None) -> Tensor:  # noqa: A002
+def _linear(input: Tensor, weight: GeneratedWeight, bias: Tensor | None = None) -> Tensor:  # noqa: A002
     return _compute(input, weight, bias, partial(Layer, _apply_linear, _linear_gradients, -1, 1))
 
 
@@ -148,7 +161,7 @@ def _linear_gradients(x: Tensor, weight: Tensor, gradient: Tensor, groups: int, 
 def _conv(
     convolve: Callable[..., Tensor],
     input: Tensor,  # noqa: A002
-    weight: VirtualTensor,
+    weight: GeneratedWeight,
     bias: Tensor | None = None,
     stride: Any = 1,
     padding: Any = 0,
@@ -158,7 +171,7 @@ def _conv(
     def operation(x: Tensor, block: Tensor, part_of_bias: Tensor | None, parted: int) -> Tensor:
         return convolve(x, block, part_of_bias, stride, padding, dilation, parted)
 
-    layer = partial(Layer, operation, partial(_conv_gradients, operation), 1 - weight.ndim, groups)
+    layer = partial(Layer, operation, partial(_conv_gradients, operation), 1 - len(weight.source.shape), groups)
     return _compute(input, weight, bias, layer)
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from compressor import Compressor, Policy, Rule
 from compressor.formats.errors import PolicyError
-from compressor.group import Group
+from compressor.group_state import GroupState
 from compressor.lookup import lookup, nearest
 from compressor.scheme import SCHEMES, Scheme, Shared, register, share_scalars
 from compressor.sharing import attach, detach
@@ -31,7 +31,7 @@ class FreezeBySize(Scheme):
         del weights
         return 3
 
-    def fit(self, group: Group, importance: Mapping[Site, Tensor] | None) -> None:
+    def fit(self, group: GroupState, importance: Mapping[Site, Tensor] | None) -> None:
         del importance
         group.set_codebook(torch.tensor([-1.0, 0.0, 1.0]), learnt=False)
         for site in group.sites:
@@ -39,11 +39,11 @@ class FreezeBySize(Scheme):
             chosen = nearest(latent, group.codebook())
             group.set_indices(site, torch.where(latent.abs() >= latent.abs().median(), chosen, -1), len(group.values))
 
-    def weight(self, group: Group, site: Site, latent: Tensor) -> Tensor:
+    def weight(self, group: GroupState, site: Site, latent: Tensor) -> Tensor:
         indices = group.indices(site)
         return torch.where(indices < 0, latent, lookup(group.codebook(), indices.clamp(min=0)))
 
-    def advance(self, group: Group, progress: float) -> float | None:
+    def advance(self, group: GroupState, progress: float) -> float | None:
         if progress >= 0.5:
             for site in group.sites:
                 indices = group.indices(site)
@@ -51,11 +51,11 @@ class FreezeBySize(Scheme):
                 group.set_indices(site, torch.where(indices < 0, chosen, indices), len(group.values))
         return None
 
-    def penalty(self, group: Group, task: Tensor) -> Tensor:
+    def penalty(self, group: GroupState, task: Tensor) -> Tensor:
         del task
         return torch.stack([group.latent(site).square().sum() for site in group.sites]).sum()
 
-    def share(self, group: Group) -> Shared:
+    def share(self, group: GroupState) -> Shared:
         return share_scalars(group, group.codebook(), {site: group.indices(site) for site in group.sites})
 
 
@@ -82,7 +82,7 @@ def group(net: Any) -> Group:
         lambda p: torch.optim.AdamW(p, lr=0.01, weight_decay=0.1),
     ],
 )
-def test_frozen_weights_stand_still_and_free_ones_move(net: Any, group: Group, optimizer: object) -> None:
+def test_frozen_weights_stand_still_and_free_ones_move(net: Any, group: GroupState, optimizer: object) -> None:
     frozen = {site: group.indices(site) >= 0 for site in group.sites}
     before = [net[0].weight.detach().clone(), net[2].weight.detach().clone()]
     opt = optimizer(net.parameters())  # type: ignore[operator]
@@ -97,7 +97,7 @@ def test_frozen_weights_stand_still_and_free_ones_move(net: Any, group: Group, o
     assert set(net[0].weight.unique().tolist()) <= {-1.0, 0.0, 1.0}
 
 
-def test_one_codebook_is_shared_by_all_sites(net: Any, group: Group) -> None:
+def test_one_codebook_is_shared_by_all_sites(net: Any, group: GroupState) -> None:
     group.scheme.advance(group, 1.0)
     shared = group.scheme.share(group)
     assert len(shared.books) == 1
@@ -105,7 +105,7 @@ def test_one_codebook_is_shared_by_all_sites(net: Any, group: Group) -> None:
     assert len([key for key in net.state_dict() if key.endswith("values")]) == 1
 
 
-def test_state_travels_as_tensors(net: Any, group: Group) -> None:
+def test_state_travels_as_tensors(net: Any, group: GroupState) -> None:
     state = copy.deepcopy(net.state_dict())
     group.scheme.advance(group, 1.0)
     assert (group.indices(group.sites[0]) >= 0).all()
@@ -113,7 +113,7 @@ def test_state_travels_as_tensors(net: Any, group: Group) -> None:
     assert (group.indices(group.sites[0]) < 0).any()
 
 
-def test_a_codebook_may_grow_between_save_and_load(net: Any, group: Group) -> None:
+def test_a_codebook_may_grow_between_save_and_load(net: Any, group: GroupState) -> None:
     group.set_codebook(torch.linspace(-1, 1, 9), learnt=False)
     state = copy.deepcopy(net.state_dict())
     group.set_codebook(torch.tensor([-1.0, 0.0, 1.0]), learnt=False)
@@ -133,14 +133,14 @@ def test_indices_of_no_codeword_are_refused(wrong: int) -> None:
         job.load_state_dict({"model": state, "steps": 0})
 
 
-def test_a_sequential_still_runs_and_all_traces_go(net: Any, group: Group) -> None:
+def test_a_sequential_still_runs_and_all_traces_go(net: Any, group: GroupState) -> None:
     assert net(torch.randn(2, 8)).shape == (2, 4)
     detach(net)
     assert list(net.state_dict()) == ["0.weight", "0.bias", "2.weight", "2.bias"]
     assert len(net) == 3
 
 
-def test_the_unit_is_a_power_of_two_and_costs_no_digit(group: Group) -> None:
+def test_the_unit_is_a_power_of_two_and_costs_no_digit(group: GroupState) -> None:
     mantissa, _ = torch.frexp(group.unit)
     assert float(mantissa) == 0.5
     group.set_codebook(torch.tensor([-1.7, 1e-30, 3.3e7]), learnt=True)

@@ -9,7 +9,7 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from compressor.formats.errors import PolicyError
-from compressor.group import Group
+from compressor.group_state import GroupState
 from compressor.scheme import Scheme, Shared, register
 from compressor.sites import Site
 
@@ -36,16 +36,16 @@ class Dense(Scheme):
         del weights
         return 0
 
-    def fit(self, group: Group, importance: Mapping[Site, Tensor] | None) -> None:
+    def fit(self, group: GroupState, importance: Mapping[Site, Tensor] | None) -> None:
         """Do nothing."""
         del group, importance
 
-    def weight(self, group: Group, site: Site, latent: Tensor) -> Tensor:
+    def weight(self, group: GroupState, site: Site, latent: Tensor) -> Tensor:
         """Give the latent weights."""
         del group, site
         return latent
 
-    def share(self, group: Group) -> Shared:
+    def share(self, group: GroupState) -> Shared:
         """Share nothing."""
         del group
         return Shared((), {})

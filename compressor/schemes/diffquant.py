@@ -14,7 +14,7 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from compressor.codebooks import spread
-from compressor.group import Group
+from compressor.group_state import GroupState
 from compressor.lookup import lookup, nearest
 from compressor.scheme import Scheme, Shared, register, share_scalars
 from compressor.sites import Site
@@ -68,7 +68,7 @@ class DiffQuant(Scheme):
         del weights
         return self.codewords
 
-    def fit(self, group: Group, importance: Mapping[Site, Tensor] | None) -> None:
+    def fit(self, group: GroupState, importance: Mapping[Site, Tensor] | None) -> None:
         """Start the points at the quantiles of the weights."""
         books = []
         for site, count in zip(group.sites, self._counts(group, importance), strict=True):
@@ -82,19 +82,19 @@ class DiffQuant(Scheme):
         group.set_codebook(torch.cat([book / scale for book, scale in zip(books, scales, strict=True)]), learnt=True)
         group.register_buffer("lengths", torch.tensor([len(book) for book in books]))
 
-    def _counts(self, group: Group, importance: Mapping[Site, Tensor] | None) -> list[int]:
+    def _counts(self, group: GroupState, importance: Mapping[Site, Tensor] | None) -> list[int]:
         """Give the number of points of each site."""
         if not self.redistribute or importance is None:
             return [self.codewords] * len(group.sites)
         norms = [float(importance[site].double().sum().sqrt()) for site in group.sites]
         return redistributed(self.codewords, norms)
 
-    def weight(self, group: Group, site: Site, latent: Tensor) -> Tensor:
+    def weight(self, group: GroupState, site: Site, latent: Tensor) -> Tensor:
         """Give the point that is nearest to each weight now; the gradient is the points' alone."""
         points = _points(group, site)
         return lookup(points, nearest(latent.detach().float(), points.detach()))
 
-    def share(self, group: Group) -> Shared:
+    def share(self, group: GroupState) -> Shared:
         """Give the points and each weight's nearest."""
         shared = []
         for site in group.sites:
@@ -147,10 +147,10 @@ def quantiles(weights: Tensor, count: int, importance: Tensor | None = None) -> 
     return different
 
 
-def _points(group: Group, site: Site) -> Tensor:
+def _points(group: GroupState, site: Site) -> Tensor:
     # The paper sorts the points after each step. Sorted when used they are the same, and what the optimiser remembers
     # of a point stays with it when it overtakes another.
-    number, lengths = group.sites.index(site), group.lengths.tolist()  # type: ignore[operator]
+    number, lengths = group.sites.index(site), group.get_buffer("lengths").tolist()
     points = group.codebook().split(lengths)[number].sort().values
-    scaled: Tensor = points * group.scales[number]  # type: ignore[index]
+    scaled: Tensor = points * group.get_buffer("scales")[number]
     return scaled

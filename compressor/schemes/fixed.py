@@ -6,7 +6,7 @@ import math
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass as plain_dataclass
-from typing import Annotated, Any, ClassVar, Literal, cast
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from compressor.formats.record import Grid, SharedTensor, index_dtype
-from compressor.group import Group
+from compressor.group_state import GroupState
 from compressor.scheme import DTYPE_NAMES, Scheme, Shared, register
 from compressor.sites import Site
 
@@ -59,7 +59,7 @@ class Fixed(Scheme):
         del weights
         return 3
 
-    def fit(self, group: Group, importance: Mapping[Site, Tensor] | None) -> None:
+    def fit(self, group: GroupState, importance: Mapping[Site, Tensor] | None) -> None:
         """Choose the place of the point."""
         del importance  # the range follows from the largest weight alone
         places = [_fraction_bits(group, site, self) for site in group.sites]
@@ -70,29 +70,29 @@ class Fixed(Scheme):
         group.register_buffer("steps", torch.zeros((), dtype=torch.int64))
         group.register_buffer("settled", torch.zeros((), dtype=torch.bool))
 
-    def weight(self, group: Group, site: Site, latent: Tensor) -> Tensor:
+    def weight(self, group: GroupState, site: Site, latent: Tensor) -> Tensor:
         """Round the latent weights; at random where a network in training has a master copy of them."""
         # The paper rounds at random after updates only. With a master copy the forward pass does: so it is to nearest
         # in evaluation and from the last step on, that what is evaluated is what is stored.
-        drawn = self.master_copy and group.training and not bool(group.settled)
-        rounded = _rounded(group, site, latent, drawn)
+        drawn = self.master_copy and group.training and not bool(group.get_buffer("settled"))
+        rounded = _rounded(group, site, latent, self, drawn)
         result: Tensor = _StraightThrough.apply(latent, rounded)
         return result
 
-    def advance(self, group: Group, progress: float) -> float | None:
+    def advance(self, group: GroupState, progress: float) -> float | None:
         """Draw anew; without a master copy, round the weights that the optimiser has moved."""
         if progress == 0:
-            group.seed.fill_(_seed())  # type: ignore[operator]
-        group.steps.add_(1)  # type: ignore[operator]
-        group.settled.fill_(progress >= 1)  # type: ignore[operator]
+            group.get_buffer("seed").fill_(_seed())
+        group.get_buffer("steps").add_(1)
+        group.get_buffer("settled").fill_(progress >= 1)
         if not self.master_copy:
             for site in group.sites:
                 # The optimiser's own state stays in floating point; the paper has plain gradient descent.
                 latent = group.latent(site)
-                latent.copy_(_rounded(group, site, latent, drawn=progress > 0))
+                latent.copy_(_rounded(group, site, latent, self, drawn=progress > 0))
         return None
 
-    def share(self, group: Group) -> Shared:
+    def share(self, group: GroupState) -> Shared:
         """Give a grid for each tensor: three numbers."""
         books: list[Grid] = []
         tensors: dict[str, SharedTensor] = {}
@@ -152,15 +152,15 @@ def round_stochastic(scaled: Tensor, uniform: Tensor) -> Tensor:
     return below + (uniform < scaled - below)
 
 
-def _rounded(group: Group, site: Site, latent: Tensor, drawn: bool) -> Tensor:
+def _rounded(group: GroupState, site: Site, latent: Tensor, scheme: Fixed, drawn: bool) -> Tensor:
     """Round a site's weights, at random if ``drawn`` and the scheme says so: float32 of its shape."""
-    scheme = cast(Fixed, group.scheme)
     latent, point = latent.detach().float(), _point(group, site, scheme)
     if not drawn or scheme.rounding == "nearest":
         return _to_nearest(latent, point) * point.step
     # One draw for each step and tensor, and the same on all devices; torch takes 32 bits of a seed.
-    seed = zlib.crc32(f"{int(group.seed)} {int(group.steps)} {site.name}".encode())  # type: ignore[arg-type]
-    uniform = torch.rand(latent.shape, generator=torch.Generator().manual_seed(seed)).to(latent.device)
+    seed, steps = int(group.get_buffer("seed")), int(group.get_buffer("steps"))
+    drawn_from = zlib.crc32(f"{seed} {steps} {site.name}".encode())
+    uniform = torch.rand(latent.shape, generator=torch.Generator().manual_seed(drawn_from)).to(latent.device)
     return round_stochastic(latent / point.step, uniform).clamp_(point.least, point.most) * point.step
 
 
@@ -174,7 +174,7 @@ def _seed() -> int:
     return torch.initial_seed() & (1 << 63) - 1
 
 
-def _fraction_bits(group: Group, site: Site, scheme: Fixed) -> int:
+def _fraction_bits(group: GroupState, site: Site, scheme: Fixed) -> int:
     if scheme.fraction_bits != "auto":
         return scheme.fraction_bits
     weights = group.survivors(site)
@@ -182,8 +182,8 @@ def _fraction_bits(group: Group, site: Site, scheme: Fixed) -> int:
     return min(scheme.bits - 1 - exponent, FINEST)
 
 
-def _point(group: Group, site: Site, scheme: Fixed) -> Point:
-    step = 2.0 ** -int(group.fraction_bits[group.sites.index(site)])  # type: ignore[index]
+def _point(group: GroupState, site: Site, scheme: Fixed) -> Point:
+    step = 2.0 ** -int(group.get_buffer("fraction_bits")[group.sites.index(site)])
     half = 1 << (scheme.bits - 1)
     most = torch.finfo(group.latent(site).dtype).max  # what is beyond would be stored as infinity
     finite = int(min(most / step, half))

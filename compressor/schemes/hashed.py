@@ -16,7 +16,7 @@ from compressor.formats.dtypes import round_to
 from compressor.formats.errors import PolicyError
 from compressor.formats.record import SharedTensor, Table, index_dtype
 from compressor.formats.virtual import mirrored
-from compressor.group import Group
+from compressor.group_state import GroupState
 from compressor.lookup import lookup
 from compressor.scheme import DTYPE_NAMES, Scheme, Shared, register, share_scalars
 from compressor.sites import Site
@@ -87,11 +87,11 @@ class Hashed(Scheme):
         """Give the codec that hashes."""
         return codec_class(CODEC).of(memoryview(self.seed.to_bytes(8, "little")), Stream("", 0, 1))
 
-    def fit(self, group: Group, importance: Mapping[Site, Tensor] | None) -> None:
+    def fit(self, group: GroupState, importance: Mapping[Site, Tensor] | None) -> None:
         """Start the values at the signed means, or from scratch the scaled signed sums, of their weights."""
         group.unit.fill_(1.0)  # they are weights, not the codewords of some: the learning rate is that of weights
         group.set_codebook(group.unit.new_zeros(self.stored_values(group.weights)), learnt=True)
-        sums, counts, energy = _signed_sums(group, None if group.from_scratch else importance)
+        sums, counts, energy = _signed_sums(group, self.generator(), None if group.from_scratch else importance)
         if group.from_scratch:
             start = sums / counts.sqrt().clamp(min=TINY)
             start *= (energy / (start.square() * counts).sum().clamp(min=TINY)).sqrt()
@@ -99,12 +99,12 @@ class Hashed(Scheme):
             start = sums / counts.clamp(min=TINY)
         group.set_codebook(start, learnt=True)
 
-    def weight(self, group: Group, site: Site, latent: Tensor) -> Tensor:
+    def weight(self, group: GroupState, site: Site, latent: Tensor) -> Tensor:
         """Look the values up; the latent weights no longer matter."""
         del latent
         return lookup(mirrored(group.codebook()), group.indices(site))
 
-    def share(self, group: Group) -> Shared:
+    def share(self, group: GroupState) -> Shared:
         """Give values and seed; where weights are pruned, which no hash can say, indices are stored like any others."""
         values = group.codebook().detach()
         if group.has_zeros:
@@ -113,13 +113,15 @@ class Hashed(Scheme):
         book = Table(round_to(values.cpu().numpy(), dtype).reshape(1, -1, 1), dtype, mirrored=True)
         return Shared((book,), {site.name: self._shared(group, site, book) for site in group.sites})
 
-    def _shared(self, group: Group, site: Site, book: Table) -> SharedTensor:
-        source, codewords = group.generated(site), book.shape[1]
+    def _shared(self, group: GroupState, site: Site, book: Table) -> SharedTensor:
+        source, codewords = group.generated(site, self.generator()), book.shape[1]
         indices = source.indices(0, source.stream.count, torch.device("cpu")).numpy()
         return SharedTensor(source.shape, 0, indices.astype(index_dtype(codewords)), book.dtype, codec=self.generator())
 
 
-def _signed_sums(group: Group, importance: Mapping[Site, Tensor] | None) -> tuple[Tensor, Tensor, Tensor]:
+def _signed_sums(
+    group: GroupState, codec: Codec, importance: Mapping[Site, Tensor] | None
+) -> tuple[Tensor, Tensor, Tensor]:
     """Go through the weights once, and keep their indices where they are looked up in training.
 
     Returns:
@@ -130,7 +132,7 @@ def _signed_sums(group: Group, importance: Mapping[Site, Tensor] | None) -> tupl
     totals = torch.zeros(2, 2 * values, dtype=torch.float64, device=device)
     energy = torch.zeros((), dtype=torch.float64, device=device)
     for site in group.sites:
-        source, weights = group.generated(site), group.latent(site).detach().reshape(-1)
+        source, weights = group.generated(site, codec), group.latent(site).detach().reshape(-1)
         if not group.virtual:
             group.set_indices(
                 site, torch.empty(source.shape, dtype=torch.int32, device=device), 2 * values, saved=False

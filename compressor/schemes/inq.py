@@ -13,7 +13,7 @@ from pydantic.dataclasses import dataclass
 from pydantic_core import PydanticCustomError
 from torch import Tensor
 
-from compressor.group import Group
+from compressor.group_state import GroupState
 from compressor.lookup import fixed
 from compressor.scheme import Scheme, Shared, register, share_scalars
 from compressor.sites import Site
@@ -68,7 +68,7 @@ class INQ(Scheme):
         del weights
         return 2 * _powers(self.bits) + 1
 
-    def fit(self, group: Group, importance: Mapping[Site, Tensor] | None) -> None:
+    def fit(self, group: GroupState, importance: Mapping[Site, Tensor] | None) -> None:
         """Choose the powers of two; all weights are free as yet."""
         del importance  # the powers follow from the largest weight alone
         group.set_codebook(_powers_of_two(group, _powers(self.bits)), learnt=False)
@@ -76,23 +76,23 @@ class INQ(Scheme):
         for site in group.sites:
             group.set_indices(site, torch.full_like(group.latent(site), -1), len(group.values))
 
-    def weight(self, group: Group, site: Site, latent: Tensor) -> Tensor:
+    def weight(self, group: GroupState, site: Site, latent: Tensor) -> Tensor:
         """Give powers of two where frozen, the latent weights where free."""
         return fixed(latent, group.codebook(), group.indices(site))
 
-    def advance(self, group: Group, progress: float) -> float | None:
+    def advance(self, group: GroupState, progress: float) -> float | None:
         """Freeze the portions that are due; between one and the next is a round of training."""
         portions = self.portions or PORTIONS.get(self.bits, PORTIONS[5])
         rounds = max(1, len(portions) - 1)  # a single portion is frozen at once
         due = sum(number / rounds <= progress for number in range(len(portions)))
-        if due <= int(group.rounds):  # type: ignore[arg-type]
+        if due <= int(group.get_buffer("rounds")):
             return None
-        group.rounds.fill_(due)  # type: ignore[operator]
+        group.get_buffer("rounds").fill_(due)
         for site in group.sites:
             _freeze(group, site, portions[due - 1])
         return due / rounds if due < len(portions) else None
 
-    def share(self, group: Group) -> Shared:
+    def share(self, group: GroupState) -> Shared:
         """Give the powers of two and the indices."""
         return share_scalars(group, group.codebook(), {site: group.indices(site) for site in group.sites})
 
@@ -101,7 +101,7 @@ def _powers(bits: int) -> int:
     return 1 << (bits - 2)
 
 
-def _powers_of_two(group: Group, powers: int) -> Tensor:
+def _powers_of_two(group: GroupState, powers: int) -> Tensor:
     """Give zero and both signs of the powers of two up to the group's largest weight, ascending: float32[K]."""
     left = [weights for site in group.sites if len(weights := group.survivors(site))]
     mantissa, exponent = math.frexp(max((float(weights.abs().max()) for weights in left), default=0.0))
@@ -112,7 +112,7 @@ def _powers_of_two(group: Group, powers: int) -> Tensor:
     return torch.tensor([*(-value for value in reversed(positive)), 0.0, *positive])
 
 
-def _freeze(group: Group, site: Site, portion: float) -> None:
+def _freeze(group: GroupState, site: Site, portion: float) -> None:
     """Freeze the largest free weights of a site, until this share of those not pruned is frozen."""
     latent, indices = group.latent(site).detach(), group.indices(site)
     survive = ~group.pruned(site)

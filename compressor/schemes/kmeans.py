@@ -10,7 +10,7 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from compressor.codebooks import Init, fit_codebook
-from compressor.group import Group
+from compressor.group_state import GroupState
 from compressor.lookup import lookup, nearest
 from compressor.scheme import Scheme, Shared, register, share_scalars
 from compressor.sites import Site
@@ -43,18 +43,18 @@ class KMeans(Scheme):
         del weights
         return self.codewords
 
-    def fit(self, group: Group, importance: Mapping[Site, Tensor] | None) -> None:
+    def fit(self, group: GroupState, importance: Mapping[Site, Tensor] | None) -> None:
         """Cluster the group's weights."""
         codebook = fit_codebook(group, self.codewords, importance, self.init)
         group.set_codebook(codebook, learnt=True)
         for site in group.sites:
             group.set_indices(site, nearest(group.latent(site).detach().float(), codebook), len(codebook))
 
-    def weight(self, group: Group, site: Site, latent: Tensor) -> Tensor:
+    def weight(self, group: GroupState, site: Site, latent: Tensor) -> Tensor:
         """Look the fixed indices up; the latent weights no longer matter."""
         del latent
         return lookup(group.codebook(), group.indices(site))
 
-    def share(self, group: Group) -> Shared:
+    def share(self, group: GroupState) -> Shared:
         """Give the trained codebook and the indices."""
         return share_scalars(group, group.codebook(), {site: group.indices(site) for site in group.sites})

@@ -13,7 +13,7 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from compressor.codebooks import Init, fit_codebook, fit_codebook_of_each_slice, spread
-from compressor.group import Group
+from compressor.group_state import GroupState
 from compressor.indexing import blocks
 from compressor.lookup import nearest, nearest_by_row, straight_through
 from compressor.scheme import Scheme, Shared, register, share_scalars, share_slices
@@ -70,7 +70,7 @@ class Learnt(Scheme):
         del weights
         return self.codewords
 
-    def fit(self, group: Group, importance: Mapping[Site, Tensor] | None) -> None:
+    def fit(self, group: GroupState, importance: Mapping[Site, Tensor] | None) -> None:
         """Start from the codebook with the least error."""
         if self.whole_network:
             group.register_buffer("scales", torch.tensor([spread(group.survivors(site)) for site in group.sites]))
@@ -83,20 +83,20 @@ class Learnt(Scheme):
         group.register_buffer("reseeds", torch.zeros((), dtype=torch.int64))
         group.register_buffer("temperature", torch.tensor(self.soft, dtype=torch.float64))
 
-    def weight(self, group: Group, site: Site, latent: Tensor) -> Tensor:
+    def weight(self, group: GroupState, site: Site, latent: Tensor) -> Tensor:
         """Hash the latent weights to their nearest codewords."""
         if self.whole_network:
-            scale = group.scales[group.sites.index(site)]  # type: ignore[index]
+            scale = group.get_buffer("scales")[group.sites.index(site)]
             return self._hash(group, latent / scale) * scale
         return self._hash(group, latent)
 
-    def _books(self, group: Group) -> int:
+    def _books(self, group: GroupState) -> int:
         """Count the codebooks of a group, which lie one after the other in its values."""
         shape = group.latent(group.sites[0]).shape
         alone = self.group == "channel" and math.prod(shape[1:]) > self.codewords
         return shape[0] if alone else 1
 
-    def _hash(self, group: Group, latent: Tensor) -> Tensor:
+    def _hash(self, group: GroupState, latent: Tensor) -> Tensor:
         units = group.units(self._books(group))  # ascending: training may have let codewords overtake each other
         rows, codewords = units.rows, len(group.values) // units.rows
         if not self.soft or codewords == 1:
@@ -105,22 +105,22 @@ class Learnt(Scheme):
         pairs = zip(latent.reshape(rows, -1), group.codebook(rows), strict=True)
         return torch.stack([self._soft(group, *pair) for pair in pairs]).view(latent.shape)
 
-    def _soft(self, group: Group, latent: Tensor, codebook: Tensor) -> Tensor:
+    def _soft(self, group: GroupState, latent: Tensor, codebook: Tensor) -> Tensor:
         indices = nearest(latent.detach().float(), codebook.detach())
         halved = float(codebook.detach().diff().square().mean()) / 2
         coldest = torch.finfo(torch.float32).tiny  # codewords may all have met
-        return soft_gradient(latent, codebook, indices, max(float(group.temperature) * halved, coldest))  # type: ignore[arg-type]
+        return soft_gradient(latent, codebook, indices, max(float(group.get_buffer("temperature")) * halved, coldest))
 
-    def advance(self, group: Group, progress: float) -> float | None:
+    def advance(self, group: GroupState, progress: float) -> float | None:
         """Cool; and at every tenth of a run, put codewords that no weight uses back to use."""
-        group.temperature.fill_(self.soft * COLDEST**progress)  # type: ignore[operator]
+        group.get_buffer("temperature").fill_(self.soft * COLDEST**progress)
         due = math.floor(min(progress, LAST_RESEED) * RESEEDS)
-        if due > int(group.reseeds) and progress < 1:  # type: ignore[arg-type]  # what is trained is what is stored
-            group.reseeds.fill_(due)  # type: ignore[operator]
+        if due > int(group.get_buffer("reseeds")) and progress < 1:  # what is trained is what is stored
+            group.get_buffer("reseeds").fill_(due)
             _reseed(group, self._books(group))
         return None
 
-    def share(self, group: Group) -> Shared:
+    def share(self, group: GroupState) -> Shared:
         """Give the codebook and each weight's nearest codeword in it."""
         codebooks = group.codebook(self._books(group)).detach()
         if len(codebooks) > 1:
@@ -132,14 +132,14 @@ class Learnt(Scheme):
         return share_scalars(group, codebook, nearest_now, scales)
 
 
-def _scales(group: Group) -> dict[Site, float] | None:
+def _scales(group: GroupState) -> dict[Site, float] | None:
     """Give what each site's weights are divided by; None where every site has its own codebook."""
     if "scales" not in dict(group.named_buffers()):
         return None
-    return dict(zip(group.sites, group.scales.tolist(), strict=True))  # type: ignore[operator]
+    return dict(zip(group.sites, group.get_buffer("scales").tolist(), strict=True))
 
 
-def _reseed(group: Group, books: int) -> None:
+def _reseed(group: GroupState, books: int) -> None:
     """Split the cluster with the largest squared error of its codebook for each codeword that no weight uses.
 
     An unused codeword has no gradient for ever. The halves of a bell or a box have their means about 0.8
@@ -168,7 +168,7 @@ def _reseed(group: Group, books: int) -> None:
         _log.info("%s: %s of %s codewords were unused and are put back to use", names, reused, len(values))
 
 
-def _clusters(group: Group, codebooks: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _clusters(group: GroupState, codebooks: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Count, mean and squared error of the weights nearest to each codeword, float64[B K] each."""
     flat = codebooks.reshape(-1).double()
     count, first, second = torch.zeros(3, len(flat), dtype=torch.float64, device=flat.device)

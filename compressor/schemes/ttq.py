@@ -14,7 +14,7 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 from compressor.formats.errors import PolicyError
-from compressor.group import Group
+from compressor.group_state import GroupState
 from compressor.indexing import blocks
 from compressor.lookup import straight_through
 from compressor.ownership import own
@@ -60,7 +60,7 @@ class TTQ(Scheme):
         del weights
         return 3
 
-    def fit(self, group: Group, importance: Mapping[Site, Tensor] | None) -> None:
+    def fit(self, group: GroupState, importance: Mapping[Site, Tensor] | None) -> None:
         """Start each scale at the mean of its weights."""
         # The paper's code starts both at 1.0, of whatever size the weights are; the means lose least.
         means = [_mean(group, self, code, importance) for code in (NEGATIVE, POSITIVE)]
@@ -68,11 +68,11 @@ class TTQ(Scheme):
         other = known[0] if known else UNUSED * float(group.unit)
         group.set_codebook(torch.tensor([other if mean is None else mean for mean in means]), learnt=True)
 
-    def weight(self, group: Group, site: Site, latent: Tensor) -> Tensor:
+    def weight(self, group: GroupState, site: Site, latent: Tensor) -> Tensor:
         """Give three values, by the side of the threshold each latent weight is on now."""
         return ternary(latent, group.codebook(), self.codes(group, site, latent))
 
-    def codes(self, group: Group, site: Site, latent: Tensor) -> Tensor:
+    def codes(self, group: GroupState, site: Site, latent: Tensor) -> Tensor:
         """Tell which of ``-Wn``, 0 and ``Wp`` each weight is, as 0, 1 and 2: int32 of the shape of ``latent``."""
         latent = latent.detach().float()
         if group.has_zeros:
@@ -82,13 +82,13 @@ class TTQ(Scheme):
         least, most = torch.aminmax(latent)
         return _sides(latent, self.threshold * torch.maximum(-least, most))
 
-    def advance(self, group: Group, progress: float) -> float | None:
+    def advance(self, group: GroupState, progress: float) -> float | None:
         """Keep the scales from changing their signs."""
         del progress
         group.values.clamp_(min=0)  # from 0 a scale may grow again, for its gradient does not depend on it
         return None
 
-    def share(self, group: Group) -> Shared:
+    def share(self, group: GroupState) -> Shared:
         """Give the three values and the codes."""
         codes = {site: self.codes(group, site, group.latent(site)) for site in group.sites}
         return share_scalars(group, _codebook(group.codebook()), codes)
@@ -156,7 +156,7 @@ def _smallest(latent: Tensor, count: int) -> Tensor:
     return marked.view_as(latent)
 
 
-def _mean(group: Group, scheme: TTQ, code: int, importance: Mapping[Site, Tensor] | None) -> float | None:
+def _mean(group: GroupState, scheme: TTQ, code: int, importance: Mapping[Site, Tensor] | None) -> float | None:
     """Give the mean magnitude of the weights with this code, by importance; None where there are none."""
     total = count = 0.0
     for site in group.sites:

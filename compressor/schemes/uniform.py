@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from compressor.formats.record import Grid, SharedTensor, index_dtype
-from compressor.group import Group
+from compressor.group_state import GroupState
 from compressor.scheme import DTYPE_NAMES, Scheme, Shared, register
 from compressor.sites import Site
 
@@ -62,16 +62,16 @@ class Uniform(Scheme):
         most = 2**self.bits - 1
         return Grid(0.0, 1 / most, most + 1)
 
-    def fit(self, group: Group, importance: Mapping[Site, Tensor] | None) -> None:
+    def fit(self, group: GroupState, importance: Mapping[Site, Tensor] | None) -> None:
         """Do nothing: all follows from the latent weights."""
         del group, importance
 
-    def weight(self, group: Group, site: Site, latent: Tensor) -> Tensor:
+    def weight(self, group: GroupState, site: Site, latent: Tensor) -> Tensor:
         """Round the latent weights as they are now."""
         rounded = _rounded(group, site, latent, self).weights(self.grid).view(latent.shape)
         return rounded + (latent - latent.detach())  # plus zero, exactly: the gradient is the latent weights'
 
-    def share(self, group: Group) -> Shared:
+    def share(self, group: GroupState) -> Shared:
         """Give one grid, and for each tensor the scales and offsets of its buckets."""
         tensors: dict[str, SharedTensor] = {}
         for site in group.sites:
@@ -115,7 +115,7 @@ def _values(grid: Grid, like: Tensor) -> Tensor:
     return torch.from_numpy(grid.expand().reshape(-1)).to(like.device)
 
 
-def _rounded(group: Group, site: Site, latent: Tensor, scheme: Uniform) -> Rounded:
+def _rounded(group: GroupState, site: Site, latent: Tensor, scheme: Uniform) -> Rounded:
     """Round a tensor's latent weights, bucket by bucket."""
     most = scheme.grid.count - 1
     pruned = _buckets(group.pruned(site).float(), scheme.bucket).bool() if group.has_zeros else None

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from compressor.fixing import fix
 from compressor.formats.errors import PolicyError
-from compressor.group import Group
+from compressor.group_state import GroupState
 from compressor.lookup import fixed
 from compressor.pull import fixed_and_pulled, pull
 from compressor.scheme import Scheme, Shared, register, share_scalars
@@ -76,7 +76,7 @@ class WeightFixing(Scheme):
         del weights
         return 1
 
-    def fit(self, group: Group, importance: Mapping[Site, Tensor] | None) -> None:
+    def fit(self, group: GroupState, importance: Mapping[Site, Tensor] | None) -> None:
         """Begin with all weights free and 0 the only value; how near to 0 is zero stays as it is now."""
         del importance
         near = [self._zero_below(group.survivors(site)) for site in group.sites]
@@ -94,7 +94,7 @@ class WeightFixing(Scheme):
             return self.zero_distance
         return self.zero_distance * float(weights.double().std(correction=0))
 
-    def weight(self, group: Group, site: Site, latent: Tensor) -> Tensor:
+    def weight(self, group: GroupState, site: Site, latent: Tensor) -> Tensor:
         """Give fixed weights their values; free ones are themselves."""
         group.passed_on.pop(site, None)
         if not (self.penalty_ratio and torch.is_grad_enabled()):
@@ -102,25 +102,25 @@ class WeightFixing(Scheme):
         weight, group.passed_on[site] = self._pulled(group, site, latent)
         return weight
 
-    def _pulled(self, group: Group, site: Site, latent: Tensor) -> tuple[Tensor, Tensor]:
-        pulled = group.pulled[group.sites.index(site)]  # type: ignore[index]
+    def _pulled(self, group: GroupState, site: Site, latent: Tensor) -> tuple[Tensor, Tensor]:
+        pulled = group.get_buffer("pulled")[group.sites.index(site)]
         return fixed_and_pulled(latent, *_drawn(group, site), pulled)
 
-    def advance(self, group: Group, progress: float) -> float | None:
+    def advance(self, group: GroupState, progress: float) -> float | None:
         """Do the rounds that are due: the first before the first step, the last after the last."""
         steps = len(self.fractions) - 1
         due = math.floor(progress * steps + 1e-9) + 1
-        done = int(group.rounds)  # type: ignore[arg-type]
+        done = int(group.get_buffer("rounds"))
         if due <= done:
             return None
         group.passed_on.clear()
         for number in range(done, due):
             self._fix_round(group, number)
         _measure(group)
-        group.rounds.fill_(due)  # type: ignore[operator]
+        group.get_buffer("rounds").fill_(due)
         return due / steps if due <= steps else None
 
-    def _fix_round(self, group: Group, number: int) -> None:
+    def _fix_round(self, group: GroupState, number: int) -> None:
         # Divergence from the authors' code, which clusters all weights anew in each round: what is fixed stays so.
         free = [(_indices(group, site) < 0).cpu().reshape(-1) for site in group.sites]
         latents = [group.latent(site).detach().float().cpu().reshape(-1) for site in group.sites]
@@ -136,11 +136,11 @@ class WeightFixing(Scheme):
                 group.set_indices(site, shaped, len(group.values))
 
     def _choose(
-        self, group: Group, weights: NDArray[np.float32], sizes: list[int], wanted: int, number: int
+        self, group: GroupState, weights: NDArray[np.float32], sizes: list[int], wanted: int, number: int
     ) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
         """Fix the weights near 0 to it, and of the others as many as are wanted still; -1 for none, codeword 0 is 0."""
         # Divergence: zeros first. Near zero is another interval in each tensor, so no window of the sorted weights.
-        near = np.repeat(group.zero_below.cpu().numpy().astype(np.float64), sizes)  # type: ignore[operator]
+        near = np.repeat(group.get_buffer("zero_below").cpu().numpy().astype(np.float64), sizes)
         size = np.abs(weights)
         is_zero = (size < near) | (weights == 0)
         found = np.full(len(weights), -1, dtype=np.int32)
@@ -161,7 +161,7 @@ class WeightFixing(Scheme):
         found[~is_zero] = np.where(chosen < 0, -1, chosen + 1)
         return np.concatenate([np.zeros(1, np.float32), codewords]), found
 
-    def penalty(self, group: Group, task: Tensor) -> Tensor | None:
+    def penalty(self, group: GroupState, task: Tensor) -> Tensor | None:
         """Draw the free weights to the values there are; always ``penalty_ratio`` of the task's loss in value."""
         if not self.penalty_ratio:
             return None
@@ -176,10 +176,10 @@ class WeightFixing(Scheme):
             _measure(group)  # what is not drawn may drift
             if _settled(group):
                 return None
-        scaled: Tensor = (1 + drawn / group.pulled[:, 0].sum()).to(task)  # type: ignore[index]
+        scaled: Tensor = (1 + drawn / group.get_buffer("pulled")[:, 0].sum()).to(task)
         return scaled * (self.penalty_ratio * task)
 
-    def share(self, group: Group) -> Shared:
+    def share(self, group: GroupState) -> Shared:
         """Give the values that are used, and which weight has which."""
         indices = {site: group.indices(site).cpu().int() for site in group.sites}
         used = torch.cat([found[found >= 0].unique() for found in indices.values()]).unique()
@@ -189,31 +189,31 @@ class WeightFixing(Scheme):
         return share_scalars(group, codebook, {site: renamed[found.clamp(min=0)] for site, found in indices.items()})
 
 
-def _measure(group: Group) -> None:
+def _measure(group: GroupState) -> None:
     """Find out how far the free weights are from the values there are."""
     found = [pull(group.latent(site).detach(), *_drawn(group, site)) for site in group.sites]
-    group.pulled.copy_(torch.stack(found))  # type: ignore[operator]
+    group.get_buffer("pulled").copy_(torch.stack(found))
 
 
-def _settled(group: Group) -> bool:
+def _settled(group: GroupState) -> bool:
     """Tell whether no weight is free, or all that are have come to a value."""
-    total, count = group.pulled.sum(0).tolist()  # type: ignore[operator]
+    total, count = group.get_buffer("pulled").sum(0).tolist()
     return bool(total < SETTLED * count or not count)
 
 
-def _drawn(group: Group, site: Site) -> tuple[Tensor, Tensor, Tensor]:
+def _drawn(group: GroupState, site: Site) -> tuple[Tensor, Tensor, Tensor]:
     """What draws the weights of a site, and which: codebook, indices, and below which magnitude 0 is no distance."""
-    zero_below: Tensor = group.zero_below[group.sites.index(site)]  # type: ignore[index]
+    zero_below: Tensor = group.get_buffer("zero_below")[group.sites.index(site)]
     return group.codebook().detach(), _indices(group, site), zero_below
 
 
-def _indices(group: Group, site: Site) -> Tensor:
+def _indices(group: GroupState, site: Site) -> Tensor:
     """The indices of a site, below 0 where a weight is neither fixed nor pruned, int[shape]."""
     indices = group.indices(site)
     return indices.masked_fill(group.pruned(site), 0) if group.has_zeros else indices
 
 
-def _positions(group: Group, codewords: NDArray[np.float32]) -> NDArray[np.int32]:
+def _positions(group: GroupState, codewords: NDArray[np.float32]) -> NDArray[np.int32]:
     """Give the position of each codeword in the group's codebook, new ones at its end, float32[K]; and at last -1."""
     book = group.codebook().detach().cpu().tolist()
     where = {value: position for position, value in enumerate(book)}
