@@ -54,8 +54,8 @@ def unpack(file: Path, output: Path, force: bool, max_memory: int | None) -> Non
 
     Names, shapes and values are those of the model's state dict: timm loads it by checkpoint_path.
     """
-    from compressor.formats.atomic import check_writable, write_atomically
-    from compressor.formats.locking import holding
+    from compressor.formats.io.atomic import check_writable, write_atomically
+    from compressor.formats.io.locking import holding
 
     if output.suffix != ENDING:
         raise UsageError(f"-o {output}: timm knows a plain checkpoint by its ending, name it {output.stem}{ENDING}")

@@ -9,8 +9,8 @@ from typing import Any
 from timm.utils.summary import update_summary
 
 from compressor.cli.options import Options
-from compressor.formats.atomic import check_writable
 from compressor.formats.errors import MissingError
+from compressor.formats.io.atomic import check_writable
 from compressor.training import Epoch
 
 __all__ = ["Logs"]

@@ -28,7 +28,7 @@ from compressor.compiling import compiled
 from compressor.core import Compressor
 from compressor.evaluation import Evaluation, evaluate
 from compressor.formats.errors import CompressorError
-from compressor.formats.locking import holding
+from compressor.formats.io.locking import holding
 from compressor.mixing import make_mixup
 from compressor.packing import Packed
 from compressor.processes import first, is_first, leave, tensors_of_first

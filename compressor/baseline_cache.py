@@ -22,8 +22,8 @@ import safetensors
 import safetensors.torch
 from torch import nn
 
-from compressor.formats.atomic import write_atomically
 from compressor.formats.errors import ResourceError
+from compressor.formats.io.atomic import write_atomically
 from compressor.processes import first, tensors_of_first
 from compressor.state_file import checksum
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from compressor.formats.atomic import write_atomically
 from compressor.formats.errors import MissingError, ResourceError
+from compressor.formats.io.atomic import write_atomically
 from compressor.processes import add_up, first
 
 __all__ = ["BadImages", "BadSplit"]

@@ -7,7 +7,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from compressor.formats.memory import fresh
+from compressor.formats.io.huge_pages import fresh
 
 __all__ = ["FIELDS", "gather", "pack_bits", "unpack_bits"]
 

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 
-from compressor.formats.atomic import check_writable, write_atomically
 from compressor.formats.books import book_fields, check_book
 from compressor.formats.codec import CODECS, Codec, Stream, check_indices, codec_class
 from compressor.formats.container import canonical_json, header_bytes, read_json
@@ -19,6 +18,7 @@ from compressor.formats.dtypes import FLOATS, check_byte_order, from_storage, to
 from compressor.formats.entries import check_raw
 from compressor.formats.errors import FormatError, IntegrityError, UnsupportedError, UsageError
 from compressor.formats.fields import parse_name
+from compressor.formats.io.atomic import check_writable, write_atomically
 from compressor.formats.layout import Key, blob_sizes, layout
 from compressor.formats.metadata import OBJECTS, VERSION, parse_metadata
 from compressor.formats.reader import MAX_MEMORY, PackedFile

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from compressor.formats import atomic
-from compressor.formats.atomic import check_writable, write_atomically
 from compressor.formats.errors import CompressorError, IntegrityError, ResourceError, UsageError
+from compressor.formats.io import atomic
+from compressor.formats.io.atomic import check_writable, write_atomically
 
 
 def names(folder: Path) -> list[str]:
@@ -81,7 +81,7 @@ def test_read_only_folder_is_told_before_the_work(tmp_path: Path) -> None:
     os.chmod(tmp_path, 0o755)
     code = (
         "import os, sys\n"
-        "from compressor.formats.atomic import check_writable\n"
+        "from compressor.formats.io.atomic import check_writable\n"
         "from compressor.formats.errors import ResourceError\n"
         "if os.getuid() == 0: os.setuid(65534)\n"
         "try: check_writable(sys.argv[1], False)\n"

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from test_atomic import names
 
-from compressor.formats.atomic import write_atomically
 from compressor.formats.errors import ResourceError
+from compressor.formats.io.atomic import write_atomically
 
 
 class Failing:
@@ -90,7 +90,7 @@ def test_file_size_limit(tmp_path: Path) -> None:
     """A real refusal of the kernel, in a child whose files may have 1,000 bytes."""
     code = (
         "import resource, signal, sys\n"
-        "from compressor.formats.atomic import write_atomically\n"
+        "from compressor.formats.io.atomic import write_atomically\n"
         "from compressor.formats.errors import ResourceError\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"

@@ -158,7 +158,7 @@ def test_folder_that_is_not_there_or_cannot_be_written(fails: Fails, monkeypatch
         raise PermissionError(13, "Permission denied")
 
     with monkeypatch.context() as patch:  # root may write anywhere
-        patch.setattr("compressor.formats.atomic.os.open", refuse)
+        patch.setattr("compressor.formats.io.atomic.os.open", refuse)
         assert "cannot be written: Permission denied" in fails(6, MODEL)
 
 

@@ -19,7 +19,8 @@ from test_record import RECORDS
 import compressor
 from compressor.cli.files import open_packed
 from compressor.cli.main import run
-from compressor.formats import atomic, parts, source
+from compressor.formats import parts, source
+from compressor.formats.io import atomic
 from compressor.formats.packed import pack, write
 from compressor.formats.reader import PackedFile
 from compressor.formats.record import Content, SharedTensor, Table

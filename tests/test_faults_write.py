@@ -25,8 +25,8 @@ from test_locking import another_process
 from test_record import RECORDS
 
 from compressor.cli.main import run
-from compressor.formats.atomic import write_atomically
 from compressor.formats.errors import ResourceError
+from compressor.formats.io.atomic import write_atomically
 from compressor.formats.packed import pack, write
 from compressor.formats.reader import PackedFile
 
@@ -117,9 +117,9 @@ def test_60_61_told_before_the_work(
     Path("folder.safetensors").mkdir()
     assert "is a folder, expected the name of a file" in fails(capsys, 6, *words, "folder.safetensors", "--force")
     assert "folder" in fails(capsys, 6, *words, "none/a.safetensors")
-    monkeypatch.setattr("compressor.formats.atomic.os.open", refusing(errno.EACCES))
+    monkeypatch.setattr("compressor.formats.io.atomic.os.open", refusing(errno.EACCES))
     assert "cannot be written: Permission denied" in fails(capsys, 6, *words, "new.safetensors")
-    monkeypatch.setattr("compressor.formats.atomic.os.open", refusing(errno.EROFS))
+    monkeypatch.setattr("compressor.formats.io.atomic.os.open", refusing(errno.EROFS))
     assert "cannot be written: Read-only file system" in fails(capsys, 6, *words, "new.safetensors")
     assert old.read_bytes() == b"old"
 

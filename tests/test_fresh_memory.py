@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from compressor.formats.memory import fresh
+from compressor.formats.io.huge_pages import fresh
 
 LARGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage")
 MB = 1 << 20

@@ -13,13 +13,13 @@ from pathlib import Path
 
 import pytest
 
-from compressor.formats.atomic import write_atomically
 from compressor.formats.errors import ResourceError
-from compressor.formats.locking import holding
+from compressor.formats.io.atomic import write_atomically
+from compressor.formats.io.locking import holding
 
 CODE = """
 import sys
-from compressor.formats.locking import holding
+from compressor.formats.io.locking import holding
 with holding(sys.argv[1]):
     print("held", flush=True)
     sys.stdin.read()

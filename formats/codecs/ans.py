@@ -21,8 +21,8 @@ from compressor.formats.frequencies import (
     read_frequencies,
     write_frequencies,
 )
+from compressor.formats.io.huge_pages import fresh
 from compressor.formats.kernels import LOW, bit_patterns, rans_decode, rans_encode
-from compressor.formats.memory import fresh
 from compressor.formats.record import index_dtype
 
 __all__ = ["CHUNK", "Ans"]

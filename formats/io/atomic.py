@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from compressor.formats.errors import ResourceError, UsageError
-from compressor.formats.locking import sweep_locks
+from compressor.formats.io.locking import sweep_locks
 
 __all__ = ["check_writable", "write_atomically"]
 
