@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from compressor.formats.compiled import available, compiled
+from compressor.formats.jit.cache import available, compiled
 from compressor.indexing import blocks, on_processor
 from compressor.threads import Along, Argument, parts, side_by_side
 
 if TYPE_CHECKING:
-    from compressor.formats.native import Code
-    from compressor.formats.operands import Array, Real, Variable
+    from compressor.formats.jit.builder import Code
+    from compressor.formats.jit.values import Array, Real, Variable
 
 __all__ = ["Hash", "bounds_between", "search_table", "write_search"]
 

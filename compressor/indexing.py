@@ -12,12 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from compressor.formats.compiled import compiled
+from compressor.formats.jit.cache import compiled
 from compressor.threads import Along, parts, side_by_side
 from compressor.workspace import workspace
 
 if TYPE_CHECKING:
-    from compressor.formats.native import Code
+    from compressor.formats.jit.builder import Code
 
 __all__ = ["BLOCK", "blocks", "gather", "on_processor", "only_free", "settle", "sum_by_index"]
 

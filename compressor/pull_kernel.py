@@ -11,13 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from compressor.formats.compiled import compiled
+from compressor.formats.jit.cache import compiled
 from compressor.hashing import search_table, write_search
 from compressor.threads import Along, Argument, parts, side_by_side
 
 if TYPE_CHECKING:
-    from compressor.formats.native import Code
-    from compressor.formats.operands import Array, Real, Value, Variable
+    from compressor.formats.jit.builder import Code
+    from compressor.formats.jit.values import Array, Real, Value, Variable
 
 __all__ = ["FURTHEST", "LEAST", "STEEPEST", "TEMPERATURE", "Onto", "in_machine_code"]
 

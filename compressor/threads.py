@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from compressor.formats.compiled import ARGUMENTS, compiled
+from compressor.formats.jit.cache import ARGUMENTS, compiled
 
 if TYPE_CHECKING:
-    from compressor.formats.native import Code, MachineCode
+    from compressor.formats.jit.builder import Code, MachineCode
 
 __all__ = ["Along", "Argument", "parts", "side_by_side"]
 

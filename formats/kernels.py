@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 from numpy.typing import NDArray
 
-from compressor.formats.compiled import compiled
+from compressor.formats.jit.cache import compiled
 
 if TYPE_CHECKING:
-    from compressor.formats.native import Code
-    from compressor.formats.operands import Value
+    from compressor.formats.jit.builder import Code
+    from compressor.formats.jit.values import Value
 
 __all__ = ["LOW", "PADDING", "bit_patterns", "huffman_decode", "rans_decode", "rans_encode"]
 

@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
 
-from compressor.formats.compiled import compiled
-from compressor.formats.native import Code
-from compressor.formats.operands import Real
+from compressor.formats.jit.builder import Code
+from compressor.formats.jit.cache import compiled
+from compressor.formats.jit.values import Real
 
 RESULTS = 6
 anything = arrays(np.float32, st.integers(1, 50), elements=st.floats(width=32))

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from compressor import hashing, indexing, pull_kernel, threads
-from compressor.formats.native import Code, compile_function
+from compressor.formats.jit.builder import Code, compile_function
 from compressor.indexing import sum_by_index
 from compressor.lookup import straight_through
 from compressor.pull import fixed_and_pulled

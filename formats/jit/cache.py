@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from compressor.formats.native import MachineCode
+    from compressor.formats.jit.builder import MachineCode
 
 __all__ = ["ARGUMENTS", "available", "compiled"]
 
@@ -22,7 +22,7 @@ _lock = threading.Lock()
 def available() -> bool:
     """Tell whether machine code can be had."""
     try:
-        import compressor.formats.native  # noqa: F401
+        import compressor.formats.jit.builder  # noqa: F401
     except ImportError:
         return False
     return True
@@ -44,6 +44,6 @@ def compiled(write: Callable[..., Any], *constants: int, vectorise: bool = False
 def _compile(write: Callable[..., Any], constants: tuple[int, ...], vectorise: bool) -> MachineCode | None:
     if not available():
         return None
-    from compressor.formats.native import compile_function
+    from compressor.formats.jit.builder import compile_function
 
     return compile_function(lambda code: write(code, *constants), ARGUMENTS, vectorise)

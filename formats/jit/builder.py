@@ -17,7 +17,7 @@ import numpy as np
 from llvmlite import ir
 from numpy.typing import NDArray
 
-from compressor.formats.operands import WORD, Array, Real, Value, Variable
+from compressor.formats.jit.values import WORD, Array, Real, Value, Variable
 
 __all__ = ["Code", "MachineCode", "compile_function"]
 

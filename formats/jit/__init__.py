@@ -1,0 +1,1 @@
+"""A small language for machine code, compiled by LLVM through llvmlite."""
