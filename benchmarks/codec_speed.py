@@ -31,7 +31,7 @@ import timm
 import torch
 from torch import nn
 
-from compressor.formats.codec import CODECS
+from compressor.formats.codecs.base import CODECS
 from compressor.formats.loader import load, load_state_dict
 from compressor.formats.packed import write
 from compressor.formats.reader import PackedFile

@@ -12,7 +12,7 @@ import timm
 import torch
 
 from compressor import Compressor, Policy, Rule
-from compressor.formats.frequencies import choose_frequencies, write_frequencies
+from compressor.formats.codecs.frequencies import choose_frequencies, write_frequencies
 from compressor.formats.reader import PackedFile
 
 

@@ -19,7 +19,7 @@ from compressor.cli.options import Options
 from compressor.compiling import check_backend
 from compressor.datasets import Dataset, load_data
 from compressor.devices import find_device
-from compressor.formats.codec import CODECS
+from compressor.formats.codecs.base import CODECS
 from compressor.formats.errors import MissingError, UsageError, did_you_mean
 from compressor.formats.io.atomic import check_writable
 from compressor.formats.loader import build_model

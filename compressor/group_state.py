@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from compressor.formats.codec import Codec, Stream
+from compressor.formats.codecs.base import Codec, Stream
 from compressor.formats.generated import Generated
 from compressor.sites import Site
 from compressor.units import Units, in_units

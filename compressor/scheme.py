@@ -17,8 +17,8 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
-from compressor.formats.bitpacking import gather
-from compressor.formats.codec import Codec
+from compressor.formats.codecs.base import Codec
+from compressor.formats.codecs.bitpacking import gather
 from compressor.formats.dtypes import round_to
 from compressor.formats.errors import PolicyError, did_you_mean
 from compressor.formats.record import Codebook, SharedTensor, Table, index_dtype

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from compressor.formats.books import TableEntry
-from compressor.formats.codec import codec_class
+from compressor.formats.codecs.base import codec_class
 from compressor.formats.dtypes import ITEM_SIZES
 from compressor.formats.errors import FormatError
 from compressor.formats.fields import MAX_DIM, float_dtype, parse_name, parse_shape, whole

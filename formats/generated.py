@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-from compressor.formats.codec import Codec, Stream
+from compressor.formats.codecs.base import Codec, Stream
 
 __all__ = ["BLOCK", "Generated"]
 
@@ -32,7 +32,7 @@ class Generated:
         dtype: what its weights are rounded to, as the decoder does.
 
     Example:
-        >>> from compressor.formats.codec import codec_class
+        >>> from compressor.formats.codecs.base import codec_class
         >>> source = Generated(codec_class("hashed")(), Stream("fc.weight", 6, 100), (2, 3), torch.float32)
         >>> source.indices(2, 6, torch.device("cpu")).tolist()
         [66, 25, 57, 27]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from compressor.formats.books import TableEntry, parse_book
-from compressor.formats.codec import CODECS
+from compressor.formats.codecs.base import CODECS
 from compressor.formats.dtypes import ITEM_SIZES
 from compressor.formats.entries import RawEntry, SiteEntry, parse_raws, parse_site
 from compressor.formats.errors import FormatError, UnsupportedError

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils import parametrize
 
-from compressor.formats.bitpacking import pack_bits
-from compressor.formats.codec import Stream
+from compressor.formats.codecs.base import Stream
+from compressor.formats.codecs.bitpacking import pack_bits
 from compressor.formats.generated import Generated
 from compressor.formats.reader import PackedFile
 from compressor.formats.record import SharedTensor, Table

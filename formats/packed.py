@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from compressor.formats.books import book_fields, check_book
-from compressor.formats.codec import CODECS, Codec, Stream, check_indices, codec_class
+from compressor.formats.codecs.base import CODECS, Codec, Stream, check_indices, codec_class
 from compressor.formats.container import canonical_json, header_bytes, read_json
 from compressor.formats.dtypes import FLOATS, check_byte_order, from_storage, to_storage
 from compressor.formats.entries import check_raw

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compressor.formats.books import TableEntry, read_table
-from compressor.formats.codec import Stream, codec_class
+from compressor.formats.codecs.base import Stream, codec_class
 from compressor.formats.dtypes import from_storage, to_storage
 from compressor.formats.entries import SiteEntry, check_raw
 from compressor.formats.errors import FileError, FormatError, MissingError, did_you_mean

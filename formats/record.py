@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from compressor.formats.bitpacking import gather
+from compressor.formats.codecs.bitpacking import gather
 from compressor.formats.dtypes import round_to
 
 if TYPE_CHECKING:
-    from compressor.formats.codec import Codec
+    from compressor.formats.codecs.base import Codec
 
 __all__ = ["Codebook", "Content", "Grid", "RawTensor", "SharedTensor", "Table", "decode", "index_dtype"]
 

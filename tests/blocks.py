@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from compressor import Compressor, Policy, Rule
 from compressor.formats import blockwise, generated
-from compressor.formats.codec import Stream, codec_class
+from compressor.formats.codecs.base import Stream, codec_class
 from compressor.formats.generated import Generated
 
 CODEC = codec_class("hashed")()

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from compressor.formats.bitpacking import gather, pack_bits, unpack_bits
-from compressor.formats.codec import Stream
+from compressor.formats.codecs.base import Stream
+from compressor.formats.codecs.bitpacking import gather, pack_bits, unpack_bits
 from compressor.formats.codecs.bits import Bits
 from compressor.formats.errors import FormatError
 

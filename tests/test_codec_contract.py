@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from compressor.formats.codec import CODECS, Stream, codec_class
+from compressor.formats.codecs.base import CODECS, Stream, codec_class
 from compressor.formats.errors import FormatError, UnsupportedError
 from compressor.formats.record import index_dtype
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from compressor.formats.codec import Stream
+from compressor.formats.codecs.base import Stream
 from compressor.formats.codecs.hashed import Hashed, hashed_indices
 from compressor.formats.errors import FormatError, UsageError
 

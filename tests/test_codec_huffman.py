@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from bitarray.util import canonical_huffman
 
-from compressor.formats.codec import Stream
+from compressor.formats.codecs.base import Stream
 from compressor.formats.codecs.huffman import LIMIT, Huffman, code_table, limited_lengths, package_merge
 from compressor.formats.errors import FormatError
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from compressor.core import Compressor
-from compressor.formats.codec import Stream
+from compressor.formats.codecs.base import Stream
 from compressor.formats.codecs.hashed import Hashed as Codec
 from compressor.formats.codecs.hashed import hashed_indices
 from compressor.formats.errors import PolicyError

@@ -18,7 +18,7 @@ from typing import Any
 from forging import forged_from, small, split
 from test_record import RECORDS
 
-from compressor.formats.codec import CODECS
+from compressor.formats.codecs.base import CODECS
 from compressor.formats.container import BLOBS
 from compressor.formats.errors import FileError
 from compressor.formats.packed import pack

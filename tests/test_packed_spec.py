@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from compressor.formats import container
-from compressor.formats.codec import CODECS
+from compressor.formats.codecs.base import CODECS
 from compressor.formats.packed import pack
 from compressor.formats.reader import PackedFile
 from compressor.formats.record import Content, SharedTensor, Table

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from compressor.formats.codec import CODECS
+from compressor.formats.codecs.base import CODECS
 from compressor.formats.codecs.hashed import Hashed, hashed_indices
 from compressor.formats.dtypes import from_storage, round_to
 from compressor.formats.packed import pack

@@ -11,7 +11,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
-from compressor.formats.codec import Codec, Stream, codec_class
+from compressor.formats.codecs.base import Codec, Stream, codec_class
 from compressor.formats.dtypes import round_to
 from compressor.formats.errors import PolicyError
 from compressor.formats.record import SharedTensor, Table, index_dtype

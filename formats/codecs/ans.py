@@ -11,9 +11,8 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from compressor.formats.codec import Codec, Stream, register
-from compressor.formats.errors import FormatError
-from compressor.formats.frequencies import (
+from compressor.formats.codecs.base import Codec, Stream, register
+from compressor.formats.codecs.frequencies import (
     FRACTION,
     PRECISIONS,
     choose_frequencies,
@@ -21,8 +20,9 @@ from compressor.formats.frequencies import (
     read_frequencies,
     write_frequencies,
 )
+from compressor.formats.codecs.kernels import LOW, bit_patterns, rans_decode, rans_encode
+from compressor.formats.errors import FormatError
 from compressor.formats.io.huge_pages import fresh
-from compressor.formats.kernels import LOW, bit_patterns, rans_decode, rans_encode
 from compressor.formats.record import index_dtype
 
 __all__ = ["CHUNK", "Ans"]

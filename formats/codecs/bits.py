@@ -8,8 +8,8 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from compressor.formats.bitpacking import FIELDS, gather, pack_bits, unpack_bits
-from compressor.formats.codec import Codec, Stream, check_indices, register
+from compressor.formats.codecs.base import Codec, Stream, check_indices, register
+from compressor.formats.codecs.bitpacking import FIELDS, gather, pack_bits, unpack_bits
 from compressor.formats.errors import FormatError
 from compressor.formats.record import index_dtype
 

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from compressor.formats.codec import Codec, Stream, register
+from compressor.formats.codecs.base import Codec, Stream, register
 from compressor.formats.errors import FormatError, UsageError
 from compressor.formats.record import index_dtype
 

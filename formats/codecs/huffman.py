@@ -15,10 +15,10 @@ from bitarray import bitarray
 from bitarray.util import canonical_huffman
 from numpy.typing import NDArray
 
-from compressor.formats.codec import Codec, Stream, register
+from compressor.formats.codecs.base import Codec, Stream, register
+from compressor.formats.codecs.kernels import PADDING, bit_patterns, huffman_decode
 from compressor.formats.errors import FormatError
 from compressor.formats.io.huge_pages import fresh
-from compressor.formats.kernels import PADDING, bit_patterns, huffman_decode
 from compressor.formats.record import index_dtype
 
 __all__ = ["CHUNK", "LIMIT", "Huffman", "code_table", "limited_lengths", "package_merge"]

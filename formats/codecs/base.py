@@ -15,7 +15,7 @@ from typing import Any, ClassVar, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from compressor.formats.bitpacking import gather
+from compressor.formats.codecs.bitpacking import gather
 from compressor.formats.errors import FormatError, UnsupportedError, UsageError, did_you_mean
 
 __all__ = ["CODECS", "Codec", "Stream", "check_indices", "codec_class", "register"]
