@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from compressor.formats.virtual import VirtualTensor, mirrored
+from compressor.formats.inference.virtual_weight import VirtualTensor, mirrored
 from compressor.group_state import GroupState
 from compressor.pruning import Pruning
 from compressor.scheme import Scheme

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from compressor.formats.codecs.base import Codec, Stream
-from compressor.formats.generated import Generated
+from compressor.formats.inference.generated import Generated
 from compressor.sites import Site
 from compressor.units import Units, in_units
 from compressor.workspace import give_back

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from compressor import Compressor, Policy, Rule
-from compressor.formats import blockwise, generated
 from compressor.formats.codecs.base import Stream, codec_class
-from compressor.formats.generated import Generated
+from compressor.formats.inference import blockwise, generated
+from compressor.formats.inference.generated import Generated
 
 CODEC = codec_class("hashed")()
 

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional
 
-from compressor.formats.generated import Generated
-from compressor.formats.virtual import VirtualTensor
+from compressor.formats.inference.generated import Generated
+from compressor.formats.inference.virtual_weight import VirtualTensor
 
 __all__ = ["never_whole"]
 

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from compressor import Compressor, Policy, Rule
 from compressor.formats.errors import FileError, UsageError
+from compressor.formats.inference.packed_weight import PackedWeight
 from compressor.formats.loader import load, load_state_dict
-from compressor.formats.modules import PackedWeight
 from compressor.formats.packed import write
 from compressor.formats.reader import PackedFile
 from compressor.formats.record import Content, Grid

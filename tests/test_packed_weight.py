@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from compressor.formats.modules import DTYPES, PackedWeight
+from compressor.formats.inference.packed_weight import DTYPES, PackedWeight
 from compressor.formats.record import Codebook, Grid, SharedTensor, Table, decode, index_count, index_dtype
 
 RANDOM = np.random.default_rng(0)

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from compressor import Compressor, Policy, Rule, load
+from compressor.formats.inference.virtual_weight import VirtualTensor, VirtualWeight
 from compressor.formats.packed import write
 from compressor.formats.record import Content
-from compressor.formats.virtual import VirtualTensor, VirtualWeight
 
 __all__ = ["never_whole"]
 

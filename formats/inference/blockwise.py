@@ -13,7 +13,7 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from compressor.formats.generated import BLOCK, Generated
+from compressor.formats.inference.generated import BLOCK, Generated
 
 __all__ = ["BLOCKWISE"]
 

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from compressor.formats.blockwise import BLOCKWISE
-from compressor.formats.generated import Generated
+from compressor.formats.inference.blockwise import BLOCKWISE
+from compressor.formats.inference.generated import Generated
 
 __all__ = ["ComputedWeight", "VirtualTensor", "VirtualWeight", "mirrored"]
 

@@ -1,0 +1,1 @@
+"""Layers whose weights stay packed, or are generated, while they compute."""
