@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 import compressor
 from compressor import Compressor, Policy, Rule
-from compressor.formats.reader import PackedFile
+from compressor.formats.file.reader import PackedFile
 from compressor.report import dense_size
 
 HERE = Path(__file__).parent

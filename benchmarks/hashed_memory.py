@@ -30,7 +30,7 @@ from torch import nn
 from torch.nn import functional
 
 from compressor import Compressor, Policy, Rule, load
-from compressor.formats.reader import PackedFile
+from compressor.formats.file.reader import PackedFile
 
 WARM_UP = 1
 

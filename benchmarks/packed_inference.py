@@ -21,7 +21,7 @@ from tabulate import tabulate
 from torch import nn
 
 from compressor import Compressor, Policy, Rule, load
-from compressor.formats.reader import PackedFile
+from compressor.formats.file.reader import PackedFile
 
 
 def seconds(act: Callable[[], object]) -> float:

@@ -13,7 +13,7 @@ import torch
 
 from compressor import Compressor, Policy, Rule
 from compressor.formats.codecs.frequencies import choose_frequencies, write_frequencies
-from compressor.formats.reader import PackedFile
+from compressor.formats.file.reader import PackedFile
 
 
 def measure(name: str, codewords: int) -> str:

@@ -25,7 +25,7 @@ import compressor
 from compressor.cli.main import run
 from compressor.datasets import Dataset, load_data
 from compressor.evaluation import evaluate
-from compressor.formats.reader import PackedFile
+from compressor.formats.file.reader import PackedFile
 from compressor.model_zoo import Checkpoint
 from compressor.provenance import read_provenance
 

@@ -15,7 +15,7 @@ from compressor.formats.errors import IntegrityError, UsageError
 
 if TYPE_CHECKING:
     from compressor.cli.difference import Difference, Row
-    from compressor.formats.reader import PackedFile
+    from compressor.formats.file.reader import PackedFile
 
 __all__ = ["diff", "verify"]
 

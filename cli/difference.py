@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from compressor.formats.books import TableEntry
 from compressor.formats.dtypes import FLOATS, ITEM_SIZES, from_storage
-from compressor.formats.reader import PackedFile
+from compressor.formats.file.codebooks import TableEntry
+from compressor.formats.file.reader import PackedFile
 
 __all__ = ["Difference", "Row"]
 

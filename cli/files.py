@@ -15,7 +15,7 @@ from compressor.formats.errors import FormatError, MissingError, UsageError
 
 if TYPE_CHECKING:
     from compressor.datasets import Dataset
-    from compressor.formats.reader import PackedFile
+    from compressor.formats.file.reader import PackedFile
     from compressor.provenance import Provenance
 
 __all__ = ["EVAL_BATCH", "PackedPath", "evaluate", "inspect", "memory_option", "open_packed"]
@@ -43,8 +43,8 @@ memory_option = click.option(
 @contextmanager
 def open_packed(path: Path, max_memory: int | None) -> Iterator[PackedFile]:
     """Open a packed file that nothing is known of, unless it would decode to more than is believable or allowed."""
-    from compressor.formats.parts import believable_memory
-    from compressor.formats.reader import PackedFile
+    from compressor.formats.file.parts import believable_memory
+    from compressor.formats.file.reader import PackedFile
 
     with PackedFile.open(path, max_memory=sys.maxsize) as packed:  # opening decodes nothing yet
         size, decoded = packed.source.size, packed.decoded_size
@@ -107,7 +107,7 @@ def evaluate(
     from compressor import load
     from compressor.devices import find_device
     from compressor.evaluation import evaluate as measure
-    from compressor.formats.reader import PackedFile
+    from compressor.formats.file.reader import PackedFile
     from compressor.provenance import read_provenance
 
     where = find_device(device)

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from compressor.formats.errors import FormatError
-from compressor.formats.reader import PackedFile
+from compressor.formats.file.reader import PackedFile
 
 __all__ = ["Provenance", "printable", "read_provenance", "rule_of"]
 

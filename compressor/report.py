@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compressor.formats.dtypes import ITEM_SIZES
-from compressor.formats.reader import PackedFile
+from compressor.formats.file.reader import PackedFile
 from compressor.formats.record import Codebook, SharedTensor, Table
 from compressor.provenance import Provenance, read_provenance, rule_of
 from compressor.tables import Row, markdown_table, text_table

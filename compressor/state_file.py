@@ -17,8 +17,8 @@ import safetensors
 import torch
 from torch import Tensor
 
-from compressor.formats.container import framed
 from compressor.formats.errors import IntegrityError, UsageError
+from compressor.formats.file.container import framed
 from compressor.formats.io.atomic import write_atomically
 from compressor.formats.tensors import STORED_AS
 from compressor.processes import count, first, tensors_of_first

@@ -12,10 +12,10 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from compressor.formats.container import KEY
 from compressor.formats.errors import MissingError
+from compressor.formats.file.container import KEY
+from compressor.formats.file.reader import PackedFile
 from compressor.formats.loader import build_model, load_state_dict
-from compressor.formats.reader import PackedFile
 
 __all__ = ["Renormalised", "load_teacher", "seeing"]
 

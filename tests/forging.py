@@ -13,12 +13,12 @@ import pytest
 from test_codec_contract import sample
 
 from compressor.formats.codecs.base import CODECS
-from compressor.formats.container import BLOBS, KEY, canonical_json, header_bytes
 from compressor.formats.errors import FileError
-from compressor.formats.layout import layout
-from compressor.formats.metadata import parse_metadata
-from compressor.formats.packed import pack
-from compressor.formats.reader import PackedFile
+from compressor.formats.file.container import BLOBS, KEY, canonical_json, header_bytes
+from compressor.formats.file.layout import layout
+from compressor.formats.file.metadata import parse_metadata
+from compressor.formats.file.reader import PackedFile
+from compressor.formats.file.writer import pack
 from compressor.formats.record import Content, Grid, RawTensor, SharedTensor, Table
 
 Fields = dict[str, Any]

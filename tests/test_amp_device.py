@@ -20,7 +20,7 @@ from compressor.cli import main as command
 from compressor.cli.options import Options
 from compressor.devices import find_device
 from compressor.formats.errors import ResourceError, UsageError
-from compressor.formats.reader import PackedFile
+from compressor.formats.file.reader import PackedFile
 
 ARGS: dict[str, Any] = {"num_classes": 10, "in_chans": 1}
 LEARNT = Policy([Rule("*", scheme="learnt", bits=2)])

@@ -12,8 +12,8 @@ CODE = """
 import hashlib, os, random, signal, sys, time
 from pathlib import Path
 import numpy as np
-from compressor.formats.packed import write
-from compressor.formats.reader import PackedFile
+from compressor.formats.file.writer import write
+from compressor.formats.file.reader import PackedFile
 from compressor.formats.record import Content, SharedTensor, Table
 
 def content(seed):

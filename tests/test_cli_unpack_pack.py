@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import compressor
-from compressor.formats.packed import write
+from compressor.formats.file.writer import write
 
 __all__ = ["timm_file", "type_"]  # the fixtures
 

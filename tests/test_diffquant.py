@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from compressor.core import Compressor
-from compressor.formats.reader import PackedFile
+from compressor.formats.file.reader import PackedFile
 from compressor.group import Group
 from compressor.policy import Policy, Rule
 from compressor.scheme import make_scheme

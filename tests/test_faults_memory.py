@@ -19,10 +19,10 @@ from test_record import RECORDS
 import compressor
 from compressor.cli.files import open_packed
 from compressor.cli.main import run
-from compressor.formats import parts, source
+from compressor.formats.file import parts, source
+from compressor.formats.file.reader import PackedFile
+from compressor.formats.file.writer import pack, write
 from compressor.formats.io import atomic
-from compressor.formats.packed import pack, write
-from compressor.formats.reader import PackedFile
 from compressor.formats.record import Content, SharedTensor, Table
 
 __all__ = ["says"]  # the fixture
@@ -192,7 +192,7 @@ def test_real_want_of_memory(tmp_path: Path) -> None:
     code = (
         "import resource, sys\n"
         "from compressor.cli.main import main\n"
-        "import compressor.formats.reader\n"
+        "import compressor.formats.file.reader\n"
         "used = int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize()\n"
         "resource.setrlimit(resource.RLIMIT_AS, (used + (1 << 29), used + (1 << 29)))\n"
         "main(['verify', sys.argv[1], '--max-memory', '4'])"

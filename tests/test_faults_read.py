@@ -24,10 +24,10 @@ from forging import forged, forged_from, header, read_all, sealed, small, split,
 from test_packed_values import changed, floats
 
 from compressor.cli.main import run
-from compressor.formats.container import header_bytes
 from compressor.formats.errors import FormatError, IntegrityError, UnsupportedError
-from compressor.formats.packed import pack, write
-from compressor.formats.reader import PackedFile
+from compressor.formats.file.container import header_bytes
+from compressor.formats.file.reader import PackedFile
+from compressor.formats.file.writer import pack, write
 from compressor.formats.record import Content, SharedTensor, Table
 
 Says = Callable[..., str]

@@ -18,8 +18,8 @@ import compressor
 from compressor import Compressor, Policy, Rule
 from compressor.cli.main import run
 from compressor.formats.errors import MissingError, UsageError
-from compressor.formats.packed import pack
-from compressor.formats.reader import PackedFile
+from compressor.formats.file.reader import PackedFile
+from compressor.formats.file.writer import pack
 from compressor.formats.record import Content, SharedTensor, Table
 
 __all__ = ["says"]  # the fixture

@@ -26,9 +26,9 @@ from test_record import RECORDS
 
 from compressor.cli.main import run
 from compressor.formats.errors import ResourceError
+from compressor.formats.file.reader import PackedFile
+from compressor.formats.file.writer import pack, write
 from compressor.formats.io.atomic import write_atomically
-from compressor.formats.packed import pack, write
-from compressor.formats.reader import PackedFile
 
 __all__ = ["says"]  # the fixture
 

@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from compressor.core import Compressor
 from compressor.formats.errors import PolicyError
-from compressor.formats.reader import PackedFile
+from compressor.formats.file.reader import PackedFile
 from compressor.formats.record import Grid
 from compressor.group import Group
 from compressor.policy import Policy, Rule

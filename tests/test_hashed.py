@@ -20,8 +20,8 @@ from compressor.formats.codecs.base import Stream
 from compressor.formats.codecs.hashed import Hashed as Codec
 from compressor.formats.codecs.hashed import hashed_indices
 from compressor.formats.errors import PolicyError
+from compressor.formats.file.reader import PackedFile
 from compressor.formats.inference.virtual_weight import mirrored
-from compressor.formats.reader import PackedFile
 from compressor.group import Group
 from compressor.lookup import lookup
 from compressor.policy import Policy, Rule

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from compressor.core import Compressor
-from compressor.formats.reader import PackedFile
+from compressor.formats.file.reader import PackedFile
 from compressor.group import Group
 from compressor.lookup import nearest
 from compressor.policy import Policy, Rule

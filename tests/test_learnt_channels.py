@@ -10,7 +10,7 @@ from groups import fitted
 from torch import Tensor, nn
 
 from compressor.core import Compressor
-from compressor.formats.reader import PackedFile
+from compressor.formats.file.reader import PackedFile
 from compressor.group import Group
 from compressor.packing import decoded
 from compressor.policy import Policy, Rule

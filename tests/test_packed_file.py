@@ -18,10 +18,10 @@ import torch
 from forging import split
 from test_record import RECORDS, network_wide_book, normal
 
-from compressor.formats.container import BLOBS, KEY
 from compressor.formats.errors import FormatError, IntegrityError, ResourceError, UsageError
-from compressor.formats.packed import pack, write
-from compressor.formats.reader import PackedFile
+from compressor.formats.file.container import BLOBS, KEY
+from compressor.formats.file.reader import PackedFile
+from compressor.formats.file.writer import pack, write
 from compressor.formats.record import Content, Grid, RawTensor, SharedTensor, Table
 
 
@@ -80,7 +80,7 @@ def test_content_hash_leaves_out_provenance_only() -> None:
 def test_same_bytes_in_any_process() -> None:
     code = (
         "import hashlib, sys; sys.path.insert(0, 'tests')\nfrom test_record import RECORDS\n"
-        "from compressor.formats.packed import pack\n"
+        "from compressor.formats.file.writer import pack\n"
         "print(hashlib.sha256(b''.join(pack(make()) for make in RECORDS.values())).hexdigest())"
     )
     digests = set()
@@ -119,7 +119,7 @@ def test_existing_file_is_kept_without_force(tmp_path: Path) -> None:
 
 
 def test_missing_folder_is_told_before_packing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("compressor.formats.packed.pack", lambda *args: pytest.fail("packed first"))
+    monkeypatch.setattr("compressor.formats.file.writer.pack", lambda *args: pytest.fail("packed first"))
     with pytest.raises(ResourceError, match="does not exist"):
         write(tmp_path / "absent" / "a", network_wide_book())
 
@@ -136,7 +136,7 @@ def test_what_the_disk_changes_is_not_put_in_place(
         content, sites={**content.sites, name: replace(site, indices=site.indices[::-1].copy())}
     )  # fmt: skip
     data = pack(spoilt)
-    monkeypatch.setattr("compressor.formats.packed.pack", lambda *args: data)
+    monkeypatch.setattr("compressor.formats.file.writer.pack", lambda *args: data)
     with pytest.raises(IntegrityError, match="read back differently"):
         write(tmp_path / "a", content)
     assert not list(tmp_path.iterdir())

@@ -11,9 +11,9 @@ import pytest
 import slow_reader
 from test_packed_file import random_content
 
-from compressor.formats.metadata import VERSION
-from compressor.formats.packed import pack
-from compressor.formats.reader import PackedFile
+from compressor.formats.file.metadata import VERSION
+from compressor.formats.file.reader import PackedFile
+from compressor.formats.file.writer import pack
 
 GOLDEN = Path(__file__).resolve().parent / "golden"
 FILES = sorted(GOLDEN.glob("v*/*.safetensors"))

@@ -15,10 +15,10 @@ import torch
 from forging import forged, good_header, header, refuse, small, split, spoilt
 
 from compressor.formats.codecs.base import CODECS
-from compressor.formats.container import BLOBS
 from compressor.formats.errors import FileError, FormatError, IntegrityError, MissingError, UnsupportedError
-from compressor.formats.packed import pack
-from compressor.formats.reader import PackedFile
+from compressor.formats.file.container import BLOBS
+from compressor.formats.file.reader import PackedFile
+from compressor.formats.file.writer import pack
 from compressor.formats.record import Content
 
 

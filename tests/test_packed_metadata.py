@@ -65,7 +65,7 @@ def test_lists(key: str) -> None:
 
 
 def test_metadata_that_is_no_object() -> None:
-    from compressor.formats.metadata import parse_metadata
+    from compressor.formats.file.metadata import parse_metadata
 
     with pytest.raises(FormatError, match="JSON object"):
         parse_metadata([], 0)

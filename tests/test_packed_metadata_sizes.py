@@ -10,7 +10,7 @@ from forging import Fields, forged, refuse
 from test_packed_metadata import site
 
 from compressor.formats.errors import FormatError
-from compressor.formats.reader import PackedFile
+from compressor.formats.file.reader import PackedFile
 
 
 @pytest.mark.parametrize("shape", [[4, -1], [4, 2.5], [True, 40], ["4"], "40", {}, [1] * 9, [1 << 31], None])

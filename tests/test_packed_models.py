@@ -12,8 +12,8 @@ import torch
 from forging import small
 from test_packed_loader import to_content
 
+from compressor.formats.file.writer import write
 from compressor.formats.loader import load, load_state_dict
-from compressor.formats.packed import write
 
 
 @pytest.mark.parametrize("name", timm.list_models("test_*"))
@@ -32,7 +32,7 @@ def test_every_small_timm_model(tmp_path: Path, name: str) -> None:
 
 def test_reading_needs_no_torch() -> None:
     code = (
-        "import sys\nfrom compressor.formats.reader import PackedFile\nfrom compressor.formats.packed import write\n"
+        "import sys\nfrom compressor.formats.file.reader import PackedFile\nfrom compressor.formats.file.writer import write\n"
         f"PackedFile.from_bytes({small()!r}).tensor('fc.weight')\n"
         "print('torch' in sys.modules)"
     )

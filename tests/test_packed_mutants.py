@@ -19,10 +19,10 @@ from forging import forged_from, small, split
 from test_record import RECORDS
 
 from compressor.formats.codecs.base import CODECS
-from compressor.formats.container import BLOBS
 from compressor.formats.errors import FileError
-from compressor.formats.packed import pack
-from compressor.formats.reader import PackedFile
+from compressor.formats.file.container import BLOBS
+from compressor.formats.file.reader import PackedFile
+from compressor.formats.file.writer import pack
 
 MAX_MEMORY = 16 << 20
 NASTY: list[Any] = [

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from forging import forged, refuse, small, split
 
-from compressor.formats.container import BLOBS
 from compressor.formats.errors import FormatError, UnsupportedError, UsageError
-from compressor.formats.packed import pack
-from compressor.formats.reader import PackedFile
+from compressor.formats.file.container import BLOBS
+from compressor.formats.file.reader import PackedFile
+from compressor.formats.file.writer import pack
 from compressor.formats.record import Content, Grid, RawTensor, SharedTensor, Table
 
 

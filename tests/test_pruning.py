@@ -12,7 +12,7 @@ from torch import nn
 
 from compressor.core import Compressor
 from compressor.formats.errors import PolicyError
-from compressor.formats.reader import PackedFile
+from compressor.formats.file.reader import PackedFile
 from compressor.policy import Policy, Rule
 from compressor.pruning import Pruning, smallest
 from compressor.scheme import SCHEMES

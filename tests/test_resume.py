@@ -11,7 +11,7 @@ import torch
 from runs import FOLDER, OUT, STEPS, TINY, GoneError, Runs, _here, die, kept, killed, runs, tell, weights
 
 from compressor.core import Compressor
-from compressor.formats.reader import PackedFile
+from compressor.formats.file.reader import PackedFile
 from compressor.state_file import read_state
 
 __all__ = ["_here", "runs", "weights"]  # the fixtures

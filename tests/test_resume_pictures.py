@@ -14,7 +14,7 @@ from PIL import Image
 from runs import OUT, Runs, _here, killed, runs, weights
 
 from compressor.datasets import load_data
-from compressor.formats.reader import PackedFile
+from compressor.formats.file.reader import PackedFile
 
 __all__ = ["_here", "runs", "weights"]  # the fixtures
 

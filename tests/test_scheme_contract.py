@@ -12,8 +12,8 @@ from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
 from compressor.core import Compressor
-from compressor.formats.packed import pack
-from compressor.formats.reader import PackedFile
+from compressor.formats.file.reader import PackedFile
+from compressor.formats.file.writer import pack
 from compressor.packing import decoded
 from compressor.policy import Policy
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from compressor.core import Compressor
 from compressor.formats.errors import PolicyError
-from compressor.formats.reader import PackedFile
+from compressor.formats.file.reader import PackedFile
 from compressor.formats.record import decode
 from compressor.packing import decoded
 from compressor.policy import Policy, Rule

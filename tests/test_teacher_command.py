@@ -18,7 +18,7 @@ from torch import nn
 import compressor
 from compressor.cli.main import run
 from compressor.datasets import load_data
-from compressor.formats.reader import PackedFile
+from compressor.formats.file.reader import PackedFile
 from compressor.teacher import Renormalised, load_teacher
 
 pytestmark = pytest.mark.usefixtures("own_folder", "one_worker")

@@ -11,7 +11,7 @@ from torch import nn
 from wfn_jobs import job_of, network, zero_shares
 
 from compressor.core import Compressor
-from compressor.formats.reader import PackedFile
+from compressor.formats.file.reader import PackedFile
 from compressor.policy import Policy, Rule
 
 

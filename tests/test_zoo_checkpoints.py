@@ -18,7 +18,7 @@ from compressor.cli.compress import compress
 from compressor.datasets import FASHION_MNIST_DIR
 from compressor.evaluation import Evaluation
 from compressor.formats.errors import MissingError
-from compressor.formats.reader import PackedFile
+from compressor.formats.file.reader import PackedFile
 from compressor.model_zoo import index
 from compressor.provenance import Accuracy, Measured, read_provenance
 from compressor.splits import ArraySplit

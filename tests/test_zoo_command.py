@@ -17,7 +17,7 @@ from compressor import model_zoo
 from compressor.cli.main import run
 from compressor.datasets import FASHION_MNIST_DIR
 from compressor.formats.errors import IntegrityError, MissingError
-from compressor.formats.reader import PackedFile
+from compressor.formats.file.reader import PackedFile
 
 __all__ = ["other_index"]  # the fixtures
 

@@ -14,13 +14,13 @@ from typing import Any, Self
 
 import numpy as np
 
-from compressor.formats.container import MAX_HEADER, canonical_json, parse_header, read_json, recognise
 from compressor.formats.dtypes import check_byte_order
-from compressor.formats.entries import RawEntry, SiteEntry
 from compressor.formats.errors import FileError, FormatError, IntegrityError, MissingError
-from compressor.formats.layout import Key, check_sizes, layout
-from compressor.formats.metadata import parse_metadata
-from compressor.formats.source import FileSource, MemorySource, Source
+from compressor.formats.file.container import MAX_HEADER, canonical_json, parse_header, read_json, recognise
+from compressor.formats.file.entries import RawEntry, SiteEntry
+from compressor.formats.file.layout import Key, check_sizes, layout
+from compressor.formats.file.metadata import parse_metadata
+from compressor.formats.file.source import FileSource, MemorySource, Source
 
 __all__ = ["MAX_MEMORY", "PackedParts", "Sizes", "believable_memory"]
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from compressor.formats.books import TableEntry
-from compressor.formats.container import BLOBS
 from compressor.formats.dtypes import ITEM_SIZES
 from compressor.formats.errors import FormatError
-from compressor.formats.metadata import Metadata
+from compressor.formats.file.codebooks import TableEntry
+from compressor.formats.file.container import BLOBS
+from compressor.formats.file.metadata import Metadata
 
 __all__ = ["Key", "Part", "blob_sizes", "check_sizes", "layout"]
 

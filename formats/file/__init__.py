@@ -1,0 +1,1 @@
+"""The packed file: its container, its metadata, its reader and its writer."""
