@@ -32,10 +32,10 @@ import torch
 from torch import nn
 
 from compressor.formats.codecs.base import CODECS
+from compressor.formats.content import Content, RawTensor, SharedTensor, Table
 from compressor.formats.file.reader import PackedFile
 from compressor.formats.file.writer import write
 from compressor.formats.loader import load, load_state_dict
-from compressor.formats.record import Content, RawTensor, SharedTensor, Table
 
 FIRST_LOAD = """
 import sys, time, torch, timm

@@ -15,12 +15,12 @@ import torch
 from torch import Tensor, nn
 
 import compressor
+from compressor.formats.content import Codebook, Content, RawTensor, SharedTensor, decode
 from compressor.formats.errors import MissingError, UsageError
 from compressor.formats.file.reader import PackedFile
 from compressor.formats.file.writer import pack, write
 from compressor.formats.loader import build_model, check_fits
-from compressor.formats.record import Codebook, Content, RawTensor, SharedTensor, decode
-from compressor.formats.tensors import STORED_AS
+from compressor.formats.torch_tensors import STORED_AS
 from compressor.group import Group
 from compressor.group_state import RUN
 from compressor.policy import Fate, Policy

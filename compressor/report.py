@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from compressor.formats.content import Codebook, SharedTensor, Table
 from compressor.formats.dtypes import ITEM_SIZES
 from compressor.formats.file.reader import PackedFile
-from compressor.formats.record import Codebook, SharedTensor, Table
 from compressor.provenance import Provenance, read_provenance, rule_of
 from compressor.tables import Row, markdown_table, text_table
 from compressor.weight_space import MANY_ZEROS, Values, WeightSpace, entropy, gap_coded_bytes

@@ -19,9 +19,9 @@ from torch import Tensor
 
 from compressor.formats.codecs.base import Codec
 from compressor.formats.codecs.bitpacking import gather
+from compressor.formats.content import Codebook, SharedTensor, Table, index_dtype
 from compressor.formats.dtypes import round_to
 from compressor.formats.errors import PolicyError, did_you_mean
-from compressor.formats.record import Codebook, SharedTensor, Table, index_dtype
 from compressor.group_state import GroupState
 from compressor.sites import Site
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from compressor.formats.errors import IntegrityError, UsageError
 from compressor.formats.file.container import framed
 from compressor.formats.io.atomic import write_atomically
-from compressor.formats.tensors import STORED_AS
+from compressor.formats.torch_tensors import STORED_AS
 from compressor.processes import count, first, tensors_of_first
 
 __all__ = ["checksum", "read_state", "state_of_first", "write_state"]

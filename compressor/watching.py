@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from compressor.formats.content import Codebook, Table
 from compressor.formats.dtypes import ITEM_SIZES
-from compressor.formats.record import Codebook, Table
 from compressor.group import Group
 from compressor.weight_space import entropy
 

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compressor.formats.codecs.base import codec_class
-from compressor.formats.record import Codebook, SharedTensor, decode
+from compressor.formats.content import Codebook, SharedTensor, decode
 
 __all__ = ["Values", "WeightSpace", "gap_coded_bytes", "power_of_two_terms"]
 

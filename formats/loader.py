@@ -11,11 +11,11 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+from compressor.formats.content import Content
 from compressor.formats.errors import MissingError, UsageError, did_you_mean
 from compressor.formats.file.reader import PackedFile
 from compressor.formats.inference.packed_weight import install, read_packed
-from compressor.formats.record import Content
-from compressor.formats.tensors import load_state_dict, read_tensors, stored_shape
+from compressor.formats.torch_tensors import load_state_dict, read_tensors, stored_shape
 
 __all__ = ["build_model", "check_fits", "load", "load_state_dict"]
 

@@ -16,7 +16,7 @@ from torch import nn
 
 from compressor import Compressor, Policy, Rule
 from compressor.cli.main import run
-from compressor.formats.record import Content, RawTensor, SharedTensor, Table
+from compressor.formats.content import Content, RawTensor, SharedTensor, Table
 
 Ran = tuple[int, str, list[str]]
 MODEL = "test_resnet"

@@ -13,13 +13,13 @@ import pytest
 from test_codec_contract import sample
 
 from compressor.formats.codecs.base import CODECS
+from compressor.formats.content import Content, Grid, RawTensor, SharedTensor, Table
 from compressor.formats.errors import FileError
 from compressor.formats.file.container import BLOBS, KEY, canonical_json, header_bytes
 from compressor.formats.file.layout import layout
 from compressor.formats.file.metadata import parse_metadata
 from compressor.formats.file.reader import PackedFile
 from compressor.formats.file.writer import pack
-from compressor.formats.record import Content, Grid, RawTensor, SharedTensor, Table
 
 Fields = dict[str, Any]
 

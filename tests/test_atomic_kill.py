@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from compressor.formats.file.writer import write
 from compressor.formats.file.reader import PackedFile
-from compressor.formats.record import Content, SharedTensor, Table
+from compressor.formats.content import Content, SharedTensor, Table
 
 def content(seed):
     indices = np.random.default_rng(seed).integers(0, 16, 300_000).astype(np.uint8)

@@ -16,9 +16,9 @@ import torch
 from file_commands import MODEL, Ran, damage, floats, small, timm_file, type_
 from safetensors.torch import save_file
 
+from compressor.formats.content import RawTensor
 from compressor.formats.file.reader import PackedFile
 from compressor.formats.file.writer import write
-from compressor.formats.record import RawTensor
 
 __all__ = ["timm_file", "type_"]  # the fixtures
 

@@ -22,8 +22,8 @@ from compressor.formats.codecs.frequencies import (
     read_frequencies,
     write_frequencies,
 )
+from compressor.formats.content import index_dtype
 from compressor.formats.errors import FormatError
-from compressor.formats.record import index_dtype
 
 
 def stream(count: int, codewords: int) -> Stream:

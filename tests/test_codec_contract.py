@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from compressor.formats.codecs.base import CODECS, Stream, codec_class
+from compressor.formats.content import index_dtype
 from compressor.formats.errors import FormatError, UnsupportedError
-from compressor.formats.record import index_dtype
 
 every_codec = pytest.mark.parametrize("codec_id", sorted(CODECS))
 general = pytest.mark.parametrize("codec_id", sorted(name for name, codec in CODECS.items() if codec.general))

@@ -19,11 +19,11 @@ from test_record import RECORDS
 import compressor
 from compressor.cli.files import open_packed
 from compressor.cli.main import run
+from compressor.formats.content import Content, SharedTensor, Table
 from compressor.formats.file import parts, source
 from compressor.formats.file.reader import PackedFile
 from compressor.formats.file.writer import pack, write
 from compressor.formats.io import atomic
-from compressor.formats.record import Content, SharedTensor, Table
 
 __all__ = ["says"]  # the fixture
 

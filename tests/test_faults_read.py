@@ -24,11 +24,11 @@ from forging import forged, forged_from, header, read_all, sealed, small, split,
 from test_packed_values import changed, floats
 
 from compressor.cli.main import run
+from compressor.formats.content import Content, SharedTensor, Table
 from compressor.formats.errors import FormatError, IntegrityError, UnsupportedError
 from compressor.formats.file.container import header_bytes
 from compressor.formats.file.reader import PackedFile
 from compressor.formats.file.writer import pack, write
-from compressor.formats.record import Content, SharedTensor, Table
 
 Says = Callable[..., str]
 

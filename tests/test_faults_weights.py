@@ -17,10 +17,10 @@ from torch import Tensor, nn
 import compressor
 from compressor import Compressor, Policy, Rule
 from compressor.cli.main import run
+from compressor.formats.content import Content, SharedTensor, Table
 from compressor.formats.errors import MissingError, UsageError
 from compressor.formats.file.reader import PackedFile
 from compressor.formats.file.writer import pack
-from compressor.formats.record import Content, SharedTensor, Table
 
 __all__ = ["says"]  # the fixture
 

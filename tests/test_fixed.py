@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from compressor.core import Compressor
+from compressor.formats.content import Grid
 from compressor.formats.errors import PolicyError
 from compressor.formats.file.reader import PackedFile
-from compressor.formats.record import Grid
 from compressor.group import Group
 from compressor.policy import Policy, Rule
 from compressor.scheme import make_scheme

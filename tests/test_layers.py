@@ -23,7 +23,7 @@ NAMES = [str(path.relative_to(ROOT)) for path in FILES]
 
 
 def module_name(path: Path) -> str:
-    """Give the name a file is imported by, ``compressor.formats.record`` for ``formats/record.py``."""
+    """Give the name a file is imported by, ``compressor.formats.content`` for ``formats/record.py``."""
     parts = path.relative_to(ROOT).with_suffix("").parts
     parts = parts if parts[0] == "compressor" else ("compressor", *parts)
     return ".".join(part for part in parts if part != "__init__")
@@ -96,4 +96,4 @@ def test_relative_and_nested_imports_are_resolved(tmp_path: Path, monkeypatch: p
     file = tmp_path / "formats" / "codecs" / "bits.py"
     file.write_text("def f():\n    from ..record import decode\n    from ...cli import main\nimport formats.codec\n")
     found = {name: layer(name) for _, name in imports(file)}
-    assert found == {"compressor.formats.record.decode": 0, "compressor.cli.main": 3, "formats.codec": 4}
+    assert found == {"compressor.formats.content.decode": 0, "compressor.cli.main": 3, "formats.codec": 4}

@@ -16,12 +16,12 @@ from test_packed_weight import record, table
 from torch import Tensor, nn
 
 from compressor import Compressor, Policy, Rule
+from compressor.formats.content import Content, Grid
 from compressor.formats.errors import FileError, UsageError
 from compressor.formats.file.reader import PackedFile
 from compressor.formats.file.writer import write
 from compressor.formats.inference.packed_weight import PackedWeight
 from compressor.formats.loader import load, load_state_dict
-from compressor.formats.record import Content, Grid
 
 MODELS = ["test_resnet", "test_efficientnet", "test_nfnet", "test_convnext", "test_vit"]
 

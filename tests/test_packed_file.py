@@ -18,11 +18,11 @@ import torch
 from forging import split
 from test_record import RECORDS, network_wide_book, normal
 
+from compressor.formats.content import Content, Grid, RawTensor, SharedTensor, Table
 from compressor.formats.errors import FormatError, IntegrityError, ResourceError, UsageError
 from compressor.formats.file.container import BLOBS, KEY
 from compressor.formats.file.reader import PackedFile
 from compressor.formats.file.writer import pack, write
-from compressor.formats.record import Content, Grid, RawTensor, SharedTensor, Table
 
 
 @pytest.mark.parametrize("record", RECORDS)

@@ -15,11 +15,11 @@ import torch
 from forging import forged, good_header, header, refuse, small, split, spoilt
 
 from compressor.formats.codecs.base import CODECS
+from compressor.formats.content import Content
 from compressor.formats.errors import FileError, FormatError, IntegrityError, MissingError, UnsupportedError
 from compressor.formats.file.container import BLOBS
 from compressor.formats.file.reader import PackedFile
 from compressor.formats.file.writer import pack
-from compressor.formats.record import Content
 
 
 def test_the_good_file_is_good() -> None:

@@ -12,12 +12,12 @@ import torch
 from forging import forged
 from torch import nn
 
+from compressor.formats.content import Content, RawTensor, SharedTensor, Table, decode
 from compressor.formats.errors import FileError, MissingError
 from compressor.formats.file.reader import PackedFile
 from compressor.formats.file.source import FileSource
 from compressor.formats.file.writer import pack, write
 from compressor.formats.loader import build_model, check_fits, load, load_state_dict
-from compressor.formats.record import Content, RawTensor, SharedTensor, Table, decode
 
 DTYPES = {torch.float32: "F32", torch.int64: "I64", torch.bfloat16: "BF16", torch.float16: "F16"}
 

@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 
 from compressor.formats.codecs.base import CODECS
+from compressor.formats.content import Content, SharedTensor, Table
 from compressor.formats.file import container
 from compressor.formats.file.reader import PackedFile
 from compressor.formats.file.writer import pack
-from compressor.formats.record import Content, SharedTensor, Table
 
 SPEC = (Path(__file__).resolve().parent.parent / "formats" / "SPEC.md").read_text(encoding="utf-8")
 

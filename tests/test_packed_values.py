@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from forging import forged, refuse, small, split
 
+from compressor.formats.content import Content, Grid, RawTensor, SharedTensor, Table
 from compressor.formats.errors import FormatError, UnsupportedError, UsageError
 from compressor.formats.file.container import BLOBS
 from compressor.formats.file.reader import PackedFile
 from compressor.formats.file.writer import pack
-from compressor.formats.record import Content, Grid, RawTensor, SharedTensor, Table
 
 
 def changed(blob: str, start: int, data: bytes) -> bytes:

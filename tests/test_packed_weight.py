@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
+from compressor.formats.content import Codebook, Grid, SharedTensor, Table, decode, index_count, index_dtype
 from compressor.formats.inference.packed_weight import DTYPES, PackedWeight
-from compressor.formats.record import Codebook, Grid, SharedTensor, Table, decode, index_count, index_dtype
 
 RANDOM = np.random.default_rng(0)
 

@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 
 from compressor.formats.codecs.base import CODECS
 from compressor.formats.codecs.hashed import Hashed, hashed_indices
+from compressor.formats.content import Codebook, Content, Grid, RawTensor, SharedTensor, Table, decode, index_dtype
 from compressor.formats.dtypes import from_storage, round_to
 from compressor.formats.file.reader import PackedFile
 from compressor.formats.file.writer import pack
-from compressor.formats.record import Codebook, Content, Grid, RawTensor, SharedTensor, Table, decode, index_dtype
 
 GENERAL = sorted(name for name, codec in CODECS.items() if codec.general)
 

@@ -11,9 +11,9 @@ from contract import OPTIMIZERS, SHARING, job_of, train, weight_of
 from torch import Tensor, nn
 
 from compressor.core import Compressor
+from compressor.formats.content import decode
 from compressor.formats.errors import PolicyError
 from compressor.formats.file.reader import PackedFile
-from compressor.formats.record import decode
 from compressor.packing import decoded
 from compressor.policy import Policy, Rule
 from compressor.recipe import Recipe

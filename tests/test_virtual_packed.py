@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from compressor import Compressor, Policy, Rule, load
+from compressor.formats.content import Content
 from compressor.formats.file.writer import write
 from compressor.formats.inference.virtual_weight import VirtualTensor, VirtualWeight
-from compressor.formats.record import Content
 
 __all__ = ["never_whole"]
 

@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from compressor.formats.codecs.huffman import limited_lengths
+from compressor.formats.content import Content, SharedTensor, Table
 from compressor.formats.file.reader import PackedFile
 from compressor.formats.file.writer import pack
-from compressor.formats.record import Content, SharedTensor, Table
 from compressor.report import Report
 from compressor.weight_space import gap_coded_bytes, power_of_two_terms
 

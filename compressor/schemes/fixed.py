@@ -14,7 +14,7 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor
 from torch.autograd import Function
 
-from compressor.formats.record import Grid, SharedTensor, index_dtype
+from compressor.formats.content import Grid, SharedTensor, index_dtype
 from compressor.group_state import GroupState
 from compressor.scheme import DTYPE_NAMES, Scheme, Shared, register
 from compressor.sites import Site

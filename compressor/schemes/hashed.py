@@ -12,10 +12,10 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from compressor.formats.codecs.base import Codec, Stream, codec_class
+from compressor.formats.content import SharedTensor, Table, index_dtype
 from compressor.formats.dtypes import round_to
 from compressor.formats.errors import PolicyError
 from compressor.formats.inference.virtual_weight import mirrored
-from compressor.formats.record import SharedTensor, Table, index_dtype
 from compressor.group_state import GroupState
 from compressor.lookup import lookup
 from compressor.scheme import DTYPE_NAMES, Scheme, Shared, register, share_scalars

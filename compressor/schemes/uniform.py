@@ -12,7 +12,7 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor
 from torch.nn import functional
 
-from compressor.formats.record import Grid, SharedTensor, index_dtype
+from compressor.formats.content import Grid, SharedTensor, index_dtype
 from compressor.group_state import GroupState
 from compressor.scheme import DTYPE_NAMES, Scheme, Shared, register
 from compressor.sites import Site

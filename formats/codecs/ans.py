@@ -21,9 +21,9 @@ from compressor.formats.codecs.frequencies import (
     write_frequencies,
 )
 from compressor.formats.codecs.kernels import LOW, bit_patterns, rans_decode, rans_encode
+from compressor.formats.content import index_dtype
 from compressor.formats.errors import FormatError
 from compressor.formats.io.huge_pages import fresh
-from compressor.formats.record import index_dtype
 
 __all__ = ["CHUNK", "Ans"]
 

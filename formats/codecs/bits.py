@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from compressor.formats.codecs.base import Codec, Stream, check_indices, register
 from compressor.formats.codecs.bitpacking import FIELDS, gather, pack_bits, unpack_bits
+from compressor.formats.content import index_dtype
 from compressor.formats.errors import FormatError
-from compressor.formats.record import index_dtype
 
 __all__ = ["Bits"]
 

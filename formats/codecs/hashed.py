@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compressor.formats.codecs.base import Codec, Stream, register
+from compressor.formats.content import index_dtype
 from compressor.formats.errors import FormatError, UsageError
-from compressor.formats.record import index_dtype
 
 __all__ = ["Hashed", "hashed_indices"]
 

@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 
 from compressor.formats.codecs.base import Codec, Stream, register
 from compressor.formats.codecs.kernels import PADDING, bit_patterns, huffman_decode
+from compressor.formats.content import index_dtype
 from compressor.formats.errors import FormatError
 from compressor.formats.io.huge_pages import fresh
-from compressor.formats.record import index_dtype
 
 __all__ = ["CHUNK", "LIMIT", "Huffman", "code_table", "limited_lengths", "package_merge"]
 

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from compressor.formats.content import Codebook, Grid, Table
 from compressor.formats.dtypes import ITEM_SIZES, from_storage
 from compressor.formats.errors import FormatError
 from compressor.formats.file.fields import MAX_DIM, float_dtype, whole
-from compressor.formats.record import Codebook, Grid, Table
 
 __all__ = ["TableEntry", "book_fields", "check_book", "parse_book", "read_table"]
 

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 
 from compressor.formats.codecs.base import codec_class
+from compressor.formats.content import Grid, group_count, index_count
 from compressor.formats.dtypes import ITEM_SIZES
 from compressor.formats.errors import FormatError
 from compressor.formats.file.codebooks import TableEntry
 from compressor.formats.file.fields import MAX_DIM, float_dtype, parse_name, parse_shape, whole
-from compressor.formats.record import Grid, group_count, index_count
 
 __all__ = ["RawEntry", "SiteEntry", "check_raw", "parse_raws", "parse_site"]
 

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from compressor.formats.codecs.base import CODECS
+from compressor.formats.content import Grid
 from compressor.formats.dtypes import ITEM_SIZES
 from compressor.formats.errors import FormatError, UnsupportedError
 from compressor.formats.file.codebooks import TableEntry, parse_book
 from compressor.formats.file.entries import RawEntry, SiteEntry, parse_raws, parse_site
 from compressor.formats.file.fields import parse_name
-from compressor.formats.record import Grid
 
 __all__ = ["OBJECTS", "VERSION", "Metadata", "parse_metadata"]
 

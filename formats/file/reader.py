@@ -11,13 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compressor.formats.codecs.base import Stream, codec_class
+from compressor.formats.content import Codebook, Content, Indices, RawTensor, SharedTensor, decode, finish_decode
 from compressor.formats.dtypes import from_storage, to_storage
 from compressor.formats.errors import FileError, FormatError, MissingError, did_you_mean
 from compressor.formats.file.codebooks import TableEntry, read_table
 from compressor.formats.file.entries import SiteEntry, check_raw
 from compressor.formats.file.parts import MAX_MEMORY, PackedParts, Sizes
 from compressor.formats.file.source import Source
-from compressor.formats.record import Codebook, Content, Indices, RawTensor, SharedTensor, decode, finish_decode
 
 __all__ = ["MAX_MEMORY", "PackedFile", "Sizes"]
 
@@ -39,7 +39,7 @@ class PackedFile(PackedParts):
 
     Example:
         >>> from compressor.formats.file.writer import pack
-        >>> from compressor.formats.record import Content, Table
+        >>> from compressor.formats.content import Content, Table
         >>> site = SharedTensor((2, 2), book=0, indices=np.array([0, 1, 1, 0], np.uint8))
         >>> with PackedFile.from_bytes(pack(Content({"fc.weight": site}, (Table.of([-1, 2]),)))) as file:
         ...     file.tensor("fc.weight").tolist()

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from compressor.formats.codecs.base import CODECS, Codec, Stream, check_indices, codec_class
+from compressor.formats.content import Content, Indices, RawTensor, SharedTensor, Table, index_count
 from compressor.formats.dtypes import FLOATS, check_byte_order, from_storage, to_storage
 from compressor.formats.errors import FormatError, IntegrityError, UnsupportedError, UsageError
 from compressor.formats.file.codebooks import book_fields, check_book
@@ -22,7 +23,6 @@ from compressor.formats.file.layout import Key, blob_sizes, layout
 from compressor.formats.file.metadata import OBJECTS, VERSION, parse_metadata
 from compressor.formats.file.reader import MAX_MEMORY, PackedFile
 from compressor.formats.io.atomic import check_writable, write_atomically
-from compressor.formats.record import Content, Indices, RawTensor, SharedTensor, Table, index_count
 
 __all__ = ["pack", "write"]
 

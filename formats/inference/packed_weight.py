@@ -19,10 +19,10 @@ from torch.nn.utils import parametrize
 
 from compressor.formats.codecs.base import Stream
 from compressor.formats.codecs.bitpacking import pack_bits
+from compressor.formats.content import SharedTensor, Table
 from compressor.formats.file.reader import PackedFile
 from compressor.formats.inference.generated import Generated
 from compressor.formats.inference.virtual_weight import ComputedWeight, VirtualWeight
-from compressor.formats.record import SharedTensor, Table
 
 __all__ = ["PackedWeight", "install", "read_packed"]
 

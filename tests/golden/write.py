@@ -21,10 +21,10 @@ from test_record import RECORDS  # noqa: E402
 
 from compressor.formats.codecs.base import CODECS  # noqa: E402
 from compressor.formats.codecs.hashed import Hashed, hashed_indices  # noqa: E402
+from compressor.formats.content import Content, SharedTensor, Table  # noqa: E402
 from compressor.formats.errors import UsageError  # noqa: E402
 from compressor.formats.file.metadata import VERSION  # noqa: E402
 from compressor.formats.file.writer import pack  # noqa: E402
-from compressor.formats.record import Content, SharedTensor, Table  # noqa: E402
 
 
 def digest(data: bytes) -> str:

@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from compressor.formats.content import Content, RawTensor
 from compressor.formats.errors import MissingError, did_you_mean
 from compressor.formats.file.reader import PackedFile
-from compressor.formats.record import Content, RawTensor
 
 __all__ = ["STORED_AS", "load_state_dict", "read_tensors", "stored_shape"]
 
