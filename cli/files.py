@@ -105,7 +105,7 @@ def evaluate(
 ) -> None:
     """Measure top-1 of a packed FILE."""
     from compressor import load
-    from compressor.devices import find_device
+    from compressor.distributed.devices import find_device
     from compressor.evaluation import evaluate as measure
     from compressor.formats.file.reader import PackedFile
     from compressor.provenance import read_provenance

@@ -26,12 +26,12 @@ from compressor.cli.stopping import stoppable
 from compressor.cli.weights import dense_model, teacher_model
 from compressor.compiling import compiled
 from compressor.core import Compressor
+from compressor.distributed.collectives import first, is_first, leave, tensors_of_first
 from compressor.evaluation import Evaluation, evaluate
 from compressor.formats.errors import CompressorError
 from compressor.formats.io.locking import holding
 from compressor.mixing import make_mixup
 from compressor.packing import Packed
-from compressor.processes import first, is_first, leave, tensors_of_first
 from compressor.recipe import Stage
 from compressor.training import Epoch
 from compressor.workspace import keep_freed

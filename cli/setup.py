@@ -18,14 +18,14 @@ from compressor.cli.logs import Logs
 from compressor.cli.options import Options
 from compressor.compiling import check_backend
 from compressor.datasets import Dataset, load_data
-from compressor.devices import find_device
+from compressor.distributed.collectives import first, is_first, together
+from compressor.distributed.devices import find_device
 from compressor.formats.codecs.base import CODECS
 from compressor.formats.errors import MissingError, UsageError, did_you_mean
 from compressor.formats.file.reader import PackedFile
 from compressor.formats.io.atomic import check_writable
 from compressor.formats.loader import build_model
 from compressor.policy import Policy, Rule
-from compressor.processes import first, is_first, together
 from compressor.recipe import Recipe, Stage, Training
 from compressor.schedule import make_optimizer
 from compressor.state_file import checksum

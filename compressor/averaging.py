@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from compressor.team import RUNNING
+from compressor.distributed.replicas import RUNNING
 
 __all__ = ["Average"]
 

@@ -20,7 +20,7 @@ from torch.optim.lr_scheduler import OneCycleLR
 from compressor.baseline_cache import cache_dir, keep_baseline, locked, path_of, read_baseline
 from compressor.checkpoint import Checkpoints
 from compressor.datasets import Dataset
-from compressor.devices import meet
+from compressor.distributed.devices import meet
 from compressor.evaluation import evaluate
 from compressor.formats.errors import MissingError
 from compressor.hub import hub_or_cache

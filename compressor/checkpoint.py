@@ -11,10 +11,10 @@ from typing import Any
 
 import filelock
 
-from compressor.devices import meet
+from compressor.distributed.collectives import first
+from compressor.distributed.devices import meet
 from compressor.facts import differences, machine, plain
 from compressor.formats.errors import IntegrityError, MissingError, ResourceError, UsageError
-from compressor.processes import first
 from compressor.state_file import read_state, state_of_first, write_state
 
 __all__ = ["Checkpoints"]

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from compressor.distributed.collectives import add_up
 from compressor.formats.errors import MissingError
-from compressor.processes import add_up
 from compressor.sharding import dealt
 from compressor.sharing import cached_weights
 from compressor.splits import UNREADABLE, check_pictures

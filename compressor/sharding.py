@@ -9,8 +9,8 @@ from typing import Any
 
 from torch.utils.data import DataLoader, DistributedSampler, IterableDataset, Sampler
 
-from compressor import processes
-from compressor.devices import meet
+from compressor.distributed import collectives as processes
+from compressor.distributed.devices import meet
 from compressor.formats.errors import UsageError
 
 __all__ = ["Shares", "dealt", "own_share", "shared_out"]

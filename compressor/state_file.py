@@ -17,11 +17,11 @@ import safetensors
 import torch
 from torch import Tensor
 
+from compressor.distributed.collectives import count, first, tensors_of_first
 from compressor.formats.errors import IntegrityError, UsageError
 from compressor.formats.file.container import framed
 from compressor.formats.io.atomic import write_atomically
 from compressor.formats.torch_tensors import STORED_AS
-from compressor.processes import count, first, tensors_of_first
 
 __all__ = ["checksum", "read_state", "state_of_first", "write_state"]
 

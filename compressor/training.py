@@ -14,7 +14,8 @@ from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
 from compressor.averaging import Average
-from compressor.devices import accelerating, prepared
+from compressor.distributed.devices import accelerating, prepared
+from compressor.distributed.replicas import Team
 from compressor.divergence import DivergedError, check_loss
 from compressor.evaluation import evaluate
 from compressor.formats.errors import ResourceError
@@ -26,7 +27,6 @@ from compressor.schedule import Schedule, in_one_pass
 from compressor.sharding import shared_out
 from compressor.splits import check_pictures
 from compressor.stepping import Loss, Stepper, by_step
-from compressor.team import Team
 from compressor.watching import Sharing, Watch
 
 __all__ = ["Epoch", "evaluated", "train"]

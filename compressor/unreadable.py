@@ -9,9 +9,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from compressor.distributed.collectives import add_up, first
 from compressor.formats.errors import MissingError, ResourceError
 from compressor.formats.io.atomic import write_atomically
-from compressor.processes import add_up, first
 
 __all__ = ["BadImages", "BadSplit"]
 

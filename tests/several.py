@@ -22,9 +22,9 @@ import torch
 from pairs import Pair, alone
 from several_jobs import JOBS
 
-from compressor import processes
 from compressor.cli import main, setup
 from compressor.cli.show import Step
+from compressor.distributed import collectives as processes
 from compressor.formats.errors import CompressorError
 
 import_module("compressor.cli.run")  # once for all
@@ -122,7 +122,7 @@ def one_that_dies_or_hangs_is_not_waited_for_for_ever(folder: Path) -> None:
 
 def an_error_of_one_is_that_of_all(folder: Path) -> None:
     def fails() -> int:
-        from compressor.devices import meet
+        from compressor.distributed.devices import meet
         from compressor.formats.errors import MissingError
 
         meet()

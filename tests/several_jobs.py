@@ -50,7 +50,7 @@ def the_losses_are_those_of_one_process_with_twice_the_batch(folder: Path) -> No
 
 def weights_that_differ_become_those_of_the_first(folder: Path) -> None:
     def trains() -> int:
-        from compressor.devices import meet
+        from compressor.distributed.devices import meet
 
         meet()
         torch.manual_seed(processes.rank())

@@ -18,7 +18,7 @@ from compressor import SCHEMES, Compressor, Policy, Rule, devices
 from compressor.baseline import cache_dir
 from compressor.cli import main as command
 from compressor.cli.options import Options
-from compressor.devices import find_device
+from compressor.distributed.devices import find_device
 from compressor.formats.errors import ResourceError, UsageError
 from compressor.formats.file.reader import PackedFile
 

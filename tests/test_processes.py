@@ -12,7 +12,8 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, DistributedSampler, IterableDataset, TensorDataset
 
-from compressor import processes, sharding
+from compressor import sharding
+from compressor.distributed import collectives as processes
 from compressor.formats.errors import UsageError
 from compressor.sharding import Shares, shared_out
 

@@ -14,7 +14,7 @@ from accelerate.utils import is_bf16_available, parse_flag_from_env, patch_envir
 from torch import nn
 from torch.optim import Optimizer
 
-from compressor import processes
+from compressor.distributed import collectives as processes
 from compressor.formats.errors import ResourceError, UsageError
 
 __all__ = ["accelerating", "find_device", "half_precision", "meet", "prepared"]

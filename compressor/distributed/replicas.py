@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from compressor import processes
+from compressor.distributed import collectives as processes
 from compressor.formats.errors import UsageError
 from compressor.random_state import seed_all
 
