@@ -19,8 +19,9 @@ import torch
 from page import put
 from tabulate import tabulate
 
-from compressor import hashing, indexing
-from compressor.lookup import straight_through
+from compressor.ops import indexing
+from compressor.ops import nearest as hashing
+from compressor.ops.gather_scatter import straight_through
 
 MILLIONS = 1, 3, 10, 30, 100, 200
 CODEWORDS = 16

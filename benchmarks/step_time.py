@@ -38,10 +38,10 @@ from torch.nn import functional
 
 from compressor import Compressor, Policy, Rule
 from compressor.grouping import begun_rounds
-from compressor.lookup import nearest
 from compressor.losses import distillation, frozen_copy
+from compressor.ops.buffer_pool import keep_freed
+from compressor.ops.gather_scatter import nearest
 from compressor.schedule import in_one_pass
-from compressor.workspace import keep_freed
 
 SCHEMES = "dense", "learnt", "kmeans", "inq", "wfn"
 IN_ROUNDS = "inq", "wfn"

@@ -26,8 +26,8 @@ from tabulate import tabulate
 from torch import Tensor, nn
 
 from compressor import SCHEMES, Compressor, Policy, Rule
-from compressor.lookup import nearest
 from compressor.losses import frozen_copy
+from compressor.ops.gather_scatter import nearest
 from compressor.schedule import in_one_pass
 
 STEPS, BATCH = 3, 8

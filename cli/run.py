@@ -31,10 +31,10 @@ from compressor.evaluation import Evaluation, evaluate
 from compressor.formats.errors import CompressorError
 from compressor.formats.io.locking import holding
 from compressor.mixing import make_mixup
+from compressor.ops.buffer_pool import keep_freed
 from compressor.packing import Packed
 from compressor.recipe import Stage
 from compressor.training import Epoch
-from compressor.workspace import keep_freed
 
 __all__ = ["run"]
 

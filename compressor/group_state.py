@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from compressor.formats.codecs.base import Codec, Stream
 from compressor.formats.inference.generated import Generated
+from compressor.ops.buffer_pool import give_back
+from compressor.ops.codebook_scale import Units, in_units
 from compressor.sites import Site
-from compressor.units import Units, in_units
-from compressor.workspace import give_back
 
 __all__ = ["RUN", "GroupState"]
 

@@ -14,8 +14,8 @@ from torch.utils.hooks import RemovableHandle
 
 from compressor.formats.errors import UsageError
 from compressor.group import Group
+from compressor.ops.buffer_pool import give_back
 from compressor.sites import Site
-from compressor.workspace import give_back
 
 __all__ = ["CONTAINER", "attach", "cached_weights", "detach", "restore", "set_weight"]
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from compressor import Compressor, Policy, Rule
 from compressor.formats.errors import PolicyError
 from compressor.group_state import GroupState
-from compressor.lookup import lookup, nearest
+from compressor.ops.gather_scatter import lookup, nearest
 from compressor.scheme import SCHEMES, Scheme, Shared, register, share_scalars
 from compressor.sharing import attach, detach
 from compressor.sites import Site, find_tensors

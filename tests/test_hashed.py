@@ -23,7 +23,7 @@ from compressor.formats.errors import PolicyError
 from compressor.formats.file.reader import PackedFile
 from compressor.formats.inference.virtual_weight import mirrored
 from compressor.group import Group
-from compressor.lookup import lookup
+from compressor.ops.gather_scatter import lookup
 from compressor.policy import Policy, Rule
 from compressor.scheme import make_scheme
 from compressor.schemes.hashed import MOST_VALUES, Hashed

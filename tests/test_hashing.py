@@ -10,10 +10,11 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from torch import Tensor
 
-from compressor import hashing, indexing
-from compressor.hashing import Hash
-from compressor.indexing import BLOCK, blocks, only_free, settle, sum_by_index
-from compressor.lookup import fixed, nearest, straight_through
+from compressor.ops import indexing
+from compressor.ops import nearest as hashing
+from compressor.ops.gather_scatter import fixed, nearest, straight_through
+from compressor.ops.indexing import BLOCK, blocks, only_free, settle, sum_by_index
+from compressor.ops.nearest import Hash
 
 SIZES = (0, 1, 3, 4, 5, BLOCK - 1, BLOCK + 3)
 KINDS = torch.uint8, torch.int32

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from compressor.core import Compressor
-from compressor.lookup import lookup
+from compressor.ops.gather_scatter import lookup
 from compressor.policy import Policy, Rule
 
 # Figure 3 of the paper, whole

@@ -13,7 +13,7 @@ from torch.nn import functional
 from compressor.core import Compressor
 from compressor.formats.file.reader import PackedFile
 from compressor.group import Group
-from compressor.lookup import nearest
+from compressor.ops.gather_scatter import nearest
 from compressor.policy import Policy, Rule
 from compressor.schemes.learnt import Learnt
 

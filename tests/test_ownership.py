@@ -12,7 +12,7 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from compressor.ownership import own
+from compressor.ops.ownership import own
 
 IMAGES = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
 SPOILT = 77.015625  # which no bfloat16 is

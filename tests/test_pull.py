@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from compressor import pull as pulling
-from compressor.lookup import fixed
-from compressor.pull import fixed_and_pulled, pull
-from compressor.pull_kernel import FEW, RUN, Onto, in_machine_code
+from compressor.ops import relative_distance as pulling
+from compressor.ops.gather_scatter import fixed
+from compressor.ops.relative_distance import fixed_and_pulled, pull
+from compressor.ops.relative_distance_kernel import FEW, RUN, Onto, in_machine_code
 
 
 @pytest.fixture(params=["machine code", "two threads", "stock operators"])

@@ -8,9 +8,9 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
 from compressor.core import Compressor
-from compressor.lookup import nearest
+from compressor.ops.gather_scatter import nearest
+from compressor.ops.soft_assignment import soft_gradient, soft_hash
 from compressor.policy import Policy, Rule
-from compressor.soft import soft_gradient, soft_hash
 
 
 def from_autograd(latent: Tensor, codebook: Tensor, temperature: float) -> Tensor:

@@ -13,12 +13,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from compressor import hashing, indexing, pull_kernel, threads
 from compressor.formats.jit.builder import Code, compile_function
-from compressor.indexing import sum_by_index
-from compressor.lookup import straight_through
-from compressor.pull import fixed_and_pulled
-from compressor.threads import Along, parts, side_by_side
+from compressor.ops import indexing
+from compressor.ops import nearest as hashing
+from compressor.ops import parallel as threads
+from compressor.ops import relative_distance_kernel as pull_kernel
+from compressor.ops.gather_scatter import straight_through
+from compressor.ops.indexing import sum_by_index
+from compressor.ops.parallel import Along, parts, side_by_side
+from compressor.ops.relative_distance import fixed_and_pulled
 
 COUNT = 1000
 needs_openmp = pytest.mark.skipif(threads._openmp() is None, reason="PyTorch has no OpenMP library with this entry")
@@ -113,8 +116,11 @@ def test_the_library_is_that_of_pytorch() -> None:
     """With another one PyTorch's threads and ours would wait for each other."""
     script = """
 import os, torch
-from compressor import hashing, indexing, pull_kernel, threads
-from compressor.hashing import Hash
+from compressor.ops import nearest as hashing
+from compressor.ops import indexing
+from compressor.ops import relative_distance_kernel as pull_kernel
+from compressor.ops import parallel as threads
+from compressor.ops.nearest import Hash
 torch.set_num_threads(2)
 weights, indices, values = torch.randn(1 << 20), torch.empty(1 << 20, dtype=torch.uint8), torch.empty(1 << 20)
 weights.add_(1)  # PyTorch has its threads
@@ -131,7 +137,7 @@ def test_two_python_threads_may_begin_at_once() -> None:
     """What one of them compiles has to stay while the other runs it."""
     script = """
 import threading, torch
-from compressor.hashing import Hash
+from compressor.ops.nearest import Hash
 torch.set_num_threads(2)
 weights = torch.randn(1 << 21)
 made = [(torch.empty(1 << 21, dtype=torch.uint8), torch.empty(1 << 21)) for _ in range(4)]

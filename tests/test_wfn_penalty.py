@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional
 from wfn_jobs import batch, fixed_count, job_of, momentum, network
 
-from compressor.pull import fixed_and_pulled, pull
+from compressor.ops.relative_distance import fixed_and_pulled, pull
 
 
 def test_penalty_is_a_share_of_the_task_and_leaves_it_alone() -> None:

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from compressor import Compressor, Policy, Rule, workspace
-from compressor.workspace import LEAST, give_back
+from compressor.ops.buffer_pool import LEAST, give_back
 
 CPU = torch.device("cpu")
 SHAPE = (LEAST // 4, 2)
@@ -114,7 +114,7 @@ def test_what_is_freed_is_kept_where_nobody_has_decided() -> None:
     """Counted in pages the system had to clear: 60 MB have 14,649; in some layouts one of three tensors moves."""
     script = """
 import resource, torch
-from compressor.workspace import keep_freed
+from compressor.ops.buffer_pool import keep_freed
 print(keep_freed())
 for turn in range(9):
     if turn == 3:

@@ -17,7 +17,7 @@ from compressor.formats.dtypes import round_to
 from compressor.formats.errors import PolicyError
 from compressor.formats.inference.virtual_weight import mirrored
 from compressor.group_state import GroupState
-from compressor.lookup import lookup
+from compressor.ops.gather_scatter import lookup
 from compressor.scheme import DTYPE_NAMES, Scheme, Shared, register, share_scalars
 from compressor.sites import Site
 

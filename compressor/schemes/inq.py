@@ -14,7 +14,7 @@ from pydantic_core import PydanticCustomError
 from torch import Tensor
 
 from compressor.group_state import GroupState
-from compressor.lookup import fixed
+from compressor.ops.gather_scatter import fixed
 from compressor.scheme import Scheme, Shared, register, share_scalars
 from compressor.sites import Site
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from compressor.codebooks import Init, fit_codebook
 from compressor.group_state import GroupState
-from compressor.lookup import lookup, nearest
+from compressor.ops.gather_scatter import lookup, nearest
 from compressor.scheme import Scheme, Shared, register, share_scalars
 from compressor.sites import Site
 

@@ -15,9 +15,9 @@ from torch.autograd.function import once_differentiable
 
 from compressor.formats.errors import PolicyError
 from compressor.group_state import GroupState
-from compressor.indexing import blocks
-from compressor.lookup import straight_through
-from compressor.ownership import own
+from compressor.ops.gather_scatter import straight_through
+from compressor.ops.indexing import blocks
+from compressor.ops.ownership import own
 from compressor.scheme import Scheme, Shared, register, share_scalars
 from compressor.sites import Site
 

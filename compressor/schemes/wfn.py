@@ -16,8 +16,8 @@ from torch import Tensor
 from compressor.fixing import fix
 from compressor.formats.errors import PolicyError
 from compressor.group_state import GroupState
-from compressor.lookup import fixed
-from compressor.pull import fixed_and_pulled, pull
+from compressor.ops.gather_scatter import fixed
+from compressor.ops.relative_distance import fixed_and_pulled, pull
 from compressor.scheme import Scheme, Shared, register, share_scalars
 from compressor.sites import Site
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import torch
 from matplotlib import pyplot
 
-from compressor.lookup import nearest
-from compressor.soft import soft_hash
+from compressor.ops.gather_scatter import nearest
+from compressor.ops.soft_assignment import soft_hash
 
 CODEBOOK = torch.tensor([-1.0, -0.35, 0.15, 0.5, 1.2])
 TEMPERATURES = {"1 (nearly the identity)": 1.0, "1/4": 0.25, "1/32": 1 / 32}

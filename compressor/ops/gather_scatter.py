@@ -12,11 +12,11 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-from compressor.hashing import Hash
-from compressor.indexing import blocks, gather, only_free, settle, sum_by_index
-from compressor.ownership import own
-from compressor.units import Units
-from compressor.workspace import workspace
+from compressor.ops.buffer_pool import workspace
+from compressor.ops.codebook_scale import Units
+from compressor.ops.indexing import blocks, gather, only_free, settle, sum_by_index
+from compressor.ops.nearest import Hash
+from compressor.ops.ownership import own
 
 __all__ = ["fixed", "lookup", "nearest", "nearest_by_row", "straight_through"]
 

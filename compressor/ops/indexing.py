@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from compressor.formats.jit.cache import compiled
-from compressor.threads import Along, parts, side_by_side
-from compressor.workspace import workspace
+from compressor.ops.buffer_pool import workspace
+from compressor.ops.parallel import Along, parts, side_by_side
 
 if TYPE_CHECKING:
     from compressor.formats.jit.builder import Code

@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from compressor.formats.jit.cache import available, compiled
-from compressor.indexing import blocks, on_processor
-from compressor.threads import Along, Argument, parts, side_by_side
+from compressor.ops.indexing import blocks, on_processor
+from compressor.ops.parallel import Along, Argument, parts, side_by_side
 
 if TYPE_CHECKING:
     from compressor.formats.jit.builder import Code

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from compressor.formats.jit.cache import compiled
-from compressor.hashing import search_table, write_search
-from compressor.threads import Along, Argument, parts, side_by_side
+from compressor.ops.nearest import search_table, write_search
+from compressor.ops.parallel import Along, Argument, parts, side_by_side
 
 if TYPE_CHECKING:
     from compressor.formats.jit.builder import Code

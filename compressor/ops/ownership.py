@@ -7,7 +7,7 @@ import sys
 import torch
 from torch import Tensor
 
-from compressor.workspace import workspace
+from compressor.ops.buffer_pool import workspace
 
 __all__ = ["own"]
 

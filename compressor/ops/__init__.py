@@ -1,0 +1,1 @@
+"""Tensor operations with a gradient, and the machine code and memory they run on."""
