@@ -22,10 +22,10 @@ from torch.nn import functional
 from torch.utils.data import DataLoader
 
 from compressor import Compressor, Policy, Rule
+from compressor.data.splits import ArraySplit
 from compressor.evaluation import evaluate
 from compressor.losses import distillation
 from compressor.packing import Packed
-from compressor.splits import ArraySplit
 
 HERE = Path(__file__).parent
 Stages = list[tuple[list[Rule], int]]  # rules and epochs, one after the other; none for the dense network trained on

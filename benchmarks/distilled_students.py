@@ -29,10 +29,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from compressor import Compressor, Policy, Rule
+from compressor.data.splits import ArraySplit
 from compressor.evaluation import evaluate
 from compressor.losses import distillation
 from compressor.packing import Packed
-from compressor.splits import ArraySplit
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "distilled_students.jsonl"

@@ -28,7 +28,7 @@ from torch.nn import functional
 
 from compressor import Compressor, Policy, Rule
 from compressor.baseline import train_baseline
-from compressor.datasets import Dataset, load_data
+from compressor.data.datasets import Dataset, load_data
 from compressor.evaluation import evaluate
 from compressor.losses import distillation
 from compressor.packing import Packed

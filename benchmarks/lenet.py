@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from compressor import Compressor, Policy, Rule
-from compressor.datasets import Dataset, load_data
+from compressor.data.datasets import Dataset, load_data
 from compressor.evaluation import evaluate
 from compressor.packing import Packed
 from compressor.schedule import make_optimizer

@@ -23,7 +23,7 @@ from safetensors.torch import save
 
 import compressor
 from compressor.cli.main import run
-from compressor.datasets import Dataset, load_data
+from compressor.data.datasets import Dataset, load_data
 from compressor.evaluation import evaluate
 from compressor.formats.file.reader import PackedFile
 from compressor.model_zoo import Checkpoint

@@ -14,7 +14,7 @@ from compressor.cli.show import accuracy_line, percent, print_json, width
 from compressor.formats.errors import FormatError, MissingError, UsageError
 
 if TYPE_CHECKING:
-    from compressor.datasets import Dataset
+    from compressor.data.datasets import Dataset
     from compressor.formats.file.reader import PackedFile
     from compressor.provenance import Provenance
 
@@ -136,8 +136,8 @@ def _data(
     preprocessing: dict[str, Any],
     max_bad_images: int,
 ) -> Dataset:
-    from compressor.datasets import load_data
-    from compressor.unreadable import BadImages
+    from compressor.data.bad_images import BadImages
+    from compressor.data.datasets import load_data
 
     named = dataset if dataset is not None else ("" if data_dir is not None else None)
     if named is None:

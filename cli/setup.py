@@ -17,7 +17,8 @@ from compressor.checkpoint import Checkpoints
 from compressor.cli.logs import Logs
 from compressor.cli.options import Options
 from compressor.compiling import check_backend
-from compressor.datasets import Dataset, load_data
+from compressor.data.bad_images import BadImages
+from compressor.data.datasets import Dataset, load_data
 from compressor.distributed.collectives import first, is_first, together
 from compressor.distributed.devices import find_device
 from compressor.formats.codecs.base import CODECS
@@ -30,7 +31,6 @@ from compressor.recipe import Recipe, Stage, Training
 from compressor.schedule import make_optimizer
 from compressor.state_file import checksum
 from compressor.teacher import load_teacher
-from compressor.unreadable import BadImages
 
 __all__ = ["Run", "set_up"]
 

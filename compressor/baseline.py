@@ -19,13 +19,13 @@ from torch.optim.lr_scheduler import OneCycleLR
 
 from compressor.baseline_cache import cache_dir, keep_baseline, locked, path_of, read_baseline
 from compressor.checkpoint import Checkpoints
-from compressor.datasets import Dataset
+from compressor.data.datasets import Dataset
+from compressor.data.distributed_sampler import shared_out
 from compressor.distributed.devices import meet
 from compressor.evaluation import evaluate
 from compressor.formats.errors import MissingError
 from compressor.hub import hub_or_cache
 from compressor.resuming import Keeper
-from compressor.sharding import shared_out
 from compressor.training import Epoch, OnStep, train
 
 __all__ = ["Baseline", "BaselineRecipe", "cache_dir", "create_model", "train_baseline"]

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 
 from compressor.calibration import Batches, estimate_batch_norm, squared_gradients
 from compressor.checkpoint import Checkpoints
+from compressor.data.distributed_sampler import shared_out
 from compressor.formats.errors import UsageError
 from compressor.group import Group
 from compressor.grouping import begun_rounds, fitted_groups, param_groups, penalties
@@ -25,7 +26,6 @@ from compressor.random_state import seed_all
 from compressor.resuming import Keeper
 from compressor.schedule import make_optimizer
 from compressor.scratch import initialise
-from compressor.sharding import shared_out
 from compressor.sharing import attach, detach, restore, set_weight
 from compressor.sites import finite_weights
 from compressor.state_file import checksum

@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from compressor.data.distributed_sampler import dealt
+from compressor.data.splits import UNREADABLE, check_pictures
 from compressor.distributed.collectives import add_up
 from compressor.formats.errors import MissingError
-from compressor.sharding import dealt
 from compressor.sharing import cached_weights
-from compressor.splits import UNREADABLE, check_pictures
 from compressor.stepping import predict
 
 __all__ = ["Evaluation", "evaluate"]

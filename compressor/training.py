@@ -14,6 +14,8 @@ from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
 from compressor.averaging import Average
+from compressor.data.distributed_sampler import shared_out
+from compressor.data.splits import check_pictures
 from compressor.distributed.devices import accelerating, prepared
 from compressor.distributed.replicas import Team
 from compressor.divergence import DivergedError, check_loss
@@ -24,8 +26,6 @@ from compressor.position import Position, batches_from
 from compressor.recovery import recovered
 from compressor.resuming import Keeper
 from compressor.schedule import Schedule, in_one_pass
-from compressor.sharding import shared_out
-from compressor.splits import check_pictures
 from compressor.stepping import Loss, Stepper, by_step
 from compressor.watching import Sharing, Watch
 

@@ -26,7 +26,7 @@ def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def one_worker(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have pictures opened by one process, however many cores there are."""
-    monkeypatch.setattr("compressor.pictures.os.cpu_count", lambda: 1)
+    monkeypatch.setattr("compressor.data.images.os.cpu_count", lambda: 1)
 
 
 @pytest.fixture

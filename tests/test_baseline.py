@@ -14,9 +14,9 @@ import torch
 from tiny import few_digits
 
 from compressor.baseline import BaselineRecipe, cache_dir, create_model, train_baseline
-from compressor.datasets import Dataset, load_data
+from compressor.data.datasets import Dataset, load_data
+from compressor.data.splits import ArraySplit
 from compressor.formats.errors import MissingError
-from compressor.splits import ArraySplit
 from compressor.training import Epoch
 
 ARGS = {"num_classes": 10, "in_chans": 1}

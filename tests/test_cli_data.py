@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 import compressor
 from compressor.cli.main import run
-from compressor.datasets import FASHION_MNIST_DIR
+from compressor.data.datasets import FASHION_MNIST_DIR
 
 pytestmark = pytest.mark.usefixtures("own_folder", "one_worker")
 

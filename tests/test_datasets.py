@@ -14,9 +14,9 @@ from PIL import Image
 from torch import Tensor
 
 from compressor.cli.main import run
-from compressor.datasets import FASHION_MNIST_DIR, load_data
+from compressor.data.datasets import FASHION_MNIST_DIR, load_data
+from compressor.data.splits import ArraySplit, ImageSplit
 from compressor.formats.errors import MissingError, UsageError
-from compressor.splits import ArraySplit, ImageSplit
 
 needs_fashion = pytest.mark.skipif(
     not FASHION_MNIST_DIR.is_dir(), reason="Debian package dataset-fashion-mnist is not installed"
@@ -84,7 +84,7 @@ def test_augmentation_shifts_and_mirrors_whole_images() -> None:
 
 
 def test_shift_equals_a_slow_twin() -> None:
-    from compressor.splits import _shifted
+    from compressor.data.splits import _shifted
 
     padded = torch.randn(20, 3, 12, 10)
     torch.manual_seed(1)

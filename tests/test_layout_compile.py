@@ -16,7 +16,7 @@ from compressor import SCHEMES, Compressor, Policy, Rule
 from compressor.cli import setup
 from compressor.cli.main import run
 from compressor.compiling import compiled
-from compressor.datasets import Dataset
+from compressor.data.datasets import Dataset
 from compressor.formats.errors import ResourceError, UsageError
 
 

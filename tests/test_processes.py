@@ -12,10 +12,10 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, DistributedSampler, IterableDataset, TensorDataset
 
-from compressor import sharding
+from compressor.data import distributed_sampler as sharding
+from compressor.data.distributed_sampler import Shares, shared_out
 from compressor.distributed import collectives as processes
 from compressor.formats.errors import UsageError
-from compressor.sharding import Shares, shared_out
 
 HERE = Path(__file__).parent
 

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 from runs import OUT, Runs, _here, killed, runs, weights
 
-from compressor.datasets import load_data
+from compressor.data.datasets import load_data
 from compressor.formats.file.reader import PackedFile
 
 __all__ = ["_here", "runs", "weights"]  # the fixtures
@@ -29,7 +29,7 @@ def pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
                 pixels = random.randint(0, 256, (40, 40, 3)).astype(np.uint8)
                 Image.fromarray(pixels).save(tmp_path / "own" / split / name / f"{number}.png")
     monkeypatch.setattr("compressor.cli.setup.load_data", load_data)
-    monkeypatch.setattr("compressor.pictures.os.cpu_count", lambda: 2)
+    monkeypatch.setattr("compressor.data.images.os.cpu_count", lambda: 2)
     return tmp_path / "own"
 
 

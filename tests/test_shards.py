@@ -14,10 +14,10 @@ from test_faults_read import Says, says
 from test_unreadable import CONFIG, DAMAGED, JPEG, PNG
 
 from compressor.cli.main import run
-from compressor.datasets import Dataset, load_data
+from compressor.data.bad_images import BadImages
+from compressor.data.datasets import Dataset, load_data
+from compressor.data.webdataset import Shards, open_shards
 from compressor.formats.errors import MissingError
-from compressor.shards import Shards, open_shards
-from compressor.unreadable import BadImages
 
 __all__ = ["says"]  # the fixture
 

@@ -17,7 +17,7 @@ from torch import nn
 
 import compressor
 from compressor.cli.main import run
-from compressor.datasets import load_data
+from compressor.data.datasets import load_data
 from compressor.formats.file.reader import PackedFile
 from compressor.teacher import Renormalised, load_teacher
 

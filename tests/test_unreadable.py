@@ -14,12 +14,12 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from compressor import splits
 from compressor.cli.main import run
-from compressor.datasets import Dataset, load_data
+from compressor.data import splits
+from compressor.data.bad_images import BadImages
+from compressor.data.datasets import Dataset, load_data
 from compressor.evaluation import evaluate
 from compressor.formats.errors import MissingError, ResourceError
-from compressor.unreadable import BadImages
 
 CONFIG = {"input_size": (3, 32, 32), "mean": (0.5,) * 3, "std": (0.5,) * 3, "interpolation": "bilinear"}
 

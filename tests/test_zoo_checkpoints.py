@@ -15,13 +15,13 @@ from torch import nn
 
 from compressor import Recipe, model_zoo
 from compressor.cli.compress import compress
-from compressor.datasets import FASHION_MNIST_DIR
+from compressor.data.datasets import FASHION_MNIST_DIR
+from compressor.data.splits import ArraySplit
 from compressor.evaluation import Evaluation
 from compressor.formats.errors import MissingError
 from compressor.formats.file.reader import PackedFile
 from compressor.model_zoo import index
 from compressor.provenance import Accuracy, Measured, read_provenance
-from compressor.splits import ArraySplit
 
 NAMES = model_zoo.list_checkpoints()
 SMALL = "test_resnet-tiny"
@@ -66,7 +66,7 @@ def test_accuracy_on_the_stored_slice(name: str, weights: str) -> None:
 def test_slice_is_of_the_test_images() -> None:
     if not FASHION_MNIST_DIR.is_dir():
         pytest.skip("needs Debian's package dataset-fashion-mnist")
-    from compressor.datasets import load_data
+    from compressor.data.datasets import load_data
 
     images, labels = load_data("fashion-mnist").test.__getitems__(range(200))  # type: ignore[union-attr]
     kept = first_200(model_zoo.load(SMALL))

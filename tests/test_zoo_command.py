@@ -15,7 +15,7 @@ from test_zoo_checkpoints import NAMES, SMALL, Ran, other_index
 import compressor
 from compressor import model_zoo
 from compressor.cli.main import run
-from compressor.datasets import FASHION_MNIST_DIR
+from compressor.data.datasets import FASHION_MNIST_DIR
 from compressor.formats.errors import IntegrityError, MissingError
 from compressor.formats.file.reader import PackedFile
 

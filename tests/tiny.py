@@ -10,8 +10,8 @@ from typing import Any
 import timm
 from torch import nn
 
-from compressor.datasets import Dataset, load_data
-from compressor.splits import ArraySplit
+from compressor.data.datasets import Dataset, load_data
+from compressor.data.splits import ArraySplit
 
 __all__ = ["few_digits", "tiny"]
 

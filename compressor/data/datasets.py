@@ -21,10 +21,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, RandomSampler, default_collate
 from torch.utils.data import Dataset as TorchDataset
 
+from compressor.data.bad_images import BadImages
+from compressor.data.images import open_pictures
+from compressor.data.splits import ArraySplit, Batch, ImageSplit, PictureOrder, readable
 from compressor.formats.errors import MissingError, UsageError
-from compressor.pictures import open_pictures
-from compressor.splits import ArraySplit, Batch, ImageSplit, PictureOrder, readable
-from compressor.unreadable import BadImages
 
 __all__ = ["FASHION_MNIST_DIR", "Dataset", "load_data"]
 

@@ -9,10 +9,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from compressor.data.bad_images import BadImages
+from compressor.data.splits import ImageSplit
+from compressor.data.webdataset import open_shards
 from compressor.formats.errors import MissingError, UsageError
-from compressor.shards import open_shards
-from compressor.splits import ImageSplit
-from compressor.unreadable import BadImages
 
 __all__ = ["open_pictures"]
 

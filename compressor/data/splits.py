@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler, default_collate
 
+from compressor.data.bad_images import BadSplit
 from compressor.formats.errors import MissingError, ResourceError
 from compressor.random_state import seeded
-from compressor.unreadable import BadSplit
 
 __all__ = ["UNREADABLE", "ArraySplit", "Batch", "ImageSplit", "PictureOrder", "check_pictures", "readable"]
 
