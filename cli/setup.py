@@ -13,7 +13,8 @@ from timm.data import resolve_data_config
 from torch import nn
 
 from compressor import model_zoo
-from compressor.checkpoint import Checkpoints
+from compressor.checkpointing.manager import Checkpoints
+from compressor.checkpointing.serialization import checksum
 from compressor.cli.logs import Logs
 from compressor.cli.options import Options
 from compressor.compiling import check_backend
@@ -29,7 +30,6 @@ from compressor.formats.loader import build_model
 from compressor.policy import Policy, Rule
 from compressor.recipe import Recipe, Stage, Training
 from compressor.schedule import make_optimizer
-from compressor.state_file import checksum
 from compressor.teacher import load_teacher
 
 __all__ = ["Run", "set_up"]

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
 
-from compressor.checkpoint import Checkpoints
+from compressor.checkpointing.manager import Checkpoints
 from compressor.cli.show import say
 from compressor.formats.errors import InterruptionError
 from compressor.resuming import HOW_TO_GO_ON

@@ -18,7 +18,7 @@ from torch.nn import functional
 from torch.optim.lr_scheduler import OneCycleLR
 
 from compressor.baseline_cache import cache_dir, keep_baseline, locked, path_of, read_baseline
-from compressor.checkpoint import Checkpoints
+from compressor.checkpointing.manager import Checkpoints
 from compressor.data.datasets import Dataset
 from compressor.data.distributed_sampler import shared_out
 from compressor.distributed.devices import meet

@@ -22,10 +22,10 @@ import safetensors
 import safetensors.torch
 from torch import nn
 
+from compressor.checkpointing.serialization import checksum
 from compressor.distributed.collectives import first, tensors_of_first
 from compressor.formats.errors import ResourceError
 from compressor.formats.io.atomic import write_atomically
-from compressor.state_file import checksum
 
 __all__ = ["cache_dir", "keep_baseline", "locked", "path_of", "read_baseline"]
 

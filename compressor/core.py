@@ -13,7 +13,8 @@ from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
 from compressor.calibration import Batches, estimate_batch_norm, squared_gradients
-from compressor.checkpoint import Checkpoints
+from compressor.checkpointing.manager import Checkpoints
+from compressor.checkpointing.serialization import checksum
 from compressor.data.distributed_sampler import shared_out
 from compressor.formats.errors import UsageError
 from compressor.group import Group
@@ -28,7 +29,6 @@ from compressor.schedule import make_optimizer
 from compressor.scratch import initialise
 from compressor.sharing import attach, detach, restore, set_weight
 from compressor.sites import finite_weights
-from compressor.state_file import checksum
 from compressor.stepping import steps_per_epoch
 from compressor.training import Epoch, OnStep, evaluated, train
 from compressor.watching import Watch

@@ -6,9 +6,9 @@ import logging
 
 from torch.optim import Optimizer
 
+from compressor.checkpointing.progress import Position
 from compressor.divergence import DivergedError
 from compressor.formats.errors import QualityError
-from compressor.position import Position
 from compressor.resuming import Keeper
 from compressor.schedule import Schedule, halve_rates
 

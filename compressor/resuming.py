@@ -12,13 +12,13 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
-from compressor.checkpoint import Checkpoints
+from compressor.checkpointing.manager import Checkpoints
+from compressor.checkpointing.progress import Position, order_state, set_generators
+from compressor.checkpointing.serialization import state_of_first
 from compressor.distributed.collectives import count, first, is_first
 from compressor.divergence import DivergedError, check_loss, check_weights
 from compressor.formats.errors import InterruptionError, ResourceError, UsageError
-from compressor.position import Position, order_state, set_generators
 from compressor.random_state import random_state, set_random_state
-from compressor.state_file import state_of_first
 from compressor.stepping import out_of_memory, steps_per_epoch
 
 __all__ = ["HOW_TO_GO_ON", "Keeper", "Stateful"]

@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
 from compressor.averaging import Average
+from compressor.checkpointing.progress import Position, batches_from
 from compressor.data.distributed_sampler import shared_out
 from compressor.data.splits import check_pictures
 from compressor.distributed.devices import accelerating, prepared
@@ -22,7 +23,6 @@ from compressor.divergence import DivergedError, check_loss
 from compressor.evaluation import evaluate
 from compressor.formats.errors import ResourceError
 from compressor.mixing import Mixer
-from compressor.position import Position, batches_from
 from compressor.recovery import recovered
 from compressor.resuming import Keeper
 from compressor.schedule import Schedule, in_one_pass

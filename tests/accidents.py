@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from compressor import Compressor, Policy, Rule
-from compressor.checkpoint import Checkpoints
+from compressor.checkpointing.manager import Checkpoints
 
 STEPS = 6  # of an epoch
 

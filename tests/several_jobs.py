@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, RandomSampler, TensorDataset
 
 from compressor import SCHEMES, Compressor, Policy, Rule, load_state_dict, processes
-from compressor.checkpoint import Checkpoints
+from compressor.checkpointing.manager import Checkpoints
 
 
 def curve(scheme: str, batch: int, out: Path) -> int:

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
 from compressor import Compressor
-from compressor.checkpoint import Checkpoints
+from compressor.checkpointing.manager import Checkpoints
 from compressor.formats.errors import InterruptionError, UsageError
 
 __all__ = ["_fast"]  # the fixture

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from compressor import SCHEMES
 from compressor.averaging import Average
-from compressor.checkpoint import Checkpoints
+from compressor.checkpointing.manager import Checkpoints
 from compressor.core import Compressor
 from compressor.evaluation import evaluate
 from compressor.formats.errors import InterruptionError, UsageError

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from compressor import SCHEMES, Compressor, Policy, Rule, resuming
-from compressor.checkpoint import Checkpoints
+from compressor.checkpointing.manager import Checkpoints
 from compressor.formats.errors import InterruptionError, QualityError
 
 __all__ = ["_fast"]  # the fixture

@@ -23,7 +23,7 @@ import sys, timm, torch
 from pathlib import Path
 from torch.utils.data import DataLoader, TensorDataset
 from compressor import Compressor, Policy, Rule
-from compressor.checkpoint import Checkpoints
+from compressor.checkpointing.manager import Checkpoints
 from compressor.formats.loader import build_model
 from compressor.memory import StepMemory, size_of
 

@@ -14,7 +14,7 @@ from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset
 
 from compressor import Compressor, Policy, Rule
-from compressor.checkpoint import Checkpoints
+from compressor.checkpointing.manager import Checkpoints
 from compressor.formats.errors import InterruptionError, UsageError
 from compressor.mixing import make_mixup, mixed
 from compressor.random_state import seed_all

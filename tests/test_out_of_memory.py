@@ -13,7 +13,7 @@ from accidents import _fast, close, finetuned, job_of, loader
 from torch import Tensor, nn
 
 from compressor import Compressor, Policy, Rule
-from compressor.checkpoint import Checkpoints
+from compressor.checkpointing.manager import Checkpoints
 from compressor.evaluation import evaluate
 from compressor.formats.errors import InterruptionError, ResourceError
 

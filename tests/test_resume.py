@@ -10,9 +10,9 @@ import pytest
 import torch
 from runs import FOLDER, OUT, STEPS, TINY, GoneError, Runs, _here, die, kept, killed, runs, tell, weights
 
+from compressor.checkpointing.serialization import read_state
 from compressor.core import Compressor
 from compressor.formats.file.reader import PackedFile
-from compressor.state_file import read_state
 
 __all__ = ["_here", "runs", "weights"]  # the fixtures
 

@@ -15,8 +15,8 @@ from test_faults_write import refusing
 from tiny import few_digits
 
 from compressor.baseline import create_model
+from compressor.checkpointing.serialization import read_state, write_state
 from compressor.cli.main import run
-from compressor.state_file import read_state, write_state
 
 __all__ = ["_here", "runs", "weights"]  # the fixtures
 
@@ -128,7 +128,7 @@ def test_59_the_disk_is_full(runs: Runs, caplog: pytest.LogCaptureFixture, monke
     whole = runs.whole()
     with monkeypatch.context() as patch:
         fill = patch.setattr
-        runs(0, at=1, act=lambda: fill("compressor.checkpoint.write_state", refused))
+        runs(0, at=1, act=lambda: fill("compressor.checkpointing.manager.write_state", refused))
     assert OUT.read_bytes() == whole
     assert len(caplog.messages) == 4
     assert caplog.messages[0] == (

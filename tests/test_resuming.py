@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from compressor import SCHEMES, Compressor, Policy, Rule
-from compressor.checkpoint import Checkpoints
+from compressor.checkpointing.manager import Checkpoints
+from compressor.checkpointing.progress import Position, batches_from, order_state
 from compressor.formats.errors import InterruptionError, UsageError
-from compressor.position import Position, batches_from, order_state
 from compressor.schedule import make_optimizer
 
 
@@ -146,7 +146,7 @@ def test_another_machine_is_told(
 
 def test_checkpoints_by_time_and_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     now = 0.0
-    monkeypatch.setattr("compressor.checkpoint.time.monotonic", lambda: now)
+    monkeypatch.setattr("compressor.checkpointing.manager.time.monotonic", lambda: now)
     by_time = Checkpoints(tmp_path / "a", minutes=2)
     assert not by_time.due(1)
     now = 120.0

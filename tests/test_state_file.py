@@ -15,8 +15,8 @@ from safetensors.torch import load_file, save_file
 from timm.optim import create_optimizer_v2, list_optimizers
 from torch import Tensor, nn
 
+from compressor.checkpointing.serialization import DTYPES, read_state, write_state
 from compressor.formats.errors import IntegrityError, ResourceError, UsageError
-from compressor.state_file import DTYPES, read_state, write_state
 
 
 def same(one: Any, other: Any) -> bool:

@@ -11,11 +11,11 @@ from typing import Any
 
 import filelock
 
+from compressor.checkpointing.fingerprint import differences, machine, plain
+from compressor.checkpointing.serialization import read_state, state_of_first, write_state
 from compressor.distributed.collectives import first
 from compressor.distributed.devices import meet
-from compressor.facts import differences, machine, plain
 from compressor.formats.errors import IntegrityError, MissingError, ResourceError, UsageError
-from compressor.state_file import read_state, state_of_first, write_state
 
 __all__ = ["Checkpoints"]
 
