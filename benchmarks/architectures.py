@@ -26,7 +26,7 @@ from torch import Tensor, nn
 import compressor
 from compressor import Compressor, Policy, Rule
 from compressor.formats.file.reader import PackedFile
-from compressor.report import dense_size
+from compressor.report.report import dense_size
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "architectures.jsonl"

@@ -27,7 +27,7 @@ from compressor.data.datasets import Dataset, load_data
 from compressor.evaluation import evaluate
 from compressor.formats.file.reader import PackedFile
 from compressor.model_zoo import Checkpoint
-from compressor.provenance import read_provenance
+from compressor.report.provenance import read_provenance
 
 HERE = Path(__file__).parent
 ZOO = HERE.parent / "model_zoo"

@@ -16,7 +16,7 @@ from compressor.formats.errors import FormatError, MissingError, UsageError
 if TYPE_CHECKING:
     from compressor.data.datasets import Dataset
     from compressor.formats.file.reader import PackedFile
-    from compressor.provenance import Provenance
+    from compressor.report.provenance import Provenance
 
 __all__ = ["EVAL_BATCH", "PackedPath", "evaluate", "inspect", "memory_option", "open_packed"]
 
@@ -65,7 +65,7 @@ def open_packed(path: Path, max_memory: int | None) -> Iterator[PackedFile]:
 @memory_option
 def inspect(file: Path, everything: bool, as_json: bool, markdown: bool, max_memory: int | None) -> None:
     """Show what a packed FILE holds, tensor by tensor; the model is not built."""
-    from compressor.report import Report
+    from compressor.report.report import Report
 
     if as_json and markdown:
         raise UsageError("--json and --markdown: name one")
@@ -108,7 +108,7 @@ def evaluate(
     from compressor.distributed.devices import find_device
     from compressor.evaluation import evaluate as measure
     from compressor.formats.file.reader import PackedFile
-    from compressor.provenance import read_provenance
+    from compressor.report.provenance import read_provenance
 
     where = find_device(device)
     with PackedFile.open(file) as packed:

@@ -24,7 +24,7 @@ from compressor.formats.torch_tensors import STORED_AS
 from compressor.group import Group
 from compressor.group_state import RUN
 from compressor.policy import Fate, Policy
-from compressor.report import Report
+from compressor.report.report import Report
 from compressor.sites import Site
 
 __all__ = ["Packed", "SharedModel", "decoded", "halve_untouched", "snapped"]

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from compressor.formats.content import Codebook, Table
 from compressor.formats.dtypes import ITEM_SIZES
 from compressor.group import Group
-from compressor.weight_space import entropy
+from compressor.report.weight_stats import entropy
 
 __all__ = ["Sharing", "Watch"]
 

@@ -20,7 +20,7 @@ from compressor.formats.errors import FormatError
 from compressor.formats.file.reader import PackedFile
 from compressor.formats.file.writer import pack
 from compressor.packing import Packed
-from compressor.report import Report
+from compressor.report.report import Report
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +93,7 @@ def test_reading_a_report_imports_no_torch(packed: tuple[Compressor, Packed], tm
     path = tmp_path / "small.safetensors"
     packed[1].save(path)
     code = (
-        "import sys; from compressor.formats.file.reader import PackedFile; from compressor.report import Report; "
+        "import sys; from compressor.formats.file.reader import PackedFile; from compressor.report.report import Report; "
         f"Report.of(PackedFile.open({str(path)!r})).table(); assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -13,8 +13,8 @@ from compressor.formats.codecs.huffman import limited_lengths
 from compressor.formats.content import Content, SharedTensor, Table
 from compressor.formats.file.reader import PackedFile
 from compressor.formats.file.writer import pack
-from compressor.report import Report
-from compressor.weight_space import gap_coded_bytes, power_of_two_terms
+from compressor.report.report import Report
+from compressor.report.weight_stats import gap_coded_bytes, power_of_two_terms
 
 
 def report_of(sites: dict[str, SharedTensor], *books: Table) -> Report:

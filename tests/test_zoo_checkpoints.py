@@ -21,7 +21,7 @@ from compressor.evaluation import Evaluation
 from compressor.formats.errors import MissingError
 from compressor.formats.file.reader import PackedFile
 from compressor.model_zoo import index
-from compressor.provenance import Accuracy, Measured, read_provenance
+from compressor.report.provenance import Accuracy, Measured, read_provenance
 
 NAMES = model_zoo.list_checkpoints()
 SMALL = "test_resnet-tiny"

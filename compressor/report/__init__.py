@@ -1,0 +1,1 @@
+"""Figures of a packed file, computed from the bytes that were written."""
