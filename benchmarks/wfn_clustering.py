@@ -15,9 +15,9 @@ import time
 import torch
 from torch import nn
 
-from compressor.group import Group
 from compressor.schemes.wfn import WeightFixing
-from compressor.sites import find_tensors
+from compressor.sharing.group import Group
+from compressor.sharing.sites import find_tensors
 
 
 def peak() -> float:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from compressor.formats.loader import load, load_state_dict
     from compressor.policy import Policy, Rule
     from compressor.recipe import Recipe, Stage
-    from compressor.scheme import SCHEMES
+    from compressor.sharing.scheme import SCHEMES
 
 __version__ = "0.1.0"
 __all__ = ["SCHEMES", "Compressor", "Policy", "Recipe", "Rule", "Stage", "__version__", "load", "load_state_dict"]
@@ -23,7 +23,7 @@ _HOME = {
     "Policy": "compressor.policy",
     "Recipe": "compressor.recipe",
     "Rule": "compressor.policy",
-    "SCHEMES": "compressor.scheme",
+    "SCHEMES": "compressor.sharing.scheme",
     "Stage": "compressor.recipe",
     "load": "compressor.formats.loader",
     "load_state_dict": "compressor.formats.loader",

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.optim.swa_utils import update_bn
 
-from compressor.sites import Site
+from compressor.sharing.sites import Site
 
 __all__ = ["Batches", "estimate_batch_norm", "squared_gradients"]
 

@@ -15,9 +15,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from compressor.group_state import GroupState
 from compressor.intervals import PrefixSums, initial_borders, refined
-from compressor.sites import Site
+from compressor.sharing.group_state import GroupState
+from compressor.sharing.sites import Site
 
 __all__ = ["Init", "fit_codebook", "fit_codebook_of_each_slice", "optimal_codebook", "spread"]
 

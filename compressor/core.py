@@ -17,7 +17,6 @@ from compressor.checkpointing.manager import Checkpoints
 from compressor.checkpointing.serialization import checksum
 from compressor.data.distributed_sampler import shared_out
 from compressor.formats.errors import UsageError
-from compressor.group import Group
 from compressor.grouping import begun_rounds, fitted_groups, param_groups, penalties
 from compressor.losses import frozen_copy, taught
 from compressor.mixing import Mixer, described
@@ -26,9 +25,10 @@ from compressor.policy import Fate, Policy
 from compressor.random_state import seed_all
 from compressor.resuming import Keeper
 from compressor.schedule import make_optimizer
-from compressor.scratch import initialise
-from compressor.sharing import attach, detach, restore, set_weight
-from compressor.sites import finite_weights
+from compressor.sharing.group import Group
+from compressor.sharing.initialization import initialise
+from compressor.sharing.parametrization import attach, detach, restore, set_weight
+from compressor.sharing.sites import finite_weights
 from compressor.stepping import steps_per_epoch
 from compressor.training import Epoch, OnStep, evaluated, train
 from compressor.watching import Watch

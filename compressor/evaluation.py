@@ -14,7 +14,7 @@ from compressor.data.distributed_sampler import dealt
 from compressor.data.splits import UNREADABLE, check_pictures
 from compressor.distributed.collectives import add_up
 from compressor.formats.errors import MissingError
-from compressor.sharing import cached_weights
+from compressor.sharing.parametrization import cached_weights
 from compressor.stepping import predict
 
 __all__ = ["Evaluation", "evaluate"]

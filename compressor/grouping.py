@@ -11,10 +11,10 @@ from timm.optim import param_groups_layer_decay
 from torch import Tensor, nn
 
 from compressor.formats.errors import UsageError
-from compressor.group import Group
 from compressor.policy import Fate
-from compressor.scratch import initialise_site
-from compressor.sites import Site
+from compressor.sharing.group import Group
+from compressor.sharing.initialization import initialise_site
+from compressor.sharing.sites import Site
 
 __all__ = ["begun_rounds", "fitted_groups", "param_groups", "penalties"]
 

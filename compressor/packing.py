@@ -21,11 +21,11 @@ from compressor.formats.file.reader import PackedFile
 from compressor.formats.file.writer import pack, write
 from compressor.formats.loader import build_model, check_fits
 from compressor.formats.torch_tensors import STORED_AS
-from compressor.group import Group
-from compressor.group_state import RUN
 from compressor.policy import Fate, Policy
 from compressor.report.report import Report
-from compressor.sites import Site
+from compressor.sharing.group import Group
+from compressor.sharing.group_state import RUN
+from compressor.sharing.sites import Site
 
 __all__ = ["Packed", "SharedModel", "decoded", "halve_untouched", "snapped"]
 

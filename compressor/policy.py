@@ -12,9 +12,9 @@ from torch import nn
 
 import compressor.schemes  # noqa: F401  (registers them)
 from compressor.formats.errors import PolicyError, did_you_mean
-from compressor.pruning import Pruning, make_pruning, split_settings
-from compressor.scheme import Scheme, make_scheme, scheme_settings
-from compressor.sites import Site, find_tensors
+from compressor.sharing.pruning import Pruning, make_pruning, split_settings
+from compressor.sharing.scheme import Scheme, make_scheme, scheme_settings
+from compressor.sharing.sites import Site, find_tensors
 
 __all__ = ["Fate", "Policy", "Rule"]
 

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from compressor.formats.content import Codebook, Table
 from compressor.formats.dtypes import ITEM_SIZES
-from compressor.group import Group
 from compressor.report.weight_stats import entropy
+from compressor.sharing.group import Group
 
 __all__ = ["Sharing", "Watch"]
 

@@ -12,7 +12,7 @@ from torch.nn import functional
 from compressor.core import Compressor
 from compressor.formats.errors import PolicyError
 from compressor.policy import Policy, Rule
-from compressor.scheme import SCHEMES
+from compressor.sharing.scheme import SCHEMES
 
 SHARING = sorted(name for name, scheme in SCHEMES.items() if scheme.shares)
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from compressor.group import Group
-from compressor.scheme import Scheme
-from compressor.sites import find_tensors
+from compressor.sharing.group import Group
+from compressor.sharing.scheme import Scheme
+from compressor.sharing.sites import find_tensors
 
 __all__ = ["bell", "fitted", "weight_of"]
 

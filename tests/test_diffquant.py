@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from compressor.core import Compressor
 from compressor.formats.file.reader import PackedFile
-from compressor.group import Group
 from compressor.policy import Policy, Rule
-from compressor.scheme import make_scheme
 from compressor.schemes.diffquant import DiffQuant, quantiles, redistributed
+from compressor.sharing.group import Group
+from compressor.sharing.scheme import make_scheme
 
 
 def group_of(weights: Tensor, codewords: int = 4, importance: Tensor | None = None) -> Group:

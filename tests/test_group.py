@@ -13,11 +13,11 @@ from torch import Tensor, nn
 
 from compressor import Compressor, Policy, Rule
 from compressor.formats.errors import PolicyError
-from compressor.group_state import GroupState
 from compressor.ops.gather_scatter import lookup, nearest
-from compressor.scheme import SCHEMES, Scheme, Shared, register, share_scalars
-from compressor.sharing import attach, detach
-from compressor.sites import Site, find_tensors
+from compressor.sharing.group_state import GroupState
+from compressor.sharing.parametrization import attach, detach
+from compressor.sharing.scheme import SCHEMES, Scheme, Shared, register, share_scalars
+from compressor.sharing.sites import Site, find_tensors
 
 
 @dataclass(frozen=True)

@@ -22,12 +22,12 @@ from compressor.formats.codecs.hashed import hashed_indices
 from compressor.formats.errors import PolicyError
 from compressor.formats.file.reader import PackedFile
 from compressor.formats.inference.virtual_weight import mirrored
-from compressor.group import Group
 from compressor.ops.gather_scatter import lookup
 from compressor.policy import Policy, Rule
-from compressor.scheme import make_scheme
 from compressor.schemes.hashed import MOST_VALUES, Hashed
-from compressor.sites import find_tensors
+from compressor.sharing.group import Group
+from compressor.sharing.scheme import make_scheme
+from compressor.sharing.sites import find_tensors
 
 GOLDEN = [2300, 38793, 43504, 16898, 37410, 17702, 36760, 25015]  # of "fc.weight", seed 0, 65,536 codewords
 

@@ -11,10 +11,10 @@ from groups import fitted, weight_of
 from torch import Tensor, nn
 
 from compressor.formats.errors import PolicyError
-from compressor.group import Group
-from compressor.scheme import make_scheme
 from compressor.schemes.inq import INQ
-from compressor.sites import find_tensors
+from compressor.sharing.group import Group
+from compressor.sharing.scheme import make_scheme
+from compressor.sharing.sites import find_tensors
 
 
 @torch.no_grad()

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 from compressor.core import Compressor
 from compressor.formats.errors import PolicyError
-from compressor.group import Group
 from compressor.policy import Policy, Rule
-from compressor.scheme import make_scheme
 from compressor.schemes.inq import INQ
+from compressor.sharing.group import Group
+from compressor.sharing.scheme import make_scheme
 
 OPTIMIZERS: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
     "sgd": lambda groups: torch.optim.SGD(groups, lr=0.05, momentum=0.9, weight_decay=0.1),

@@ -12,10 +12,10 @@ from torch.nn import functional
 
 from compressor.core import Compressor
 from compressor.formats.file.reader import PackedFile
-from compressor.group import Group
 from compressor.ops.gather_scatter import nearest
 from compressor.policy import Policy, Rule
 from compressor.schemes.learnt import Learnt
+from compressor.sharing.group import Group
 
 
 def from_stock_operators(weights: Tensor, codebook: Tensor) -> Tensor:

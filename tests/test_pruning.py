@@ -14,8 +14,8 @@ from compressor.core import Compressor
 from compressor.formats.errors import PolicyError
 from compressor.formats.file.reader import PackedFile
 from compressor.policy import Policy, Rule
-from compressor.pruning import Pruning, smallest
-from compressor.scheme import SCHEMES
+from compressor.sharing.pruning import Pruning, smallest
+from compressor.sharing.scheme import SCHEMES
 
 SHARING = sorted(name for name, scheme in SCHEMES.items() if scheme.shares)
 

@@ -17,7 +17,7 @@ from compressor.formats.file.reader import PackedFile
 from compressor.packing import decoded
 from compressor.policy import Policy, Rule
 from compressor.recipe import Recipe
-from compressor.scheme import SCHEMES, make_scheme, scheme_settings
+from compressor.sharing.scheme import SCHEMES, make_scheme, scheme_settings
 
 pytestmark = pytest.mark.parametrize("scheme", SHARING)
 

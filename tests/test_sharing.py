@@ -13,8 +13,8 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from compressor import Compressor, Policy, Rule
-from compressor.group import Group
-from compressor.sites import Site
+from compressor.sharing.group import Group
+from compressor.sharing.sites import Site
 
 SCHEMES = "learnt", "kmeans", "inq", "wfn", "ttq", "diffquant", "hashed"
 

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from compressor.core import Compressor
 from compressor.formats.errors import PolicyError
-from compressor.group import Group
 from compressor.policy import Policy, Rule
-from compressor.scheme import make_scheme
 from compressor.schemes.ttq import TTQ, ternary
+from compressor.sharing.group import Group
+from compressor.sharing.scheme import make_scheme
 
 
 def group_of(weights: Tensor, importance: Tensor | None = None, **settings: Any) -> Group:

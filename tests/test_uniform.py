@@ -15,12 +15,12 @@ from torch import Tensor, nn
 from compressor.core import Compressor
 from compressor.formats.errors import PolicyError
 from compressor.formats.file.reader import PackedFile
-from compressor.group import Group
 from compressor.packing import decoded
 from compressor.policy import Policy, Rule
-from compressor.scheme import make_scheme
 from compressor.schemes.diffquant import DiffQuant
 from compressor.schemes.uniform import Uniform
+from compressor.sharing.group import Group
+from compressor.sharing.scheme import make_scheme
 
 LARGE = 2.0**126  # half a step beyond the largest is a number of float32 still
 

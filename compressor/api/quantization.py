@@ -12,7 +12,7 @@ from torch import nn
 from compressor.api.wrapping import wrap
 from compressor.formats.errors import UsageError
 from compressor.policy import Policy, Rule
-from compressor.sites import find_tensors
+from compressor.sharing.sites import find_tensors
 
 __all__ = [
     "DefaultNBitQuantizeScheme",

@@ -11,7 +11,7 @@ from torch import nn
 from compressor.core import Compressor
 from compressor.formats.errors import UsageError
 from compressor.policy import Policy
-from compressor.sharing import CONTAINER
+from compressor.sharing.parametrization import CONTAINER
 
 __all__ = ["job_of", "jobs", "strip", "wrap"]
 

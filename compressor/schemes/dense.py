@@ -9,9 +9,9 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from compressor.formats.errors import PolicyError
-from compressor.group_state import GroupState
-from compressor.scheme import Scheme, Shared, register
-from compressor.sites import Site
+from compressor.sharing.group_state import GroupState
+from compressor.sharing.scheme import Scheme, Shared, register
+from compressor.sharing.sites import Site
 
 
 @register

@@ -14,10 +14,10 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from compressor.codebooks import spread
-from compressor.group_state import GroupState
 from compressor.ops.gather_scatter import lookup, nearest
-from compressor.scheme import Scheme, Shared, register, share_scalars
-from compressor.sites import Site
+from compressor.sharing.group_state import GroupState
+from compressor.sharing.scheme import Scheme, Shared, register, share_scalars
+from compressor.sharing.sites import Site
 
 LEAST = 1e-30  # importance: where all have none, all count alike
 

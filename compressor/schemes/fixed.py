@@ -15,9 +15,9 @@ from torch import Tensor
 from torch.autograd import Function
 
 from compressor.formats.content import Grid, SharedTensor, index_dtype
-from compressor.group_state import GroupState
-from compressor.scheme import DTYPE_NAMES, Scheme, Shared, register
-from compressor.sites import Site
+from compressor.sharing.group_state import GroupState
+from compressor.sharing.scheme import DTYPE_NAMES, Scheme, Shared, register
+from compressor.sharing.sites import Site
 
 LEAST_BITS, MOST_BITS = 2, 16
 FINEST, COARSEST = 126, -112  # fraction bits: 2^-FL and its inverse are normal numbers of float32

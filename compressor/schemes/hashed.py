@@ -16,10 +16,10 @@ from compressor.formats.content import SharedTensor, Table, index_dtype
 from compressor.formats.dtypes import round_to
 from compressor.formats.errors import PolicyError
 from compressor.formats.inference.virtual_weight import mirrored
-from compressor.group_state import GroupState
 from compressor.ops.gather_scatter import lookup
-from compressor.scheme import DTYPE_NAMES, Scheme, Shared, register, share_scalars
-from compressor.sites import Site
+from compressor.sharing.group_state import GroupState
+from compressor.sharing.scheme import DTYPE_NAMES, Scheme, Shared, register, share_scalars
+from compressor.sharing.sites import Site
 
 CODEC = "hashed"
 TINY = 1e-300

@@ -13,10 +13,10 @@ from pydantic.dataclasses import dataclass
 from pydantic_core import PydanticCustomError
 from torch import Tensor
 
-from compressor.group_state import GroupState
 from compressor.ops.gather_scatter import fixed
-from compressor.scheme import Scheme, Shared, register, share_scalars
-from compressor.sites import Site
+from compressor.sharing.group_state import GroupState
+from compressor.sharing.scheme import Scheme, Shared, register, share_scalars
+from compressor.sharing.sites import Site
 
 LEAST_BITS, MOST_BITS = 2, 8
 LOWEST = -125  # exponent of the least codeword: half of it, the least weight not rounded to 0, is no subnormal yet

@@ -10,10 +10,10 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from compressor.codebooks import Init, fit_codebook
-from compressor.group_state import GroupState
 from compressor.ops.gather_scatter import lookup, nearest
-from compressor.scheme import Scheme, Shared, register, share_scalars
-from compressor.sites import Site
+from compressor.sharing.group_state import GroupState
+from compressor.sharing.scheme import Scheme, Shared, register, share_scalars
+from compressor.sharing.sites import Site
 
 
 @register

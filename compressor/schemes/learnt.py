@@ -13,12 +13,12 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from compressor.codebooks import Init, fit_codebook, fit_codebook_of_each_slice, spread
-from compressor.group_state import GroupState
 from compressor.ops.gather_scatter import nearest, nearest_by_row, straight_through
 from compressor.ops.indexing import blocks
 from compressor.ops.soft_assignment import soft_gradient
-from compressor.scheme import Scheme, Shared, register, share_scalars, share_slices
-from compressor.sites import Site
+from compressor.sharing.group_state import GroupState
+from compressor.sharing.scheme import Scheme, Shared, register, share_scalars, share_slices
+from compressor.sharing.sites import Site
 
 _log = logging.getLogger(__name__)
 RESEEDS = 10  # times in a training run that unused codewords are put to use again

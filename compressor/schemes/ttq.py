@@ -14,12 +14,12 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 from compressor.formats.errors import PolicyError
-from compressor.group_state import GroupState
 from compressor.ops.gather_scatter import straight_through
 from compressor.ops.indexing import blocks
 from compressor.ops.ownership import own
-from compressor.scheme import Scheme, Shared, register, share_scalars
-from compressor.sites import Site
+from compressor.sharing.group_state import GroupState
+from compressor.sharing.scheme import Scheme, Shared, register, share_scalars
+from compressor.sharing.sites import Site
 
 NEGATIVE, ZERO, POSITIVE = 0, 1, 2
 UNUSED = 2.0**-7  # of the tensor's unit: the scales where no weight says what they should be

@@ -13,9 +13,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from compressor.formats.content import Grid, SharedTensor, index_dtype
-from compressor.group_state import GroupState
-from compressor.scheme import DTYPE_NAMES, Scheme, Shared, register
-from compressor.sites import Site
+from compressor.sharing.group_state import GroupState
+from compressor.sharing.scheme import DTYPE_NAMES, Scheme, Shared, register
+from compressor.sharing.sites import Site
 
 MOST_BITS = 16
 

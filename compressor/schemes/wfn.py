@@ -15,11 +15,11 @@ from torch import Tensor
 
 from compressor.fixing import fix
 from compressor.formats.errors import PolicyError
-from compressor.group_state import GroupState
 from compressor.ops.gather_scatter import fixed
 from compressor.ops.relative_distance import fixed_and_pulled, pull
-from compressor.scheme import Scheme, Shared, register, share_scalars
-from compressor.sites import Site
+from compressor.sharing.group_state import GroupState
+from compressor.sharing.scheme import Scheme, Shared, register, share_scalars
+from compressor.sharing.sites import Site
 
 FRACTIONS = (0.3, 0.6, 0.8, 0.9, 0.95, 0.975, 0.99, 0.9975, 0.999, 1.0)
 LARGEST_TOLERANCE = 0.75  # ten times the largest delta of the paper; at 1 the grid of candidates would end

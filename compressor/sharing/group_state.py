@@ -14,7 +14,7 @@ from compressor.formats.codecs.base import Codec, Stream
 from compressor.formats.inference.generated import Generated
 from compressor.ops.buffer_pool import give_back
 from compressor.ops.codebook_scale import Units, in_units
-from compressor.sites import Site
+from compressor.sharing.sites import Site
 
 __all__ = ["RUN", "GroupState"]
 

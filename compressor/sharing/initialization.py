@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from compressor.formats.errors import MissingError
-from compressor.sites import Site
+from compressor.sharing.sites import Site
 
 __all__ = ["initialise", "initialise_site"]
 

@@ -13,9 +13,9 @@ from torch.nn.utils import parametrize
 from torch.utils.hooks import RemovableHandle
 
 from compressor.formats.errors import UsageError
-from compressor.group import Group
 from compressor.ops.buffer_pool import give_back
-from compressor.sites import Site
+from compressor.sharing.group import Group
+from compressor.sharing.sites import Site
 
 __all__ = ["CONTAINER", "attach", "cached_weights", "detach", "restore", "set_weight"]
 

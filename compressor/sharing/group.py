@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from compressor.formats.inference.virtual_weight import VirtualTensor, mirrored
-from compressor.group_state import GroupState
-from compressor.pruning import Pruning
-from compressor.scheme import Scheme
-from compressor.sites import Site
+from compressor.sharing.group_state import GroupState
+from compressor.sharing.pruning import Pruning
+from compressor.sharing.scheme import Scheme
+from compressor.sharing.sites import Site
 
 __all__ = ["Group"]
 

@@ -22,8 +22,8 @@ from compressor.formats.codecs.bitpacking import gather
 from compressor.formats.content import Codebook, SharedTensor, Table, index_dtype
 from compressor.formats.dtypes import round_to
 from compressor.formats.errors import PolicyError, did_you_mean
-from compressor.group_state import GroupState
-from compressor.sites import Site
+from compressor.sharing.group_state import GroupState
+from compressor.sharing.sites import Site
 
 __all__ = ["SCHEMES", "Scheme", "Shared", "make_scheme", "register", "share_scalars", "share_slices"]
 

@@ -13,7 +13,7 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from compressor.formats.errors import PolicyError
-from compressor.group_state import GroupState
+from compressor.sharing.group_state import GroupState
 
 __all__ = ["Pruning", "make_pruning", "smallest", "split_settings"]
 

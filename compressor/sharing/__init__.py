@@ -1,0 +1,1 @@
+"""The core of weight sharing: sites, groups, the contract of schemes, and the parametrisation."""
