@@ -18,7 +18,7 @@ from compressor.api.clustering import (
     cluster_weights_,
     strip_clustering,
 )
-from compressor.codebooks import optimal_codebook
+from compressor.clustering.kmeans1d import optimal_codebook
 from compressor.formats.errors import UsageError
 
 

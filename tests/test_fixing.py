@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from compressor.fixing import candidates, fix, nearest_window
-from compressor.runs import Remaining, sort_order
+from compressor.clustering.sorted_runs import Remaining, sort_order
+from compressor.clustering.weight_fixing import candidates, fix, nearest_window
 
 Floats = NDArray[np.floating[Any]]
 

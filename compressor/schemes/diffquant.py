@@ -13,7 +13,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
-from compressor.codebooks import spread
+from compressor.clustering.kmeans1d import spread
 from compressor.ops.gather_scatter import lookup, nearest
 from compressor.sharing.group_state import GroupState
 from compressor.sharing.scheme import Scheme, Shared, register, share_scalars

@@ -9,7 +9,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
-from compressor.codebooks import Init, fit_codebook
+from compressor.clustering.kmeans1d import Init, fit_codebook
 from compressor.ops.gather_scatter import lookup, nearest
 from compressor.sharing.group_state import GroupState
 from compressor.sharing.scheme import Scheme, Shared, register, share_scalars

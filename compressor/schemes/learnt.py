@@ -12,7 +12,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
-from compressor.codebooks import Init, fit_codebook, fit_codebook_of_each_slice, spread
+from compressor.clustering.kmeans1d import Init, fit_codebook, fit_codebook_of_each_slice, spread
 from compressor.ops.gather_scatter import nearest, nearest_by_row, straight_through
 from compressor.ops.indexing import blocks
 from compressor.ops.soft_assignment import soft_gradient

@@ -13,7 +13,7 @@ from pydantic import Field, field_validator
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
-from compressor.fixing import fix
+from compressor.clustering.weight_fixing import fix
 from compressor.formats.errors import PolicyError
 from compressor.ops.gather_scatter import fixed
 from compressor.ops.relative_distance import fixed_and_pulled, pull

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from compressor.runs import Remaining, sort_order
+from compressor.clustering.sorted_runs import Remaining, sort_order
 
 __all__ = ["candidates", "fix", "nearest_window"]
 

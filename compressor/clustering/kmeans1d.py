@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from compressor.intervals import PrefixSums, initial_borders, refined
+from compressor.clustering.dynamic_program import PrefixSums, initial_borders, refined
 from compressor.sharing.group_state import GroupState
 from compressor.sharing.sites import Site
 

@@ -1,0 +1,1 @@
+"""Codebooks for weights as they stand, without training."""
