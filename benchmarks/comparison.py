@@ -23,9 +23,9 @@ from torch.utils.data import DataLoader
 
 from compressor import Compressor, Policy, Rule
 from compressor.data.splits import ArraySplit
-from compressor.evaluation import evaluate
-from compressor.losses import distillation
 from compressor.packing import Packed
+from compressor.training.distillation import distillation
+from compressor.training.evaluation import evaluate
 
 HERE = Path(__file__).parent
 Stages = list[tuple[list[Rule], int]]  # rules and epochs, one after the other; none for the dense network trained on

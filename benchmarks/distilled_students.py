@@ -30,9 +30,9 @@ from torch.nn import functional
 
 from compressor import Compressor, Policy, Rule
 from compressor.data.splits import ArraySplit
-from compressor.evaluation import evaluate
-from compressor.losses import distillation
 from compressor.packing import Packed
+from compressor.training.distillation import distillation
+from compressor.training.evaluation import evaluate
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "distilled_students.jsonl"

@@ -29,11 +29,11 @@ from torch.nn import functional
 from compressor import Compressor, Policy, Rule
 from compressor.baseline import train_baseline
 from compressor.data.datasets import Dataset, load_data
-from compressor.evaluation import evaluate
-from compressor.losses import distillation
 from compressor.packing import Packed
-from compressor.schedule import make_optimizer
-from compressor.training import train
+from compressor.training.distillation import distillation
+from compressor.training.evaluation import evaluate
+from compressor.training.loop import train
+from compressor.training.optim import make_optimizer
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "fashion_mnist.jsonl"

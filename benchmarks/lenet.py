@@ -20,10 +20,10 @@ from torch.nn import functional
 
 from compressor import Compressor, Policy, Rule
 from compressor.data.datasets import Dataset, load_data
-from compressor.evaluation import evaluate
 from compressor.packing import Packed
-from compressor.schedule import make_optimizer
-from compressor.training import train
+from compressor.training.evaluation import evaluate
+from compressor.training.loop import train
+from compressor.training.optim import make_optimizer
 
 BATCH, DENSE_EPOCHS, PRUNE_EPOCHS, CLUSTER_EPOCHS = 128, 12, 12, 4
 

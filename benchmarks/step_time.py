@@ -38,10 +38,10 @@ from torch.nn import functional
 
 from compressor import Compressor, Policy, Rule
 from compressor.grouping import begun_rounds
-from compressor.losses import distillation, frozen_copy
 from compressor.ops.buffer_pool import keep_freed
 from compressor.ops.gather_scatter import nearest
-from compressor.schedule import in_one_pass
+from compressor.training.distillation import distillation, frozen_copy
+from compressor.training.optim import in_one_pass
 
 SCHEMES = "dense", "learnt", "kmeans", "inq", "wfn"
 IN_ROUNDS = "inq", "wfn"

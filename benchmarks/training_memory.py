@@ -26,9 +26,9 @@ from tabulate import tabulate
 from torch import Tensor, nn
 
 from compressor import SCHEMES, Compressor, Policy, Rule
-from compressor.losses import frozen_copy
 from compressor.ops.gather_scatter import nearest
-from compressor.schedule import in_one_pass
+from compressor.training.distillation import frozen_copy
+from compressor.training.optim import in_one_pass
 
 STEPS, BATCH = 3, 8
 

@@ -24,10 +24,10 @@ from safetensors.torch import save
 import compressor
 from compressor.cli.main import run
 from compressor.data.datasets import Dataset, load_data
-from compressor.evaluation import evaluate
 from compressor.formats.file.reader import PackedFile
 from compressor.model_zoo import Checkpoint
 from compressor.report.provenance import read_provenance
+from compressor.training.evaluation import evaluate
 
 HERE = Path(__file__).parent
 ZOO = HERE.parent / "model_zoo"

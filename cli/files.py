@@ -106,9 +106,9 @@ def evaluate(
     """Measure top-1 of a packed FILE."""
     from compressor import load
     from compressor.distributed.devices import find_device
-    from compressor.evaluation import evaluate as measure
     from compressor.formats.file.reader import PackedFile
     from compressor.report.provenance import read_provenance
+    from compressor.training.evaluation import evaluate as measure
 
     where = find_device(device)
     with PackedFile.open(file) as packed:

@@ -11,7 +11,7 @@ from timm.utils.summary import update_summary
 from compressor.cli.options import Options
 from compressor.formats.errors import MissingError
 from compressor.formats.io.atomic import check_writable
-from compressor.training import Epoch
+from compressor.training.loop import Epoch
 
 __all__ = ["Logs"]
 

@@ -24,17 +24,17 @@ from compressor.cli.setup import Run, set_up
 from compressor.cli.show import Step, accuracy_line, counts, flips, percent, print_json, say, width
 from compressor.cli.stopping import stoppable
 from compressor.cli.weights import dense_model, teacher_model
-from compressor.compiling import compiled
 from compressor.core import Compressor
 from compressor.distributed.collectives import first, is_first, leave, tensors_of_first
-from compressor.evaluation import Evaluation, evaluate
 from compressor.formats.errors import CompressorError
 from compressor.formats.io.locking import holding
-from compressor.mixing import make_mixup
 from compressor.ops.buffer_pool import keep_freed
 from compressor.packing import Packed
 from compressor.recipe import Stage
-from compressor.training import Epoch
+from compressor.training.compilation import compiled
+from compressor.training.evaluation import Evaluation, evaluate
+from compressor.training.loop import Epoch
+from compressor.training.mixup import make_mixup
 
 __all__ = ["run"]
 

@@ -17,7 +17,6 @@ from compressor.checkpointing.manager import Checkpoints
 from compressor.checkpointing.serialization import checksum
 from compressor.cli.logs import Logs
 from compressor.cli.options import Options
-from compressor.compiling import check_backend
 from compressor.data.bad_images import BadImages
 from compressor.data.datasets import Dataset, load_data
 from compressor.distributed.collectives import first, is_first, together
@@ -29,8 +28,9 @@ from compressor.formats.io.atomic import check_writable
 from compressor.formats.loader import build_model
 from compressor.policy import Policy, Rule
 from compressor.recipe import Recipe, Stage, Training
-from compressor.schedule import make_optimizer
 from compressor.teacher import load_teacher
+from compressor.training.compilation import check_backend
+from compressor.training.optim import make_optimizer
 
 __all__ = ["Run", "set_up"]
 

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from compressor.evaluation import Evaluation
-    from compressor.training import Epoch
+    from compressor.training.evaluation import Evaluation
+    from compressor.training.loop import Epoch
 
 __all__ = ["SCHEMA_VERSION", "Step", "accuracy_line", "counts", "print_json", "print_table", "say", "width"]
 

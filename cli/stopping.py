@@ -12,7 +12,7 @@ from types import FrameType
 from compressor.checkpointing.manager import Checkpoints
 from compressor.cli.show import say
 from compressor.formats.errors import InterruptionError
-from compressor.resuming import HOW_TO_GO_ON
+from compressor.training.checkpointer import HOW_TO_GO_ON
 
 __all__ = ["stoppable"]
 

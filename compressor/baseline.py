@@ -22,11 +22,11 @@ from compressor.checkpointing.manager import Checkpoints
 from compressor.data.datasets import Dataset
 from compressor.data.distributed_sampler import shared_out
 from compressor.distributed.devices import meet
-from compressor.evaluation import evaluate
 from compressor.formats.errors import MissingError
 from compressor.hub import hub_or_cache
-from compressor.resuming import Keeper
-from compressor.training import Epoch, OnStep, train
+from compressor.training.checkpointer import Keeper
+from compressor.training.evaluation import evaluate
+from compressor.training.loop import Epoch, OnStep, train
 
 __all__ = ["Baseline", "BaselineRecipe", "cache_dir", "create_model", "train_baseline"]
 
@@ -114,7 +114,7 @@ def train_baseline(
         seed: of initial weights, order and augmentation.
         epochs: passes over the training split; None for as many as the kind of model needs.
         pretrained: start from timm's pretrained weights, at a tenth of the learning rate.
-        on_epoch, on_step, device, amp: as in ``compressor.training.train``.
+        on_epoch, on_step, device, amp: as in ``compressor.training.loop.train``.
         checkpoints: where a training that is interrupted is kept.
     """
     model = create_model(name, args, pretrained=pretrained, seed=seed)

@@ -18,20 +18,20 @@ from compressor.checkpointing.serialization import checksum
 from compressor.data.distributed_sampler import shared_out
 from compressor.formats.errors import UsageError
 from compressor.grouping import begun_rounds, fitted_groups, param_groups, penalties
-from compressor.losses import frozen_copy, taught
-from compressor.mixing import Mixer, described
 from compressor.packing import Packed, SharedModel, halve_untouched, snapped
 from compressor.policy import Fate, Policy
 from compressor.random_state import seed_all
-from compressor.resuming import Keeper
-from compressor.schedule import make_optimizer
 from compressor.sharing.group import Group
 from compressor.sharing.initialization import initialise
 from compressor.sharing.parametrization import attach, detach, restore, set_weight
 from compressor.sharing.sites import finite_weights
-from compressor.stepping import steps_per_epoch
-from compressor.training import Epoch, OnStep, evaluated, train
-from compressor.watching import Watch
+from compressor.training.checkpointer import Keeper
+from compressor.training.distillation import frozen_copy, taught
+from compressor.training.loop import Epoch, OnStep, evaluated, train
+from compressor.training.metrics import Watch
+from compressor.training.mixup import Mixer, described
+from compressor.training.optim import make_optimizer
+from compressor.training.step import steps_per_epoch
 
 __all__ = ["Compressor"]
 
@@ -182,7 +182,7 @@ class Compressor:
         Args:
             val: batches to evaluate on after each epoch.
             on_epoch: told after each epoch, with top-1 on ``val`` where there is one.
-            on_step, device, amp, grad_accum, mixup, model_ema_decay: as ``compressor.training.train`` has them.
+            on_step, device, amp, grad_accum, mixup, model_ema_decay: as ``compressor.training.loop.train`` has them.
             checkpoints: keep the training there, and go on from there; see docs/resuming.md.
         """
         self._prepared("finetune()")

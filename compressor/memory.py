@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
 from compressor.core import Compressor
-from compressor.schedule import make_optimizer
 from compressor.sharing.group import Group
+from compressor.training.optim import make_optimizer
 
 __all__ = ["StepMemory", "activations", "size_of"]
 

@@ -11,12 +11,12 @@ from accidents import finetuned, job_of, loader
 from torch import Tensor, nn
 
 from compressor import SCHEMES
-from compressor.averaging import Average
 from compressor.checkpointing.manager import Checkpoints
 from compressor.core import Compressor
-from compressor.evaluation import evaluate
 from compressor.formats.errors import InterruptionError, UsageError
-from compressor.training import Epoch
+from compressor.training.evaluation import evaluate
+from compressor.training.loop import Epoch
+from compressor.training.model_ema import Average
 
 DECAY = 0.7
 

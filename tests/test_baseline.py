@@ -17,7 +17,7 @@ from compressor.baseline import BaselineRecipe, cache_dir, create_model, train_b
 from compressor.data.datasets import Dataset, load_data
 from compressor.data.splits import ArraySplit
 from compressor.formats.errors import MissingError
-from compressor.training import Epoch
+from compressor.training.loop import Epoch
 
 ARGS = {"num_classes": 10, "in_chans": 1}
 

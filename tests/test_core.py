@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import compressor
 from compressor import Compressor, Policy, Rule
 from compressor.formats.errors import MissingError, PolicyError, UsageError
-from compressor.losses import distillation
+from compressor.training.distillation import distillation
 
 ARGS: dict[str, Any] = {"num_classes": 10, "in_chans": 1}
 LEARNT = Policy([Rule("*", scheme="learnt", bits=2)])

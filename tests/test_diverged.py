@@ -140,7 +140,7 @@ def poison(at: int) -> Callable[[Tensor], Tensor]:
 
 def test_72_a_gpu_is_asked_now_and_then(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     """On another device the loss is looked at every 50 steps, at the end of an epoch and before anything is kept."""
-    from compressor import training
+    from compressor.training import loop as training
 
     monkeypatch.setattr(training, "CHECKED", 4)
     monkeypatch.setattr(training, "at_hand", lambda device: False)

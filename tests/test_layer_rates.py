@@ -9,7 +9,7 @@ import timm
 from timm.optim import param_groups_layer_decay
 
 from compressor import Compressor, Policy, Rule
-from compressor.schedule import make_optimizer
+from compressor.training.optim import make_optimizer
 
 
 def test_layers_learn_at_rates_of_their_own() -> None:

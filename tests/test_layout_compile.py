@@ -15,9 +15,9 @@ from torch.utils.data import DataLoader, TensorDataset
 from compressor import SCHEMES, Compressor, Policy, Rule
 from compressor.cli import setup
 from compressor.cli.main import run
-from compressor.compiling import compiled
 from compressor.data.datasets import Dataset
 from compressor.formats.errors import ResourceError, UsageError
+from compressor.training.compilation import compiled
 
 
 def finetuned(scheme: str, backend: str | None) -> tuple[list[float], bytes]:

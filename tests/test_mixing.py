@@ -16,8 +16,8 @@ from torch.utils.data import DataLoader, TensorDataset
 from compressor import Compressor, Policy, Rule
 from compressor.checkpointing.manager import Checkpoints
 from compressor.formats.errors import InterruptionError, UsageError
-from compressor.mixing import make_mixup, mixed
 from compressor.random_state import seed_all
+from compressor.training.mixup import make_mixup, mixed
 
 
 def images_of(count: int) -> tuple[Tensor, Tensor]:

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from compressor.schedule import in_one_pass, make_optimizer
-from compressor.training import train
+from compressor.training.loop import train
+from compressor.training.optim import in_one_pass, make_optimizer
 
 
 def flags(*groups: list[nn.Parameter], opt: str = "adamw", settings: dict[str, Any] | None = None) -> list[Any]:

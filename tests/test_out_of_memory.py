@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from compressor import Compressor, Policy, Rule
 from compressor.checkpointing.manager import Checkpoints
-from compressor.evaluation import evaluate
 from compressor.formats.errors import InterruptionError, ResourceError
+from compressor.training.evaluation import evaluate
 
 __all__ = ["_fast"]  # the fixture
 

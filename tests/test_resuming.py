@@ -18,7 +18,7 @@ from compressor import SCHEMES, Compressor, Policy, Rule
 from compressor.checkpointing.manager import Checkpoints
 from compressor.checkpointing.progress import Position, batches_from, order_state
 from compressor.formats.errors import InterruptionError, UsageError
-from compressor.schedule import make_optimizer
+from compressor.training.optim import make_optimizer
 
 
 class Noisy(Dataset[Any]):

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset
 
-from compressor.evaluation import Evaluation, evaluate
 from compressor.formats.errors import MissingError, QualityError, UsageError
-from compressor.schedule import make_optimizer
-from compressor.training import Epoch, train
+from compressor.training.evaluation import Evaluation, evaluate
+from compressor.training.loop import Epoch, train
+from compressor.training.optim import make_optimizer
 
 
 def loader(n: int = 20, batch: int = 4) -> DataLoader[Any]:

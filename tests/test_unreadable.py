@@ -18,8 +18,8 @@ from compressor.cli.main import run
 from compressor.data import splits
 from compressor.data.bad_images import BadImages
 from compressor.data.datasets import Dataset, load_data
-from compressor.evaluation import evaluate
 from compressor.formats.errors import MissingError, ResourceError
+from compressor.training.evaluation import evaluate
 
 CONFIG = {"input_size": (3, 32, 32), "mean": (0.5,) * 3, "std": (0.5,) * 3, "interpolation": "bilinear"}
 

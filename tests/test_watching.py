@@ -16,8 +16,8 @@ from runs import OUT, GoneError, Runs, _here, die, killed, runs, weights
 
 from compressor.cli.main import run
 from compressor.cli.show import Step
-from compressor.training import Epoch
-from compressor.watching import Sharing
+from compressor.training.loop import Epoch
+from compressor.training.metrics import Sharing
 
 __all__ = ["_here", "runs", "weights"]  # the fixtures
 

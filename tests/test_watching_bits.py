@@ -10,8 +10,8 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from compressor import SCHEMES, Compressor, Policy, Rule
-from compressor.training import Epoch
-from compressor.watching import Sharing, Watch
+from compressor.training.loop import Epoch
+from compressor.training.metrics import Sharing, Watch
 
 PRUNED = [{}, {"sparsity": 0.5}]
 

@@ -17,11 +17,11 @@ from compressor import Recipe, model_zoo
 from compressor.cli.compress import compress
 from compressor.data.datasets import FASHION_MNIST_DIR
 from compressor.data.splits import ArraySplit
-from compressor.evaluation import Evaluation
 from compressor.formats.errors import MissingError
 from compressor.formats.file.reader import PackedFile
 from compressor.model_zoo import index
 from compressor.report.provenance import Accuracy, Measured, read_provenance
+from compressor.training.evaluation import Evaluation
 
 NAMES = model_zoo.list_checkpoints()
 SMALL = "test_resnet-tiny"

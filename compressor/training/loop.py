@@ -13,21 +13,21 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
-from compressor.averaging import Average
 from compressor.checkpointing.progress import Position, batches_from
 from compressor.data.distributed_sampler import shared_out
 from compressor.data.splits import check_pictures
 from compressor.distributed.devices import accelerating, prepared
 from compressor.distributed.replicas import Team
-from compressor.divergence import DivergedError, check_loss
-from compressor.evaluation import evaluate
 from compressor.formats.errors import ResourceError
-from compressor.mixing import Mixer
-from compressor.recovery import recovered
-from compressor.resuming import Keeper
-from compressor.schedule import Schedule, in_one_pass
-from compressor.stepping import Loss, Stepper, by_step
-from compressor.watching import Sharing, Watch
+from compressor.training.checkpointer import Keeper
+from compressor.training.divergence import DivergedError, check_loss
+from compressor.training.evaluation import evaluate
+from compressor.training.metrics import Sharing, Watch
+from compressor.training.mixup import Mixer
+from compressor.training.model_ema import Average
+from compressor.training.optim import Schedule, in_one_pass
+from compressor.training.rollback import recovered
+from compressor.training.step import Loss, Stepper, by_step
 
 __all__ = ["Epoch", "evaluated", "train"]
 

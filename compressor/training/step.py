@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from compressor.formats.errors import ResourceError, UsageError
-from compressor.mixing import Mixer, mixed
 from compressor.ops.buffer_pool import give_back
 from compressor.sharing.parametrization import cached_weights
+from compressor.training.mixup import Mixer, mixed
 
 __all__ = ["Loss", "Stepper", "by_step", "out_of_memory", "predict", "steps_per_epoch"]
 

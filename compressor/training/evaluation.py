@@ -15,7 +15,7 @@ from compressor.data.splits import UNREADABLE, check_pictures
 from compressor.distributed.collectives import add_up
 from compressor.formats.errors import MissingError
 from compressor.sharing.parametrization import cached_weights
-from compressor.stepping import predict
+from compressor.training.step import predict
 
 __all__ = ["Evaluation", "evaluate"]
 

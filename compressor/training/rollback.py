@@ -7,10 +7,10 @@ import logging
 from torch.optim import Optimizer
 
 from compressor.checkpointing.progress import Position
-from compressor.divergence import DivergedError
 from compressor.formats.errors import QualityError
-from compressor.resuming import Keeper
-from compressor.schedule import Schedule, halve_rates
+from compressor.training.checkpointer import Keeper
+from compressor.training.divergence import DivergedError
+from compressor.training.optim import Schedule, halve_rates
 
 __all__ = ["RETURNS", "recovered"]
 

@@ -16,10 +16,10 @@ from compressor.checkpointing.manager import Checkpoints
 from compressor.checkpointing.progress import Position, order_state, set_generators
 from compressor.checkpointing.serialization import state_of_first
 from compressor.distributed.collectives import count, first, is_first
-from compressor.divergence import DivergedError, check_loss, check_weights
 from compressor.formats.errors import InterruptionError, ResourceError, UsageError
 from compressor.random_state import random_state, set_random_state
-from compressor.stepping import out_of_memory, steps_per_epoch
+from compressor.training.divergence import DivergedError, check_loss, check_weights
+from compressor.training.step import out_of_memory, steps_per_epoch
 
 __all__ = ["HOW_TO_GO_ON", "Keeper", "Stateful"]
 
