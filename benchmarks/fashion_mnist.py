@@ -27,8 +27,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from compressor import Compressor, Policy, Rule
-from compressor.baseline import train_baseline
 from compressor.data.datasets import Dataset, load_data
+from compressor.models.baseline import train_baseline
 from compressor.packing import Packed
 from compressor.training.distillation import distillation
 from compressor.training.evaluation import evaluate

@@ -55,7 +55,7 @@ def env(as_json: bool) -> None:
     import torch
 
     import compressor
-    from compressor.baseline import cache_dir
+    from compressor.models.baseline import cache_dir
 
     facts: dict[str, Any] = {
         "timm-compressor": compressor.__version__,

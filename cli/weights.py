@@ -12,12 +12,12 @@ import timm
 from safetensors import SafetensorError
 from torch import nn
 
-from compressor.baseline import create_model, train_baseline
 from compressor.cli.files import EVAL_BATCH
 from compressor.cli.setup import Run
 from compressor.cli.show import Step, counts, percent
 from compressor.formats.errors import IntegrityError, MissingError, UnsupportedError
-from compressor.teacher import seeing
+from compressor.models.baseline import create_model, train_baseline
+from compressor.models.teacher import seeing
 from compressor.training.evaluation import evaluate
 
 __all__ = ["dense_model", "named_model", "teacher_model"]

@@ -15,12 +15,12 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import compressor
 from compressor import SCHEMES, Compressor, Policy, Rule, devices
-from compressor.baseline import cache_dir
 from compressor.cli import main as command
 from compressor.cli.options import Options
 from compressor.distributed.devices import find_device
 from compressor.formats.errors import ResourceError, UsageError
 from compressor.formats.file.reader import PackedFile
+from compressor.models.baseline import cache_dir
 
 ARGS: dict[str, Any] = {"num_classes": 10, "in_chans": 1}
 LEARNT = Policy([Rule("*", scheme="learnt", bits=2)])

@@ -13,10 +13,10 @@ import pytest
 import torch
 from tiny import few_digits
 
-from compressor.baseline import BaselineRecipe, cache_dir, create_model, train_baseline
 from compressor.data.datasets import Dataset, load_data
 from compressor.data.splits import ArraySplit
 from compressor.formats.errors import MissingError
+from compressor.models.baseline import BaselineRecipe, cache_dir, create_model, train_baseline
 from compressor.training.loop import Epoch
 
 ARGS = {"num_classes": 10, "in_chans": 1}

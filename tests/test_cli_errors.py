@@ -23,7 +23,7 @@ SHARE = ("--scheme", "kmeans", "--bits", "4")
 @pytest.fixture(autouse=True)
 def _here(own_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Training a baseline would be a mistake."""
-    monkeypatch.setattr("compressor.baseline.train", forbidden)
+    monkeypatch.setattr("compressor.models.baseline.train", forbidden)
 
 
 def forbidden(*_: object, **__: object) -> None:

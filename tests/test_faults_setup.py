@@ -28,7 +28,7 @@ from test_faults_read import Says, says
 from compressor import Compressor, Policy, Rule
 from compressor.cli.main import run
 from compressor.formats.errors import PolicyError
-from compressor.hub import hub_or_cache
+from compressor.models.hub import hub_or_cache
 
 __all__ = ["says"]  # the fixture
 
@@ -100,7 +100,7 @@ def test_57_told_to_stay_offline(says: Says, cached: Path) -> None:
 )
 def test_57_what_answers_is_there(monkeypatch: pytest.MonkeyPatch, error: Exception, there: bool) -> None:
     """Whatever it answers: the hub's client may have a token, or know other certificates."""
-    monkeypatch.setattr("compressor.hub.urlopen", Mock(side_effect=error))
+    monkeypatch.setattr("compressor.models.hub.urlopen", Mock(side_effect=error))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     with hub_or_cache(MODEL):
         assert constants.HF_HUB_OFFLINE is not there
@@ -108,7 +108,7 @@ def test_57_what_answers_is_there(monkeypatch: pytest.MonkeyPatch, error: Except
 
 def test_57_threads_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     """One that begins before another ends must not take the other's offline for the user's, and leave it so."""
-    monkeypatch.setattr("compressor.hub._reachable", lambda: False)
+    monkeypatch.setattr("compressor.models.hub._reachable", lambda: False)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     inside = threading.Event()
 

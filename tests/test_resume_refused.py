@@ -14,9 +14,9 @@ from safetensors.torch import save_file
 from test_faults_write import refusing
 from tiny import few_digits
 
-from compressor.baseline import create_model
 from compressor.checkpointing.serialization import read_state, write_state
 from compressor.cli.main import run
+from compressor.models.baseline import create_model
 
 __all__ = ["_here", "runs", "weights"]  # the fixtures
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from compressor import Compressor, Policy, Rule
 from compressor.formats.errors import FileError, MissingError, UsageError
-from compressor.teacher import Renormalised, load_teacher, seeing
+from compressor.models.teacher import Renormalised, load_teacher, seeing
 
 ARGS = {"num_classes": 10, "in_chans": 1}
 TEACHER, STUDENT = "test_resnet", "test_efficientnet"

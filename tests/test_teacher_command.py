@@ -19,7 +19,7 @@ import compressor
 from compressor.cli.main import run
 from compressor.data.datasets import load_data
 from compressor.formats.file.reader import PackedFile
-from compressor.teacher import Renormalised, load_teacher
+from compressor.models.teacher import Renormalised, load_teacher
 
 pytestmark = pytest.mark.usefixtures("own_folder", "one_worker")
 
@@ -81,7 +81,7 @@ def test_pretrained_teacher_is_shown_images_as_it_knows_them(tmp_path: Path, mon
             pixels = random.randint(0, 256, (32, 32, 3)).astype(np.uint8)
             Image.fromarray(pixels).save(tmp_path / "own" / place / f"{number}.png")
     monkeypatch.setattr("compressor.cli.weights.create_model", hub)
-    monkeypatch.setattr("compressor.teacher.Renormalised", spied)
+    monkeypatch.setattr("compressor.models.teacher.Renormalised", spied)
     words = ["--pretrained", "--baseline-epochs", "0", "--data-dir", "own", "--img-size", "32", "--epochs", "1"]
     assert run([TEACHER, "--teacher", "resnet18", *words, "--batch-size", "2", "--bits", "4"]) == 0
     ours: Any = timm.models.get_pretrained_cfg(TEACHER)
@@ -133,7 +133,7 @@ def test_refused_before_the_long_work(
     def forbidden(*_: object, **__: object) -> None:
         raise AssertionError("the long work began")
 
-    monkeypatch.setattr("compressor.baseline.train", forbidden)
+    monkeypatch.setattr("compressor.models.baseline.train", forbidden)
     Path("r.toml").write_text('[[stage]]\ndistill = 0.0\n[[stage.rule]]\nmatch = "*"\nscheme = "kmeans"\nbits = 4\n')
     save_file(model_of(TEACHER, num_classes=7).state_dict(), "seven.safetensors")
     share = () if "--recipe" in words else ("--scheme", "kmeans", "--bits", "4")

@@ -17,13 +17,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.optim.lr_scheduler import OneCycleLR
 
-from compressor.baseline_cache import cache_dir, keep_baseline, locked, path_of, read_baseline
 from compressor.checkpointing.manager import Checkpoints
 from compressor.data.datasets import Dataset
 from compressor.data.distributed_sampler import shared_out
 from compressor.distributed.devices import meet
 from compressor.formats.errors import MissingError
-from compressor.hub import hub_or_cache
+from compressor.models.baseline_cache import cache_dir, keep_baseline, locked, path_of, read_baseline
+from compressor.models.hub import hub_or_cache
 from compressor.training.checkpointer import Keeper
 from compressor.training.evaluation import evaluate
 from compressor.training.loop import Epoch, OnStep, train

@@ -1,0 +1,1 @@
+"""Models a run starts from: dense baselines, teachers, and the hub."""
