@@ -30,7 +30,7 @@ from compressor.formats.errors import CompressorError
 from compressor.formats.io.locking import holding
 from compressor.ops.buffer_pool import keep_freed
 from compressor.packing import Packed
-from compressor.recipe import Stage
+from compressor.policy.recipe import Stage
 from compressor.training.compilation import compiled
 from compressor.training.evaluation import Evaluation, evaluate
 from compressor.training.loop import Epoch

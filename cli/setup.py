@@ -27,8 +27,8 @@ from compressor.formats.file.reader import PackedFile
 from compressor.formats.io.atomic import check_writable
 from compressor.formats.loader import build_model
 from compressor.models.teacher import load_teacher
-from compressor.policy import Policy, Rule
-from compressor.recipe import Recipe, Stage, Training
+from compressor.policy.policy import Policy, Rule
+from compressor.policy.recipe import Recipe, Stage, Training
 from compressor.training.compilation import check_backend
 from compressor.training.optim import make_optimizer
 

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from compressor.core import Compressor
     from compressor.formats.loader import load, load_state_dict
-    from compressor.policy import Policy, Rule
-    from compressor.recipe import Recipe, Stage
+    from compressor.policy.policy import Policy, Rule
+    from compressor.policy.recipe import Recipe, Stage
     from compressor.sharing.scheme import SCHEMES
 
 __version__ = "0.1.0"
@@ -20,11 +20,11 @@ __all__ = ["SCHEMES", "Compressor", "Policy", "Recipe", "Rule", "Stage", "__vers
 
 _HOME = {
     "Compressor": "compressor.core",
-    "Policy": "compressor.policy",
-    "Recipe": "compressor.recipe",
-    "Rule": "compressor.policy",
+    "Policy": "compressor.policy.policy",
+    "Recipe": "compressor.policy.recipe",
+    "Rule": "compressor.policy.policy",
     "SCHEMES": "compressor.sharing.scheme",
-    "Stage": "compressor.recipe",
+    "Stage": "compressor.policy.recipe",
     "load": "compressor.formats.loader",
     "load_state_dict": "compressor.formats.loader",
 }

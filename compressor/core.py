@@ -19,7 +19,7 @@ from compressor.data.distributed_sampler import shared_out
 from compressor.formats.errors import UsageError
 from compressor.grouping import begun_rounds, fitted_groups, param_groups, penalties
 from compressor.packing import Packed, SharedModel, halve_untouched, snapped
-from compressor.policy import Fate, Policy
+from compressor.policy.policy import Fate, Policy
 from compressor.random_state import seed_all
 from compressor.sharing.group import Group
 from compressor.sharing.initialization import initialise
@@ -59,7 +59,7 @@ class Compressor:
     Raises PolicyError where the policy does not fit the model, MissingError for weights that are not finite.
 
     Example:
-        >>> from compressor.policy import Rule
+        >>> from compressor.policy.policy import Rule
         >>> job = Compressor(nn.Sequential(nn.Linear(16, 16)), Policy([Rule("*", scheme="kmeans", bits=2)]))
         >>> packed = job.prepare().finish()
         >>> len(job.model[0].weight.unique())

@@ -11,7 +11,7 @@ from timm.optim import param_groups_layer_decay
 from torch import Tensor, nn
 
 from compressor.formats.errors import UsageError
-from compressor.policy import Fate
+from compressor.policy.policy import Fate
 from compressor.sharing.group import Group
 from compressor.sharing.initialization import initialise_site
 from compressor.sharing.sites import Site

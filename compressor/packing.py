@@ -21,7 +21,7 @@ from compressor.formats.file.reader import PackedFile
 from compressor.formats.file.writer import pack, write
 from compressor.formats.loader import build_model, check_fits
 from compressor.formats.torch_tensors import STORED_AS
-from compressor.policy import Fate, Policy
+from compressor.policy.policy import Fate, Policy
 from compressor.report.report import Report
 from compressor.sharing.group import Group
 from compressor.sharing.group_state import RUN

@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from compressor.core import Compressor
 from compressor.formats.errors import PolicyError
-from compressor.policy import Policy, Rule
+from compressor.policy.policy import Policy, Rule
 from compressor.sharing.scheme import SCHEMES
 
 SHARING = sorted(name for name, scheme in SCHEMES.items() if scheme.shares)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from compressor.core import Compressor
 from compressor.formats.file.reader import PackedFile
-from compressor.policy import Policy, Rule
+from compressor.policy.policy import Policy, Rule
 from compressor.schemes.diffquant import DiffQuant, quantiles, redistributed
 from compressor.sharing.group import Group
 from compressor.sharing.scheme import make_scheme

@@ -19,7 +19,7 @@ from compressor.core import Compressor
 from compressor.formats.content import Grid
 from compressor.formats.errors import PolicyError
 from compressor.formats.file.reader import PackedFile
-from compressor.policy import Policy, Rule
+from compressor.policy.policy import Policy, Rule
 from compressor.schemes.fixed import Fixed, round_nearest, round_stochastic
 from compressor.sharing.group import Group
 from compressor.sharing.scheme import make_scheme

@@ -23,7 +23,7 @@ from compressor.formats.errors import PolicyError
 from compressor.formats.file.reader import PackedFile
 from compressor.formats.inference.virtual_weight import mirrored
 from compressor.ops.gather_scatter import lookup
-from compressor.policy import Policy, Rule
+from compressor.policy.policy import Policy, Rule
 from compressor.schemes.hashed import MOST_VALUES, Hashed
 from compressor.sharing.group import Group
 from compressor.sharing.scheme import make_scheme

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from compressor.core import Compressor
 from compressor.formats.errors import PolicyError
-from compressor.policy import Policy, Rule
+from compressor.policy.policy import Policy, Rule
 from compressor.schemes.inq import INQ
 from compressor.sharing.group import Group
 from compressor.sharing.scheme import make_scheme

@@ -7,7 +7,7 @@ from torch import nn
 
 from compressor.core import Compressor
 from compressor.ops.gather_scatter import lookup
-from compressor.policy import Policy, Rule
+from compressor.policy.policy import Policy, Rule
 
 # Figure 3 of the paper, whole
 WEIGHTS = [[2.09, -0.98, 1.48, 0.09], [0.05, -0.14, -1.08, 2.12], [-0.91, 1.92, 0, -1.03], [1.87, 0, 1.53, 1.49]]

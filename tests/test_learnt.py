@@ -13,7 +13,7 @@ from torch.nn import functional
 from compressor.core import Compressor
 from compressor.formats.file.reader import PackedFile
 from compressor.ops.gather_scatter import nearest
-from compressor.policy import Policy, Rule
+from compressor.policy.policy import Policy, Rule
 from compressor.schemes.learnt import Learnt
 from compressor.sharing.group import Group
 

@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from compressor.formats.errors import PolicyError
-from compressor.policy import Policy, Rule
-from compressor.recipe import Recipe
+from compressor.policy.policy import Policy, Rule
+from compressor.policy.recipe import Recipe
 
 
 @pytest.fixture(scope="module")

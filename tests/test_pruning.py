@@ -13,7 +13,7 @@ from torch import nn
 from compressor.core import Compressor
 from compressor.formats.errors import PolicyError
 from compressor.formats.file.reader import PackedFile
-from compressor.policy import Policy, Rule
+from compressor.policy.policy import Policy, Rule
 from compressor.sharing.pruning import Pruning, smallest
 from compressor.sharing.scheme import SCHEMES
 

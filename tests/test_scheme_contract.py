@@ -15,7 +15,7 @@ from compressor.core import Compressor
 from compressor.formats.file.reader import PackedFile
 from compressor.formats.file.writer import pack
 from compressor.packing import decoded
-from compressor.policy import Policy
+from compressor.policy.policy import Policy
 
 pytestmark = pytest.mark.parametrize("scheme", SHARING)
 

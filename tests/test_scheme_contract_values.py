@@ -15,8 +15,8 @@ from compressor.formats.content import decode
 from compressor.formats.errors import PolicyError
 from compressor.formats.file.reader import PackedFile
 from compressor.packing import decoded
-from compressor.policy import Policy, Rule
-from compressor.recipe import Recipe
+from compressor.policy.policy import Policy, Rule
+from compressor.policy.recipe import Recipe
 from compressor.sharing.scheme import SCHEMES, make_scheme, scheme_settings
 
 pytestmark = pytest.mark.parametrize("scheme", SHARING)

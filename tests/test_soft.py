@@ -10,7 +10,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from compressor.core import Compressor
 from compressor.ops.gather_scatter import nearest
 from compressor.ops.soft_assignment import soft_gradient, soft_hash
-from compressor.policy import Policy, Rule
+from compressor.policy.policy import Policy, Rule
 
 
 def from_autograd(latent: Tensor, codebook: Tensor, temperature: float) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from compressor.core import Compressor
 from compressor.formats.errors import PolicyError
-from compressor.policy import Policy, Rule
+from compressor.policy.policy import Policy, Rule
 from compressor.schemes.ttq import TTQ, ternary
 from compressor.sharing.group import Group
 from compressor.sharing.scheme import make_scheme

@@ -16,7 +16,7 @@ from compressor.core import Compressor
 from compressor.formats.errors import PolicyError
 from compressor.formats.file.reader import PackedFile
 from compressor.packing import decoded
-from compressor.policy import Policy, Rule
+from compressor.policy.policy import Policy, Rule
 from compressor.schemes.diffquant import DiffQuant
 from compressor.schemes.uniform import Uniform
 from compressor.sharing.group import Group

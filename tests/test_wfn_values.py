@@ -12,7 +12,7 @@ from wfn_jobs import job_of, network, zero_shares
 
 from compressor.core import Compressor
 from compressor.formats.file.reader import PackedFile
-from compressor.policy import Policy, Rule
+from compressor.policy.policy import Policy, Rule
 
 
 def test_one_book_for_layers_of_any_scale() -> None:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from compressor.core import Compressor
-from compressor.policy import Policy, Rule
+from compressor.policy.policy import Policy, Rule
 from compressor.schemes.wfn import FRACTIONS
 
 ROUNDS = len(FRACTIONS)

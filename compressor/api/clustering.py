@@ -10,7 +10,7 @@ from torch import nn
 
 from compressor.api.wrapping import strip, wrap
 from compressor.formats.errors import UsageError, did_you_mean
-from compressor.policy import Policy, Rule
+from compressor.policy.policy import Policy, Rule
 
 __all__ = ["CentroidInitialization", "ClusteringConfig", "cluster_weights", "cluster_weights_", "strip_clustering"]
 

@@ -11,7 +11,7 @@ from torch import nn
 
 from compressor.api.wrapping import wrap
 from compressor.formats.errors import UsageError
-from compressor.policy import Policy, Rule
+from compressor.policy.policy import Policy, Rule
 from compressor.sharing.sites import find_tensors
 
 __all__ = [

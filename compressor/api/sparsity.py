@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 
 from compressor.api.wrapping import Wrapping, jobs, strip, wrap
 from compressor.formats.errors import UsageError
-from compressor.policy import Policy, Rule
+from compressor.policy.policy import Policy, Rule
 
 __all__ = ["ConstantSparsity", "PolynomialDecay", "UpdatePruningStep", "prune_low_magnitude", "strip_pruning"]
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from compressor.core import Compressor
 from compressor.formats.errors import UsageError
-from compressor.policy import Policy
+from compressor.policy.policy import Policy
 from compressor.sharing.parametrization import CONTAINER
 
 __all__ = ["job_of", "jobs", "strip", "wrap"]

@@ -11,7 +11,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as checked_dataclass
 
 from compressor.formats.errors import PolicyError, did_you_mean
-from compressor.policy import Policy, Rule
+from compressor.policy.policy import Policy, Rule
 
 __all__ = ["Recipe", "Stage", "Training"]
 
