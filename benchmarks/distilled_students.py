@@ -30,7 +30,7 @@ from torch.nn import functional
 
 from compressor import Compressor, Policy, Rule
 from compressor.data.splits import ArraySplit
-from compressor.packing import Packed
+from compressor.lifecycle.packed import Packed
 from compressor.training.distillation import distillation
 from compressor.training.evaluation import evaluate
 

@@ -28,8 +28,8 @@ from torch.nn import functional
 
 from compressor import Compressor, Policy, Rule
 from compressor.data.datasets import Dataset, load_data
+from compressor.lifecycle.packed import Packed
 from compressor.models.baseline import train_baseline
-from compressor.packing import Packed
 from compressor.training.distillation import distillation
 from compressor.training.evaluation import evaluate
 from compressor.training.loop import train

@@ -20,7 +20,7 @@ from torch.nn import functional
 
 from compressor import Compressor, Policy, Rule
 from compressor.data.datasets import Dataset, load_data
-from compressor.packing import Packed
+from compressor.lifecycle.packed import Packed
 from compressor.training.evaluation import evaluate
 from compressor.training.loop import train
 from compressor.training.optim import make_optimizer

@@ -37,7 +37,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from compressor import Compressor, Policy, Rule
-from compressor.grouping import begun_rounds
+from compressor.lifecycle.prepare import begun_rounds
 from compressor.ops.buffer_pool import keep_freed
 from compressor.ops.gather_scatter import nearest
 from compressor.training.distillation import distillation, frozen_copy

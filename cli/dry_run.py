@@ -10,7 +10,7 @@ from compressor.cli.show import print_json, print_table
 from compressor.cli.weights import named_model
 from compressor.core import Compressor
 from compressor.formats.loader import build_model
-from compressor.memory import StepMemory, size_of
+from compressor.lifecycle.step_memory import StepMemory, size_of
 
 __all__ = ["dry_run"]
 

@@ -28,8 +28,8 @@ from compressor.core import Compressor
 from compressor.distributed.collectives import first, is_first, leave, tensors_of_first
 from compressor.formats.errors import CompressorError
 from compressor.formats.io.locking import holding
+from compressor.lifecycle.packed import Packed
 from compressor.ops.buffer_pool import keep_freed
-from compressor.packing import Packed
 from compressor.policy.recipe import Stage
 from compressor.training.compilation import compiled
 from compressor.training.evaluation import Evaluation, evaluate

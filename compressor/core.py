@@ -12,13 +12,13 @@ from torch.nn import functional
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
-from compressor.calibration import Batches, estimate_batch_norm, squared_gradients
 from compressor.checkpointing.manager import Checkpoints
 from compressor.checkpointing.serialization import checksum
 from compressor.data.distributed_sampler import shared_out
 from compressor.formats.errors import UsageError
-from compressor.grouping import begun_rounds, fitted_groups, param_groups, penalties
-from compressor.packing import Packed, SharedModel, halve_untouched, snapped
+from compressor.lifecycle.calibration import Batches, estimate_batch_norm, squared_gradients
+from compressor.lifecycle.packed import Packed, SharedModel, halve_untouched, snapped
+from compressor.lifecycle.prepare import begun_rounds, fitted_groups, param_groups, penalties
 from compressor.policy.policy import Fate, Policy
 from compressor.random_state import seed_all
 from compressor.sharing.group import Group

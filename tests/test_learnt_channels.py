@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from compressor.core import Compressor
 from compressor.formats.file.reader import PackedFile
-from compressor.packing import decoded
+from compressor.lifecycle.packed import decoded
 from compressor.policy.policy import Policy, Rule
 from compressor.schemes.learnt import Learnt
 from compressor.sharing.group import Group

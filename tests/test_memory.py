@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from compressor import Compressor, Policy, Rule
 from compressor.cli.main import run
 from compressor.formats.loader import build_model
-from compressor.memory import StepMemory, activations
+from compressor.lifecycle.step_memory import StepMemory, activations
 
 MEASURED = """
 import sys, timm, torch
@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from compressor import Compressor, Policy, Rule
 from compressor.checkpointing.manager import Checkpoints
 from compressor.formats.loader import build_model
-from compressor.memory import StepMemory, size_of
+from compressor.lifecycle.step_memory import StepMemory, size_of
 
 name, side, channels, batch, scheme, folder = sys.argv[1], *map(int, sys.argv[2:5]), *sys.argv[5:]
 torch.set_num_threads(1)

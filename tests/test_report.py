@@ -19,7 +19,7 @@ from compressor import Compressor, Policy, Rule
 from compressor.formats.errors import FormatError
 from compressor.formats.file.reader import PackedFile
 from compressor.formats.file.writer import pack
-from compressor.packing import Packed
+from compressor.lifecycle.packed import Packed
 from compressor.report.report import Report
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from compressor.core import Compressor
 from compressor.formats.file.reader import PackedFile
 from compressor.formats.file.writer import pack
-from compressor.packing import decoded
+from compressor.lifecycle.packed import decoded
 from compressor.policy.policy import Policy
 
 pytestmark = pytest.mark.parametrize("scheme", SHARING)

@@ -14,7 +14,7 @@ from compressor.core import Compressor
 from compressor.formats.content import decode
 from compressor.formats.errors import PolicyError
 from compressor.formats.file.reader import PackedFile
-from compressor.packing import decoded
+from compressor.lifecycle.packed import decoded
 from compressor.policy.policy import Policy, Rule
 from compressor.policy.recipe import Recipe
 from compressor.sharing.scheme import SCHEMES, make_scheme, scheme_settings

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from compressor.core import Compressor
 from compressor.formats.errors import PolicyError
 from compressor.formats.file.reader import PackedFile
-from compressor.packing import decoded
+from compressor.lifecycle.packed import decoded
 from compressor.policy.policy import Policy, Rule
 from compressor.schemes.diffquant import DiffQuant
 from compressor.schemes.uniform import Uniform

@@ -1,0 +1,1 @@
+"""The way of a model from its plan to the packed file."""
