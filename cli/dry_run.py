@@ -8,7 +8,7 @@ import torch
 from compressor.cli.setup import Run
 from compressor.cli.show import print_json, print_table
 from compressor.cli.weights import named_model
-from compressor.core import Compressor
+from compressor.compressor import Compressor
 from compressor.formats.loader import build_model
 from compressor.lifecycle.step_memory import StepMemory, size_of
 

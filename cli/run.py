@@ -24,7 +24,7 @@ from compressor.cli.setup import Run, set_up
 from compressor.cli.show import Step, accuracy_line, counts, flips, percent, print_json, say, width
 from compressor.cli.stopping import stoppable
 from compressor.cli.weights import dense_model, teacher_model
-from compressor.core import Compressor
+from compressor.compressor import Compressor
 from compressor.distributed.collectives import first, is_first, leave, tensors_of_first
 from compressor.formats.errors import CompressorError
 from compressor.formats.io.locking import holding

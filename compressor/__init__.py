@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from compressor.core import Compressor
+    from compressor.compressor import Compressor
     from compressor.formats.loader import load, load_state_dict
     from compressor.policy.policy import Policy, Rule
     from compressor.policy.recipe import Recipe, Stage
@@ -19,7 +19,7 @@ __version__ = "0.1.0"
 __all__ = ["SCHEMES", "Compressor", "Policy", "Recipe", "Rule", "Stage", "__version__", "load", "load_state_dict"]
 
 _HOME = {
-    "Compressor": "compressor.core",
+    "Compressor": "compressor.compressor",
     "Policy": "compressor.policy.policy",
     "Recipe": "compressor.policy.recipe",
     "Rule": "compressor.policy.policy",

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from compressor.core import Compressor
+from compressor.compressor import Compressor
 from compressor.formats.errors import PolicyError
 from compressor.policy.policy import Policy, Rule
 from compressor.sharing.scheme import SCHEMES

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from compressor import SCHEMES
 from compressor.checkpointing.manager import Checkpoints
-from compressor.core import Compressor
+from compressor.compressor import Compressor
 from compressor.formats.errors import InterruptionError, UsageError
 from compressor.training.evaluation import evaluate
 from compressor.training.loop import Epoch

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from compressor.core import Compressor
+from compressor.compressor import Compressor
 from compressor.formats.file.reader import PackedFile
 from compressor.policy.policy import Policy, Rule
 from compressor.schemes.diffquant import DiffQuant, quantiles, redistributed

@@ -212,6 +212,6 @@ def test_54_torch_says_that_memory_is_out(says: Says, monkeypatch: pytest.Monkey
     def fail(*_: object, **__: object) -> None:
         raise RuntimeError(said)
 
-    monkeypatch.setattr("compressor.core.fitted_groups", fail)
+    monkeypatch.setattr("compressor.compressor.fitted_groups", fail)
     line = says(6, "test_resnet", "--dataset", "digits", "--from-scratch", "-o", "out")
     assert line.startswith("error: out of memory; ")

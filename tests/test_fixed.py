@@ -15,7 +15,7 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.nn import functional
 
-from compressor.core import Compressor
+from compressor.compressor import Compressor
 from compressor.formats.content import Grid
 from compressor.formats.errors import PolicyError
 from compressor.formats.file.reader import PackedFile

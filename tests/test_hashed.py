@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from compressor.core import Compressor
+from compressor.compressor import Compressor
 from compressor.formats.codecs.base import Stream
 from compressor.formats.codecs.hashed import Hashed as Codec
 from compressor.formats.codecs.hashed import hashed_indices

@@ -13,7 +13,7 @@ import torch
 from groups import fitted
 from torch import Tensor, nn
 
-from compressor.core import Compressor
+from compressor.compressor import Compressor
 from compressor.formats.errors import PolicyError
 from compressor.policy.policy import Policy, Rule
 from compressor.schemes.inq import INQ

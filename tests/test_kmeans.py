@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from compressor.core import Compressor
+from compressor.compressor import Compressor
 from compressor.ops.gather_scatter import lookup
 from compressor.policy.policy import Policy, Rule
 

@@ -10,7 +10,7 @@ from groups import fitted
 from torch import Tensor, nn
 from torch.nn import functional
 
-from compressor.core import Compressor
+from compressor.compressor import Compressor
 from compressor.formats.file.reader import PackedFile
 from compressor.ops.gather_scatter import nearest
 from compressor.policy.policy import Policy, Rule

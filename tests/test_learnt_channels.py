@@ -9,7 +9,7 @@ import torch
 from groups import fitted
 from torch import Tensor, nn
 
-from compressor.core import Compressor
+from compressor.compressor import Compressor
 from compressor.formats.file.reader import PackedFile
 from compressor.lifecycle.packed import decoded
 from compressor.policy.policy import Policy, Rule

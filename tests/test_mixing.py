@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from compressor import Compressor, Policy, Rule
 from compressor.checkpointing.manager import Checkpoints
 from compressor.formats.errors import InterruptionError, UsageError
-from compressor.random_state import seed_all
+from compressor.rng import seed_all
 from compressor.training.mixup import make_mixup, mixed
 
 

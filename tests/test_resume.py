@@ -11,7 +11,7 @@ import torch
 from runs import FOLDER, OUT, STEPS, TINY, GoneError, Runs, _here, die, kept, killed, runs, tell, weights
 
 from compressor.checkpointing.serialization import read_state
-from compressor.core import Compressor
+from compressor.compressor import Compressor
 from compressor.formats.file.reader import PackedFile
 
 __all__ = ["_here", "runs", "weights"]  # the fixtures

@@ -11,7 +11,7 @@ from contract import MODULES, OPTIMIZERS, SHARING, Tied, job_of, rule_of, train
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
-from compressor.core import Compressor
+from compressor.compressor import Compressor
 from compressor.formats.file.reader import PackedFile
 from compressor.formats.file.writer import pack
 from compressor.lifecycle.packed import decoded

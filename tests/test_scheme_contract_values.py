@@ -10,7 +10,7 @@ import torch
 from contract import OPTIMIZERS, SHARING, job_of, train, weight_of
 from torch import Tensor, nn
 
-from compressor.core import Compressor
+from compressor.compressor import Compressor
 from compressor.formats.content import decode
 from compressor.formats.errors import PolicyError
 from compressor.formats.file.reader import PackedFile

@@ -10,7 +10,7 @@ import torch
 from groups import bell, fitted, weight_of
 from torch import Tensor, nn
 
-from compressor.core import Compressor
+from compressor.compressor import Compressor
 from compressor.formats.errors import PolicyError
 from compressor.policy.policy import Policy, Rule
 from compressor.schemes.ttq import TTQ, ternary

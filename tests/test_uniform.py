@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from compressor.core import Compressor
+from compressor.compressor import Compressor
 from compressor.formats.errors import PolicyError
 from compressor.formats.file.reader import PackedFile
 from compressor.lifecycle.packed import decoded

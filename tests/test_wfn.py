@@ -11,7 +11,7 @@ from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset
 from wfn_jobs import ROUNDS, batch, fixed_count, job_of, momentum, network, train, zero_shares
 
-from compressor.core import Compressor
+from compressor.compressor import Compressor
 from compressor.formats.errors import PolicyError
 from compressor.schemes.wfn import FRACTIONS
 from compressor.sharing.scheme import make_scheme

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from wfn_jobs import job_of, network, zero_shares
 
-from compressor.core import Compressor
+from compressor.compressor import Compressor
 from compressor.formats.file.reader import PackedFile
 from compressor.policy.policy import Policy, Rule
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from compressor.core import Compressor
+from compressor.compressor import Compressor
 from compressor.policy.policy import Policy, Rule
 from compressor.schemes.wfn import FRACTIONS
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from compressor.core import Compressor
+from compressor.compressor import Compressor
 from compressor.formats.errors import UsageError
 from compressor.policy.policy import Policy
 from compressor.sharing.parametrization import CONTAINER

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, Sampler
 
-from compressor.random_state import random_state, set_random_state
+from compressor.rng import random_state, set_random_state
 
 __all__ = ["Position", "batches_from", "order_state", "set_generators"]
 

@@ -13,7 +13,7 @@ from torch.utils.data import Dataset, Sampler, default_collate
 
 from compressor.data.bad_images import BadSplit
 from compressor.formats.errors import MissingError, ResourceError
-from compressor.random_state import seeded
+from compressor.rng import seeded
 
 __all__ = ["UNREADABLE", "ArraySplit", "Batch", "ImageSplit", "PictureOrder", "check_pictures", "readable"]
 

@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 
 from compressor.distributed import collectives as processes
 from compressor.formats.errors import UsageError
-from compressor.random_state import seed_all
+from compressor.rng import seed_all
 
 __all__ = ["Team"]
 

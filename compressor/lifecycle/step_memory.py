@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
-from compressor.core import Compressor
+from compressor.compressor import Compressor
 from compressor.sharing.group import Group
 from compressor.training.optim import make_optimizer
 

@@ -17,7 +17,7 @@ from compressor.checkpointing.progress import Position, order_state, set_generat
 from compressor.checkpointing.serialization import state_of_first
 from compressor.distributed.collectives import count, first, is_first
 from compressor.formats.errors import InterruptionError, ResourceError, UsageError
-from compressor.random_state import random_state, set_random_state
+from compressor.rng import random_state, set_random_state
 from compressor.training.divergence import DivergedError, check_loss, check_weights
 from compressor.training.step import out_of_memory, steps_per_epoch
 

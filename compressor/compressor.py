@@ -20,7 +20,7 @@ from compressor.lifecycle.calibration import Batches, estimate_batch_norm, squar
 from compressor.lifecycle.packed import Packed, SharedModel, halve_untouched, snapped
 from compressor.lifecycle.prepare import begun_rounds, fitted_groups, param_groups, penalties
 from compressor.policy.policy import Fate, Policy
-from compressor.random_state import seed_all
+from compressor.rng import seed_all
 from compressor.sharing.group import Group
 from compressor.sharing.initialization import initialise
 from compressor.sharing.parametrization import attach, detach, restore, set_weight
