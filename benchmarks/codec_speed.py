@@ -31,7 +31,7 @@ import timm
 import torch
 from torch import nn
 
-from compressor.formats.codecs.base import CODECS
+from compressor.formats.codecs.registry import CODECS
 from compressor.formats.content import Content, RawTensor, SharedTensor, Table
 from compressor.formats.file.reader import PackedFile
 from compressor.formats.file.writer import write

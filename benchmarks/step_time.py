@@ -39,7 +39,7 @@ from torch.nn import functional
 from compressor import Compressor, Policy, Rule
 from compressor.lifecycle.prepare import begun_rounds
 from compressor.ops.buffer_pool import keep_freed
-from compressor.ops.gather_scatter import nearest
+from compressor.ops.nearest import nearest
 from compressor.training.distillation import distillation, frozen_copy
 from compressor.training.optim import in_one_pass
 

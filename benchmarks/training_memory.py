@@ -26,7 +26,7 @@ from tabulate import tabulate
 from torch import Tensor, nn
 
 from compressor import SCHEMES, Compressor, Policy, Rule
-from compressor.ops.gather_scatter import nearest
+from compressor.ops.nearest import nearest
 from compressor.training.distillation import frozen_copy
 from compressor.training.optim import in_one_pass
 

@@ -31,8 +31,8 @@ as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON d
 @as_json
 def schemes(as_json: bool) -> None:
     """List the schemes: settings with their defaults, and the paper."""
-    from compressor import SCHEMES, policy  # noqa: F401  (the policy registers all schemes)
-    from compressor.sharing.scheme import describe
+    from compressor import SCHEMES
+    from compressor.sharing.registry import describe
 
     found = [describe(SCHEMES[name]) for name in sorted(SCHEMES)]
     if as_json:

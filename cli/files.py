@@ -43,8 +43,7 @@ memory_option = click.option(
 @contextmanager
 def open_packed(path: Path, max_memory: int | None) -> Iterator[PackedFile]:
     """Open a packed file that nothing is known of, unless it would decode to more than is believable or allowed."""
-    from compressor.formats.file.parts import believable_memory
-    from compressor.formats.file.reader import PackedFile
+    from compressor.formats.file.reader import PackedFile, believable_memory
 
     with PackedFile.open(path, max_memory=sys.maxsize) as packed:  # opening decodes nothing yet
         size, decoded = packed.source.size, packed.decoded_size

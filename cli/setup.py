@@ -21,7 +21,7 @@ from compressor.data.bad_images import BadImages
 from compressor.data.datasets import Dataset, load_data
 from compressor.distributed.collectives import first, is_first, together
 from compressor.distributed.devices import find_device
-from compressor.formats.codecs.base import CODECS
+from compressor.formats.codecs.registry import CODECS
 from compressor.formats.errors import MissingError, UsageError, did_you_mean
 from compressor.formats.file.reader import PackedFile
 from compressor.formats.io.atomic import check_writable

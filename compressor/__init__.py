@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from compressor.formats.loader import load, load_state_dict
     from compressor.policy.policy import Policy, Rule
     from compressor.policy.recipe import Recipe, Stage
-    from compressor.sharing.scheme import SCHEMES
+    from compressor.sharing.registry import SCHEMES
 
 __version__ = "0.1.0"
 __all__ = ["SCHEMES", "Compressor", "Policy", "Recipe", "Rule", "Stage", "__version__", "load", "load_state_dict"]
@@ -23,7 +23,7 @@ _HOME = {
     "Policy": "compressor.policy.policy",
     "Recipe": "compressor.policy.recipe",
     "Rule": "compressor.policy.policy",
-    "SCHEMES": "compressor.sharing.scheme",
+    "SCHEMES": "compressor.sharing.registry",
     "Stage": "compressor.policy.recipe",
     "load": "compressor.formats.loader",
     "load_state_dict": "compressor.formats.loader",

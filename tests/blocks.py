@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from compressor import Compressor, Policy, Rule
-from compressor.formats.codecs.base import Stream, codec_class
+from compressor.formats.codecs.base import Stream
+from compressor.formats.codecs.registry import codec_class
 from compressor.formats.inference import blockwise, generated
 from compressor.formats.inference.generated import Generated
 

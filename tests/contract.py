@@ -12,7 +12,7 @@ from torch.nn import functional
 from compressor.compressor import Compressor
 from compressor.formats.errors import PolicyError
 from compressor.policy.policy import Policy, Rule
-from compressor.sharing.scheme import SCHEMES
+from compressor.sharing.registry import SCHEMES
 
 SHARING = sorted(name for name, scheme in SCHEMES.items() if scheme.shares)
 

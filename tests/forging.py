@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from test_codec_contract import sample
 
-from compressor.formats.codecs.base import CODECS
+from compressor.formats.codecs.registry import CODECS
 from compressor.formats.content import Content, Grid, RawTensor, SharedTensor, Table
 from compressor.formats.errors import FileError
 from compressor.formats.file.container import BLOBS, KEY, canonical_json, header_bytes

@@ -14,8 +14,9 @@ from pairs import Pair, alone
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, RandomSampler, TensorDataset
 
-from compressor import SCHEMES, Compressor, Policy, Rule, load_state_dict, processes
+from compressor import SCHEMES, Compressor, Policy, Rule, load_state_dict
 from compressor.checkpointing.manager import Checkpoints
+from compressor.distributed import collectives as processes
 
 
 def curve(scheme: str, batch: int, out: Path) -> int:

@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import compressor
-from compressor import SCHEMES, Compressor, Policy, Rule, devices
+from compressor import SCHEMES, Compressor, Policy, Rule
 from compressor.cli import main as command
 from compressor.cli.options import Options
+from compressor.distributed import devices
 from compressor.distributed.devices import find_device
 from compressor.formats.errors import ResourceError, UsageError
 from compressor.formats.file.reader import PackedFile

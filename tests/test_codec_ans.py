@@ -218,7 +218,7 @@ def test_no_bytes_decode_to_nothing_but_an_error() -> None:
 @pytest.mark.parametrize("codec", ["ans", "huffman"])
 @pytest.mark.parametrize("lookup", [False, True])
 def test_plain_python_agrees_with_machine_code(monkeypatch: pytest.MonkeyPatch, codec: str, lookup: bool) -> None:
-    from compressor.formats.codecs.base import CODECS
+    from compressor.formats.codecs.registry import CODECS
 
     indices = drawn(300_000, np.array([30.0, 1.0, 5.0, 0.1, 9.0]))  # four whole Huffman chunks and a rest
     values = np.array([0.5, 1.0, 1.5, 2.0, 2.5], np.float32)

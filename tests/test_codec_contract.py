@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from compressor.formats.codecs.base import CODECS, Stream, codec_class
+from compressor.formats.codecs.base import Stream
+from compressor.formats.codecs.registry import CODECS, codec_class
 from compressor.formats.content import index_dtype
 from compressor.formats.errors import FormatError, UnsupportedError
 

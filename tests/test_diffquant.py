@@ -17,7 +17,7 @@ from compressor.formats.file.reader import PackedFile
 from compressor.policy.policy import Policy, Rule
 from compressor.schemes.diffquant import DiffQuant, quantiles, redistributed
 from compressor.sharing.group import Group
-from compressor.sharing.scheme import make_scheme
+from compressor.sharing.registry import make_scheme
 
 
 def group_of(weights: Tensor, codewords: int = 4, importance: Tensor | None = None) -> Group:

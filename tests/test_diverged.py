@@ -15,9 +15,10 @@ from accidents import STEPS, Accident, _fast, finetuned, job_of, loader
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from compressor import SCHEMES, Compressor, Policy, Rule, resuming
+from compressor import SCHEMES, Compressor, Policy, Rule
 from compressor.checkpointing.manager import Checkpoints
 from compressor.formats.errors import InterruptionError, QualityError
+from compressor.training import checkpointer as resuming
 
 __all__ = ["_fast"]  # the fixture
 

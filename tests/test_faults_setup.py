@@ -150,7 +150,8 @@ import sys, torch
 from pathlib import Path
 from torch import nn
 import compressor
-from compressor import Compressor, Policy, Rule, codebooks
+from compressor import Compressor, Policy, Rule
+from compressor.clustering import kmeans1d as codebooks
 
 ROWS, WIDTH, FILE = 62_500, 64, sys.argv[1]
 torch.set_num_threads(1)

@@ -22,7 +22,7 @@ from compressor.formats.file.reader import PackedFile
 from compressor.policy.policy import Policy, Rule
 from compressor.schemes.fixed import Fixed, round_nearest, round_stochastic
 from compressor.sharing.group import Group
-from compressor.sharing.scheme import make_scheme
+from compressor.sharing.registry import make_scheme
 
 ROUNDINGS = ["nearest", "stochastic"]
 

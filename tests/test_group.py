@@ -13,10 +13,14 @@ from torch import Tensor, nn
 
 from compressor import Compressor, Policy, Rule
 from compressor.formats.errors import PolicyError
-from compressor.ops.gather_scatter import lookup, nearest
+from compressor.ops.gather_scatter import lookup
+from compressor.ops.nearest import nearest
+from compressor.sharing.export import Shared, share_scalars
+from compressor.sharing.group import Group
 from compressor.sharing.group_state import GroupState
 from compressor.sharing.parametrization import attach, detach
-from compressor.sharing.scheme import SCHEMES, Scheme, Shared, register, share_scalars
+from compressor.sharing.registry import SCHEMES, register
+from compressor.sharing.scheme import Scheme
 from compressor.sharing.sites import Site, find_tensors
 
 
@@ -82,7 +86,7 @@ def group(net: Any) -> Group:
         lambda p: torch.optim.AdamW(p, lr=0.01, weight_decay=0.1),
     ],
 )
-def test_frozen_weights_stand_still_and_free_ones_move(net: Any, group: GroupState, optimizer: object) -> None:
+def test_frozen_weights_stand_still_and_free_ones_move(net: Any, group: Group, optimizer: object) -> None:
     frozen = {site: group.indices(site) >= 0 for site in group.sites}
     before = [net[0].weight.detach().clone(), net[2].weight.detach().clone()]
     opt = optimizer(net.parameters())  # type: ignore[operator]
@@ -97,7 +101,7 @@ def test_frozen_weights_stand_still_and_free_ones_move(net: Any, group: GroupSta
     assert set(net[0].weight.unique().tolist()) <= {-1.0, 0.0, 1.0}
 
 
-def test_one_codebook_is_shared_by_all_sites(net: Any, group: GroupState) -> None:
+def test_one_codebook_is_shared_by_all_sites(net: Any, group: Group) -> None:
     group.scheme.advance(group, 1.0)
     shared = group.scheme.share(group)
     assert len(shared.books) == 1
@@ -105,7 +109,7 @@ def test_one_codebook_is_shared_by_all_sites(net: Any, group: GroupState) -> Non
     assert len([key for key in net.state_dict() if key.endswith("values")]) == 1
 
 
-def test_state_travels_as_tensors(net: Any, group: GroupState) -> None:
+def test_state_travels_as_tensors(net: Any, group: Group) -> None:
     state = copy.deepcopy(net.state_dict())
     group.scheme.advance(group, 1.0)
     assert (group.indices(group.sites[0]) >= 0).all()
@@ -113,7 +117,7 @@ def test_state_travels_as_tensors(net: Any, group: GroupState) -> None:
     assert (group.indices(group.sites[0]) < 0).any()
 
 
-def test_a_codebook_may_grow_between_save_and_load(net: Any, group: GroupState) -> None:
+def test_a_codebook_may_grow_between_save_and_load(net: Any, group: Group) -> None:
     group.set_codebook(torch.linspace(-1, 1, 9), learnt=False)
     state = copy.deepcopy(net.state_dict())
     group.set_codebook(torch.tensor([-1.0, 0.0, 1.0]), learnt=False)
@@ -133,14 +137,14 @@ def test_indices_of_no_codeword_are_refused(wrong: int) -> None:
         job.load_state_dict({"model": state, "steps": 0})
 
 
-def test_a_sequential_still_runs_and_all_traces_go(net: Any, group: GroupState) -> None:
+def test_a_sequential_still_runs_and_all_traces_go(net: Any, group: Group) -> None:
     assert net(torch.randn(2, 8)).shape == (2, 4)
     detach(net)
     assert list(net.state_dict()) == ["0.weight", "0.bias", "2.weight", "2.bias"]
     assert len(net) == 3
 
 
-def test_the_unit_is_a_power_of_two_and_costs_no_digit(group: GroupState) -> None:
+def test_the_unit_is_a_power_of_two_and_costs_no_digit(group: Group) -> None:
     mantissa, _ = torch.frexp(group.unit)
     assert float(mantissa) == 0.5
     group.set_codebook(torch.tensor([-1.7, 1e-30, 3.3e7]), learnt=True)

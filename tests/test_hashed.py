@@ -26,7 +26,7 @@ from compressor.ops.gather_scatter import lookup
 from compressor.policy.policy import Policy, Rule
 from compressor.schemes.hashed import MOST_VALUES, Hashed
 from compressor.sharing.group import Group
-from compressor.sharing.scheme import make_scheme
+from compressor.sharing.registry import make_scheme
 from compressor.sharing.sites import find_tensors
 
 GOLDEN = [2300, 38793, 43504, 16898, 37410, 17702, 36760, 25015]  # of "fc.weight", seed 0, 65,536 codewords

@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from torch import Tensor
 
-from compressor.ops import indexing
+from compressor.ops import gather_scatter, parallel
 from compressor.ops import nearest as hashing
-from compressor.ops.gather_scatter import fixed, nearest, straight_through
-from compressor.ops.indexing import BLOCK, blocks, only_free, settle, sum_by_index
-from compressor.ops.nearest import Hash
+from compressor.ops.gather_scatter import fixed, only_free, settle, straight_through, sum_by_index
+from compressor.ops.nearest import Hash, nearest
+from compressor.ops.parallel import BLOCK, blocks
 
 SIZES = (0, 1, 3, 4, 5, BLOCK - 1, BLOCK + 3)
 KINDS = torch.uint8, torch.int32
@@ -29,7 +29,7 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
         request.getfixturevalue("two_threads")
     if request.param == "stock operators":
         monkeypatch.setattr(hashing, "available", lambda: False)
-        monkeypatch.setattr(indexing, "compiled", lambda *given, **settings: None)
+        monkeypatch.setattr(gather_scatter, "compiled", lambda *given, **settings: None)
     return str(request.param)
 
 
@@ -158,7 +158,7 @@ def test_elsewhere_than_on_a_processor_runs_are_long(monkeypatch: pytest.MonkeyP
     assert [run.start for run in blocks(torch.empty(2 * BLOCK + 1))] == [0, BLOCK, 2 * BLOCK]
     weights, codebook = torch.randn(3, 1000), torch.tensor([-1.0, 0.0, 1.0])
     expected = nearest(weights, codebook)
-    monkeypatch.setattr(indexing, "BLOCK", 7)
+    monkeypatch.setattr(parallel, "BLOCK", 7)
     assert torch.equal(nearest(weights, codebook), expected)
     assert nearest(torch.empty(0, 3), codebook).shape == (0, 3)
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from compressor.formats.errors import PolicyError
 from compressor.schemes.inq import INQ
 from compressor.sharing.group import Group
-from compressor.sharing.scheme import make_scheme
+from compressor.sharing.registry import make_scheme
 from compressor.sharing.sites import find_tensors
 
 

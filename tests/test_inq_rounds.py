@@ -18,7 +18,7 @@ from compressor.formats.errors import PolicyError
 from compressor.policy.policy import Policy, Rule
 from compressor.schemes.inq import INQ
 from compressor.sharing.group import Group
-from compressor.sharing.scheme import make_scheme
+from compressor.sharing.registry import make_scheme
 
 OPTIMIZERS: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
     "sgd": lambda groups: torch.optim.SGD(groups, lr=0.05, momentum=0.9, weight_decay=0.1),

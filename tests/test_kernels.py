@@ -105,7 +105,8 @@ import sys, zlib
 if sys.argv[1] == "without":
     sys.modules["llvmlite"] = None
 import numpy as np
-from compressor.formats.codecs.base import CODECS, Stream
+from compressor.formats.codecs.base import Stream
+from compressor.formats.codecs.registry import CODECS
 indices = (np.arange(100_000) ** 2 % 7).astype(np.uint8)
 for name in ("ans", "huffman"):
     data = CODECS[name]().encode(indices, Stream("w", len(indices), 7))
@@ -125,7 +126,8 @@ def test_few_indices_import_nothing() -> None:
     code = """
 import sys
 import numpy as np
-from compressor.formats.codecs.base import CODECS, Stream
+from compressor.formats.codecs.base import Stream
+from compressor.formats.codecs.registry import CODECS
 indices = np.zeros(1000, np.uint8)
 CODECS["ans"]().encode(indices, Stream("w", 1000, 7))
 assert not any(name.startswith("llvmlite") for name in sys.modules)

@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from compressor.compressor import Compressor
 from compressor.formats.file.reader import PackedFile
-from compressor.ops.gather_scatter import nearest
+from compressor.ops.nearest import nearest
 from compressor.policy.policy import Policy, Rule
 from compressor.schemes.learnt import Learnt
 from compressor.sharing.group import Group

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from torch import Tensor
 
-from compressor.ops.gather_scatter import lookup, nearest, straight_through
+from compressor.ops.gather_scatter import lookup, straight_through
+from compressor.ops.nearest import nearest
 
 finite = st.floats(-(2.0**99), 2.0**99, width=32)
 

@@ -14,7 +14,7 @@ import safetensors.torch
 import torch
 from forging import forged, good_header, header, refuse, small, split, spoilt
 
-from compressor.formats.codecs.base import CODECS
+from compressor.formats.codecs.registry import CODECS
 from compressor.formats.content import Content
 from compressor.formats.errors import FileError, FormatError, IntegrityError, MissingError, UnsupportedError
 from compressor.formats.file.container import BLOBS

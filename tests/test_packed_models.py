@@ -32,7 +32,8 @@ def test_every_small_timm_model(tmp_path: Path, name: str) -> None:
 
 def test_reading_needs_no_torch() -> None:
     code = (
-        "import sys\nfrom compressor.formats.file.reader import PackedFile\nfrom compressor.formats.file.writer import write\n"
+        "import sys\nfrom compressor.formats.file.reader import PackedFile\n"
+        "from compressor.formats.file.writer import write\n"
         f"PackedFile.from_bytes({small()!r}).tensor('fc.weight')\n"
         "print('torch' in sys.modules)"
     )

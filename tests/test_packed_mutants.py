@@ -18,7 +18,7 @@ from typing import Any
 from forging import forged_from, small, split
 from test_record import RECORDS
 
-from compressor.formats.codecs.base import CODECS
+from compressor.formats.codecs.registry import CODECS
 from compressor.formats.errors import FileError
 from compressor.formats.file.container import BLOBS
 from compressor.formats.file.reader import PackedFile

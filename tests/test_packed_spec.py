@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from compressor.formats.codecs.base import CODECS
+from compressor.formats.codecs.registry import CODECS
 from compressor.formats.content import Content, SharedTensor, Table
 from compressor.formats.file import container
 from compressor.formats.file.reader import PackedFile

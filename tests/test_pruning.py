@@ -15,7 +15,7 @@ from compressor.formats.errors import PolicyError
 from compressor.formats.file.reader import PackedFile
 from compressor.policy.policy import Policy, Rule
 from compressor.sharing.pruning import Pruning, smallest
-from compressor.sharing.scheme import SCHEMES
+from compressor.sharing.registry import SCHEMES
 
 SHARING = sorted(name for name, scheme in SCHEMES.items() if scheme.shares)
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from compressor.formats.codecs.base import CODECS
 from compressor.formats.codecs.hashed import Hashed, hashed_indices
+from compressor.formats.codecs.registry import CODECS
 from compressor.formats.content import Codebook, Content, Grid, RawTensor, SharedTensor, Table, decode, index_dtype
 from compressor.formats.dtypes import from_storage, round_to
 from compressor.formats.file.reader import PackedFile

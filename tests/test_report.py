@@ -93,7 +93,8 @@ def test_reading_a_report_imports_no_torch(packed: tuple[Compressor, Packed], tm
     path = tmp_path / "small.safetensors"
     packed[1].save(path)
     code = (
-        "import sys; from compressor.formats.file.reader import PackedFile; from compressor.report.report import Report; "
+        "import sys; from compressor.formats.file.reader import PackedFile; "
+        "from compressor.report.report import Report; "
         f"Report.of(PackedFile.open({str(path)!r})).table(); assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

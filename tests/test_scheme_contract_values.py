@@ -17,7 +17,7 @@ from compressor.formats.file.reader import PackedFile
 from compressor.lifecycle.packed import decoded
 from compressor.policy.policy import Policy, Rule
 from compressor.policy.recipe import Recipe
-from compressor.sharing.scheme import SCHEMES, make_scheme, scheme_settings
+from compressor.sharing.registry import SCHEMES, make_scheme, scheme_settings
 
 pytestmark = pytest.mark.parametrize("scheme", SHARING)
 

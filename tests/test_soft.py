@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
 from compressor.compressor import Compressor
-from compressor.ops.gather_scatter import nearest
+from compressor.ops.nearest import nearest
 from compressor.ops.soft_assignment import soft_gradient, soft_hash
 from compressor.policy.policy import Policy, Rule
 

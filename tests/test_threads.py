@@ -14,12 +14,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from compressor.formats.jit.builder import Code, compile_function
-from compressor.ops import indexing
+from compressor.ops import gather_scatter
 from compressor.ops import nearest as hashing
 from compressor.ops import parallel as threads
 from compressor.ops import relative_distance_kernel as pull_kernel
-from compressor.ops.gather_scatter import straight_through
-from compressor.ops.indexing import sum_by_index
+from compressor.ops.gather_scatter import straight_through, sum_by_index
 from compressor.ops.parallel import Along, parts, side_by_side
 from compressor.ops.relative_distance import fixed_and_pulled
 
@@ -117,7 +116,7 @@ def test_the_library_is_that_of_pytorch() -> None:
     script = """
 import os, torch
 from compressor.ops import nearest as hashing
-from compressor.ops import indexing
+from compressor.ops import gather_scatter, parallel
 from compressor.ops import relative_distance_kernel as pull_kernel
 from compressor.ops import parallel as threads
 from compressor.ops.nearest import Hash
@@ -157,7 +156,7 @@ def test_what_a_step_does_is_done_in_parts(monkeypatch: pytest.MonkeyPatch, two_
         met.append(len(cuts))
         return side_by_side(function, cuts, arguments)
 
-    for module in (hashing, indexing, pull_kernel):
+    for module in (hashing, gather_scatter, pull_kernel):
         monkeypatch.setattr(module, "side_by_side", spy)
     latent, codebook = torch.randn(2 * COUNT, requires_grad=True), torch.linspace(-1, 1, 7)
     straight_through(latent, codebook.requires_grad_()).sum().backward()
@@ -170,7 +169,7 @@ def test_what_a_step_does_is_done_in_parts(monkeypatch: pytest.MonkeyPatch, two_
 
 
 def test_sums_for_many_codewords_take_no_memory_for_each_thread(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(indexing, "side_by_side", lambda *given: pytest.fail("sums for each thread"))
+    monkeypatch.setattr(gather_scatter, "side_by_side", lambda *given: pytest.fail("sums for each thread"))
     terms = torch.randn(10_000)
     indices = torch.arange(10_000, dtype=torch.int32) // 10
     torch.testing.assert_close(sum_by_index(terms, indices, 1000), terms.view(1000, 10).sum(1))

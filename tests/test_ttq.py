@@ -15,7 +15,7 @@ from compressor.formats.errors import PolicyError
 from compressor.policy.policy import Policy, Rule
 from compressor.schemes.ttq import TTQ, ternary
 from compressor.sharing.group import Group
-from compressor.sharing.scheme import make_scheme
+from compressor.sharing.registry import make_scheme
 
 
 def group_of(weights: Tensor, importance: Tensor | None = None, **settings: Any) -> Group:

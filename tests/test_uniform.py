@@ -20,7 +20,7 @@ from compressor.policy.policy import Policy, Rule
 from compressor.schemes.diffquant import DiffQuant
 from compressor.schemes.uniform import Uniform
 from compressor.sharing.group import Group
-from compressor.sharing.scheme import make_scheme
+from compressor.sharing.registry import make_scheme
 
 LARGE = 2.0**126  # half a step beyond the largest is a number of float32 still
 

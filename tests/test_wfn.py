@@ -14,7 +14,7 @@ from wfn_jobs import ROUNDS, batch, fixed_count, job_of, momentum, network, trai
 from compressor.compressor import Compressor
 from compressor.formats.errors import PolicyError
 from compressor.schemes.wfn import FRACTIONS
-from compressor.sharing.scheme import make_scheme
+from compressor.sharing.registry import make_scheme
 
 
 def test_each_round_fixes_its_share_for_good() -> None:

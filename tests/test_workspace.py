@@ -13,7 +13,8 @@ import pytest
 import torch
 from torch import nn
 
-from compressor import Compressor, Policy, Rule, workspace
+from compressor import Compressor, Policy, Rule
+from compressor.ops import buffer_pool as workspace
 from compressor.ops.buffer_pool import LEAST, give_back
 
 CPU = torch.device("cpu")

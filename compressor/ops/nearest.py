@@ -14,14 +14,13 @@ from torch import Tensor
 from torch.nn import functional
 
 from compressor.formats.jit.cache import available, compiled
-from compressor.ops.indexing import blocks, on_processor
-from compressor.ops.parallel import Along, Argument, parts, side_by_side
+from compressor.ops.parallel import Along, Argument, blocks, on_processor, parts, side_by_side
 
 if TYPE_CHECKING:
     from compressor.formats.jit.builder import Code
     from compressor.formats.jit.values import Array, Real, Variable
 
-__all__ = ["Hash", "bounds_between", "search_table", "write_search"]
+__all__ = ["Hash", "bounds_between", "nearest", "nearest_by_row", "search_table", "write_search"]
 
 CELLS = 4096
 FEW = 16  # codewords, with which a weight is compared one after the other
@@ -80,6 +79,52 @@ class Hash:
             found = torch.bucketize(weights[block].to(common), bounds.to(common), out_int32=True)
             torch.index_select(self._codebook, 0, found, out=values[block])
             indices[block] = found
+
+
+def nearest(weights: Tensor, codebook: Tensor) -> Tensor:
+    """Find the nearest codeword of each weight; a tie goes to the lower one.
+
+    Args:
+        weights: float32, any shape, finite.
+        codebook: float32[K], ascending.
+
+    Returns:
+        int32 of the shape of ``weights``.
+
+    Example:
+        >>> nearest(torch.tensor([-0.9, 0.5, 0.6]), torch.tensor([-1.0, 0.0, 1.0])).tolist()
+        [0, 1, 2]
+    """
+    flat = weights.reshape(-1)
+    indices = torch.empty(weights.shape, dtype=torch.int32, device=weights.device)
+    find, values = Hash(codebook), torch.empty_like(flat[next(blocks(flat), slice(0))], dtype=codebook.dtype)
+    for block in blocks(flat):
+        found = indices.view(-1)[block]
+        find(flat[block], found, values[: len(found)])
+    return indices
+
+
+def nearest_by_row(weights: Tensor, codebooks: Tensor) -> Tensor:
+    """Find the nearest codeword of each weight in the codebook of its slice of axis 0; a tie goes to the lower one.
+
+    Args:
+        weights: float32, any shape, finite.
+        codebooks: float32[B, K], each ascending; B is 1, or the slices that axis 0 has.
+
+    Returns:
+        int32 of the shape of ``weights``: positions in the codebooks laid one after the other.
+
+    Example:
+        >>> nearest_by_row(torch.tensor([[0.1, 0.9], [0.1, 7.0]]), torch.tensor([[0.0, 1.0], [0.0, 8.0]])).tolist()
+        [[0, 1], [2, 3]]
+    """
+    books, codewords = codebooks.shape
+    if books == 1:
+        return nearest(weights, codebooks[0])
+    bounds = ((codebooks[:, 1:] + codebooks[:, :-1]) / 2).contiguous()
+    found = torch.searchsorted(bounds, weights.reshape(books, -1), out_int32=True)
+    first = torch.arange(0, books * codewords, codewords, dtype=torch.int32, device=found.device)
+    return (found + first[:, None]).view(weights.shape)
 
 
 def bounds_between(codebook: Tensor) -> Tensor:

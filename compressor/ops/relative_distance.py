@@ -9,9 +9,10 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-from compressor.ops.indexing import blocks, on_processor, only_free, settle
+from compressor.ops.gather_scatter import only_free, settle
 from compressor.ops.nearest import Hash
 from compressor.ops.ownership import own
+from compressor.ops.parallel import blocks, on_processor
 from compressor.ops.relative_distance_kernel import FURTHEST, LEAST, STEEPEST, TEMPERATURE, Onto, in_machine_code
 
 __all__ = ["fixed_and_pulled", "pull"]

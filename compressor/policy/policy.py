@@ -10,10 +10,10 @@ from typing import Any
 
 from torch import nn
 
-import compressor.schemes  # noqa: F401  (registers them)
 from compressor.formats.errors import PolicyError, did_you_mean
 from compressor.sharing.pruning import Pruning, make_pruning, split_settings
-from compressor.sharing.scheme import Scheme, make_scheme, scheme_settings
+from compressor.sharing.registry import make_scheme, scheme_settings
+from compressor.sharing.scheme import Scheme
 from compressor.sharing.sites import Site, find_tensors
 
 __all__ = ["Fate", "Policy", "Rule"]

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from compressor.formats.codecs.base import codec_class
+from compressor.formats.codecs.registry import codec_class
 from compressor.formats.content import Codebook, SharedTensor, decode
 
 __all__ = ["Values", "WeightSpace", "gap_coded_bytes", "power_of_two_terms"]

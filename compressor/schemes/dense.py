@@ -9,8 +9,10 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from compressor.formats.errors import PolicyError
+from compressor.sharing.export import Shared
 from compressor.sharing.group_state import GroupState
-from compressor.sharing.scheme import Scheme, Shared, register
+from compressor.sharing.registry import register
+from compressor.sharing.scheme import Scheme
 from compressor.sharing.sites import Site
 
 

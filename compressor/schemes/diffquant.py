@@ -14,9 +14,12 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from compressor.clustering.kmeans1d import spread
-from compressor.ops.gather_scatter import lookup, nearest
+from compressor.ops.gather_scatter import lookup
+from compressor.ops.nearest import nearest
+from compressor.sharing.export import Shared, share_scalars
 from compressor.sharing.group_state import GroupState
-from compressor.sharing.scheme import Scheme, Shared, register, share_scalars
+from compressor.sharing.registry import register
+from compressor.sharing.scheme import Scheme
 from compressor.sharing.sites import Site
 
 LEAST = 1e-30  # importance: where all have none, all count alike

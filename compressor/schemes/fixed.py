@@ -15,8 +15,10 @@ from torch import Tensor
 from torch.autograd import Function
 
 from compressor.formats.content import Grid, SharedTensor, index_dtype
+from compressor.sharing.export import DTYPE_NAMES, Shared
 from compressor.sharing.group_state import GroupState
-from compressor.sharing.scheme import DTYPE_NAMES, Scheme, Shared, register
+from compressor.sharing.registry import register
+from compressor.sharing.scheme import Scheme
 from compressor.sharing.sites import Site
 
 LEAST_BITS, MOST_BITS = 2, 16

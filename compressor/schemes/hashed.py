@@ -11,14 +11,17 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
-from compressor.formats.codecs.base import Codec, Stream, codec_class
+from compressor.formats.codecs.base import Codec, Stream
+from compressor.formats.codecs.registry import codec_class
 from compressor.formats.content import SharedTensor, Table, index_dtype
 from compressor.formats.dtypes import round_to
 from compressor.formats.errors import PolicyError
 from compressor.formats.inference.virtual_weight import mirrored
 from compressor.ops.gather_scatter import lookup
+from compressor.sharing.export import DTYPE_NAMES, Shared, share_scalars
 from compressor.sharing.group_state import GroupState
-from compressor.sharing.scheme import DTYPE_NAMES, Scheme, Shared, register, share_scalars
+from compressor.sharing.registry import register
+from compressor.sharing.scheme import Scheme
 from compressor.sharing.sites import Site
 
 CODEC = "hashed"

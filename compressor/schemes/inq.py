@@ -14,8 +14,10 @@ from pydantic_core import PydanticCustomError
 from torch import Tensor
 
 from compressor.ops.gather_scatter import fixed
+from compressor.sharing.export import Shared, share_scalars
 from compressor.sharing.group_state import GroupState
-from compressor.sharing.scheme import Scheme, Shared, register, share_scalars
+from compressor.sharing.registry import register
+from compressor.sharing.scheme import Scheme
 from compressor.sharing.sites import Site
 
 LEAST_BITS, MOST_BITS = 2, 8

@@ -10,9 +10,12 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from compressor.clustering.kmeans1d import Init, fit_codebook
-from compressor.ops.gather_scatter import lookup, nearest
+from compressor.ops.gather_scatter import lookup
+from compressor.ops.nearest import nearest
+from compressor.sharing.export import Shared, share_scalars
 from compressor.sharing.group_state import GroupState
-from compressor.sharing.scheme import Scheme, Shared, register, share_scalars
+from compressor.sharing.registry import register
+from compressor.sharing.scheme import Scheme
 from compressor.sharing.sites import Site
 
 

@@ -13,11 +13,14 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from compressor.clustering.kmeans1d import Init, fit_codebook, fit_codebook_of_each_slice, spread
-from compressor.ops.gather_scatter import nearest, nearest_by_row, straight_through
-from compressor.ops.indexing import blocks
+from compressor.ops.gather_scatter import straight_through
+from compressor.ops.nearest import nearest, nearest_by_row
+from compressor.ops.parallel import blocks
 from compressor.ops.soft_assignment import soft_gradient
+from compressor.sharing.export import Shared, share_scalars, share_slices
 from compressor.sharing.group_state import GroupState
-from compressor.sharing.scheme import Scheme, Shared, register, share_scalars, share_slices
+from compressor.sharing.registry import register
+from compressor.sharing.scheme import Scheme
 from compressor.sharing.sites import Site
 
 _log = logging.getLogger(__name__)

@@ -15,10 +15,12 @@ from torch.autograd.function import once_differentiable
 
 from compressor.formats.errors import PolicyError
 from compressor.ops.gather_scatter import straight_through
-from compressor.ops.indexing import blocks
 from compressor.ops.ownership import own
+from compressor.ops.parallel import blocks
+from compressor.sharing.export import Shared, share_scalars
 from compressor.sharing.group_state import GroupState
-from compressor.sharing.scheme import Scheme, Shared, register, share_scalars
+from compressor.sharing.registry import register
+from compressor.sharing.scheme import Scheme
 from compressor.sharing.sites import Site
 
 NEGATIVE, ZERO, POSITIVE = 0, 1, 2

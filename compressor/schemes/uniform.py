@@ -13,8 +13,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from compressor.formats.content import Grid, SharedTensor, index_dtype
+from compressor.sharing.export import DTYPE_NAMES, Shared
 from compressor.sharing.group_state import GroupState
-from compressor.sharing.scheme import DTYPE_NAMES, Scheme, Shared, register
+from compressor.sharing.registry import register
+from compressor.sharing.scheme import Scheme
 from compressor.sharing.sites import Site
 
 MOST_BITS = 16

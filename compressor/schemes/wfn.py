@@ -17,8 +17,10 @@ from compressor.clustering.weight_fixing import fix
 from compressor.formats.errors import PolicyError
 from compressor.ops.gather_scatter import fixed
 from compressor.ops.relative_distance import fixed_and_pulled, pull
+from compressor.sharing.export import Shared, share_scalars
 from compressor.sharing.group_state import GroupState
-from compressor.sharing.scheme import Scheme, Shared, register, share_scalars
+from compressor.sharing.registry import register
+from compressor.sharing.scheme import Scheme
 from compressor.sharing.sites import Site
 
 FRACTIONS = (0.3, 0.6, 0.8, 0.9, 0.95, 0.975, 0.99, 0.9975, 0.999, 1.0)

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from matplotlib import pyplot
 
-from compressor.ops.gather_scatter import nearest
+from compressor.ops.nearest import nearest
 from compressor.ops.soft_assignment import soft_hash
 
 CODEBOOK = torch.tensor([-1.0, -0.35, 0.15, 0.5, 1.2])

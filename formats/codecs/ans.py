@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from compressor.formats.codecs.base import Codec, Stream, register
+from compressor.formats.codecs.base import Codec, Stream
 from compressor.formats.codecs.frequencies import (
     FRACTION,
     PRECISIONS,
@@ -21,6 +21,7 @@ from compressor.formats.codecs.frequencies import (
     write_frequencies,
 )
 from compressor.formats.codecs.kernels import LOW, bit_patterns, rans_decode, rans_encode
+from compressor.formats.codecs.registry import register
 from compressor.formats.content import index_dtype
 from compressor.formats.errors import FormatError
 from compressor.formats.io.huge_pages import fresh

@@ -1,24 +1,23 @@
 """Codecs: how the indices of one tensor become bytes.
 
-A codec is one file in ``codecs/``: a frozen dataclass, constructible with no arguments, registered by
-``@register``. Nothing else is edited; the contract tests find it in ``CODECS``. Whatever a decoder needs
-beyond the ``Stream`` below is in the bytes themselves.
+A codec is one file in ``codecs/``, or in a package of its own: a frozen dataclass, constructible with no arguments,
+registered by ``registry.register``. Nothing else is edited; the contract tests find it in ``registry.CODECS``.
+Whatever a decoder needs beyond the ``Stream`` below is in the bytes themselves.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from importlib import import_module
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from compressor.formats.codecs.bitpacking import gather
-from compressor.formats.errors import FormatError, UnsupportedError, UsageError, did_you_mean
+from compressor.formats.errors import FormatError, UsageError
 
-__all__ = ["CODECS", "Codec", "Stream", "check_indices", "codec_class", "register"]
+__all__ = ["Codec", "Stream", "check_indices"]
 
 
 @dataclass(frozen=True)
@@ -79,26 +78,6 @@ class Codec(ABC):
         """Bound the indices that ``size`` bytes can hold; None where no bound exists."""
 
 
-CODECS: dict[str, type[Codec]] = {}
-C = TypeVar("C", bound=type[Codec])
-
-
-def register(cls: C) -> C:
-    """Add a codec class to ``CODECS`` under its id, which must be free."""
-    if cls.id in CODECS:
-        raise UsageError(f"codec id {cls.id!r} is taken by {CODECS[cls.id].__module__}")
-    CODECS[cls.id] = cls
-    return cls
-
-
-def codec_class(name: str) -> type[Codec]:
-    """Find a codec by id; raises UnsupportedError with the nearest known name."""
-    if name not in CODECS:
-        known = ", ".join(sorted(CODECS))
-        raise UnsupportedError(f"no codec {name!r}.{did_you_mean(name, CODECS)} Known codecs: {known}.")
-    return CODECS[name]
-
-
 def check_indices(indices: NDArray[Any], stream: Stream) -> None:
     """Raise FormatError, naming the first place, unless every index is below ``stream.codewords``."""
     if len(indices) and int(indices.max()) >= stream.codewords:
@@ -107,6 +86,3 @@ def check_indices(indices: NDArray[Any], stream: Stream) -> None:
             f"indices of {stream.name!r}: index {indices[where]} at position {where}, "
             f"expected less than {stream.codewords} codewords"
         )
-
-
-import_module("compressor.formats.codecs")  # last, since each codec there registers itself here

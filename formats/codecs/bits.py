@@ -8,8 +8,9 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from compressor.formats.codecs.base import Codec, Stream, check_indices, register
+from compressor.formats.codecs.base import Codec, Stream, check_indices
 from compressor.formats.codecs.bitpacking import FIELDS, gather, pack_bits, unpack_bits
+from compressor.formats.codecs.registry import register
 from compressor.formats.content import index_dtype
 from compressor.formats.errors import FormatError
 

@@ -11,7 +11,8 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from compressor.formats.codecs.base import Codec, Stream, register
+from compressor.formats.codecs.base import Codec, Stream
+from compressor.formats.codecs.registry import register
 from compressor.formats.content import index_dtype
 from compressor.formats.errors import FormatError, UsageError
 

@@ -15,8 +15,9 @@ from bitarray import bitarray
 from bitarray.util import canonical_huffman
 from numpy.typing import NDArray
 
-from compressor.formats.codecs.base import Codec, Stream, register
+from compressor.formats.codecs.base import Codec, Stream
 from compressor.formats.codecs.kernels import PADDING, bit_patterns, huffman_decode
+from compressor.formats.codecs.registry import register
 from compressor.formats.content import index_dtype
 from compressor.formats.errors import FormatError
 from compressor.formats.io.huge_pages import fresh

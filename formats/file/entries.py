@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from compressor.formats.codecs.base import codec_class
+from compressor.formats.codecs.registry import codec_class
 from compressor.formats.content import Grid, group_count, index_count
 from compressor.formats.dtypes import ITEM_SIZES
 from compressor.formats.errors import FormatError

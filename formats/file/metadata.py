@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from compressor.formats.codecs.base import CODECS
+from compressor.formats.codecs.registry import CODECS
 from compressor.formats.content import Grid
 from compressor.formats.dtypes import ITEM_SIZES
 from compressor.formats.errors import FormatError, UnsupportedError

@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from compressor.formats.codecs.base import CODECS, Codec, Stream, check_indices, codec_class
+from compressor.formats.codecs.base import Codec, Stream, check_indices
+from compressor.formats.codecs.registry import CODECS, codec_class
 from compressor.formats.content import Content, Indices, RawTensor, SharedTensor, Table, index_count
 from compressor.formats.dtypes import FLOATS, check_byte_order, from_storage, to_storage
 from compressor.formats.errors import FormatError, IntegrityError, UnsupportedError, UsageError
@@ -64,7 +65,7 @@ def pack(content: Content, codec: str = "auto") -> bytes:
 
 
 def _pack(content: Content, codec: str) -> bytes:
-    candidates = [name for name in sorted(CODECS) if CODECS[name].general] if codec == "auto" else [codec]
+    candidates = [name for name in sorted(CODECS.built_in()) if CODECS[name].general] if codec == "auto" else [codec]
     parts: dict[Key, bytes] = {}
     codecs: dict[str, str] = {}
     for name, site in content.sites.items():

@@ -32,7 +32,7 @@ class Generated:
         dtype: what its weights are rounded to, as the decoder does.
 
     Example:
-        >>> from compressor.formats.codecs.base import codec_class
+        >>> from compressor.formats.codecs.registry import codec_class
         >>> source = Generated(codec_class("hashed")(), Stream("fc.weight", 6, 100), (2, 3), torch.float32)
         >>> source.indices(2, 6, torch.device("cpu")).tolist()
         [66, 25, 57, 27]

@@ -30,7 +30,8 @@ class VirtualTensor(Tensor):
         dtype: what weights are cast to, after they have been rounded to the source's dtype.
 
     Example:
-        >>> from compressor.formats.codecs.base import Stream, codec_class
+        >>> from compressor.formats.codecs.base import Stream
+        >>> from compressor.formats.codecs.registry import codec_class
         >>> source = Generated(codec_class("hashed")(), Stream("fc.weight", 6, 2), (2, 3), torch.float32)
         >>> values = torch.tensor([-1.0, 2.0], requires_grad=True)
         >>> weight = VirtualTensor(source, values, torch.float32)

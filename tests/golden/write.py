@@ -19,8 +19,8 @@ import numpy as np  # noqa: E402
 from slow_reader import read  # noqa: E402
 from test_record import RECORDS  # noqa: E402
 
-from compressor.formats.codecs.base import CODECS  # noqa: E402
 from compressor.formats.codecs.hashed import Hashed, hashed_indices  # noqa: E402
+from compressor.formats.codecs.registry import CODECS  # noqa: E402
 from compressor.formats.content import Content, SharedTensor, Table  # noqa: E402
 from compressor.formats.errors import UsageError  # noqa: E402
 from compressor.formats.file.metadata import VERSION  # noqa: E402

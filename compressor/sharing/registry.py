@@ -1,0 +1,80 @@
+"""The schemes there are, by id: the modules of ``schemes/``, and those of other packages (CONTRIBUTING.md)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import MISSING, asdict, fields
+from typing import Any, TypeVar, cast
+
+from pydantic import TypeAdapter, ValidationError
+
+from compressor.formats.errors import PolicyError, did_you_mean
+from compressor.formats.registry import Registry
+from compressor.sharing.scheme import Scheme
+
+__all__ = ["SCHEMES", "describe", "make_scheme", "register", "scheme_settings"]
+
+SCHEMES: Registry[Scheme] = Registry("scheme", "compressor.schemes", "timm_compressor.schemes", PolicyError)
+S = TypeVar("S")
+
+
+def register(cls: type[S]) -> type[S]:
+    """Adds a scheme class to ``SCHEMES`` under its id, which must be free; a class decorator."""
+    scheme = cast(type[Scheme], cls)  # pydantic's decorator hides the base class from the type checker
+    SCHEMES.register(scheme.id, scheme)
+    scheme.__repr__ = _brief  # type: ignore[method-assign,assignment]
+    return cls
+
+
+def _brief(scheme: Scheme) -> str:
+    """Show the first setting, and those that are not at their defaults."""
+    settings = fields(scheme)  # type: ignore[arg-type]
+    said = [f for n, f in enumerate(settings) if n == 0 or getattr(scheme, f.name) != f.default]
+    return f"{type(scheme).__name__}({', '.join(f'{f.name}={getattr(scheme, f.name)!r}' for f in said)})"
+
+
+def make_scheme(name: str, settings: Mapping[str, Any]) -> Scheme:
+    """Build a scheme from its id and settings, ``bits`` among them if wished.
+
+    Raises PolicyError, naming the nearest known word, for what no scheme or setting is called.
+
+    Example:
+        >>> make_scheme("kmeans", {"bits": 2})
+        KMeans(codewords=4)
+    """
+    cls = SCHEMES.find(name)
+    known_settings = [f.name for f in fields(cls)]  # type: ignore[arg-type]
+    for key in settings:
+        if key not in (*known_settings, "bits"):
+            near = did_you_mean(key, [*known_settings, "bits"])
+            has = ", ".join(known_settings)
+            raise PolicyError(f"scheme {name!r} has no setting {key!r}.{near} Its settings: {has}.")
+    given = dict(settings)
+    if "bits" in given:
+        given = {**cls.settings_for_bits(_whole(name, given.pop("bits"))), **given}
+    try:
+        made: Scheme = TypeAdapter(cls).validate_python(given)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        raise PolicyError(f"scheme {name!r}, setting {key!r}: {first['msg']}, got {first['input']!r}") from None
+    return made
+
+
+def _whole(name: str, bits: Any) -> int:
+    if not isinstance(bits, int) or isinstance(bits, bool):
+        raise PolicyError(f"scheme {name!r}: bits must be a whole number, got {bits!r}")
+    return bits
+
+
+def scheme_settings(scheme: Scheme) -> dict[str, Any]:
+    """Give all settings of a scheme as TOML-ready values; ``make_scheme`` gives the scheme back."""
+    settings = asdict(scheme)  # type: ignore[call-overload]
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in settings.items()}
+
+
+def describe(cls: type[Scheme]) -> dict[str, Any]:
+    """Give id, first docstring line, settings with defaults, and paper of a scheme."""
+    known = {f.name: f.default for f in fields(cls) if f.default is not MISSING}  # type: ignore[arg-type]
+    defaults = {name: list(value) if isinstance(value, tuple) else value for name, value in known.items()}
+    return {"id": cls.id, "summary": (cls.__doc__ or "").splitlines()[0], "settings": defaults, "paper": cls.paper}
