@@ -37,11 +37,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from compressor import Compressor, Policy, Rule
-from compressor.lifecycle.prepare import begun_rounds
+from compressor.lifecycle.prepare import start_rounds
 from compressor.ops.buffer_pool import keep_freed
 from compressor.ops.nearest import nearest
 from compressor.training.distillation import distillation, frozen_copy
-from compressor.training.optim import in_one_pass
+from compressor.training.optim import use_fused_kernels
 
 SCHEMES = "dense", "learnt", "kmeans", "inq", "wfn"
 IN_ROUNDS = "inq", "wfn"
@@ -90,7 +90,7 @@ def dense_loss(teacher: nn.Module | None, output: Tensor, classes: Tensor, image
 
 
 def _step(case: Case, model: nn.Module, optimizer: torch.optim.Optimizer, loss: Callable[..., Any]) -> Step:
-    in_one_pass(optimizer)
+    use_fused_kernels(optimizer)
     images = torch.randn(case.batch, case.channels, case.size, case.size)
     classes = torch.randint(10, (case.batch,))
     model.train()
@@ -111,7 +111,7 @@ def step_times(case: Case, steps: int) -> dict[str, dict[str, float]]:
     for turn in range(WARM_UP + steps):
         for scheme, (step, job) in made.items():
             if scheme in IN_ROUNDS and job:
-                begun_rounds(job.groups, max(0, turn - WARM_UP) / steps)
+                start_rounds(job.groups, max(0, turn - WARM_UP) / steps)
             wall, processors = time.perf_counter(), time.process_time()
             step()
             times[scheme].append((time.perf_counter() - wall, time.process_time() - processors))

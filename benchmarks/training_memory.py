@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from compressor import SCHEMES, Compressor, Policy, Rule
 from compressor.ops.nearest import nearest
 from compressor.training.distillation import frozen_copy
-from compressor.training.optim import in_one_pass
+from compressor.training.optim import use_fused_kernels
 
 STEPS, BATCH = 3, 8
 
@@ -65,7 +65,7 @@ def report(name: str, scheme: str) -> None:
         teacher, weights, kept = job.teacher, sum(group.weights for group in job.groups), job.dense
         optimizer = torch.optim.AdamW(job.param_groups(lr=1e-3))
         job.attach(optimizer, total_steps=1000)
-    in_one_pass(optimizer)
+    use_fused_kernels(optimizer)
     Path("/proc/self/clear_refs").write_text("5")  # forget the highest so far
     for _ in range(STEPS):
         output = model.train()(images)

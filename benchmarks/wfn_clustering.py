@@ -49,10 +49,10 @@ def main() -> None:
     spent = 0.0, 0.0
     rounds = len(scheme.fractions)
     for number, share in enumerate(scheme.fractions):
-        begun = time.process_time(), time.perf_counter()
+        rng_at_epoch_start = time.process_time(), time.perf_counter()
         with torch.no_grad():
-            group.advance(number / (rounds - 1))
-        took = time.process_time() - begun[0], time.perf_counter() - begun[1]
+            group.on_step(number / (rounds - 1))
+        took = time.process_time() - rng_at_epoch_start[0], time.perf_counter() - rng_at_epoch_start[1]
         spent = spent[0] + took[0], spent[1] + took[1]
         values = len(group.codebook())
         print(

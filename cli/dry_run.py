@@ -23,13 +23,13 @@ def dry_run(work: Run) -> None:
     rules = job.policy.given
     rows = [
         {
-            "site": fate.site.name,
-            "shape": list(fate.site.tensor.shape),
-            "weights": fate.site.tensor.numel(),
-            "fate": repr(fate.scheme) if fate.scheme else f"left alone: {fate.reason}",
-            "rule": "" if fate.rule is None else rules[fate.rule].match,
+            "site": plan.site.name,
+            "shape": list(plan.site.tensor.shape),
+            "weights": plan.site.tensor.numel(),
+            "fate": repr(plan.scheme) if plan.scheme else f"left alone: {plan.reason}",
+            "rule": "" if plan.rule is None else rules[plan.rule].match,
         }
-        for fate in job.fates
+        for plan in job.plans
     ]
     memory = _memory(work, job.prepare())
     report = job.finish(half_untouched=options.untouched == "f16").report(options.codec)
@@ -58,7 +58,8 @@ def _memory(work: Run, job: Compressor) -> StepMemory | None:
     teacher = dense if own is None else 2 * size_of(build_model(own.options.model, own.args).state_dict().values())
     average = size_of(job.model.parameters()) if training.model_ema_decay else 0
     images = torch.empty(training.batch_size, *work.data.input_size, device="meta")
-    return StepMemory.of(job, sketch, images, training.opt, held=dense + taught * teacher + average)
+    held = size_of(job.dense.values()) + dense + taught * teacher + average
+    return StepMemory.of(job.model, job.groups, sketch, images, training.opt, held)
 
 
 def _said(work: Run, memory: StepMemory) -> str:

@@ -25,13 +25,13 @@ from compressor.cli.show import Step, accuracy_line, counts, flips, percent, pri
 from compressor.cli.stopping import stoppable
 from compressor.cli.weights import dense_model, teacher_model
 from compressor.compressor import Compressor
-from compressor.distributed.collectives import first, is_first, leave, tensors_of_first
+from compressor.distributed.collectives import broadcast_tensors, destroy, is_main_process, main_process_first
 from compressor.formats.errors import CompressorError
 from compressor.formats.io.locking import holding
 from compressor.lifecycle.packed import Packed
 from compressor.ops.buffer_pool import keep_freed
 from compressor.policy.recipe import Stage
-from compressor.training.compilation import compiled
+from compressor.training.compilation import compiled_model
 from compressor.training.evaluation import Evaluation, evaluate
 from compressor.training.loop import Epoch
 from compressor.training.mixup import make_mixup
@@ -51,11 +51,11 @@ def run(options: Options) -> None:
     beside_the_bar = logging_redirect_tqdm() if sys.stderr.isatty() else nullcontext()
     keep_freed()
     with ExitStack() as held:
-        first(lambda: held.enter_context(holding(work.output)))
+        main_process_first(lambda: held.enter_context(holding(work.output)))
         held.enter_context(stoppable(work.checkpoints))
         held.enter_context(beside_the_bar)
         _run(work)
-    leave()
+    destroy()
 
 
 def _run(work: Run) -> None:
@@ -71,7 +71,7 @@ def _run(work: Run) -> None:
     result, missed = _write(work, packed, compressed, dense, step("file"))
     if checkpoints is not None:
         checkpoints.clear()
-    if is_first():
+    if is_main_process():
         _show(work, packed, result, dense, missed)
     refuse(missed, work.output)
 
@@ -127,16 +127,16 @@ def _stage(
         model, stage.policy, model_args=work.args, teacher=teacher, distill=training.distill if teacher else 0.0,
         temperature=training.temperature, seed=seed, **given,
     )  # fmt: skip
-    wanted = any(fate.scheme and fate.scheme.wants_gradients for fate in job.fates)
+    wanted = any(plan.scheme and plan.scheme.wants_gradients for plan in job.plans)
     job.prepare(_calibration(work, training.batch_size) if wanted else None)
-    shared = [fate for fate in job.fates if fate.scheme]
-    weights = sum(fate.site.tensor.numel() for fate in shared)
-    schemes = ", ".join(sorted({repr(fate.scheme) for fate in shared}))
+    shared = [plan for plan in job.plans if plan.scheme]
+    weights = sum(plan.site.tensor.numel() for plan in shared)
+    schemes = ", ".join(sorted({repr(plan.scheme) for plan in shared}))
     here.done(f"{len(shared)} tensors, {counts(weights)} weights  {schemes}")
     if work.data is None or not _trains(work, stage):
         return job.finish(_calibration(work, training.batch_size), half), job.model
     here = step("fine-tuning")
-    with compiled(job.model, work.options.torchcompile):
+    with compiled_model(job.model, work.options.torchcompile):
         job.finetune(
             work.data.train_loader(training.batch_size, seed), work.data.eval_loader(EVAL_BATCH, "validation"),
             training.epochs, training.lr, training.opt, training.sched, training.weight_decay,
@@ -146,7 +146,7 @@ def _stage(
             model_ema_decay=training.model_ema_decay,
         )  # fmt: skip
     packed = job.finish(_calibration(work, training.batch_size), half)
-    tensors_of_first(job.model.state_dict().values())  # a GPU may have summed the statistics otherwise
+    broadcast_tensors(job.model.state_dict().values())  # a GPU may have summed the statistics otherwise
     top1 = _measure(work, job.model, "validation").top1
     here.done(f"{training.epochs} epochs  validation {percent(top1)}")
     return packed, job.model
@@ -189,13 +189,16 @@ def _write(
         known = {} if before is None else {"dense": before}
         data = {"name": work.data.name, "version": work.data.version, "split": work.data.evaluated, "n": expected.n}
         packed.note(data=data, top1={**known, "packed": expected.top1})
-    top1, size = None if expected is None else expected.top1, first(lambda: len(packed.to_bytes(options.codec)))
+    top1, size = (
+        None if expected is None else expected.top1,
+        main_process_first(lambda: len(packed.to_bytes(options.codec))),
+    )
     missed = missed_gates(options, size, top1, before)
     output = rejected(work.output) if missed else work.output
     force = options.force or bool(missed)
-    first(lambda: packed.save(output, codec=options.codec, force=force))
-    loaded = compressor.load(output) if is_first() else model
-    tensors_of_first(loaded.state_dict().values())
+    main_process_first(lambda: packed.save(output, codec=options.codec, force=force))
+    loaded = compressor.load(output) if is_main_process() else model
+    broadcast_tensors(loaded.state_dict().values())
     here.done(f"{output}  {size:,} bytes, reopened and verified")
     if expected is None:
         return None, missed

@@ -19,7 +19,7 @@ from compressor.cli.logs import Logs
 from compressor.cli.options import Options
 from compressor.data.bad_images import BadImages
 from compressor.data.datasets import Dataset, load_data
-from compressor.distributed.collectives import first, is_first, together
+from compressor.distributed.collectives import is_main_process, main_process_first, raise_on_all
 from compressor.distributed.devices import find_device
 from compressor.formats.codecs.registry import CODECS
 from compressor.formats.errors import MissingError, UsageError, did_you_mean
@@ -82,8 +82,8 @@ def set_up(options: Options) -> Run:
     options.check()
     device = find_device(options.device)
     if options.dataset_download:
-        first(lambda: _data(options) and None)
-    with together():
+        main_process_first(lambda: _data(options) and None)
+    with raise_on_all():
         work = _checked(options, device)
     if work.data is None or options.dry_run:
         return work
@@ -99,7 +99,7 @@ def _checked(options: Options, device: torch.device) -> Run:
     _check_names(options.codec, recipe)
     check_backend(options.torchcompile)
     output = options.output_path()
-    if is_first() and not options.dry_run:
+    if is_main_process() and not options.dry_run:
         check_writable(output, options.force)
     if options.checkpoint_path is not None and not options.checkpoint_path.is_file():
         raise MissingError(f"--checkpoint-path {options.checkpoint_path}: no such file")
@@ -110,7 +110,7 @@ def _checked(options: Options, device: torch.device) -> Run:
         stage.policy.plan(sketch)
     if data is not None:
         _check_head(sketch, data, options)
-    logs = Logs.of(options, output) if is_first() and data is not None and not options.dry_run else None
+    logs = Logs.of(options, output) if is_main_process() and data is not None and not options.dry_run else None
     return Run(options, recipe, data, args, output, device, teacher=_teacher(options, recipe, data), logs=logs)
 
 

@@ -12,7 +12,7 @@ from types import FrameType
 from compressor.checkpointing.manager import Checkpoints
 from compressor.cli.show import say
 from compressor.formats.errors import InterruptionError
-from compressor.training.checkpointer import HOW_TO_GO_ON
+from compressor.training.checkpointer import HOW_TO_RESUME
 
 __all__ = ["stoppable"]
 
@@ -40,7 +40,7 @@ def stoppable(checkpoints: Checkpoints | None) -> Iterator[None]:
     except (KeyboardInterrupt, SystemExit):
         if signals.count == 1 and checkpoints.paths():
             raise InterruptionError(
-                f"stopped; {checkpoints.folder} keeps how far it had come: {HOW_TO_GO_ON}"
+                f"stopped; {checkpoints.folder} keeps how far it had come: {HOW_TO_RESUME}"
             ) from None
         raise
     finally:

@@ -17,7 +17,7 @@ from compressor.cli.setup import Run
 from compressor.cli.show import Step, counts, percent
 from compressor.formats.errors import IntegrityError, MissingError, UnsupportedError
 from compressor.models.baseline import create_model, train_baseline
-from compressor.models.teacher import seeing
+from compressor.models.teacher import with_normalization
 from compressor.training.evaluation import evaluate
 
 __all__ = ["dense_model", "named_model", "teacher_model"]
@@ -45,7 +45,7 @@ def teacher_model(work: Run, step: Callable[[str], Step]) -> nn.Module | None:
     own = replace(work, options=teacher.options, args=teacher.args, checkpoints=None)  # begun anew where it is stopped
     model = _start(own, step, "teacher")
     known: Any = model.pretrained_cfg if _fits_as_it_is(own) else {}  # else it was trained on what the student sees
-    return seeing(model, data.mean, data.std, known)
+    return with_normalization(model, data.mean, data.std, known)
 
 
 def _start(work: Run, step: Callable[[str], Step], name: str | None = None) -> nn.Module:

@@ -14,22 +14,25 @@ from torch.utils.data import DataLoader
 
 from compressor.checkpointing.manager import Checkpoints
 from compressor.checkpointing.serialization import checksum
-from compressor.data.distributed_sampler import shared_out
+from compressor.data.distributed_sampler import shard_loader
 from compressor.formats.errors import UsageError
-from compressor.lifecycle.calibration import Batches, estimate_batch_norm, squared_gradients
-from compressor.lifecycle.packed import Packed, SharedModel, halve_untouched, snapped
-from compressor.lifecycle.prepare import begun_rounds, fitted_groups, param_groups, penalties
-from compressor.policy.policy import Fate, Policy
+from compressor.lifecycle.convert import convert, halve_untouched
+from compressor.lifecycle.importance import Batches, squared_gradients
+from compressor.lifecycle.packed import Packed, SharedModel
+from compressor.lifecycle.param_groups import param_groups
+from compressor.lifecycle.prepare import fit_groups, penalties, start_rounds
+from compressor.policy.policy import Policy, TensorPlan
 from compressor.rng import seed_all
 from compressor.sharing.group import Group
 from compressor.sharing.initialization import initialise
 from compressor.sharing.parametrization import attach, detach, restore, set_weight
 from compressor.sharing.sites import finite_weights
-from compressor.training.checkpointer import Keeper
-from compressor.training.distillation import frozen_copy, taught
-from compressor.training.loop import Epoch, OnStep, evaluated, train
-from compressor.training.metrics import Watch
-from compressor.training.mixup import Mixer, described
+from compressor.training.batch_norm import estimate_batch_norm
+from compressor.training.checkpointer import TrainingCheckpointer
+from compressor.training.distillation import frozen_copy, with_distillation
+from compressor.training.loop import Epoch, OnStep, evaluate_after_epoch, train
+from compressor.training.metrics import SharingMonitor
+from compressor.training.mixup import Mixer, describe_mixup
 from compressor.training.optim import make_optimizer
 from compressor.training.step import steps_per_epoch
 
@@ -84,8 +87,8 @@ class Compressor:
         self.model = copying.deepcopy(model) if copy else model
         self.policy, self.model_args, self.seed = policy, dict(model_args or {}), seed
         self.distill, self.temperature = distill, temperature
-        self.fates: list[Fate] = policy.plan(self.model)
-        self.sites = [fate.site for fate in self.fates if fate.scheme]
+        self.plans: list[TensorPlan] = policy.plan(self.model)
+        self.sites = [plan.site for plan in self.plans if plan.scheme]
         dense = {site.name: finite_weights(site) for site in self.sites if not (from_scratch and site.tensor.is_meta)}
         teacher = None if from_scratch and teacher == "dense" else teacher  # it knows nothing
         self.teacher = frozen_copy(model if teacher == "dense" else teacher) if distill > 0 else None
@@ -108,10 +111,10 @@ class Compressor:
         if self.groups:
             raise UsageError("prepare() has been called: the model is shared already")
         importance = None if calibration is None else squared_gradients(self.model, self.sites, calibration)
-        for fate in self.fates:
-            if virtual and fate.scheme and fate.scheme.generator():
-                self.dense.pop(fate.site.name, None)  # and from ``original``, which is the same if none was given
-        self.groups = fitted_groups(self.fates, importance, self.preserve_sparsity, self.from_scratch, virtual)
+        for plan in self.plans:
+            if virtual and plan.scheme and plan.scheme.generator():
+                self.dense.pop(plan.site.name, None)  # and from ``original``, which is the same if none was given
+        self.groups = fit_groups(self.plans, importance, self.preserve_sparsity, self.from_scratch, virtual)
         if self.from_scratch:
             initialise(self.model)
         attach(self.model, self.groups)
@@ -120,7 +123,7 @@ class Compressor:
     def param_groups(self, lr: float, weight_decay: float = 0.0, layer_decay: float = 1.0) -> list[dict[str, Any]]:
         """Give the parameters for an optimiser: no decay on shared weights, codebooks, norms and biases.
 
-        Decay would draw latent weights off their codewords and whole codebooks to zero. With ``layer_decay`` below 1
+        Decay would draw master weights off their codewords and whole codebooks to zero. With ``layer_decay`` below 1
         each layer learns so many times as fast as the one after it.
         """
         self._prepared("param_groups()")
@@ -147,7 +150,7 @@ class Compressor:
 
     def _advance(self, optimizer: Optimizer, on_round: OnRound | None) -> None:
         progress = min(1.0, self.steps / self.total_steps)
-        for end, parameters in begun_rounds(self.groups, progress):
+        for end, parameters in start_rounds(self.groups, progress):
             for parameter in parameters:
                 optimizer.state.pop(parameter, None)
             if on_round is not None:
@@ -163,7 +166,7 @@ class Compressor:
         """
         task = functional.cross_entropy(output, target)
         if self.teacher is not None:
-            task = taught(task, output, inputs, self.teacher, self.distill, self.temperature)
+            task = with_distillation(task, output, inputs, self.teacher, self.distill, self.temperature)
         return task + self.penalty(task)
 
     def penalty(self, task: Tensor | None = None) -> Tensor:
@@ -188,28 +191,30 @@ class Compressor:
         self._prepared("finetune()")
         if epochs < 1:
             raise UsageError(f"epochs must be at least 1, got {epochs}; without training go on with finish()")
-        updates = steps_per_epoch(train_loader := shared_out(train_loader, device), grad_accum)
+        updates = steps_per_epoch(train_loader := shard_loader(train_loader, device), grad_accum)
         seed_all(self.seed % (1 << 32))
-        keeper = self._keeper(
+        checkpointer = self._checkpointer(
             checkpoints, opt=opt, lr=lr, sched=sched, weight_decay=weight_decay, amp=amp, grad_accum=grad_accum,
-            layer_decay=layer_decay, mixup=described(mixup), model_ema_decay=model_ema_decay,
+            layer_decay=layer_decay, mixup=describe_mixup(mixup), model_ema_decay=model_ema_decay,
         )  # fmt: skip
         parameters = self.param_groups(lr, weight_decay, layer_decay)
         optimizer, schedule = make_optimizer(parameters, opt, lr, sched, epochs, updates)
         self.attach(optimizer, self.steps + epochs * updates, schedule.restart)
         train(
             self.model, train_loader, self.loss, optimizer, schedule, epochs,
-            evaluated(self.model, val, Watch(self.groups), on_epoch), on_step, device, amp, keeper, grad_accum,
+            evaluate_after_epoch(self.model, val, SharingMonitor(self.groups), on_epoch), on_step, device, amp, checkpointer, grad_accum,
             mixup, model_ema_decay,
         )  # fmt: skip
         return self
 
-    def _keeper(self, checkpoints: Checkpoints | None, **how: Any) -> Keeper:
+    def _checkpointer(self, checkpoints: Checkpoints | None, **how: Any) -> TrainingCheckpointer:
         """Keep the fine-tuning: with all that its result depends on, ``how`` it is trained among it."""
         rules = [rule.to_dict() for rule in self.policy.rules]
         loss = {"distill": self.distill if self.teacher else 0.0, "temperature": self.temperature}
         weights = "" if checkpoints is None else f"CRC-32 {checksum(self.original):08x}"
-        return Keeper(checkpoints, self, {"rules": rules, **loss, "seed": self.seed, **how, "weights": weights})
+        return TrainingCheckpointer(
+            checkpoints, self, {"rules": rules, **loss, "seed": self.seed, **how, "weights": weights}
+        )
 
     def finish(self, calibration: Batches | None = None, half_untouched: bool = False) -> Packed:
         """Snap every weight to its codeword and make ``job.model`` an ordinary module again.
@@ -219,7 +224,7 @@ class Compressor:
             half_untouched: round the float32 tensors that are not shared to float16, and store them so.
         """
         self._prepared("finish()")
-        tensors, books, values = snapped(self.groups)
+        tensors, books, values = convert(self.groups)
         detach(self.model)
         for site, value in values.items():
             set_weight(site, value)
@@ -229,7 +234,7 @@ class Compressor:
         halved = halve_untouched(self.model, tensors) if half_untouched else frozenset()
         return Packed.of(
             SharedModel(
-                self.model, tensors, books, halved, self.model_args, self.policy, self.fates, self.original, self.seed
+                self.model, tensors, books, halved, self.model_args, self.policy, self.plans, self.original, self.seed
             )
         )
 

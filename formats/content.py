@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from compressor.formats.codecs.bitpacking import gather
+from compressor.formats.codecs.bitpacking import take
 from compressor.formats.dtypes import round_to
 
 if TYPE_CHECKING:
@@ -210,7 +210,7 @@ def finish_decode(weights: Floats, site: SharedTensor) -> NDArray[Any]:
 def _scalars(site: SharedTensor, table: Floats) -> Floats:
     books, codewords, _ = table.shape
     if books == 1:
-        return gather(table.reshape(-1), site.indices)
+        return take(table.reshape(-1), site.indices)
     group = np.arange(books, dtype=np.int64)
     first = np.broadcast_to(_spread(group * codewords, site), site.shape).reshape(-1)
     return table.reshape(-1).take(first + site.indices)

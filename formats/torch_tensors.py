@@ -53,8 +53,8 @@ def read_tensors(file: PackedFile, names: Iterable[str] | None = None) -> dict[s
     order = sorted({sources[name] for name in wanted}, key=lambda name: (-math.prod(stored_shape(file, name)), name))
     threads = ThreadPoolExecutor(torch.get_num_threads())
     try:
-        begun = {name: threads.submit(_tensor, file, name) for name in order}
-        return {name: begun[sources[name]].result() for name in wanted}
+        rng_at_epoch_start = {name: threads.submit(_tensor, file, name) for name in order}
+        return {name: rng_at_epoch_start[sources[name]].result() for name in wanted}
     finally:  # where one fails, the others are not begun
         threads.shutdown(cancel_futures=True)
 

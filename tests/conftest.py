@@ -34,7 +34,7 @@ def two_threads(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Have machine code, on however few weights, done in two threads."""
     import torch
 
-    monkeypatch.setattr("compressor.ops.parallel.FEWEST", 1)
+    monkeypatch.setattr("compressor.ops.parallel.LEAST_WEIGHTS_A_THREAD", 1)
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     yield

@@ -33,4 +33,4 @@ def fitted(scheme: Scheme, weights: Tensor, importance: Tensor | None = None, pr
 
 def weight_of(group: Group) -> Tensor:
     """What the network computes with, flat and differentiable."""
-    return group.weight(group.sites[0], group.latent(group.sites[0])).reshape(-1)
+    return group.weight(group.sites[0], group.master_weight(group.sites[0])).reshape(-1)

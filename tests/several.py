@@ -24,7 +24,7 @@ from several_jobs import JOBS
 
 from compressor.cli import main, setup
 from compressor.cli.show import Step
-from compressor.distributed import collectives as processes
+from compressor.distributed import collectives
 from compressor.formats.errors import CompressorError
 
 import_module("compressor.cli.run")  # once for all
@@ -113,7 +113,7 @@ def one_that_dies_or_hangs_is_not_waited_for_for_ever(folder: Path) -> None:
 
     for number in (signal.SIGKILL, signal.SIGSTOP):
         if number == signal.SIGSTOP:  # of the other the rest hears at once
-            processes.PATIENCE = timedelta(seconds=8)
+            collectives.PATIENCE = timedelta(seconds=8)
         with Pair(run("--force", watch=partial(stop, number)), folder / number.name) as pair:
             assert pair.code(0) == 6, pair.said(0)
             assert "waits for another that has ended or hangs" in pair.said(0).splitlines()[-1]
@@ -122,19 +122,19 @@ def one_that_dies_or_hangs_is_not_waited_for_for_ever(folder: Path) -> None:
 
 def an_error_of_one_is_that_of_all(folder: Path) -> None:
     def fails() -> int:
-        from compressor.distributed.devices import meet
+        from compressor.distributed.devices import init_processes
         from compressor.formats.errors import MissingError
 
-        meet()
+        init_processes()
         try:
-            with processes.together():
-                if processes.rank() == 1:
+            with collectives.raise_on_all():
+                if collectives.rank() == 1:
                     raise MissingError("no such folder")
         except CompressorError as exc:
             sys.stdout.write(f"{type(exc).__name__} {exc}\n")
         try:
-            processes.first(lambda: 1 // (1 - processes.rank()))
-            value = processes.first(lambda: processes.rank() + 7)
+            collectives.main_process_first(lambda: 1 // (1 - collectives.rank()))
+            value = collectives.main_process_first(lambda: collectives.rank() + 7)
         except ZeroDivisionError:
             return 1
         return 0 if value == 7 else 2

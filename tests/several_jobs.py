@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, RandomSampler, TensorDataset
 
 from compressor import SCHEMES, Compressor, Policy, Rule, load_state_dict
 from compressor.checkpointing.manager import Checkpoints
-from compressor.distributed import collectives as processes
+from compressor.distributed import collectives
 
 
 def curve(scheme: str, batch: int, out: Path) -> int:
@@ -33,7 +33,7 @@ def curve(scheme: str, batch: int, out: Path) -> int:
     )
     out = out.with_suffix("." + os.environ.get("RANK", "alone"))
     out.write_text(json.dumps({"losses": losses, "bytes": job.finish().to_bytes().hex()}))
-    processes.leave()
+    collectives.destroy()
     return 0
 
 
@@ -51,14 +51,14 @@ def the_losses_are_those_of_one_process_with_twice_the_batch(folder: Path) -> No
 
 def weights_that_differ_become_those_of_the_first(folder: Path) -> None:
     def trains() -> int:
-        from compressor.distributed.devices import meet
+        from compressor.distributed.devices import init_processes
 
-        meet()
-        torch.manual_seed(processes.rank())
+        init_processes()
+        torch.manual_seed(collectives.rank())
         job = Compressor(nn.Sequential(nn.Linear(6, 24)), Policy([Rule("*", scheme="learnt", bits=2)]), teacher=None)
         data = TensorDataset(torch.randn(8, 6), torch.zeros(8, dtype=torch.int64))
         job.prepare().finetune(DataLoader(data, 2), epochs=1)
-        Path(f"file{processes.rank()}").write_bytes(job.finish().to_bytes())
+        Path(f"file{collectives.rank()}").write_bytes(job.finish().to_bytes())
         return 0
 
     with Pair(trains, folder / "a") as pair:
@@ -81,11 +81,11 @@ def trained_with(trouble: Callable[[int, Tensor], Tensor], checkpoints: bool) ->
             nonlocal asked
             asked += 1
             value = usual(output, target, given)
-            return trouble(asked, value) if processes.rank() == 1 else value
+            return trouble(asked, value) if collectives.rank() == 1 else value
 
         vars(job)["loss"] = loss
         job.finetune(loader, epochs=3, lr=0.01, checkpoints=Checkpoints("kept") if checkpoints else None)
-        Path(f"file{processes.rank()}").write_bytes(job.finish().to_bytes())
+        Path(f"file{collectives.rank()}").write_bytes(job.finish().to_bytes())
         return 0
 
     return trains

@@ -16,7 +16,7 @@ from compressor.compressor import Compressor
 from compressor.formats.errors import InterruptionError, UsageError
 from compressor.training.evaluation import evaluate
 from compressor.training.loop import Epoch
-from compressor.training.model_ema import Average
+from compressor.training.model_ema import ModelEma
 
 DECAY = 0.7
 
@@ -109,7 +109,7 @@ def test_it_goes_on(tmp_path: Path, scheme: str) -> None:
 
 def test_statistics_are_averaged_and_counts_are_not() -> None:
     norm = nn.BatchNorm1d(1)
-    average = Average(norm, 0.5)
+    average = ModelEma(norm, 0.5)
     norm.running_mean, norm.num_batches_tracked = torch.ones(1), torch.tensor(7)
     average.update()
     with average.in_place():
@@ -119,7 +119,7 @@ def test_statistics_are_averaged_and_counts_are_not() -> None:
 
 def test_a_tensor_of_another_shape_begins_anew() -> None:
     layer = nn.Linear(2, 1, bias=False)
-    average = Average(layer, 0.5)
+    average = ModelEma(layer, 0.5)
     layer.weight = nn.Parameter(torch.full((1, 3), 4.0))
     average.update()
     with average.in_place():
@@ -132,7 +132,7 @@ def test_in_a_loop_of_ones_own(scheme: str) -> None:
     job = job_of(scheme, **({"delta": 0.1} if scheme == "wfn" else {"bits": 2}))
     optimizer = torch.optim.AdamW(job.param_groups(lr=0.01))
     job.attach(optimizer, total_steps=12)
-    average = Average(job.model, 0.9)
+    average = ModelEma(job.model, 0.9)
     for _ in range(2):
         for inputs, labels in loader():
             optimizer.zero_grad()
@@ -154,7 +154,7 @@ def test_weights_in_half_precision_have_an_exact_average(dtype: torch.dtype) -> 
     """A thousandth of the way from 1 to 2 is less than either can add to 1; seen in between, nothing is lost."""
     layer = nn.Linear(1, 1, bias=False).to(dtype)
     layer.weight.data.fill_(1.0)
-    average = Average(layer, 0.999)
+    average = ModelEma(layer, 0.999)
     average.load_state_dict({**average.state_dict(), "steps": 1_000_000})  # past the warm-up
     layer.weight.data.fill_(2.0)
     for step in range(5000):

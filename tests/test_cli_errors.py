@@ -132,9 +132,9 @@ def test_49_of_two_rules_for_a_tensor_the_first_holds(capsys: pytest.CaptureFixt
     rules = "".join(f'[[stage.rule]]\nmatch = "{match}"\nscheme = "learnt"\nbits = {bits}\n' for match, bits in RULES)
     Path("r.toml").write_text(f"[[stage]]\n{rules}")
     assert run([MODEL, "--recipe", "r.toml", "--dry-run", "--json"]) == 0
-    fates = {site["site"]: site for site in json.loads(capsys.readouterr().out)["sites"]}
-    assert [fates["fc.weight"][key] for key in ("rule", "fate")] == ["fc", "Learnt(codewords=8)"]
-    assert [fates["layer1.0.conv1.weight"][key] for key in ("rule", "fate")] == ["*", "Learnt(codewords=4)"]
+    plans = {site["site"]: site for site in json.loads(capsys.readouterr().out)["sites"]}
+    assert [plans["fc.weight"][key] for key in ("rule", "fate")] == ["fc", "Learnt(codewords=8)"]
+    assert [plans["layer1.0.conv1.weight"][key] for key in ("rule", "fate")] == ["*", "Learnt(codewords=4)"]
 
 
 RULES = ("fc", 3), ("*", 2), ("layer1.0.conv1", 5)

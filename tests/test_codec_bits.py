@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from compressor.formats.codecs.base import Stream
-from compressor.formats.codecs.bitpacking import gather, pack_bits, unpack_bits
+from compressor.formats.codecs.bitpacking import pack_bits, take, unpack_bits
 from compressor.formats.codecs.bits import Bits
 from compressor.formats.errors import FormatError
 
@@ -30,8 +30,8 @@ def test_packing_is_one_long_little_endian_number(width: int, count: int) -> Non
 def test_gathering_in_pieces_is_indexing(count: int) -> None:
     random = np.random.default_rng(count)
     values, places = random.normal(size=200).astype(np.float32), random.integers(0, 200, count).astype(np.uint8)
-    np.testing.assert_array_equal(gather(values, places), values[places])
-    np.testing.assert_array_equal(gather(values.view("V8"), places // 2), values.view("V8")[places // 2])
+    np.testing.assert_array_equal(take(values, places), values[places])
+    np.testing.assert_array_equal(take(values.view("V8"), places // 2), values.view("V8")[places // 2])
 
 
 def test_index_of_no_codeword_is_named() -> None:

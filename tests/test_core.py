@@ -105,7 +105,7 @@ def test_parameters_are_each_given_once_and_decay_is_for_the_unshared(model: Any
     decayed = {id(p) for group in groups if group["weight_decay"] for p in group["params"]}
     names = {id(p): name for name, p in job.model.named_parameters()}
     assert all(name.endswith("weight") and ".original" not in name for i, name in names.items() if i in decayed)
-    assert id(job.groups[0].latent(job.groups[0].sites[0])) not in decayed
+    assert id(job.groups[0].master_weight(job.groups[0].sites[0])) not in decayed
 
 
 def test_calibration_weighs_the_errors_and_estimates_batch_norm(model: Any) -> None:

@@ -83,15 +83,15 @@ def test_the_weights_have_no_gradient_and_stand_still() -> None:
     torch.manual_seed(0)
     job = job_of(nn.Linear(16, 12), bits=2)
     group = job.groups[0]
-    latent = group.latent(group.sites[0])
-    before, points = latent.detach().clone(), group.codebook().detach().clone()
+    master = group.master_weight(group.sites[0])
+    before, points = master.detach().clone(), group.codebook().detach().clone()
     opt = torch.optim.AdamW(job.param_groups(lr=0.1, weight_decay=0.5))
     job.attach(opt, 5)
     for _ in range(5):
         opt.zero_grad(set_to_none=False)
         job.model(torch.ones(2, 16)).square().mean().backward()
         opt.step()
-    assert torch.equal(latent, before)
+    assert torch.equal(master, before)
     assert not torch.equal(group.codebook(), points)
 
 
@@ -195,7 +195,7 @@ def test_points_go_where_the_gradient_is() -> None:
     first, second = group.lengths.tolist()  # type: ignore[operator]
     assert 4 <= first < 6
     assert 10 <= second <= 16 - first  # fewer where a weight would be picked twice
-    weights = [group.weight(site, group.latent(site)) for site in group.sites]
+    weights = [group.weight(site, group.master_weight(site)) for site in group.sites]
     assert [len(weight.unique()) for weight in weights] == [first, second]
     computed = job.model(torch.ones(1, 16))
     with PackedFile.from_bytes(job.finish().to_bytes()) as file:
@@ -208,8 +208,8 @@ def test_points_go_where_the_gradient_is() -> None:
 
 def test_without_calibration_no_point_moves() -> None:
     (group,) = two_layers(calibrated=False, codewords=8).groups
-    alone = [group_of(group.latent(site).detach(), 8).codebook() for site in group.sites]
-    found = [group.weight(site, group.latent(site)).unique() for site in group.sites]
+    alone = [group_of(group.master_weight(site).detach(), 8).codebook() for site in group.sites]
+    found = [group.weight(site, group.master_weight(site)).unique() for site in group.sites]
     assert all(torch.equal(mine, theirs) for mine, theirs in zip(found, alone, strict=True))
 
 

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from compressor import SCHEMES, Compressor, Policy, Rule
 from compressor.checkpointing.manager import Checkpoints
 from compressor.formats.errors import InterruptionError, QualityError
-from compressor.training import checkpointer as resuming
+from compressor.training import checkpointer
 
 __all__ = ["_fast"]  # the fixture
 
@@ -141,10 +141,11 @@ def poison(at: int) -> Callable[[Tensor], Tensor]:
 
 def test_72_a_gpu_is_asked_now_and_then(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     """On another device the loss is looked at every 50 steps, at the end of an epoch and before anything is kept."""
-    from compressor.training import loop as training
 
-    monkeypatch.setattr(training, "CHECKED", 4)
-    monkeypatch.setattr(training, "at_hand", lambda device: False)
+    from compressor.training import loop
+
+    monkeypatch.setattr(loop, "STEPS_BETWEEN_CHECKS", 4)
+    monkeypatch.setattr(loop, "at_hand", lambda device: False)
     job = job_of()
     accident = Accident(job, {9, 15})
     finetuned(job)
@@ -158,14 +159,14 @@ def test_72_a_gpu_is_asked_now_and_then(monkeypatch: pytest.MonkeyPatch, caplog:
 def test_the_memory_of_the_state_to_go_back_to(monkeypatch: pytest.MonkeyPatch, scheme: str, each: int) -> None:
     """With AdamW, in bytes a weight, as docs/resuming.md says."""
     taken = []
-    real = resuming._copied
+    real = checkpointer._copied
 
     def copied(value: Any) -> Any:
         if isinstance(value, Tensor):
             taken.append(value.nbytes)
         return real(value)
 
-    monkeypatch.setattr(resuming, "_copied", copied)
+    monkeypatch.setattr(checkpointer, "_copied", copied)
     torch.manual_seed(0)
     job = Compressor(nn.Linear(300, 300), Policy([Rule("*", scheme=scheme, bits=5)])).prepare()
     data = TensorDataset(torch.randn(4, 300), torch.zeros(4, dtype=torch.int64))

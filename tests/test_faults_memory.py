@@ -20,7 +20,7 @@ import compressor
 from compressor.cli.files import open_packed
 from compressor.cli.main import run
 from compressor.formats.content import Content, SharedTensor, Table
-from compressor.formats.file import parts, source
+from compressor.formats.file import reader, source
 from compressor.formats.file.reader import PackedFile
 from compressor.formats.file.writer import pack, write
 from compressor.formats.io import atomic
@@ -60,8 +60,8 @@ def test_12_what_is_trusted_may_take_more(tmp_path: Path, monkeypatch: pytest.Mo
         assert file.decoded_size == 20 << 30
     path.write_bytes(giant([9, 1024]))
     assert run(["verify", str(path)]) == 0
-    monkeypatch.setattr(parts, "ALWAYS", 1 << 10)
-    monkeypatch.setattr(parts, "EXPANSION", 2)
+    monkeypatch.setattr(reader, "ALWAYS", 1 << 10)
+    monkeypatch.setattr(reader, "EXPANSION", 2)
     assert run(["verify", str(path)]) == 3
     assert run(["verify", str(path), "--max-memory", "1"]) == 0
 
@@ -69,11 +69,11 @@ def test_12_what_is_trusted_may_take_more(tmp_path: Path, monkeypatch: pytest.Mo
 def test_12_honest_models_are_believed(monkeypatch: pytest.MonkeyPatch) -> None:
     """200 million float32 weights at a thirtieth of a bit, on a machine of 2 GB."""
     monkeypatch.setattr(os, "sysconf", {"SC_PHYS_PAGES": 500_000, "SC_PAGE_SIZE": 4096}.__getitem__)
-    assert parts.believable_memory(200_000_000 // 30 // 8) >= 4 * 200_000_000
-    assert parts.believable_memory(1_000) == 256 << 20
-    assert parts.believable_memory(1 << 40) == 500_000 * 4096 // 2
+    assert reader.believable_memory(200_000_000 // 30 // 8) >= 4 * 200_000_000
+    assert reader.believable_memory(1_000) == 256 << 20
+    assert reader.believable_memory(1 << 40) == 500_000 * 4096 // 2
     monkeypatch.setattr(os, "sysconf", {"SC_PHYS_PAGES": 1 << 40, "SC_PAGE_SIZE": 4096}.__getitem__)
-    assert parts.believable_memory(1 << 40) == parts.MAX_MEMORY
+    assert reader.believable_memory(1 << 40) == reader.MAX_MEMORY
 
 
 @pytest.mark.parametrize("size", ["0", "-1", "nan", "1e3", "many"])
@@ -212,6 +212,6 @@ def test_54_torch_says_that_memory_is_out(says: Says, monkeypatch: pytest.Monkey
     def fail(*_: object, **__: object) -> None:
         raise RuntimeError(said)
 
-    monkeypatch.setattr("compressor.compressor.fitted_groups", fail)
+    monkeypatch.setattr("compressor.compressor.fit_groups", fail)
     line = says(6, "test_resnet", "--dataset", "digits", "--from-scratch", "-o", "out")
     assert line.startswith("error: out of memory; ")

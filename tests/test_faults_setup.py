@@ -151,11 +151,11 @@ from pathlib import Path
 from torch import nn
 import compressor
 from compressor import Compressor, Policy, Rule
-from compressor.clustering import kmeans1d as codebooks
+from compressor.clustering import kmeans1d
 
 ROWS, WIDTH, FILE = 62_500, 64, sys.argv[1]
 torch.set_num_threads(1)
-codebooks.MOST = 1 << 18  # so that these four million weights are as many as a billion are otherwise
+kmeans1d.MOST = 1 << 18  # so that these four million weights are as many as a billion are otherwise
 
 def status(field):
     (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field + ":"))

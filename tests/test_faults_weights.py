@@ -131,7 +131,7 @@ def test_39_double_precision_is_left_alone(tmp_path: Path) -> None:
     model: Any = nn.Sequential(nn.Linear(16, 16), nn.Linear(16, 16))
     model[1].double()
     job = Compressor(model, KMEANS, teacher=None).prepare()
-    assert {fate.site.name: fate.reason for fate in job.fates if not fate.scheme}["1.weight"].startswith(
+    assert {plan.site.name: plan.reason for plan in job.plans if not plan.scheme}["1.weight"].startswith(
         "holds torch.float64"
     )
     job.finish().save(tmp_path / "a")

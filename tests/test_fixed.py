@@ -32,7 +32,7 @@ def group_of(weights: Tensor, **settings: Any) -> Group:
 
 
 def weight_of(group: Group) -> Tensor:
-    return group.weight(group.sites[0], group.latent(group.sites[0])).detach().reshape(-1).clone()
+    return group.weight(group.sites[0], group.master_weight(group.sites[0])).detach().reshape(-1).clone()
 
 
 def job_of(model: nn.Module, **settings: Any) -> Compressor:
@@ -84,7 +84,7 @@ def test_values_are_those_of_the_format(bits: int, fraction_bits: int) -> None:
     assert len(found.unique()) <= 2**bits
     assert ((found - weights.clamp(-half, half - eps)).abs() <= eps / 2).all()
     assert torch.equal(weight_of(group_of(found, bits=bits, fraction_bits=fraction_bits)), found), "rounding twice"
-    (book,) = group.scheme.share(group).books
+    (book,) = group.scheme.export(group).books
     assert book == Grid(-half, eps, 2**bits)
 
 
@@ -93,7 +93,7 @@ def test_values_are_those_of_the_format(bits: int, fraction_bits: int) -> None:
 )
 def test_range_is_chosen_for_the_largest_weight(largest: float, integer_bits: int) -> None:
     group = group_of(torch.tensor([largest, largest / 2, 0.0, largest / 7]), bits=8)
-    (book,) = group.scheme.share(group).books
+    (book,) = group.scheme.export(group).books
     assert book == Grid(-(2.0 ** (integer_bits - 1)), 2.0 ** (integer_bits - 8), 256)
 
 
@@ -117,7 +117,7 @@ def moved(steps: int, **settings: Any) -> Tensor:
     """How far in units of eps weights of 0 have come by steps of eps / 4."""
     job = job_of(nn.Linear(20_000, 1, bias=False), bits=8, fraction_bits=4, **settings)
     model: Any = job.model
-    job.groups[0].latent(job.groups[0].sites[0]).data.zero_()
+    job.groups[0].master_weight(job.groups[0].sites[0]).data.zero_()
     opt = torch.optim.SGD(job.param_groups(lr=1.0), lr=1.0)
     job.attach(opt, 100)
     step(opt, lambda: model.weight.sum() * -(2.0**-4) / 4, steps)
@@ -144,7 +144,7 @@ def test_without_a_master_copy_the_weights_themselves_are_on_the_grid(rounding: 
     group, opt = job.groups[0], torch.optim.Adam(job.param_groups(lr=0.01))
     job.attach(opt, 9)
     for _ in range(5):
-        scaled = group.latent(group.sites[0]).detach() * 2.0**6
+        scaled = group.master_weight(group.sites[0]).detach() * 2.0**6
         assert torch.equal(scaled, scaled.round())
         assert torch.equal(weight_of(group) * 2.0**6, scaled.reshape(-1)), "before the end, too"
         step(opt, lambda: job.model(torch.randn(8, 16)).square().mean())
@@ -156,12 +156,12 @@ def test_a_drawn_weight_is_read_alike_within_a_step_and_anew_in_the_next() -> No
     first = weight_of(group)
     assert torch.equal(weight_of(group), first)
     with torch.no_grad():
-        group.advance(0.5)
+        group.on_step(0.5)
     assert not torch.equal(weight_of(group), first)
     to_nearest = weight_of(group_of(weights, bits=3))
     assert torch.equal(weight_of(group.eval()), to_nearest), "what is evaluated is what would be stored"
     with torch.no_grad():
-        group.train().advance(1.0)
+        group.train().on_step(1.0)
     assert torch.equal(weight_of(group), to_nearest)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from compressor.formats.io.huge_pages import fresh
+from compressor.formats.io.huge_pages import allocate
 
 LARGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage")
 MB = 1 << 20
@@ -22,7 +22,7 @@ def has_large_pages() -> bool:
 @pytest.mark.parametrize("size", [0, 32, 2 * MB - 32, 2 * MB, 2 * MB + 32, 5 * MB])
 @pytest.mark.parametrize("dtype", ["u1", "<u2", "<f4", "c16", "V32"])
 def test_is_an_array_of_that_length_and_dtype_that_can_be_written(size: int, dtype: str) -> None:
-    array = fresh(size // np.dtype(dtype).itemsize, dtype)
+    array = allocate(size // np.dtype(dtype).itemsize, dtype)
     assert array.nbytes == size
     assert array.dtype == dtype
     assert array.flags.writeable
@@ -34,13 +34,13 @@ def test_is_an_array_of_that_length_and_dtype_that_can_be_written(size: int, dty
 
 def test_more_than_there_is_is_a_memory_error() -> None:
     with pytest.raises(MemoryError):
-        fresh(1 << 60, np.uint8)
+        allocate(1 << 60, np.uint8)
 
 
 @pytest.mark.skipif(not has_large_pages(), reason="the system has no large pages")
 def test_large_arrays_take_few_page_faults() -> None:
     def faults(size: int) -> int:
-        array = fresh(size, np.uint8)
+        array = allocate(size, np.uint8)
         before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
         array.fill(1)
         return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
@@ -57,7 +57,7 @@ def test_is_given_back_with_the_array() -> None:
 
     gc.collect()
     before = mapped()
-    array = fresh(64 * MB, np.uint8)
+    array = allocate(64 * MB, np.uint8)
     held = mapped() - before
     del array
     assert held > 60 * MB

@@ -15,7 +15,7 @@ from compressor import Compressor, Policy, Rule
 from compressor.formats.errors import PolicyError
 from compressor.ops.gather_scatter import lookup
 from compressor.ops.nearest import nearest
-from compressor.sharing.export import Shared, share_scalars
+from compressor.sharing.export import SharedTensors, export_scalars
 from compressor.sharing.group import Group
 from compressor.sharing.group_state import GroupState
 from compressor.sharing.parametrization import attach, detach
@@ -39,28 +39,28 @@ class FreezeBySize(Scheme):
         del importance
         group.set_codebook(torch.tensor([-1.0, 0.0, 1.0]), learnt=False)
         for site in group.sites:
-            latent = group.latent(site).detach()
-            chosen = nearest(latent, group.codebook())
-            group.set_indices(site, torch.where(latent.abs() >= latent.abs().median(), chosen, -1), len(group.values))
+            master = group.master_weight(site).detach()
+            chosen = nearest(master, group.codebook())
+            group.set_indices(site, torch.where(master.abs() >= master.abs().median(), chosen, -1), len(group.values))
 
-    def weight(self, group: GroupState, site: Site, latent: Tensor) -> Tensor:
+    def weight(self, group: GroupState, site: Site, master: Tensor) -> Tensor:
         indices = group.indices(site)
-        return torch.where(indices < 0, latent, lookup(group.codebook(), indices.clamp(min=0)))
+        return torch.where(indices < 0, master, lookup(group.codebook(), indices.clamp(min=0)))
 
-    def advance(self, group: GroupState, progress: float) -> float | None:
+    def on_step(self, group: GroupState, progress: float) -> float | None:
         if progress >= 0.5:
             for site in group.sites:
                 indices = group.indices(site)
-                chosen = nearest(group.latent(site).detach(), group.codebook())
+                chosen = nearest(group.master_weight(site).detach(), group.codebook())
                 group.set_indices(site, torch.where(indices < 0, chosen, indices), len(group.values))
         return None
 
     def penalty(self, group: GroupState, task: Tensor) -> Tensor:
         del task
-        return torch.stack([group.latent(site).square().sum() for site in group.sites]).sum()
+        return torch.stack([group.master_weight(site).square().sum() for site in group.sites]).sum()
 
-    def share(self, group: GroupState) -> Shared:
-        return share_scalars(group, group.codebook(), {site: group.indices(site) for site in group.sites})
+    def export(self, group: GroupState) -> SharedTensors:
+        return export_scalars(group, group.codebook(), {site: group.indices(site) for site in group.sites})
 
 
 @pytest.fixture
@@ -97,13 +97,13 @@ def test_frozen_weights_stand_still_and_free_ones_move(net: Any, group: Group, o
     for site, was, now in zip(group.sites, before, (net[0].weight, net[2].weight), strict=True):
         assert torch.equal(now[frozen[site]], was[frozen[site]])
         assert not torch.equal(now[~frozen[site]], was[~frozen[site]])
-    group.scheme.advance(group, 0.5)
+    group.scheme.on_step(group, 0.5)
     assert set(net[0].weight.unique().tolist()) <= {-1.0, 0.0, 1.0}
 
 
 def test_one_codebook_is_shared_by_all_sites(net: Any, group: Group) -> None:
-    group.scheme.advance(group, 1.0)
-    shared = group.scheme.share(group)
+    group.scheme.on_step(group, 1.0)
+    shared = group.scheme.export(group)
     assert len(shared.books) == 1
     assert {name: tensor.book for name, tensor in shared.tensors.items()} == {"0.weight": 0, "2.weight": 0}
     assert len([key for key in net.state_dict() if key.endswith("values")]) == 1
@@ -111,7 +111,7 @@ def test_one_codebook_is_shared_by_all_sites(net: Any, group: Group) -> None:
 
 def test_state_travels_as_tensors(net: Any, group: Group) -> None:
     state = copy.deepcopy(net.state_dict())
-    group.scheme.advance(group, 1.0)
+    group.scheme.on_step(group, 1.0)
     assert (group.indices(group.sites[0]) >= 0).all()
     net.load_state_dict(state)
     assert (group.indices(group.sites[0]) < 0).any()

@@ -24,7 +24,7 @@ from compressor.formats.file.reader import PackedFile
 from compressor.formats.inference.virtual_weight import mirrored
 from compressor.ops.gather_scatter import lookup
 from compressor.policy.policy import Policy, Rule
-from compressor.schemes.hashed import MOST_VALUES, Hashed
+from compressor.schemes.hashed import MOST_VALUES, HashedNets
 from compressor.sharing.group import Group
 from compressor.sharing.registry import make_scheme
 from compressor.sharing.sites import find_tensors
@@ -37,7 +37,7 @@ def named(name: str, layer: nn.Module) -> nn.Module:
 
 
 def group_of(model: nn.Module, from_scratch: bool = False, importance: Tensor | None = None, **settings: Any) -> Group:
-    scheme = Hashed(**settings)
+    scheme = HashedNets(**settings)
     group = Group(scheme, find_tensors(model)[:1], from_scratch=from_scratch)
     scheme.fit(group, None if importance is None else {group.sites[0]: importance})
     return group
@@ -49,7 +49,7 @@ def linear(inputs: int, outputs: int, name: str = "fc") -> nn.Module:
 
 
 def weight_of(group: Group) -> Tensor:
-    return group.weight(group.sites[0], group.latent(group.sites[0]))
+    return group.weight(group.sites[0], group.master_weight(group.sites[0]))
 
 
 def value_and_sign(group: Group) -> tuple[Tensor, Tensor]:
@@ -127,7 +127,7 @@ def test_a_step_of_gradient_descent_is_that_of_a_weight() -> None:
 def test_projection_of_trained_weights_leaves_no_residual_along_any_value() -> None:
     group = group_of(linear(64, 32))
     position, sign = value_and_sign(group)
-    residual = (group.latent(group.sites[0]) - weight_of(group)).detach().view(-1).double()
+    residual = (group.master_weight(group.sites[0]) - weight_of(group)).detach().view(-1).double()
     left = torch.bincount(position, sign * residual, len(group.values))
     assert left.abs().max() < 1e-5
 
@@ -138,7 +138,7 @@ def test_important_weights_count_for_more() -> None:
     importance[:16] = 1
     group = group_of(model, importance=importance)
     position, sign = value_and_sign(group)
-    residual = (group.latent(group.sites[0]) - weight_of(group)).detach() * importance
+    residual = (group.master_weight(group.sites[0]) - weight_of(group)).detach() * importance
     left = torch.bincount(position, sign * residual.view(-1), len(group.values))
     assert left.abs().max() < 1e-5
 
@@ -146,7 +146,7 @@ def test_important_weights_count_for_more() -> None:
 @pytest.mark.parametrize("compression", [1.5, 8, 64, 2000])
 def test_from_scratch_keeps_the_energy_of_the_dense_start(compression: float) -> None:
     group = group_of(linear(100, 60), from_scratch=True, compression=compression)
-    dense = group.latent(group.sites[0]).detach()
+    dense = group.master_weight(group.sites[0]).detach()
     assert float(weight_of(group).detach().double().square().mean()) == pytest.approx(
         float(dense.double().square().mean())
     )
@@ -156,7 +156,7 @@ def test_from_scratch_values_have_one_spread_however_many_weights_they_have() ->
     group = group_of(linear(400, 500), from_scratch=True, compression=2)
     position, _ = value_and_sign(group)
     occupancy = torch.bincount(position, minlength=len(group.values))
-    dense = float(group.latent(group.sites[0]).detach().square().mean())
+    dense = float(group.master_weight(group.sites[0]).detach().square().mean())
     values = group.codebook().detach()
     for count in range(1, 6):
         assert float(values[occupancy == count].square().mean()) == pytest.approx(dense, rel=0.05)
@@ -243,10 +243,10 @@ def test_trained_weights_get_one_line_of_caution(caplog: pytest.LogCaptureFixtur
 
 
 def test_settings() -> None:
-    assert make_scheme("hashed", {"bits": 4}) == Hashed(compression=8.0)
+    assert make_scheme("hashed", {"bits": 4}) == HashedNets(compression=8.0)
     assert make_scheme("hashed", {"bits": 3}).stored_values(3200) == 300
-    assert Hashed(compression=64).stored_values(4096 * 4096) == 1 << 18
-    assert Hashed(codewords=8).stored_values(5000) == 8
+    assert HashedNets(compression=64).stored_values(4096 * 4096) == 1 << 18
+    assert HashedNets(codewords=8).stored_values(5000) == 8
     for wrong in ({"compression": 0.5}, {"codewords": 0}, {"codewords": MOST_VALUES + 1}, {"seed": -1}, {"bits": 0}):
         with pytest.raises(PolicyError, match=next(iter(wrong))):
             make_scheme("hashed", wrong)
@@ -257,4 +257,4 @@ def test_too_many_values_are_refused_with_the_layer_and_the_way_out() -> None:
     policy = Policy([Rule("*", scheme="hashed", compression=2)])
     with pytest.raises(PolicyError, match=r"fc\.weight: 1,100,000 weights .* at most 524,287: take .* of 2\.1"):
         Compressor(model, policy, teacher=None)
-    assert Hashed(compression=2.1).stored_values(1_100_000) <= MOST_VALUES
+    assert HashedNets(compression=2.1).stored_values(1_100_000) <= MOST_VALUES

@@ -11,12 +11,18 @@ from hypothesis.extra.numpy import arrays
 from torch import Tensor
 
 from compressor.ops import gather_scatter, parallel
-from compressor.ops import nearest as hashing
-from compressor.ops.gather_scatter import fixed, only_free, settle, straight_through, sum_by_index
-from compressor.ops.nearest import Hash, nearest
-from compressor.ops.parallel import BLOCK, blocks
+from compressor.ops import nearest as nearest_ops
+from compressor.ops.gather_scatter import (
+    frozen_lookup,
+    straight_through,
+    sum_by_index,
+    write_codewords,
+    zero_where_assigned,
+)
+from compressor.ops.nearest import NearestCodeword, nearest
+from compressor.ops.parallel import CHUNK, cache_chunks
 
-SIZES = (0, 1, 3, 4, 5, BLOCK - 1, BLOCK + 3)
+SIZES = (0, 1, 3, 4, 5, CHUNK - 1, CHUNK + 3)
 KINDS = torch.uint8, torch.int32
 anything = st.floats(width=32, allow_nan=False)
 finite = st.floats(-(2.0**127), 2.0**127, width=32)  # so that no bound between two is infinite
@@ -28,8 +34,8 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     if request.param == "two threads":
         request.getfixturevalue("two_threads")
     if request.param == "stock operators":
-        monkeypatch.setattr(hashing, "available", lambda: False)
-        monkeypatch.setattr(gather_scatter, "compiled", lambda *given, **settings: None)
+        monkeypatch.setattr(nearest_ops, "available", lambda: False)
+        monkeypatch.setattr(gather_scatter, "compiled_kernel", lambda *given, **settings: None)
     return str(request.param)
 
 
@@ -37,7 +43,7 @@ def hashed(weights: Tensor, codebook: Tensor, kind: torch.dtype) -> tuple[Tensor
     """Hash between items that must stay as they are."""
     indices = torch.full((len(weights) + 16,), 77, dtype=kind)
     values = torch.full((len(weights) + 16,), 77.0)
-    Hash(codebook)(weights, indices[8:-8], values[8:-8])
+    NearestCodeword(codebook)(weights, indices[8:-8], values[8:-8])
     for held in (indices, values):
         assert (held[:8] == 77).all()
         assert (held[-8:] == 77).all()
@@ -109,56 +115,56 @@ def test_sums_of_large_and_small_are_exact() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.int8, torch.int16, torch.int32])
-@pytest.mark.parametrize("shape", [(0,), (1,), (3, 5), (BLOCK + 3,)])
+@pytest.mark.parametrize("shape", [(0,), (1,), (3, 5), (CHUNK + 3,)])
 def test_what_is_fixed_and_what_is_free(way: str, shape: tuple[int, ...], dtype: torch.dtype) -> None:
     torch.manual_seed(0)
     weights, codebook, indices = torch.randn(shape), torch.randn(7), torch.randint(-1, 7, shape, dtype=dtype)
     expected = torch.where(indices < 0, weights, codebook[indices.long().clamp(min=0)])
     turned = weights.clone().t() if len(shape) == 2 else weights.clone()
-    settle(turned, codebook, indices.t() if len(shape) == 2 else indices)
+    write_codewords(turned, codebook, indices.t() if len(shape) == 2 else indices)
     assert torch.equal(turned.t() if len(shape) == 2 else turned, expected), "of any strides"
-    settle(weights, codebook, indices)
+    write_codewords(weights, codebook, indices)
     assert torch.equal(weights, expected)
     gradient = torch.randn(shape)
     expected = torch.where(indices < 0, gradient, 0.0)
-    only_free(gradient, indices.t().contiguous().t() if len(shape) == 2 else indices)
+    zero_where_assigned(gradient, indices.t().contiguous().t() if len(shape) == 2 else indices)
     assert torch.equal(gradient, expected)
 
 
 def test_unsigned_indices_are_never_free(way: str) -> None:
     codebook, indices = torch.randn(256), torch.arange(256, dtype=torch.uint8)
-    settle(weights := torch.zeros(256), codebook, indices)
+    write_codewords(weights := torch.zeros(256), codebook, indices)
     assert torch.equal(weights, codebook)
 
 
 def test_only_what_is_free_has_a_gradient(way: str) -> None:
-    latent = torch.randn(4, 6).requires_grad_()
+    master = torch.randn(4, 6).requires_grad_()
     indices = torch.randint(-1, 3, (4, 6), dtype=torch.int32)
     gradient = torch.randn(4, 6)
-    fixed(latent, torch.tensor([-1.0, 0.0, 1.0]), indices).backward(gradient)
-    assert latent.grad is not None
-    assert torch.equal(latent.grad, torch.where(indices < 0, gradient, 0.0))
+    frozen_lookup(master, torch.tensor([-1.0, 0.0, 1.0]), indices).backward(gradient)
+    assert master.grad is not None
+    assert torch.equal(master.grad, torch.where(indices < 0, gradient, 0.0))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_weights_settle_unseen_by_autograd(way: str, dtype: torch.dtype) -> None:
     """Two forward passes before a backward pass: the second must not spoil what the first has saved."""
-    latent = torch.tensor([0.4, 0.9], dtype=dtype, requires_grad=True)
+    master = torch.tensor([0.4, 0.9], dtype=dtype, requires_grad=True)
     given_ = torch.tensor([0.0, 2.0]), torch.tensor([-1, 1], dtype=torch.int32)
-    first, second = (fixed(latent, *given_).square().sum() for _ in range(2))
+    first, second = (frozen_lookup(master, *given_).square().sum() for _ in range(2))
     (first + second).backward()
-    assert latent.grad is not None
-    assert torch.equal(latent.grad, 4 * latent.detach() * torch.tensor([1, 0]))
-    assert latent.detach()[1] == 2, "what drifted is put back"
+    assert master.grad is not None
+    assert torch.equal(master.grad, 4 * master.detach() * torch.tensor([1, 0]))
+    assert master.detach()[1] == 2, "what drifted is put back"
 
 
 def test_elsewhere_than_on_a_processor_runs_are_long(monkeypatch: pytest.MonkeyPatch) -> None:
     """A GPU would spend its time on launches: resnet50's layers are 780 runs of a processor's length."""
-    assert len(list(blocks(torch.empty(25_000_000, device="meta")))) == 24
-    assert [run.start for run in blocks(torch.empty(2 * BLOCK + 1))] == [0, BLOCK, 2 * BLOCK]
+    assert len(list(cache_chunks(torch.empty(25_000_000, device="meta")))) == 24
+    assert [run.start for run in cache_chunks(torch.empty(2 * CHUNK + 1))] == [0, CHUNK, 2 * CHUNK]
     weights, codebook = torch.randn(3, 1000), torch.tensor([-1.0, 0.0, 1.0])
     expected = nearest(weights, codebook)
-    monkeypatch.setattr(parallel, "BLOCK", 7)
+    monkeypatch.setattr(parallel, "CHUNK", 7)
     assert torch.equal(nearest(weights, codebook), expected)
     assert nearest(torch.empty(0, 3), codebook).shape == (0, 3)
 

@@ -21,7 +21,7 @@ from compressor.sharing.sites import find_tensors
 def quantised(weights: Tensor, bits: int = 5) -> Tensor:
     """The weights with all of them frozen."""
     group = fitted(INQ(bits=bits), weights)
-    group.advance(1.0)
+    group.on_step(1.0)
     return weight_of(group)
 
 

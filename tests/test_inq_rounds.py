@@ -39,7 +39,7 @@ def group_of(weights: Tensor, scheme: INQ) -> Group:
 
 def weight_of(group: Group) -> Tensor:
     site = group.sites[0]
-    return group.weight(site, group.latent(site)).detach().reshape(-1).clone()
+    return group.weight(site, group.master_weight(site)).detach().reshape(-1).clone()
 
 
 def job_of(bits: int = 5, **settings: Any) -> Compressor:
@@ -65,7 +65,7 @@ def frozen_of(job: Compressor) -> Tensor:
 @pytest.mark.parametrize("bits", [2, 3, 4, 5])
 def test_portions_are_frozen_when_due_and_never_thaw(bits: int, optimizer: str) -> None:
     job = job_of(bits)
-    opt = OPTIMIZERS[optimizer](job.model.parameters())  # whose decay is on the latent weights too
+    opt = OPTIMIZERS[optimizer](job.model.parameters())  # whose decay is on the master weights too
     steps = 5 * (len(PAPER[bits]) - 1)
     job.attach(opt, steps)
     counts = [int(frozen_of(job).sum())]
@@ -88,7 +88,7 @@ def test_the_largest_of_the_free_go_first_and_equals_in_order() -> None:
     frozen = []
     with torch.no_grad():
         for progress in (0.0, 0.5, 1.0):
-            group.advance(progress)
+            group.on_step(progress)
             frozen.append((group.indices(group.sites[0]) >= 0).flatten().tolist())
     assert frozen[0] == [False, True, True, True, False, False]
     assert frozen[1] == [False, True, True, True, True, False]
@@ -99,35 +99,35 @@ def test_weights_rounded_down_are_not_ranked_again() -> None:
     """1.4 becomes 1 and then is smaller than a free weight that training took to 1.2: it stays frozen all the same."""
     group = group_of(torch.tensor([1.4, 1.1, 0.2, 0.1]), INQ(portions=(0.25, 0.5, 1.0)))
     with torch.no_grad():
-        group.advance(0.0)
-        group.latent(group.sites[0]).copy_(torch.tensor([0.0, 1.2, 1.3, 0.1]))
-        group.advance(0.5)
+        group.on_step(0.0)
+        group.master_weight(group.sites[0]).copy_(torch.tensor([0.0, 1.2, 1.3, 0.1]))
+        group.on_step(0.5)
     assert weight_of(group).tolist() == pytest.approx([1.0, 1.2, 1.0, 0.1])
 
 
 def test_a_free_weight_that_grows_beyond_the_codebook_becomes_the_largest_codeword() -> None:
     group = group_of(torch.tensor([1.0, 0.3, -0.2]), INQ(portions=(0.3, 1.0)))
     with torch.no_grad():
-        group.advance(0.0)
-        group.latent(group.sites[0]).copy_(torch.tensor([0.0, 1.5, -77.0]))
-        group.advance(1.0)
+        group.on_step(0.0)
+        group.master_weight(group.sites[0]).copy_(torch.tensor([0.0, 1.5, -77.0]))
+        group.on_step(1.0)
     assert weight_of(group).tolist() == [1.0, 1.0, -1.0]
 
 
 def test_only_free_weights_have_a_gradient() -> None:
     group = group_of(torch.tensor([1.0, 0.6, 0.3, -0.2]), INQ(portions=(0.5, 1.0)))
     with torch.no_grad():
-        group.advance(0.0)
+        group.on_step(0.0)
     site = group.sites[0]
-    latent: Any = group.latent(site)
-    group.weight(site, latent).sum().backward()
-    assert latent.grad.tolist() == [[0.0, 0.0, 1.0, 1.0]]
+    master: Any = group.master_weight(site)
+    group.weight(site, master).sum().backward()
+    assert master.grad.tolist() == [[0.0, 0.0, 1.0, 1.0]]
 
 
 def test_rounds_begin_where_the_last_ended() -> None:
     group = group_of(torch.randn(100), INQ(bits=5))
     with torch.no_grad():
-        told = [(step / 12, group.advance(step / 12)) for step in [0, 0, *range(13), 12]]
+        told = [(step / 12, group.on_step(step / 12)) for step in [0, 0, *range(13), 12]]
     assert [(at, end) for at, end in told if end is not None] == [(0.0, 1 / 3), (1 / 3, 2 / 3), (2 / 3, 1.0)]
 
 
@@ -136,7 +136,7 @@ def test_rounds_are_told_and_the_optimiser_forgets() -> None:
     told: list[tuple[int, int]] = []
 
     def on_round(parameters: list[Tensor], steps: int) -> None:
-        assert any(parameter is job.groups[0].latent(job.groups[0].sites[0]) for parameter in parameters)
+        assert any(parameter is job.groups[0].master_weight(job.groups[0].sites[0]) for parameter in parameters)
         assert not any(parameter in opt.state for parameter in parameters)
         told.append((job.steps, steps))
 
@@ -163,7 +163,7 @@ def test_fewer_steps_than_rounds_freeze_all_that_is_due() -> None:
 def test_a_single_portion_is_frozen_at_once() -> None:
     group = group_of(torch.randn(100), INQ(portions=(1.0,)))
     with torch.no_grad():
-        assert group.advance(0.0) is None
+        assert group.on_step(0.0) is None
     assert (group.indices(group.sites[0]) >= 0).all()
 
 

@@ -26,7 +26,7 @@ def test_layers_learn_at_rates_of_their_own() -> None:
     for identity, scale in scales.items():
         assert rates.pop(identity) == pytest.approx(0.4 * scale)
     for group in job.groups:
-        assert rates.pop(id(group.values)) == pytest.approx(0.4 * scales[id(group.latent(group.sites[0]))])
+        assert rates.pop(id(group.values)) == pytest.approx(0.4 * scales[id(group.master_weight(group.sites[0]))])
     assert not rates
 
 

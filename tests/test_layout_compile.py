@@ -17,7 +17,7 @@ from compressor.cli import setup
 from compressor.cli.main import run
 from compressor.data.datasets import Dataset
 from compressor.formats.errors import ResourceError, UsageError
-from compressor.training.compilation import compiled
+from compressor.training.compilation import compiled_model
 
 
 def finetuned(scheme: str, backend: str | None) -> tuple[list[float], bytes]:
@@ -26,7 +26,7 @@ def finetuned(scheme: str, backend: str | None) -> tuple[list[float], bytes]:
     job = Compressor(net, Policy([Rule("*", scheme=scheme)])).prepare()
     data = TensorDataset(torch.randn(24, 1, 8, 8), torch.arange(24) % 4)
     losses: list[float] = []
-    with compiled(job.model, backend):
+    with compiled_model(job.model, backend):
         job.finetune(DataLoader(data, 8), epochs=4, lr=1e-2, on_epoch=lambda epoch, _: losses.append(epoch.loss))
     return losses, job.finish().to_bytes()
 
@@ -60,10 +60,13 @@ def test_the_lookup_is_compiled_once_however_the_codebook_changes() -> None:
 
 def test_a_model_is_itself_again() -> None:
     model = nn.Linear(2, 2)
-    with pytest.raises(ZeroDivisionError), compiled(model, "eager"):
+    with pytest.raises(ZeroDivisionError), compiled_model(model, "eager"):
         raise ZeroDivisionError
     assert model._compiled_call_impl is None
-    with pytest.raises(UsageError, match=r"no backend 'inducto'\. Did you mean 'inductor'"), compiled(model, "inducto"):
+    with (
+        pytest.raises(UsageError, match=r"no backend 'inducto'\. Did you mean 'inductor'"),
+        compiled_model(model, "inducto"),
+    ):
         pass
 
 
@@ -71,7 +74,10 @@ def test_no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     torch._dynamo.reset()
     monkeypatch.setattr(torch._inductor.config.cpp, "cxx", ("no-such-compiler",))
     model = nn.Sequential(nn.Linear(3, 3), nn.ReLU())
-    with pytest.raises(ResourceError, match=r"torch\.compile with backend 'inductor' fails here"), compiled(model):
+    with (
+        pytest.raises(ResourceError, match=r"torch\.compile with backend 'inductor' fails here"),
+        compiled_model(model),
+    ):
         model(torch.ones(2, 3)).sum().backward()
 
 

@@ -30,28 +30,28 @@ def from_stock_operators(weights: Tensor, codebook: Tensor) -> Tensor:
 
 def hashed(group: Group) -> Tensor:
     site = group.sites[0]
-    return group.scheme.weight(group, site, group.latent(site))
+    return group.scheme.weight(group, site, group.master_weight(site))
 
 
 @pytest.mark.parametrize("codewords", [2, 3, 16])
 def test_the_layer_is_convolution_pooling_and_deconvolution(codewords: int) -> None:
     torch.manual_seed(0)
     group = fitted(Learnt(codewords=codewords), torch.randn(40, 25))
-    latent, codebook = group.latent(group.sites[0]).detach(), group.codebook().detach().sort().values
-    assert torch.equal(hashed(group), from_stock_operators(latent, codebook))
+    master, codebook = group.master_weight(group.sites[0]).detach(), group.codebook().detach().sort().values
+    assert torch.equal(hashed(group), from_stock_operators(master, codebook))
 
 
 def test_gradients_are_the_scatter_and_the_straight_through() -> None:
     torch.manual_seed(0)
     group = fitted(Learnt(codewords=4), torch.randn(40, 25))
-    latent = group.latent(group.sites[0])
+    master = group.master_weight(group.sites[0])
     gradient = torch.randn(40, 25)
     hashed(group).backward(gradient)
-    assert latent.grad is not None
+    assert master.grad is not None
     assert group.values.grad is not None
-    assert torch.equal(latent.grad, gradient)
+    assert torch.equal(master.grad, gradient)
     codebook = group.codebook().detach()
-    chosen = nearest(latent.detach(), codebook)
+    chosen = nearest(master.detach(), codebook)
     sums = torch.stack([gradient[chosen == k].sum() for k in range(4)])
     torch.testing.assert_close(group.values.grad * group.unit, sums * 4 / 1000, rtol=1e-4, atol=1e-5)
 
@@ -78,7 +78,7 @@ def test_codewords_that_overtake_each_other_change_nothing() -> None:
     expected = hashed(group).detach().clone()
     group.values.data = group.values.data[[2, 0, 3, 1]]
     assert torch.equal(hashed(group), expected)
-    shared = group.scheme.share(group)
+    shared = group.scheme.export(group)
     values = shared.books[0].expand().ravel()
     assert (values[1:] > values[:-1]).all()
 
@@ -91,16 +91,16 @@ def test_46_unused_codewords_are_put_back_to_use(caplog: pytest.LogCaptureFixtur
     group.values.data = torch.tensor([-1.0, 1.0, 50.0, 60.0])
     assert len(hashed(group).unique()) == 2
     with torch.no_grad():
-        scheme.advance(group, 0.05)
+        scheme.on_step(group, 0.05)
         assert len(hashed(group).unique()) == 2, "not due before a tenth of the run"
-        scheme.advance(group, 0.1)
+        scheme.on_step(group, 0.1)
     assert len(hashed(group).unique()) == 4
     assert caplog.messages == ["weight: 2 of 4 codewords were unused and are put back to use"]
     group.values.data = torch.tensor([-1.0, 1.0, 50.0, 60.0])
     with torch.no_grad():
-        scheme.advance(group, 0.8)
+        scheme.on_step(group, 0.8)
         group.values.data = torch.tensor([-1.0, 1.0, 50.0, 60.0])
-        scheme.advance(group, 1.0)
+        scheme.on_step(group, 1.0)
     assert len(hashed(group).unique()) == 2, "no longer near the end"
 
 
@@ -177,5 +177,5 @@ def test_nothing_is_reseeded_when_training_is_over() -> None:
     group.values.data = torch.tensor([-1.0, 1.0, 50.0, 60.0])
     before = hashed(group)
     with torch.no_grad():
-        scheme.advance(group, 1.0)
+        scheme.on_step(group, 1.0)
     assert torch.equal(hashed(group), before)

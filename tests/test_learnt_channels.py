@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from compressor.compressor import Compressor
 from compressor.formats.file.reader import PackedFile
-from compressor.lifecycle.packed import decoded
+from compressor.lifecycle.convert import decode_tensor
 from compressor.policy.policy import Policy, Rule
 from compressor.schemes.learnt import Learnt
 from compressor.sharing.group import Group
@@ -19,7 +19,7 @@ from compressor.sharing.group import Group
 
 def hashed(group: Group) -> Tensor:
     site = group.sites[0]
-    return group.scheme.weight(group, site, group.latent(site))
+    return group.scheme.weight(group, site, group.master_weight(site))
 
 
 def row_by_row(weights: Tensor, codebooks: Tensor) -> Tensor:
@@ -34,7 +34,7 @@ def test_each_channel_is_hashed_by_its_own_codebook(codewords: int) -> None:
     torch.manual_seed(0)
     group = fitted(Learnt(codewords, group="channel"), torch.randn(6, 30) * torch.logspace(-2, 2, 6)[:, None])
     codebooks = group.codebook().detach().view(6, codewords)
-    assert torch.equal(hashed(group), row_by_row(group.latent(group.sites[0]).detach(), codebooks))
+    assert torch.equal(hashed(group), row_by_row(group.master_weight(group.sites[0]).detach(), codebooks))
     gradient = torch.randn(6, 30)
     hashed(group).backward(gradient)
     assert group.values.grad is not None
@@ -66,7 +66,7 @@ def test_codebooks_per_channel_are_stored_as_they_were_trained(settings: dict[st
         for name, weight in zip(("0.weight", "2.weight"), trained, strict=True):
             shared = file.shared(name)
             assert shared.axis == 0
-            assert torch.equal(decoded(shared, file.books[shared.book]), weight)
+            assert torch.equal(decode_tensor(shared, file.books[shared.book]), weight)
             assert all(len(channel.unique()) <= 4 for channel in weight)
             assert len(weight.unique()) > 4
 
@@ -86,5 +86,5 @@ def test_unused_codewords_of_a_channel_take_from_its_own_clusters() -> None:
     group.values.data /= group.unit
     assert [len(row.unique()) for row in hashed(group)] == [2, 1, 4]
     with torch.no_grad():
-        scheme.advance(group, 0.5)
+        scheme.on_step(group, 0.5)
     assert [len(row.unique()) for row in hashed(group)] == [4, 1, 4]

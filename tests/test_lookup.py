@@ -57,14 +57,14 @@ def test_lookup_gradient_is_the_weighted_bincount() -> None:
 
 
 def test_straight_through_gives_both_gradients() -> None:
-    latent = torch.randn(6, requires_grad=True)
+    master = torch.randn(6, requires_grad=True)
     codebook = torch.tensor([-1.0, 1.0], requires_grad=True)
     gradient = torch.arange(6.0)
-    indices = nearest(latent.detach(), codebook.detach())
-    straight_through(latent, codebook, indices).backward(gradient)
-    assert latent.grad is not None
+    indices = nearest(master.detach(), codebook.detach())
+    straight_through(master, codebook, indices).backward(gradient)
+    assert master.grad is not None
     assert codebook.grad is not None
-    assert torch.equal(latent.grad, gradient)
+    assert torch.equal(master.grad, gradient)
     assert codebook.grad.tolist() == [float(gradient[indices == k].sum()) for k in (0, 1)]
 
 
@@ -72,13 +72,13 @@ def test_straight_through_gives_both_gradients() -> None:
 @pytest.mark.parametrize("codewords", [1, 2, 16, 300])
 def test_straight_through_finds_the_nearest_itself(codewords: int, dtype: torch.dtype) -> None:
     torch.manual_seed(codewords)
-    latent = torch.randn(3, 70_001).to(dtype).t().requires_grad_()
+    master = torch.randn(3, 70_001).to(dtype).t().requires_grad_()
     codebook = torch.randn(codewords).sort().values.requires_grad_()
     gradient = torch.randn(70_001, 3)
-    found = straight_through(latent, codebook)
-    told = straight_through(latent, codebook, nearest(latent.detach().float(), codebook.detach()))
+    found = straight_through(master, codebook)
+    told = straight_through(master, codebook, nearest(master.detach().float(), codebook.detach()))
     assert torch.equal(found, told)
-    to_both = [torch.autograd.grad(weight, (latent, codebook), gradient) for weight in (found, told)]
+    to_both = [torch.autograd.grad(weight, (master, codebook), gradient) for weight in (found, told)]
     assert all(torch.equal(mine, theirs) for mine, theirs in zip(*to_both, strict=True))
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from compressor import Compressor, Policy, Rule
 from compressor.cli.main import run
 from compressor.formats.loader import build_model
-from compressor.lifecycle.step_memory import StepMemory, activations
+from compressor.lifecycle.step_memory import StepMemory, activations, size_of
 
 MEASURED = """
 import sys, timm, torch
@@ -52,7 +52,8 @@ del job
 base = status("VmRSS")
 model, job, loader, sketch = job_of(name, side, channels, batch, 1)
 images = torch.empty(batch, channels, side, side, device="meta")
-predicted = StepMemory.of(job, sketch, images, "adamw", held=2 * size_of(model.state_dict().values()))
+held = size_of(job.dense.values()) + 2 * size_of(model.state_dict().values())
+predicted = StepMemory.of(job.model, job.groups, sketch, images, "adamw", held)
 Path("/proc/self/clear_refs").write_text("5")  # forget the highest so far
 peaks = []
 job.finetune(loader, epochs=1, on_step=lambda *_: peaks.append(status("VmHWM")), checkpoints=Checkpoints(folder + "/b"))
@@ -77,8 +78,8 @@ def test_every_part_is_counted(opt: str, each: int) -> None:
     net = nn.Sequential(nn.Linear(100, 100), nn.ReLU(), nn.Linear(100, 100))
     job = Compressor(net, Policy([Rule("*", scheme="kmeans", bits=2)]), teacher=None).prepare()
     weights, values = 2 * 100**2, 2 * (100**2 + 100)
-    found = StepMemory.of(job, sketch, images, opt, held=7)
-    # latent weights and biases, a byte for each index, two codebooks with their units; dense weights
+    found = StepMemory.of(job.model, job.groups, sketch, images, opt, held=size_of(job.dense.values()) + 7)
+    # master weights and biases, a byte for each index, two codebooks with their units; dense weights
     assert found.models == 4 * values + weights + 2 * 4 * (4 + 1) + 4 * weights + 7
     assert found.optimizer == pytest.approx(each * (values + 8), abs=100)
     assert found.shared == 5 * weights

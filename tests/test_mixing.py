@@ -17,7 +17,7 @@ from compressor import Compressor, Policy, Rule
 from compressor.checkpointing.manager import Checkpoints
 from compressor.formats.errors import InterruptionError, UsageError
 from compressor.rng import seed_all
-from compressor.training.mixup import make_mixup, mixed
+from compressor.training.mixup import make_mixup, mix_batch
 
 
 def images_of(count: int) -> tuple[Tensor, Tensor]:
@@ -35,7 +35,7 @@ def test_labels_are_shares_and_the_batch_is_not_touched(
     if mixer is None:
         assert mixup == cutmix == smoothing == 0
         return
-    new, shares = mixed(mixer, images, labels)
+    new, shares = mix_batch(mixer, images, labels)
     assert torch.equal(images, before[0])
     assert torch.equal(labels, before[1])
     assert new.shape == images.shape
@@ -57,7 +57,7 @@ def test_it_is_timms(count: int) -> None:
     seed_all(5)
     mixer = make_mixup(0.8, 1.0, 0.1, classes=3)
     assert mixer is not None
-    for ours, theirs in zip(mixed(mixer, images, labels), timms, strict=True):
+    for ours, theirs in zip(mix_batch(mixer, images, labels), timms, strict=True):
         assert torch.equal(ours, theirs[:count])
 
 

@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from compressor.training.loop import train
-from compressor.training.optim import in_one_pass, make_optimizer
+from compressor.training.optim import make_optimizer, use_fused_kernels
 
 
 def flags(*groups: list[nn.Parameter], opt: str = "adamw", settings: dict[str, Any] | None = None) -> list[Any]:
@@ -18,7 +18,7 @@ def flags(*groups: list[nn.Parameter], opt: str = "adamw", settings: dict[str, A
     optimizer, _ = make_optimizer([{"params": group} for group in groups], opt, 0.1, "cosine", 1, 2)
     for group in optimizer.param_groups:
         group.update(settings or {})
-    in_one_pass(optimizer)
+    use_fused_kernels(optimizer)
     return [group.get("fused") for group in optimizer.param_groups]
 
 

@@ -9,7 +9,7 @@ from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
 
 from compressor.formats.jit.builder import Code
-from compressor.formats.jit.cache import compiled
+from compressor.formats.jit.cache import compiled_kernel
 from compressor.formats.jit.values import Real
 
 RESULTS = 6
@@ -42,7 +42,7 @@ def _compute(number: Real) -> list[Real]:
 @example(np.array([np.nan, np.inf, -np.inf, 0.0, -0.0, 1e-45, 87.7, 88.1, -87.3, -87.8], np.float32))
 def test_real_numbers(numbers: NDArray[np.float32]) -> None:
     results = np.full((len(numbers), RESULTS), 7, np.float32)
-    native = compiled(_write, 32)
+    native = compiled_kernel(_write, 32)
     assert native is not None
     native(numbers, results, len(numbers))
     exp, size, within, whole, either, at_most = results.T

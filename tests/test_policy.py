@@ -17,19 +17,19 @@ def model() -> nn.Module:
     return timm.create_model("test_resnet", num_classes=10, in_chans=1)
 
 
-def fates(policy: Policy, model: nn.Module) -> dict[str, str]:
-    return {fate.site.name: str(fate.scheme or fate.reason) for fate in policy.plan(model)}
+def plans(policy: Policy, model: nn.Module) -> dict[str, str]:
+    return {plan.site.name: str(plan.scheme or plan.reason) for plan in policy.plan(model)}
 
 
 def test_default_sites_are_weights_of_linear_and_conv(model: nn.Module) -> None:
-    shared = fates(Policy([Rule("*", scheme="learnt", bits=2)]), model)
+    shared = plans(Policy([Rule("*", scheme="learnt", bits=2)]), model)
     expected = [name for name, p in model.named_parameters() if p.ndim >= 2]
     assert list(shared) == expected
 
 
 def test_first_match_wins_and_schemes_are_inherited(model: nn.Module) -> None:
     policy = Policy([Rule("fc", bits=8), Rule.ignore("conv1"), Rule("*", scheme="kmeans", bits=4)])
-    found = fates(policy, model)
+    found = plans(policy, model)
     assert found["fc.weight"] == "KMeans(codewords=256)"
     assert found["conv1.0.weight" if "conv1.0.weight" in found else "conv1.weight"] == "ignored by rule 2 (conv1)"
     assert found["layer1.0.conv1.weight"] == "KMeans(codewords=16)"
@@ -46,33 +46,33 @@ def test_first_match_wins_and_schemes_are_inherited(model: nn.Module) -> None:
     ],
 )
 def test_patterns_match_tensors_and_modules_above(model: nn.Module, match: str, hit: str) -> None:
-    found = fates(Policy([Rule(match, scheme="kmeans", bits=3), Rule("*", scheme="learnt", bits=4)]), model)
+    found = plans(Policy([Rule(match, scheme="kmeans", bits=3), Rule("*", scheme="learnt", bits=4)]), model)
     assert found[hit] == "KMeans(codewords=8)"
     assert found["layer4.0.conv2.weight"] == "Learnt(codewords=16)"
 
 
 def test_types_narrow_a_rule(model: nn.Module) -> None:
-    found = fates(Policy([Rule("*", "kmeans", types=["Linear"], bits=8), Rule("*", scheme="learnt", bits=4)]), model)
-    assert [name for name, fate in found.items() if fate.startswith("KMeans")] == ["fc.weight"]
+    found = plans(Policy([Rule("*", "kmeans", types=["Linear"], bits=8), Rule("*", scheme="learnt", bits=4)]), model)
+    assert [name for name, plan in found.items() if plan.startswith("KMeans")] == ["fc.weight"]
 
 
 def test_other_tensors_are_shared_only_when_spelt_out() -> None:
     vit = timm.create_model("test_vit", num_classes=10)
     everything = Policy([Rule("*", scheme="learnt", bits=4)])
-    assert not any("pos_embed" in name or "norm" in name for name in fates(everything, vit))
+    assert not any("pos_embed" in name or "norm" in name for name in plans(everything, vit))
     named = Policy([Rule("pos_embed", scheme="learnt", bits=4), Rule("*.norm1.weight", bits=2), Rule("*", "learnt")])
-    assert {"pos_embed", "blocks.0.norm1.weight"} <= set(fates(named, vit))
+    assert {"pos_embed", "blocks.0.norm1.weight"} <= set(plans(named, vit))
 
 
 def test_a_tensor_no_larger_than_its_codebook_is_left_alone() -> None:
     model = nn.Sequential(nn.Linear(3, 4), nn.Linear(32, 32))
-    found = fates(Policy([Rule("*", scheme="learnt", bits=4)]), model)
+    found = plans(Policy([Rule("*", scheme="learnt", bits=4)]), model)
     assert found["0.weight"] == "12 weights are no more than the 16 values they would share"
 
 
 def test_double_precision_is_left_alone() -> None:
     model = nn.Sequential(nn.Linear(16, 16).double(), nn.Linear(32, 32))
-    assert "torch.float64" in fates(Policy([Rule("*", scheme="learnt", bits=2)]), model)["0.weight"]
+    assert "torch.float64" in plans(Policy([Rule("*", scheme="learnt", bits=2)]), model)["0.weight"]
 
 
 @pytest.mark.parametrize(
@@ -121,7 +121,7 @@ def test_tied_tensors_are_one_site_under_all_names() -> None:
     model = nn.ModuleDict({"embed": nn.Embedding(20, 8), "head": nn.Linear(8, 20, bias=False)})
     model["head"].weight = model["embed"].weight
     policy = Policy([Rule("head", scheme="kmeans", bits=2)])
-    assert list(fates(policy, model)) == ["embed.weight"]
+    assert list(plans(policy, model)) == ["embed.weight"]
 
 
 RECIPE = """

@@ -12,9 +12,9 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, DistributedSampler, IterableDataset, TensorDataset
 
-from compressor.data import distributed_sampler as sharding
-from compressor.data.distributed_sampler import Shares, shared_out
-from compressor.distributed import collectives as processes
+from compressor.data import distributed_sampler
+from compressor.data.distributed_sampler import ShardedBatchSampler, shard_loader
+from compressor.distributed import collectives
 from compressor.formats.errors import UsageError
 
 HERE = Path(__file__).parent
@@ -44,8 +44,8 @@ def test_launchers(launcher: list[str], tmp_path: Path) -> None:
 def test_every_image_is_in_one_share() -> None:
     for images, batch, count in ((40, 6, 2), (41, 4, 3), (7, 2, 4), (16, 4, 4)):
         batches = DataLoader(range(images), batch).batch_sampler  # type: ignore[arg-type]
-        shares = [list(Shares(batches, rank, count)) for rank in range(count)]
-        assert {len(share) for share in shares} == {len(Shares(batches, 0, count))}
+        shares = [list(ShardedBatchSampler(batches, rank, count)) for rank in range(count)]
+        assert {len(share) for share in shares} == {len(ShardedBatchSampler(batches, 0, count))}
         for step in zip(*shares, strict=True):
             taken = [image for share in step for image in share]
             assert all(step), "none is without images"
@@ -67,7 +67,7 @@ LOADERS: dict[str, Callable[[], DataLoader[Any]]] = {
 
 @pytest.mark.parametrize("what", LOADERS)
 def test_what_cannot_be_shared_out_is_refused(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(processes, "count", lambda: 2)
-    monkeypatch.setattr(sharding, "meet", lambda _: None)
+    monkeypatch.setattr(collectives, "world_size", lambda: 2)
+    monkeypatch.setattr(distributed_sampler, "init_processes", lambda _: None)
     with pytest.raises(UsageError, match=what):
-        shared_out(LOADERS[what]())
+        shard_loader(LOADERS[what]())

@@ -91,8 +91,8 @@ def zeros_of(job: Compressor) -> float:
 
 
 def test_the_smallest_are_pruned_and_stay_so() -> None:
-    latent = torch.tensor([0.5, -0.1, 0.1, 3.0])
-    first = smallest(latent, 1, torch.zeros(4, dtype=torch.bool))
+    master = torch.tensor([0.5, -0.1, 0.1, 3.0])
+    first = smallest(master, 1, torch.zeros(4, dtype=torch.bool))
     assert first.tolist() == [False, True, False, False], "of equals the first"
     assert smallest(torch.tensor([0.5, 9.0, 0.1, 3.0]), 2, first).tolist() == [False, True, True, False]
 

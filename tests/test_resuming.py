@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from compressor import SCHEMES, Compressor, Policy, Rule
 from compressor.checkpointing.manager import Checkpoints
-from compressor.checkpointing.progress import Position, batches_from, order_state
+from compressor.checkpointing.progress import TrainingProgress, loader_rng_state, remaining_batches
 from compressor.formats.errors import InterruptionError, UsageError
 from compressor.training.optim import make_optimizer
 
@@ -167,14 +167,17 @@ def test_the_rest_of_an_epoch_is_all_that_is_loaded() -> None:
             return super().__getitem__(index)
 
     loader = DataLoader(Counted(), 4, shuffle=True)
-    begun = order_state(loader)
-    every = [labels.tolist() for _, labels in batches_from(loader, Position())]
+    begun = loader_rng_state(loader)
+    every = [labels.tolist() for _, labels in remaining_batches(loader, TrainingProgress())]
     order = list(opened)
     opened.clear()
-    rest = [labels.tolist() for _, labels in batches_from(loader, Position(batches=4, begun=begun))]
+    rest = [
+        labels.tolist()
+        for _, labels in remaining_batches(loader, TrainingProgress(batches=4, rng_at_epoch_start=begun))
+    ]
     assert rest == every[4:]
     assert opened == order[16:]
-    assert not list(batches_from(loader, Position(batches=6, begun=begun)))
+    assert not list(remaining_batches(loader, TrainingProgress(batches=6, rng_at_epoch_start=begun)))
 
 
 @pytest.mark.parametrize("sched", ["cosine", "step", "tanh", "poly", "multistep"])

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from compressor.compressor import Compressor
 from compressor.formats.file.reader import PackedFile
 from compressor.formats.file.writer import pack
-from compressor.lifecycle.packed import decoded
+from compressor.lifecycle.convert import decode_tensor
 from compressor.policy.policy import Policy
 
 pytestmark = pytest.mark.parametrize("scheme", SHARING)
@@ -38,7 +38,7 @@ def test_trains_and_packs_exactly_what_it_computed(scheme: str, kind: str, optim
         for name in file.sites:
             shared = file.shared(name)
             weights = job.model.state_dict()[name]
-            assert torch.equal(decoded(shared, file.books[shared.book]), weights)
+            assert torch.equal(decode_tensor(shared, file.books[shared.book]), weights)
             codewords = file.books[shared.book].expand()
             if shared.scale is None and shared.offset is None:
                 assert np.isin(weights.numpy(), codewords).all()

@@ -14,7 +14,7 @@ from compressor.compressor import Compressor
 from compressor.formats.content import decode
 from compressor.formats.errors import PolicyError
 from compressor.formats.file.reader import PackedFile
-from compressor.lifecycle.packed import decoded
+from compressor.lifecycle.convert import decode_tensor
 from compressor.policy.policy import Policy, Rule
 from compressor.policy.recipe import Recipe
 from compressor.sharing.registry import SCHEMES, make_scheme, scheme_settings
@@ -97,7 +97,7 @@ def test_dtypes_are_kept(scheme: str, dtype: torch.dtype) -> None:
     assert torch.equal(weight_of(job), computed)
     with PackedFile.from_bytes(packed.to_bytes()) as file:
         shared = file.shared("weight")
-        assert torch.equal(decoded(shared, file.books[shared.book]), computed)
+        assert torch.equal(decode_tensor(shared, file.books[shared.book]), computed)
 
 
 HARD_WEIGHTS = {

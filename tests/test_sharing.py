@@ -76,9 +76,9 @@ def test_a_weight_is_computed_once_and_before_the_layers(monkeypatch: pytest.Mon
     told: list[str] = []
     compute = Group.weight
 
-    def tell(group: Group, site: Site, latent: Tensor) -> Tensor:
+    def tell(group: Group, site: Site, master: Tensor) -> Tensor:
         told.append(site.name)
-        return compute(group, site, latent)
+        return compute(group, site, master)
 
     monkeypatch.setattr(Group, "weight", tell)
     net: Any = job.model
@@ -113,7 +113,7 @@ def test_nothing_is_kept_for_the_next_pass(fails: bool) -> None:
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
-@pytest.mark.parametrize("what", ["latents", "codebooks"])
+@pytest.mark.parametrize("what", ["masters", "codebooks"])
 def test_a_model_may_change_its_parameters_as_it_goes(scheme: str, what: str) -> None:
     """As those do that average others, or clamp: the layer computes with what there is in its turn."""
     job = job_of(scheme)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from compressor import Compressor, Policy, Rule
 from compressor.formats.errors import FileError, MissingError, UsageError
-from compressor.models.teacher import Renormalised, load_teacher, seeing
+from compressor.models.teacher import Renormalised, load_teacher, with_normalization
 
 ARGS = {"num_classes": 10, "in_chans": 1}
 TEACHER, STUDENT = "test_resnet", "test_efficientnet"
@@ -82,7 +82,7 @@ def test_packed_file_knows_its_normalisation() -> None:
 )
 def test_normalisation_that_cannot_be(own: dict[str, Any]) -> None:
     with pytest.raises(MissingError, match=r"it is for images normalised by .* expected numbers, std above 0"):
-        seeing(nn.Identity(), *HALF, own)
+        with_normalization(nn.Identity(), *HALF, own)
 
 
 def refused(path: str, name: str = TEACHER) -> str:

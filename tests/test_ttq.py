@@ -35,7 +35,7 @@ def gradient_of(group: Group, target: Tensor) -> Tensor:
 
 def codes_of(group: Group) -> Tensor:
     assert isinstance(group.scheme, TTQ)
-    return group.scheme.codes(group, group.sites[0], group.latent(group.sites[0])).reshape(-1)
+    return group.scheme.codes(group, group.sites[0], group.master_weight(group.sites[0])).reshape(-1)
 
 
 def job_of(model: nn.Module, **settings: Any) -> Compressor:
@@ -77,14 +77,14 @@ def test_a_side_without_weights_starts_as_the_other() -> None:
 
 
 def test_gradients_are_the_papers_three_formulas() -> None:
-    latent = bell().double().float().requires_grad_()
+    master = bell().double().float().requires_grad_()
     scales = torch.tensor([0.5, 0.25], requires_grad=True)
     codes = (torch.arange(400) % 3).int()
     gradient = torch.randn(400)
-    ternary(latent, scales, codes).backward(gradient)
-    assert latent.grad is not None
+    ternary(master, scales, codes).backward(gradient)
+    assert master.grad is not None
     assert scales.grad is not None
-    assert torch.equal(latent.grad, gradient * torch.tensor([0.5, 1.0, 0.25])[codes])
+    assert torch.equal(master.grad, gradient * torch.tensor([0.5, 1.0, 0.25])[codes])
     wanted = torch.stack([-gradient[codes == 0].sum(), gradient[codes == 2].sum()])
     torch.testing.assert_close(scales.grad, wanted)
 
@@ -149,7 +149,7 @@ def test_codes_do_not_depend_on_the_size_of_the_weights(zeros: float, factor: fl
 def test_zeros_come_back_as_their_latent_weights_grow() -> None:
     group = group_of(torch.tensor([0.01, -1.0, 1.0, 0.5]))
     assert weight_of(group).tolist()[0] == 0
-    group.latent(group.sites[0]).data[0, 0] = 0.2
+    group.master_weight(group.sites[0]).data[0, 0] = 0.2
     assert weight_of(group).tolist()[0] == scales_of(group)[1]
 
 
@@ -157,7 +157,7 @@ def test_scales_stop_at_zero() -> None:
     group = group_of(bell())
     with torch.no_grad():
         group.values -= 10
-        group.advance(0.5)
+        group.on_step(0.5)
     assert scales_of(group) == [0.0, 0.0]
     assert (gradient_of(group, bell()) < 0).all(), "and may leave it"
 
@@ -166,7 +166,7 @@ def test_scales_stop_at_zero() -> None:
 def test_huge_gradients_stay_finite(dtype: torch.dtype) -> None:
     group = group_of((bell() * 1e4).to(dtype))
     weight_of(group).backward(torch.full((400,), torch.finfo(dtype).max, dtype=dtype))
-    gradient = group.latent(group.sites[0]).grad
+    gradient = group.master_weight(group.sites[0]).grad
     assert gradient is not None
     assert torch.isfinite(gradient).all()
 
@@ -196,7 +196,7 @@ def test_trains_to_three_values_in_the_file(settings: dict[str, float]) -> None:
 def test_pruned_weights_stay_zero_and_set_no_threshold() -> None:
     group = job_of(nn.Linear(16, 12), sparsity=0.5).groups[0]
     pruned, codes = group.pruned(group.sites[0]), codes_of(group)
-    group.latent(group.sites[0]).data[pruned] = 1e6
+    group.master_weight(group.sites[0]).data[pruned] = 1e6
     assert torch.equal(codes_of(group), codes)
     assert (codes[pruned.reshape(-1)] == 1).all()
 

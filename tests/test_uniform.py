@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from compressor.compressor import Compressor
 from compressor.formats.errors import PolicyError
 from compressor.formats.file.reader import PackedFile
-from compressor.lifecycle.packed import decoded
+from compressor.lifecycle.convert import decode_tensor
 from compressor.policy.policy import Policy, Rule
 from compressor.schemes.diffquant import DiffQuant
 from compressor.schemes.uniform import Uniform
@@ -34,9 +34,9 @@ def rounded(weights: Tensor, **settings: Any) -> Tensor:
 
 
 def decoded_of(group: Group) -> Tensor:
-    shared = group.scheme.share(group)
+    shared = group.scheme.export(group)
     (tensor,) = shared.tensors.values()
-    return decoded(tensor, shared.books[tensor.book]).reshape(-1)
+    return decode_tensor(tensor, shared.books[tensor.book]).reshape(-1)
 
 
 def formula(weights: Tensor, bits: int, bucket: int) -> Tensor:
@@ -150,7 +150,7 @@ def test_learnt_points_at_even_distances_are_the_same_grid(bits: int) -> None:
 def test_the_gradient_is_the_latent_weights_own() -> None:
     group, gradient = group_of(bell(600)), torch.randn(600)
     weight_of(group).backward(gradient)
-    found = group.latent(group.sites[0]).grad
+    found = group.master_weight(group.sites[0]).grad
     assert found is not None
     assert torch.equal(found.reshape(-1), gradient)
 
@@ -158,7 +158,7 @@ def test_the_gradient_is_the_latent_weights_own() -> None:
 def test_scale_and_offset_follow_the_latent_weights() -> None:
     group = group_of(bell(600))
     with torch.no_grad():
-        group.latent(group.sites[0]).mul_(3).add_(1)
+        group.master_weight(group.sites[0]).mul_(3).add_(1)
     assert torch.equal(weight_of(group).detach(), rounded(bell(600) * 3 + 1))
 
 

@@ -57,7 +57,7 @@ def test_no_weight_matrix_exists_in_training_or_evaluation() -> None:
     weights = sum(group.weights for group in job.groups)
     assert sum(tensor.numel() for tensor in held) < weights / 8 + 200
     assert not job.dense
-    assert all(group.latent(site).is_meta for group in job.groups for site in group.sites)
+    assert all(group.master_weight(site).is_meta for group in job.groups for site in group.sites)
 
 
 class Tied(nn.Module):

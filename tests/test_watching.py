@@ -17,7 +17,7 @@ from runs import OUT, GoneError, Runs, _here, die, killed, runs, weights
 from compressor.cli.main import run
 from compressor.cli.show import Step
 from compressor.training.loop import Epoch
-from compressor.training.metrics import Sharing
+from compressor.training.metrics import SharingMetrics
 
 __all__ = ["_here", "runs", "weights"]  # the fixtures
 
@@ -53,7 +53,7 @@ class Loss:
         return 0.5
 
 
-EPOCH = Epoch(1, 2, 0.25, 0.1, Sharing(3.414, 1.0, 0.0212))
+EPOCH = Epoch(1, 2, 0.25, 0.1, SharingMetrics(3.414, 1.0, 0.0212))
 
 
 def test_without_a_terminal_a_line_every_ten_seconds(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from compressor import SCHEMES, Compressor, Policy, Rule
 from compressor.training.loop import Epoch
-from compressor.training.metrics import Sharing, Watch
+from compressor.training.metrics import SharingMetrics, SharingMonitor
 
 PRUNED = [{}, {"sparsity": 0.5}]
 
@@ -35,8 +35,8 @@ def test_the_bits_are_those_of_the_file(scheme: str, settings: dict[str, Any]) -
     job = job_of(scheme, **settings).finetune(loader(), epochs=1, lr=0.01)
     with torch.no_grad():
         for group in job.groups:
-            group.advance(1.0)
-    sharing = Watch(job.groups).look()
+            group.on_step(1.0)
+    sharing = SharingMonitor(job.groups).measure()
     assert sharing is not None
     assert sharing.fixed == 1
     assert sharing.changed is None
@@ -66,22 +66,22 @@ def test_indices_that_change() -> None:
         job.model.weight.copy_(torch.tensor([[-1.0, -1, -1, -1, 1, 1, 1, 1]]))  # type: ignore[operator]
     (group,) = job.prepare().groups
     (site,) = group.sites
-    watch = Watch([group])
-    assert watch.look() == Sharing(bits=1 + 2 * 32 / 8, fixed=1.0, changed=None)
+    watch = SharingMonitor([group])
+    assert watch.measure() == SharingMetrics(bits=1 + 2 * 32 / 8, fixed=1.0, changed=None)
     with torch.no_grad():
         group.values.mul_(1.5)
-        group.latent(site)[0, 3:5] *= -1
-    assert watch.look() == Sharing(bits=1 + 2 * 32 / 8, fixed=1.0, changed=0.25)
+        group.master_weight(site)[0, 3:5] *= -1
+    assert watch.measure() == SharingMetrics(bits=1 + 2 * 32 / 8, fixed=1.0, changed=0.25)
     with torch.no_grad():
-        group.latent(site)[0, 3] *= -1
-    assert watch.look().changed == 0.125  # type: ignore[union-attr]
+        group.master_weight(site)[0, 3] *= -1
+    assert watch.measure().changed == 0.125  # type: ignore[union-attr]
 
 
 def test_free_weights_count_for_nothing() -> None:
     """In rounds, those that are fixed have an index; of the others nothing is said but how many they are."""
     job = job_of("inq", bits=5)
     job.attach(torch.optim.SGD(job.param_groups(lr=0.1)), total_steps=4)
-    sharing = Watch(job.groups).look()
+    sharing = SharingMonitor(job.groups).measure()
     assert sharing is not None
     fixed = [bool(found >= 0) for group in job.groups for s in group.sites for found in group.indices(s).flatten()]
     assert sharing.fixed == sum(fixed) / len(fixed) == pytest.approx(0.5, abs=0.01)

@@ -25,13 +25,13 @@ def test_each_round_fixes_its_share_for_good() -> None:
     for share in FRACTIONS:
         assert fixed_count(job) == int(total * share)
         before = [group.indices(site).clone() for site in group.sites]
-        weights = [group.weight(site, group.latent(site)).detach().clone() for site in group.sites]
+        weights = [group.weight(site, group.master_weight(site)).detach().clone() for site in group.sites]
         if share == 1:
             break
         train(job, opt, 1)
         for site, index, weight in zip(group.sites, before, weights, strict=True):
             assert torch.equal(group.indices(site)[index >= 0], index[index >= 0])
-            assert torch.equal(group.weight(site, group.latent(site))[index >= 0], weight[index >= 0])
+            assert torch.equal(group.weight(site, group.master_weight(site))[index >= 0], weight[index >= 0])
 
 
 def test_free_weights_train_and_only_they() -> None:
@@ -41,7 +41,7 @@ def test_free_weights_train_and_only_they() -> None:
     inputs, targets = batch()
     job.loss(job.model(inputs), targets).backward()
     for site in job.groups[0].sites:
-        gradient, free = job.groups[0].latent(site).grad, job.groups[0].indices(site) < 0
+        gradient, free = job.groups[0].master_weight(site).grad, job.groups[0].indices(site) < 0
         assert gradient is not None
         assert (gradient[~free] == 0).all()
         assert (gradient[free] != 0).any()
@@ -49,18 +49,18 @@ def test_free_weights_train_and_only_they() -> None:
 
 def test_rounds_end_where_the_next_begins() -> None:
     group = job_of(network()).groups[0]
-    ends = [group.advance(step / 90) for step in range(91)]
+    ends = [group.on_step(step / 90) for step in range(91)]
     begun = [step for step, end in enumerate(ends) if end is not None]
     assert begun == list(range(0, 81, 10))
     assert [end for end in ends if end is not None] == [pytest.approx(n / 9) for n in range(1, 10)]
-    assert group.advance(1.0) is None
+    assert group.on_step(1.0) is None
 
 
 def test_rounds_that_were_passed_over_are_made_up_for() -> None:
     leap, steady = (job_of(network()).groups[0] for _ in range(2))
-    leap.advance(0.5)
+    leap.on_step(0.5)
     for number in range(5):
-        steady.advance(number / 9)
+        steady.on_step(number / 9)
     assert torch.equal(leap.codebook(), steady.codebook())
     for one, two in zip(leap.sites, steady.sites, strict=True):
         assert torch.equal(leap.indices(one), steady.indices(two))
@@ -69,7 +69,7 @@ def test_rounds_that_were_passed_over_are_made_up_for() -> None:
 def test_more_zeros_than_the_round_wants_are_fixed_nearest_first() -> None:
     job = job_of(network(), zero_distance=3.0)
     group = job.groups[0]
-    group.advance(0.0)
+    group.on_step(0.0)
     assert fixed_count(job) == int(group.weights * FRACTIONS[0])
     for site in group.sites:
         fixed = group.indices(site) == 0

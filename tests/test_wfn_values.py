@@ -85,7 +85,7 @@ def test_zero_distance_is_the_border() -> None:
 def test_values_are_exact_in_the_weights_dtype(dtype: torch.dtype) -> None:
     job = job_of(network().to(dtype), delta=0.001)
     group = job.groups[0]
-    group.advance(1.0)
+    group.on_step(1.0)
     assert torch.equal(group.codebook().to(dtype).float(), group.codebook())
     book: Any = job.finish().content.books[0]
     assert book.dtype == {torch.float16: "F16", torch.bfloat16: "BF16"}[dtype]
@@ -96,8 +96,8 @@ def test_mixed_dtypes_share_a_float32_book() -> None:
     net[2].to(torch.bfloat16)
     job = job_of(net)
     group = job.groups[0]
-    group.advance(1.0)
-    computed = {site.name: group.weight(site, group.latent(site)).clone() for site in group.sites}
+    group.on_step(1.0)
+    computed = {site.name: group.weight(site, group.master_weight(site)).clone() for site in group.sites}
     job.finish()
     states = job.model.state_dict()
     assert all(torch.equal(states[name], weight) for name, weight in computed.items())

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from compressor import Compressor, Policy, Rule
-from compressor.ops import buffer_pool as workspace
+from compressor.ops import buffer_pool
 from compressor.ops.buffer_pool import LEAST, give_back
 
 CPU = torch.device("cpu")
@@ -29,30 +29,30 @@ def _nothing_held() -> None:
 
 def held() -> int:
     """Count the bytes that wait to be used again."""
-    return sum(tensor.nbytes for free in workspace._free.values() for tensor in free)
+    return sum(tensor.nbytes for free in buffer_pool._free.values() for tensor in free)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.uint8, torch.int32, torch.bfloat16])
 def test_no_two_have_the_same_memory(dtype: torch.dtype) -> None:
-    made = [workspace.workspace(SHAPE, dtype, CPU) for _ in range(3)]
+    made = [buffer_pool.workspace(SHAPE, dtype, CPU) for _ in range(3)]
     assert len({tensor.data_ptr() for tensor in made}) == 3
     assert {(tuple(tensor.shape), tensor.dtype, tensor.is_contiguous()) for tensor in made} == {(SHAPE, dtype, True)}
 
 
 def test_memory_is_in_use_as_long_as_any_tensor_that_shares_it() -> None:
-    first = workspace.workspace(SHAPE, torch.float32, CPU)
+    first = buffer_pool.workspace(SHAPE, torch.float32, CPU)
     address, row = first.data_ptr(), first.detach()[1]
     del first
     assert held() == 0
-    assert workspace.workspace(SHAPE, torch.float32, CPU).data_ptr() != address
+    assert buffer_pool.workspace(SHAPE, torch.float32, CPU).data_ptr() != address
     del row
-    other = workspace.workspace(SHAPE[::-1], torch.float32, CPU)
+    other = buffer_pool.workspace(SHAPE[::-1], torch.float32, CPU)
     assert other.data_ptr() == address, "of as many numbers, whatever the shape"
-    assert workspace.workspace(SHAPE, torch.int32, CPU).data_ptr() != address
+    assert buffer_pool.workspace(SHAPE, torch.int32, CPU).data_ptr() != address
 
 
 def test_what_is_given_back_is_not_used_again() -> None:
-    lent, free = (workspace.workspace(SHAPE, torch.float32, CPU) for _ in range(2))
+    lent, free = (buffer_pool.workspace(SHAPE, torch.float32, CPU) for _ in range(2))
     del free
     assert held() == 2 * LEAST
     give_back()
@@ -87,7 +87,7 @@ def test_threads_take_no_memory_from_each_other() -> None:
     def take(thread: int) -> bool:
         kept = True
         for _ in range(2_000):
-            mine = workspace.workspace(SHAPE, torch.float32, CPU)
+            mine = buffer_pool.workspace(SHAPE, torch.float32, CPU)
             mine[0].fill_(thread)
             kept &= mine[0].tolist() == [thread] * 2
         return kept

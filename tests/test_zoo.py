@@ -25,7 +25,7 @@ def test_recipe_reads_and_says_what_it_is(name: str) -> None:
 def test_recipe_fits(name: str, model: str) -> None:
     sketch = build_model(model, {})
     for stage in Recipe.from_toml(recipe_text(name), name).stages:
-        assert any(fate.scheme for fate in stage.policy.plan(sketch))
+        assert any(plan.scheme for plan in stage.policy.plan(sketch))
 
 
 def test_unknown_recipe() -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import timm
 import torch
 
-__all__ = ["differences", "machine", "plain"]
+__all__ = ["as_json", "differences", "machine"]
 
 
 def differences(then: Any, now: Any, where: str = "") -> Iterator[str]:
@@ -37,7 +37,7 @@ def machine() -> dict[str, Any]:
     return {**versions, "threads": torch.get_num_threads(), "device": str(gpu or platform.machine())}
 
 
-def plain(facts: Mapping[str, Any]) -> dict[str, Any]:
+def as_json(facts: Mapping[str, Any]) -> dict[str, Any]:
     """Give what JSON makes of it: lists for tuples."""
     made: dict[str, Any] = json.loads(json.dumps(facts))
     return made

@@ -11,10 +11,10 @@ from typing import Any
 
 import filelock
 
-from compressor.checkpointing.fingerprint import differences, machine, plain
-from compressor.checkpointing.serialization import read_state, state_of_first, write_state
-from compressor.distributed.collectives import first
-from compressor.distributed.devices import meet
+from compressor.checkpointing.fingerprint import as_json, differences, machine
+from compressor.checkpointing.serialization import broadcast_state, read_state, write_state
+from compressor.distributed.collectives import main_process_first
+from compressor.distributed.devices import init_processes
 from compressor.formats.errors import IntegrityError, MissingError, ResourceError, UsageError
 
 __all__ = ["Checkpoints"]
@@ -70,7 +70,7 @@ class Checkpoints:
         resume: bool = False,
         force: bool = False,
     ) -> None:
-        self.folder, self.about = Path(folder), plain(about or {})
+        self.folder, self.about = Path(folder), as_json(about or {})
         self.minutes, self.steps = minutes, steps
         self.stage = 0
         """Which training of several this is; their checkpoints are told apart by it."""
@@ -81,8 +81,8 @@ class Checkpoints:
         self._lock: filelock.BaseFileLock | None = None
         self._saved = time.monotonic()
         self._found: dict[str, Any] | None = None
-        meet()
-        where = first(lambda: self._opened(resume, force))
+        init_processes()
+        where = main_process_first(lambda: self._opened(resume, force))
         self.found: tuple[int, int] | None = None if where is None else tuple(where)
         """Stage and step that the run is resumed from; None where it is not."""
 
@@ -132,7 +132,7 @@ class Checkpoints:
         later = [other for other in self.paths() if other > path]  # of a way that was not gone on
         old = [other for other in earlier[: 1 - KEPT] if other != kept]
         self._drop(old + later)  # first: the disk may be near full
-        facts = {"about": self.about, "training": plain(training), "stage": self.stage, "step": step}
+        facts = {"about": self.about, "training": as_json(training), "stage": self.stage, "step": step}
         facts["machine"] = machine()
         write_state(path, {**facts, "state": state})
         self._saved = time.monotonic()
@@ -156,13 +156,13 @@ class Checkpoints:
         """
         if self.found is None or self.found[0] != self.stage:
             return None
-        state = state_of_first(lambda: self._taken(training))
+        state = broadcast_state(lambda: self._taken(training))
         self.found = None
         return state
 
     def _taken(self, training: Mapping[str, Any]) -> dict[str, Any]:
         assert self._found is not None
-        self._refuse_changes(self._found["training"], plain(training))
+        self._refuse_changes(self._found["training"], as_json(training))
         state: dict[str, Any] = self._found["state"]
         self._found = None  # it holds all tensors
         return state

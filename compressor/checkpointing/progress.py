@@ -14,11 +14,11 @@ from torch.utils.data import DataLoader, IterableDataset, Sampler
 
 from compressor.rng import random_state, set_random_state
 
-__all__ = ["Position", "batches_from", "order_state", "set_generators"]
+__all__ = ["TrainingProgress", "loader_rng_state", "remaining_batches", "set_generators"]
 
 
 @dataclass
-class Position:
+class TrainingProgress:
     """Where a training stands.
 
     Args:
@@ -32,16 +32,16 @@ class Position:
     epochs: int = 0
     batches: int = 0
     loss: Tensor = field(default_factory=lambda: torch.zeros(()))
-    begun: Mapping[str, Any] = field(default_factory=dict)
-    returns: int = 0
+    rng_at_epoch_start: Mapping[str, Any] = field(default_factory=dict)
+    rollbacks: int = 0
 
 
-def order_state(loader: DataLoader[Any]) -> dict[str, Any]:
+def loader_rng_state(loader: DataLoader[Any]) -> dict[str, Any]:
     """Give the state of all that the loader's next epoch will draw from."""
     return {"global": random_state(), "own": [generator.get_state() for generator in _generators(loader)]}
 
 
-def batches_from(loader: DataLoader[Any], position: Position) -> Iterator[Any]:
+def remaining_batches(loader: DataLoader[Any], position: TrainingProgress) -> Iterator[Any]:
     """Give the batches of an epoch that are still to be done; those before them are not loaded.
 
     The order is drawn again, as it was when the epoch began; what is drawn from then on, by augmentation and model,
@@ -52,8 +52,8 @@ def batches_from(loader: DataLoader[Any], position: Position) -> Iterator[Any]:
         yield from loader
         return
     now = random_state()
-    set_random_state(position.begun["global"])
-    set_generators(loader, position.begun["own"])
+    set_random_state(position.rng_at_epoch_start["global"])
+    set_generators(loader, position.rng_at_epoch_start["own"])
     if loader.batch_sampler is None or isinstance(loader.dataset, IterableDataset):
         batches = iter(loader)  # nothing to skip but by loading it
         _skip(batches, position.batches)

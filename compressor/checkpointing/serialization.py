@@ -17,13 +17,13 @@ import safetensors
 import torch
 from torch import Tensor
 
-from compressor.distributed.collectives import count, first, tensors_of_first
+from compressor.distributed.collectives import broadcast_tensors, main_process_first, world_size
 from compressor.formats.errors import IntegrityError, UsageError
 from compressor.formats.file.container import framed
 from compressor.formats.io.atomic import write_atomically
 from compressor.formats.torch_tensors import STORED_AS
 
-__all__ = ["checksum", "read_state", "state_of_first", "write_state"]
+__all__ = ["broadcast_state", "checksum", "read_state", "write_state"]
 
 KEY = "timm-compressor-state"
 DTYPES = {**STORED_AS, torch.complex64: "C64"}
@@ -70,9 +70,9 @@ def read_state(path: str | PathLike[str]) -> dict[str, Any]:
     return state
 
 
-def state_of_first(read: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+def broadcast_state(read: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     """Let the first of several processes read a state; give it in all, and raise in all what reading raises."""
-    if count() == 1:
+    if world_size() == 1:
         return read()
     tensors: dict[str, Tensor] = {}
 
@@ -80,11 +80,11 @@ def state_of_first(read: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         text = _encode(read(), "", tensors)
         return text, {name: [str(tensor.dtype), list(tensor.shape)] for name, tensor in tensors.items()}
 
-    text, kinds = first(described)
+    text, kinds = main_process_first(described)
     known = {str(dtype): dtype for dtype in DTYPES}
     for name, (dtype, shape) in kinds.items():
         tensors.setdefault(name, torch.empty(shape, dtype=known[dtype]))
-    tensors_of_first(tensors[name] for name in kinds)
+    broadcast_tensors(tensors[name] for name in kinds)
     state: dict[str, Any] = _decode(text, tensors)
     return state
 

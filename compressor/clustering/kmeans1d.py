@@ -97,7 +97,7 @@ def fit_codebook(
 ) -> Tensor:
     """Find the best codebook for all weights of a group that are not pruned; float32[K'] on the group's device.
 
-    Where weights are pruned, one of the codewords is left for zero, which ``share`` adds. With ``scales`` it is for
+    Where weights are pruned, one of the codewords is left for zero, which ``export`` adds. With ``scales`` it is for
     each site's weights divided by its scale.
     """
     divided = scales or dict.fromkeys(group.sites, 1.0)
@@ -122,8 +122,8 @@ def fit_codebook_of_each_slice(
         float32[slices, K'], ascending; where a slice needs fewer codewords than others its largest is repeated.
     """
     (site,) = group.sites
-    latent = group.latent(site).detach()
-    rows = latent.float().reshape(len(latent), -1).cpu().numpy()
+    master = group.master_weight(site).detach()
+    rows = master.float().reshape(len(master), -1).cpu().numpy()
     kept = ~group.pruned(site).reshape(rows.shape).cpu().numpy()
     mass = None if importance is None else importance[site].float().reshape(rows.shape).cpu().numpy()
     if group.has_zeros:
@@ -136,7 +136,7 @@ def fit_codebook_of_each_slice(
     ]
     most = max(map(len, found))
     filled = np.stack([np.pad(codebook, (0, most - len(codebook)), mode="edge") for codebook in found])
-    return torch.from_numpy(filled).to(latent.device)
+    return torch.from_numpy(filled).to(master.device)
 
 
 def _positive(importance: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from compressor.distributed.collectives import add_up, first
+from compressor.distributed.collectives import all_reduce_sum, main_process_first
 from compressor.formats.errors import MissingError, ResourceError
 from compressor.formats.io.atomic import write_atomically
 
@@ -44,7 +44,7 @@ class BadImages:
         lines = [line for split in self.splits for line in split.lines()]
         if len(lines) > self._known:
             self._known = len(lines)
-            first(lambda: self._write(lines))
+            main_process_first(lambda: self._write(lines))
         where = "" if self.path is None else f"; see {self.path}"
         if len(lines) > self.most:
             error = MissingError(
@@ -86,5 +86,5 @@ class BadSplit:
     def lines(self) -> list[str]:
         """Tell of each one its split, its name, and why."""
         found = self.found.int()
-        add_up([found])
+        all_reduce_sum([found])
         return [f"{self.name}: {self.explain(index)}" for index in found.nonzero().flatten().tolist()]

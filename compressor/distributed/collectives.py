@@ -21,8 +21,18 @@ from compressor.formats import errors
 from compressor.formats.errors import CompressorError, ResourceError
 
 __all__ = [
-    "PATIENCE", "add_up", "all_of", "count", "first", "is_first", "launched", "leave", "mean", "rank",
-    "tensors_of_first", "together",
+    "PATIENCE",
+    "all_gather_object",
+    "all_reduce_mean",
+    "all_reduce_sum",
+    "broadcast_tensors",
+    "destroy",
+    "is_main_process",
+    "launched_world_size",
+    "main_process_first",
+    "raise_on_all",
+    "rank",
+    "world_size",
 ]  # fmt: skip
 
 PATIENCE = timedelta(minutes=30)
@@ -31,27 +41,33 @@ PATIENCE = timedelta(minutes=30)
 BUCKET = 1 << 23  # numbers added up at a time
 
 
-def launched() -> int:
+def launched_world_size() -> int:
     """Count the processes that this one was launched with, before they have met."""
     return int(os.environ.get("WORLD_SIZE", "1")) if "LOCAL_RANK" in os.environ else 1
 
 
-def count() -> int:
+def world_size() -> int:
     """Count the processes that have met."""
-    return distributed.get_world_size() if _met() else 1
+    return distributed.get_world_size() if _is_initialized() else 1
 
 
 def rank() -> int:
     """Number this process from 0, among those it was launched with."""
-    return distributed.get_rank() if _met() else int(os.environ.get("RANK", "0")) if launched() > 1 else 0
+    return (
+        distributed.get_rank()
+        if _is_initialized()
+        else int(os.environ.get("RANK", "0"))
+        if launched_world_size() > 1
+        else 0
+    )
 
 
-def is_first() -> bool:
+def is_main_process() -> bool:
     """Tell whether this is the one that writes."""
     return rank() == 0
 
 
-def _met() -> bool:
+def _is_initialized() -> bool:
     return distributed.is_available() and distributed.is_initialized()
 
 
@@ -72,18 +88,18 @@ def _explained() -> Iterator[None]:
     except RuntimeError as exc:
         said = " ".join(str(exc).split())[:120]
         raise ResourceError(
-            f"process {rank()} of {count()} waits for another that has ended or hangs; its own message says why, or "
+            f"process {rank()} of {world_size()} waits for another that has ended or hangs; its own message says why, or "
             f"the system's log, if it was killed ({said})"
         ) from exc
 
 
-def all_of(value: Any) -> list[Any]:
+def all_gather_object(value: Any) -> list[Any]:
     """Give the JSON values of all processes, in order of their numbers."""
-    if count() == 1:
+    if world_size() == 1:
         return [value]
     text = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8).to(_device())
     with _explained():
-        sizes = [torch.zeros(1, dtype=torch.int64, device=text.device) for _ in range(count())]
+        sizes = [torch.zeros(1, dtype=torch.int64, device=text.device) for _ in range(world_size())]
         distributed.all_gather(sizes, torch.tensor([len(text)], device=text.device))
         longest = max(int(size) for size in sizes)
         texts = [text.new_zeros(longest) for _ in sizes]
@@ -92,21 +108,21 @@ def all_of(value: Any) -> list[Any]:
 
 
 @contextmanager
-def together() -> Iterator[None]:
+def raise_on_all() -> Iterator[None]:
     """Let an error that is raised inside in one process be raised in all of them; nothing in it may wait for others.
 
     Example:
-        >>> with together():
+        >>> with raise_on_all():
         ...     value = 1
     """
     error: CompressorError | None = None
     try:
         yield
     except CompressorError as exc:
-        if count() == 1 or exc.shared:
+        if world_size() == 1 or exc.shared:
             raise
         error = exc
-    told = all_of(None if error is None else [type(error).__name__, str(error)])
+    told = all_gather_object(None if error is None else [type(error).__name__, str(error)])
     failed = [(number, *one) for number, one in enumerate(told) if one is not None]
     if not failed:
         return
@@ -116,24 +132,24 @@ def together() -> Iterator[None]:
     raise raised from error
 
 
-def first(do: Callable[[], Any]) -> Any:
+def main_process_first(do: Callable[[], Any]) -> Any:
     """Let the first process do something; give in all what it gives, a JSON value, and raise what it raises.
 
     Example:
-        >>> first(lambda: 2 + 2)
+        >>> main_process_first(lambda: 2 + 2)
         4
     """
-    if count() == 1:
+    if world_size() == 1:
         return do()
     given = None
-    with together():
-        given = do() if is_first() else None
-    return all_of(given)[0]
+    with raise_on_all():
+        given = do() if is_main_process() else None
+    return all_gather_object(given)[0]
 
 
-def tensors_of_first(tensors: Iterable[Tensor]) -> None:
+def broadcast_tensors(tensors: Iterable[Tensor]) -> None:
     """Give tensors in all processes, in place, the values they have in the first; shapes and dtypes are the same."""
-    if count() == 1:
+    if world_size() == 1:
         return
     where = _device()
     with _explained(), torch.no_grad():
@@ -144,7 +160,7 @@ def tensors_of_first(tensors: Iterable[Tensor]) -> None:
                 tensor.detach().copy_(sent)
 
 
-def add_up(tensors: Sequence[Tensor]) -> None:
+def all_reduce_sum(tensors: Sequence[Tensor]) -> None:
     """Sum tensors over all processes, in place.
 
     Args:
@@ -153,23 +169,23 @@ def add_up(tensors: Sequence[Tensor]) -> None:
     _reduce(tensors, None)
 
 
-def mean(tensors: Sequence[Tensor], weight: float) -> None:
+def all_reduce_mean(tensors: Sequence[Tensor], weight: float) -> None:
     """Take the weighted mean of tensors over all processes, in place, bit for bit the same in all.
 
     Args:
         tensors: on one device, and of the same shapes in all processes; float.
         weight: of this process's.
     """
-    if count() == 1 or not tensors:
+    if world_size() == 1 or not tensors:
         return
     share = torch.tensor([weight], dtype=torch.float64).to(tensors[0].device, torch.float32)
     total = share.clone()
-    add_up([total])
+    all_reduce_sum([total])
     _reduce(tensors, share / total)
 
 
 def _reduce(tensors: Sequence[Tensor], factor: Tensor | None) -> None:
-    if count() == 1:
+    if world_size() == 1:
         return
     with _explained(), torch.no_grad():
         for bucket in _buckets(tensors):
@@ -195,7 +211,7 @@ def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
     yield bucket
 
 
-def leave() -> None:
+def destroy() -> None:
     """Part from the others, at the end of the work."""
-    if _met():
+    if _is_initialized():
         distributed.destroy_process_group()

@@ -14,10 +14,10 @@ from accelerate.utils import is_bf16_available, parse_flag_from_env, patch_envir
 from torch import nn
 from torch.optim import Optimizer
 
-from compressor.distributed import collectives as processes
+from compressor.distributed import collectives
 from compressor.formats.errors import ResourceError, UsageError
 
-__all__ = ["accelerating", "find_device", "half_precision", "meet", "prepared"]
+__all__ = ["accelerating", "find_device", "half_precision", "init_processes", "prepared"]
 
 SPLITS = ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_MEGATRON_LM",
           "ACCELERATE_USE_PARALLELISM_CONFIG")  # fmt: skip
@@ -29,7 +29,7 @@ def find_device(asked: str | None) -> torch.device:
     Raises UsageError for what torch does not call a device, ResourceError for one that is not here.
     Processes that were launched together meet here.
     """
-    if asked is None or processes.launched() > 1:
+    if asked is None or collectives.launched_world_size() > 1:
         with accelerating(asked, amp=False) as accelerator:
             return torch.device(accelerator.device)
     return _known(asked)
@@ -51,9 +51,9 @@ def _known(asked: str) -> torch.device:
     )
 
 
-def meet(device: str | None = None) -> None:
+def init_processes(device: str | None = None) -> None:
     """Let processes that were launched together meet, unless they have."""
-    if processes.launched() > processes.count():
+    if collectives.launched_world_size() > collectives.world_size():
         find_device(device)
 
 
@@ -63,7 +63,7 @@ def accelerating(device: str | None, amp: bool) -> Iterator[Accelerator]:
 
     Those of an Accelerator that the caller may have are put back in the end.
 
-    Raises UsageError for a device that cannot be, or where accelerate was told to split the model among processes.
+    Raises UsageError for a device that cannot be, or where accelerate was told to split the model among collectives.
     """
     chosen = _environment(device)
     states = AcceleratorState._shared_state, PartialState._shared_state
@@ -89,7 +89,7 @@ def _environment(device: str | None) -> dict[str, str]:
             f"{splits[0]}: the model cannot be split among processes, as FSDP does, for a codebook has to see the "
             "whole of its tensors; leave it out: each process then holds the model, and takes its share of the images"
         )
-    if processes.launched() == 1:
+    if collectives.launched_world_size() == 1:
         return {} if device is None else {"ACCELERATE_TORCH_DEVICE": str(_known(device))}
     found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     if device not in (None, "cpu", found and found.type):
@@ -100,12 +100,12 @@ def _environment(device: str | None) -> dict[str, str]:
 def _device_of_state(on_cpu: bool) -> torch.device:
     """Give this process's device; several meet here."""
     try:
-        state = PartialState(on_cpu, timeout=processes.PATIENCE)
+        state = PartialState(on_cpu, timeout=collectives.PATIENCE)
     except (RuntimeError, ValueError, OSError) as exc:
-        if processes.launched() == 1:
+        if collectives.launched_world_size() == 1:
             raise
         said = " ".join(str(exc).split())[:200]
-        raise ResourceError(f"process {processes.rank()} could not meet the others: {said}") from exc
+        raise ResourceError(f"process {collectives.rank()} could not meet the others: {said}") from exc
     return torch.device(state.device)
 
 

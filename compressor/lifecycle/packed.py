@@ -4,74 +4,30 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from os import PathLike
 from typing import Any
 
-import numpy as np
 import timm
 import torch
 from torch import Tensor, nn
 
 import compressor
-from compressor.formats.content import Codebook, Content, RawTensor, SharedTensor, decode
+from compressor.formats.content import Codebook, Content, RawTensor, SharedTensor
 from compressor.formats.errors import MissingError, UsageError
 from compressor.formats.file.reader import PackedFile
 from compressor.formats.file.writer import pack, write
 from compressor.formats.loader import build_model, check_fits
 from compressor.formats.torch_tensors import STORED_AS
-from compressor.policy.policy import Fate, Policy
+from compressor.policy.policy import Policy, TensorPlan
 from compressor.report.report import Report
-from compressor.sharing.group import Group
-from compressor.sharing.group_state import RUN
-from compressor.sharing.sites import Site
+from compressor.sharing.group_state import CHUNK
 
-__all__ = ["Packed", "SharedModel", "decoded", "halve_untouched", "snapped"]
+__all__ = ["Packed", "SharedModel"]
 
 _log = logging.getLogger(__name__)
 PREPROCESSING = ("input_size", "mean", "std", "interpolation", "crop_pct", "crop_mode")
-
-
-def decoded(tensor: SharedTensor, book: Codebook) -> Tensor:
-    """Expand a shared tensor by the file's own decoder."""
-    weights = np.ascontiguousarray(decode(tensor, book))
-    found = torch.from_numpy(weights.view(np.int16) if tensor.dtype == "BF16" else weights)
-    return found.view(torch.bfloat16) if tensor.dtype == "BF16" else found
-
-
-@torch.no_grad()
-def snapped(
-    groups: Sequence[Group],
-) -> tuple[dict[str, SharedTensor], tuple[Codebook, ...], dict[Site, Tensor]]:
-    """End the last rounds; give shared tensors, books, and every site's values: as the file will decode them."""
-    tensors: dict[str, SharedTensor] = {}
-    books: list[Codebook] = []
-    values: dict[Site, Tensor] = {}
-    for group in groups:
-        group.advance(1.0)
-        shared = group.scheme.share(group)
-        tensors |= {name: replace(one, book=one.book + len(books)) for name, one in shared.tensors.items()}
-        books.extend(shared.books)
-        for site in group.sites:
-            tensor = tensors.get(site.name)
-            values[site] = decoded(tensor, books[tensor.book]) if tensor else group.weight(site, group.latent(site))
-    return tensors, tuple(books), values
-
-
-@torch.no_grad()
-def halve_untouched(model: nn.Module, shared: Collection[str]) -> frozenset[str]:
-    """Round the float32 tensors that are not shared to float16, in place; those beyond its range stay as they are.
-
-    Returns:
-        Names of the tensors that float16 now holds exactly.
-    """
-    names = set()
-    for name, tensor in model.state_dict().items():
-        if name not in shared and tensor.dtype == torch.float32 and bool(torch.isfinite(tensor.half()).all()):
-            tensor.copy_(tensor.half())
-            names.add(name)
-    return frozenset(names)
 
 
 @dataclass(frozen=True)
@@ -96,7 +52,7 @@ class SharedModel:
     halved: frozenset[str]
     model_args: Mapping[str, Any]
     policy: Policy
-    fates: Sequence[Fate]
+    plans: Sequence[TensorPlan]
     original: Mapping[str, Tensor]
     seed: int
 
@@ -230,11 +186,11 @@ def _preprocessing(cfg: Any) -> dict[str, Any] | None:
 
 def _provenance(shared: SharedModel) -> dict[str, Any]:
     states = shared.model.state_dict()
-    rules = {fate.site.name: fate.rule for fate in shared.fates if fate.scheme}
+    rules = {plan.site.name: plan.rule for plan in shared.plans if plan.scheme}
     return {
         "sqnr": [_sqnr(shared.original.get(name), states[name]) for name in states if name in shared.tensors],
         "rules": [rules[name] for name in states if name in shared.tensors],
-        "left": {fate.site.name: fate.reason for fate in shared.fates if not fate.scheme},
+        "left": {plan.site.name: plan.reason for plan in shared.plans if not plan.scheme},
         "parameters": sum(parameter.numel() for parameter in shared.model.parameters()),
         "seed": shared.seed,
         "versions": {"timm-compressor": compressor.__version__, "timm": timm.__version__, "torch": torch.__version__},
@@ -246,7 +202,7 @@ def _sqnr(dense: Tensor | None, shared: Tensor) -> float | None:
     if dense is None:
         return None
     signal = noise = 0.0
-    pairs = zip(dense.reshape(-1).split(RUN), shared.to(dense.device).reshape(-1).split(RUN), strict=True)
+    pairs = zip(dense.reshape(-1).split(CHUNK), shared.to(dense.device).reshape(-1).split(CHUNK), strict=True)
     for before, after in pairs:
         exact = before.double()
         signal += float(exact.square().sum())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
-from compressor.compressor import Compressor
 from compressor.sharing.group import Group
 from compressor.training.optim import make_optimizer
 
@@ -46,23 +45,26 @@ class StepMemory:
         return self.models + self.optimizer + self.shared + (self.saved or 0) + self.passing
 
     @classmethod
-    def of(cls, job: Compressor, sketch: nn.Module, images: Tensor, opt: str, held: int) -> StepMemory:
+    def of(
+        cls, model: nn.Module, groups: Sequence[Group], sketch: nn.Module, images: Tensor, opt: str, held: int
+    ) -> StepMemory:
         """Predict it, as if all weights were trained: less, by their gradients and moments, where a scheme does not.
 
         Args:
-            job: prepared.
+            model: with its weights shared.
+            groups: its groups.
             sketch: the dense model, on ``meta``.
             images: what a step gives the model at a time, on ``meta``: float32[batch, C, H, W].
             opt: timm's name of the optimiser.
-            held: bytes of the models that are held beside the job's own.
+            held: bytes of the models that are held beside it, and of the dense weights that are kept.
         """
-        trained = list(job.model.parameters())
+        trained = list(model.parameters())
         saved, largest = activations(sketch, images)
         gradients = size_of(trained) + SCRATCH * max(map(_bytes, trained), default=0)
         return cls(
-            models=size_of(job.model.state_dict().values()) + size_of(job.dense.values()) + held,
+            models=size_of(model.state_dict().values()) + held,
             optimizer=round(_remembered(opt) * sum(p.numel() for p in trained)),
-            shared=sum(group.weights * (VALUE + _index_bytes(group)) for group in job.groups),
+            shared=sum(group.weights * (VALUE + _index_bytes(group)) for group in groups),
             saved=saved,
             passing=max(gradients, largest),
         )

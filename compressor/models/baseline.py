@@ -19,12 +19,12 @@ from torch.optim.lr_scheduler import OneCycleLR
 
 from compressor.checkpointing.manager import Checkpoints
 from compressor.data.datasets import Dataset
-from compressor.data.distributed_sampler import shared_out
-from compressor.distributed.devices import meet
+from compressor.data.distributed_sampler import shard_loader
+from compressor.distributed.devices import init_processes
 from compressor.formats.errors import MissingError
 from compressor.models.baseline_cache import cache_dir, keep_baseline, locked, path_of, read_baseline
 from compressor.models.hub import hub_or_cache
-from compressor.training.checkpointer import Keeper
+from compressor.training.checkpointer import TrainingCheckpointer
 from compressor.training.evaluation import evaluate
 from compressor.training.loop import Epoch, OnStep, train
 
@@ -123,13 +123,13 @@ def train_baseline(
         recipe = replace(recipe, lr=recipe.lr / 10)
     identity = _identity(name, args, data, recipe, seed, pretrained) | ({"amp": True} if amp else {})
     identity |= {"channels last": True} if data.channels_last else {}
-    meet(device)
+    init_processes(device)
     path = path_of(identity)
     with locked(path) as usable:
         if usable and (figures := read_baseline(path, identity, model)) is not None:
             return Baseline(dict(model.state_dict()), figures, path, reused=True)
-        keeper = Keeper(checkpoints, model, identity)
-        trained = partial(train, on_epoch=on_epoch, on_step=on_step, device=device, amp=amp, keeper=keeper)
+        checkpointer = TrainingCheckpointer(checkpoints, model, identity)
+        trained = partial(train, on_epoch=on_epoch, on_step=on_step, device=device, amp=amp, checkpointer=checkpointer)
         figures = _train(model, data, recipe, seed, trained)
         kept = usable and keep_baseline(path, identity, model, figures)
         return Baseline(dict(model.state_dict()), figures, path if kept else None, reused=False)
@@ -144,7 +144,7 @@ def _train(
         optimizer = torch.optim.SGD(groups, recipe.lr, momentum=0.9, nesterov=True)
     else:
         optimizer = torch.optim.AdamW(groups, recipe.lr)
-    loader = shared_out(data.train_loader(recipe.batch_size, seed))
+    loader = shard_loader(data.train_loader(recipe.batch_size, seed))
     steps = max(1, recipe.epochs * len(loader))
     rise = 0.5 if steps == 4 else 0.25  # torch divides by the steps of the rise less one
     schedule = OneCycleLR(optimizer, recipe.lr, total_steps=steps, pct_start=rise)

@@ -23,7 +23,7 @@ import safetensors.torch
 from torch import nn
 
 from compressor.checkpointing.serialization import checksum
-from compressor.distributed.collectives import first, tensors_of_first
+from compressor.distributed.collectives import broadcast_tensors, main_process_first
 from compressor.formats.errors import ResourceError
 from compressor.formats.io.atomic import write_atomically
 
@@ -56,7 +56,7 @@ def locked(path: Path) -> Iterator[bool]:
     lock, seconds = filelock.FileLock(path.with_suffix(".lock")), 0.0
     try:
         # asked again every minute, lest the others take the first, which waits, for one that hangs
-        while (usable := first(partial(_acquired, lock, path, seconds))) is None:
+        while (usable := main_process_first(partial(_acquired, lock, path, seconds))) is None:
             if not seconds:
                 _log.warning("another process is training this baseline: waiting for it")
             seconds = _MINUTE
@@ -80,9 +80,9 @@ def _acquired(lock: filelock.BaseFileLock, path: Path, seconds: float) -> bool |
 
 def read_baseline(path: Path, identity: Mapping[str, Any], model: nn.Module) -> dict[str, Any] | None:
     """Load a kept baseline into the model, and give its figures; None where there is none, or it is damaged."""
-    figures: dict[str, Any] | None = first(lambda: _read(path, identity, model))
+    figures: dict[str, Any] | None = main_process_first(lambda: _read(path, identity, model))
     if figures is not None:
-        tensors_of_first(model.state_dict().values())
+        broadcast_tensors(model.state_dict().values())
     return figures
 
 
@@ -105,7 +105,7 @@ def _read(path: Path, identity: Mapping[str, Any], model: nn.Module) -> dict[str
 
 def keep_baseline(path: Path, identity: Mapping[str, Any], model: nn.Module, figures: Mapping[str, Any]) -> bool:
     """Write a trained model; tell whether it could be."""
-    kept: bool = first(lambda: _kept(path, identity, model, figures))
+    kept: bool = main_process_first(lambda: _kept(path, identity, model, figures))
     return kept
 
 

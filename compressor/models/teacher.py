@@ -17,7 +17,7 @@ from compressor.formats.file.container import KEY
 from compressor.formats.file.reader import PackedFile
 from compressor.formats.loader import build_model, load_state_dict
 
-__all__ = ["Renormalised", "load_teacher", "seeing"]
+__all__ = ["Renormalised", "load_teacher", "with_normalization"]
 
 _SHOWN = 3
 
@@ -56,7 +56,9 @@ class Renormalised(nn.Module):
         return output
 
 
-def seeing(model: nn.Module, mean: Sequence[float], std: Sequence[float], own: Mapping[str, Any]) -> nn.Module:
+def with_normalization(
+    model: nn.Module, mean: Sequence[float], std: Sequence[float], own: Mapping[str, Any]
+) -> nn.Module:
     """Let a model that was trained under a normalisation of its own see images normalised by ``mean`` and ``std``.
 
     Args:
@@ -96,7 +98,7 @@ def load_teacher(
     _check(path, state, model, name)
     model.load_state_dict(state)
     try:
-        return seeing(model.eval(), mean, std, own)
+        return with_normalization(model.eval(), mean, std, own)
     except MissingError as exc:
         raise MissingError(f"{path}: {exc}") from exc
 

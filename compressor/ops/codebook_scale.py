@@ -9,10 +9,10 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-__all__ = ["Units", "in_units"]
+__all__ = ["CodebookScale", "scaled_codebook"]
 
 
-class Units(NamedTuple):
+class CodebookScale(NamedTuple):
     """How codewords come from the values that are kept, and their gradients go back.
 
     Args:
@@ -41,9 +41,9 @@ class Units(NamedTuple):
         return torch.empty_like(order, dtype=scaled.dtype).scatter_(1, order, scaled.view_as(order)).view(-1)
 
 
-class _InUnits(Function):
+class _ScaledCodebook(Function):
     @staticmethod
-    def forward(ctx: Any, values: Tensor, units: Units) -> Tensor:
+    def forward(ctx: Any, values: Tensor, units: CodebookScale) -> Tensor:
         codebook, ctx.order = units.codebook(values)
         ctx.units = units
         return codebook
@@ -54,12 +54,12 @@ class _InUnits(Function):
         return ctx.units.gradient(gradient, ctx.order), None
 
 
-def in_units(values: Tensor, units: Units) -> Tensor:
+def scaled_codebook(values: Tensor, units: CodebookScale) -> Tensor:
     """Give the codebook of these values, differentiable.
 
     Example:
-        >>> in_units(torch.tensor([0.5, -1.0]), Units(2.0, rows=1)).tolist()
+        >>> scaled_codebook(torch.tensor([0.5, -1.0]), CodebookScale(2.0, rows=1)).tolist()
         [[-2.0, 1.0]]
     """
-    codebook: Tensor = _InUnits.apply(values, units) if values.requires_grad else units.codebook(values)[0]
+    codebook: Tensor = _ScaledCodebook.apply(values, units) if values.requires_grad else units.codebook(values)[0]
     return codebook

@@ -14,17 +14,25 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-from compressor.formats.jit.cache import compiled
+from compressor.formats.jit.cache import compiled_kernel
 from compressor.ops.buffer_pool import workspace
-from compressor.ops.codebook_scale import Units
-from compressor.ops.nearest import Hash
+from compressor.ops.codebook_scale import CodebookScale
+from compressor.ops.nearest import NearestCodeword
 from compressor.ops.ownership import own
-from compressor.ops.parallel import Along, blocks, on_processor, parts, side_by_side
+from compressor.ops.parallel import Sliced, cache_chunks, on_processor, parallel_for, thread_slices
 
 if TYPE_CHECKING:
     from compressor.formats.jit.builder import Code
 
-__all__ = ["fixed", "gather", "lookup", "only_free", "settle", "straight_through", "sum_by_index"]
+__all__ = [
+    "frozen_lookup",
+    "gather_codewords",
+    "lookup",
+    "straight_through",
+    "sum_by_index",
+    "write_codewords",
+    "zero_where_assigned",
+]
 
 _LANES = 4  # sums kept side by side, so that an addition need not wait for the last one to the same codeword
 _TERMS_FOR_EACH = 64  # codeword, at least: with fewer the stock operator is as fast, and takes no memory
@@ -33,7 +41,7 @@ _TERMS_FOR_EACH = 64  # codeword, at least: with fewer the stock operator is as 
 _APART = 8
 
 
-def gather(codebook: Tensor, indices: Tensor) -> Tensor:
+def gather_codewords(codebook: Tensor, indices: Tensor) -> Tensor:
     """Give ``codebook[indices]``, in memory that is used again; of an index below 0, any number.
 
     Args:
@@ -41,18 +49,18 @@ def gather(codebook: Tensor, indices: Tensor) -> Tensor:
         indices: int, any shape, below K.
 
     Example:
-        >>> gather(torch.tensor([1.0, 2.0]), torch.tensor([[0, 1, 1]], dtype=torch.uint8)).tolist()
+        >>> gather_codewords(torch.tensor([1.0, 2.0]), torch.tensor([[0, 1, 1]], dtype=torch.uint8)).tolist()
         [[1.0, 2.0, 2.0]]
     """
     weights = workspace(indices.shape, codebook.dtype, codebook.device)
     if on_processor(weights):
-        settle(weights, codebook, indices)
+        write_codewords(weights, codebook, indices)
     else:
         torch.index_select(codebook, 0, indices.reshape(-1).int(), out=weights.view(-1))
     return weights
 
 
-def settle(weights: Tensor, codebook: Tensor, indices: Tensor) -> None:
+def write_codewords(weights: Tensor, codebook: Tensor, indices: Tensor) -> None:
     """Put the codeword of each index in the weight's place, in memory; where the index is below 0 the weight stays.
 
     Autograd does not see it: weights that have settled and did not move since are written as they are.
@@ -64,23 +72,23 @@ def settle(weights: Tensor, codebook: Tensor, indices: Tensor) -> None:
 
     Example:
         >>> weights = torch.tensor([1.0, 2.0])
-        >>> settle(weights, torch.tensor([4.0]), torch.tensor([-1, 0], dtype=torch.int32))
+        >>> write_codewords(weights, torch.tensor([4.0]), torch.tensor([-1, 0], dtype=torch.int32))
         >>> weights.tolist()
         [1.0, 4.0]
     """
     indices = indices if indices.dtype.is_signed else indices.short()  # a first bit that is set is no sign there
-    write = _write_settled, 8 * indices.element_size()
-    native = compiled(*write, vectorise=True) if on_processor(weights) and weights.is_contiguous() else None
+    write = _write_codewords, 8 * indices.element_size()
+    native = compiled_kernel(*write, vectorise=True) if on_processor(weights) and weights.is_contiguous() else None
     if native is None:
         here = weights.data  # with a count of changes of its own
         codewords = codebook.to(here.dtype).index_select(0, indices.clamp(min=0).reshape(-1).int()).view(here.shape)
         torch.where(indices < 0, here, codewords, out=here)
         return
     codebook, indices = codebook.float().contiguous(), indices.contiguous()
-    side_by_side(native, parts(weights.numel()), [Along(weights), codebook, Along(indices)])
+    parallel_for(native, thread_slices(weights.numel()), [Sliced(weights), codebook, Sliced(indices)])
 
 
-def _write_settled(code: Code, item: int) -> None:
+def _write_codewords(code: Code, item: int) -> None:
     weights, codebook, indices = code.array(0, 32), code.array(1, 32), code.array(2, item)
     count, place = code.number(3), code.variable(0)
     with code.loop(lambda: place.get() < count):
@@ -92,20 +100,22 @@ def _write_settled(code: Code, item: int) -> None:
     code.give(0)
 
 
-def only_free(gradient: Tensor, indices: Tensor) -> None:
+def zero_where_assigned(gradient: Tensor, indices: Tensor) -> None:
     """Put 0 where the index is not below 0, in memory: float of its shape, contiguous.
 
     Example:
         >>> gradient = torch.tensor([1.0, 2.0])
-        >>> only_free(gradient, torch.tensor([-1, 0], dtype=torch.int32))
+        >>> zero_where_assigned(gradient, torch.tensor([-1, 0], dtype=torch.int32))
         >>> gradient.tolist()
         [1.0, 0.0]
     """
-    native = compiled(_write_free, 8 * indices.element_size(), vectorise=True) if on_processor(gradient) else None
+    native = (
+        compiled_kernel(_write_free, 8 * indices.element_size(), vectorise=True) if on_processor(gradient) else None
+    )
     if native is None:
         gradient.masked_fill_(indices >= 0, 0)
     else:
-        side_by_side(native, parts(gradient.numel()), [Along(gradient), Along(indices.contiguous())])
+        parallel_for(native, thread_slices(gradient.numel()), [Sliced(gradient), Sliced(indices.contiguous())])
 
 
 def _write_free(code: Code, item: int) -> None:
@@ -134,16 +144,16 @@ def sum_by_index(terms: Tensor, indices: Tensor, codewords: int) -> Tensor:
     """
     # Each thread sums for itself: with many codewords it would take longer to add up what they found.
     few = codewords * _TERMS_FOR_EACH <= terms.numel()
-    native = compiled(_write_sum, 8 * indices.element_size()) if few and on_processor(terms) else None
+    native = compiled_kernel(_write_sum, 8 * indices.element_size()) if few and on_processor(terms) else None
     if native is not None:
         # a gradient need not lie together: that of a sum is one number, seen as many
-        terms, indices, cuts = terms.contiguous(), indices.contiguous(), parts(terms.numel())
+        terms, indices, cuts = terms.contiguous(), indices.contiguous(), thread_slices(terms.numel())
         sums = np.zeros((len(cuts), _APART + codewords, _LANES))
         own = [sums[number, _APART:].ctypes.data for number in range(len(cuts))]
-        side_by_side(native, cuts, [Along(terms), Along(indices), own])
+        parallel_for(native, cuts, [Sliced(terms), Sliced(indices), own])
         return torch.from_numpy(sums.sum((0, 2))[_APART:]).float()
     total, terms, indices = terms.new_zeros(codewords), terms.reshape(-1), indices.reshape(-1)
-    for block in blocks(terms):
+    for block in cache_chunks(terms):
         total.index_add_(0, indices[block].int(), terms[block])
     return total
 
@@ -171,7 +181,7 @@ class _Lookup(Function):
     def forward(ctx: Any, codebook: Tensor, indices: Tensor) -> Tensor:
         ctx.save_for_backward(indices)
         ctx.codewords = len(codebook)
-        return gather(codebook, indices)
+        return gather_codewords(codebook, indices)
 
     @staticmethod
     @once_differentiable
@@ -180,36 +190,36 @@ class _Lookup(Function):
         return sum_by_index(gradient, indices, ctx.codewords), None
 
 
-class _Fixed(Function):
+class _FrozenLookup(Function):
     @staticmethod
-    def forward(ctx: Any, latent: Tensor, codebook: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, master: Tensor, codebook: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:
         ctx.save_for_backward(indices)
-        settle(latent, codebook, indices)
-        return latent, latent.new_empty(())
+        write_codewords(master, codebook, indices)
+        return master, master.new_empty(())
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor, companion: Tensor) -> tuple[Tensor, None, None]:
         (indices,) = ctx.saved_tensors
         gradient = own(gradient, companion)
-        only_free(gradient, indices)
+        zero_where_assigned(gradient, indices)
         return gradient, None, None
 
 
 class _StraightThrough(Function):
     @staticmethod
-    def forward(ctx: Any, latent: Tensor, values: Tensor, indices: Tensor | None, units: Units) -> Tensor:
+    def forward(ctx: Any, master: Tensor, values: Tensor, indices: Tensor | None, units: CodebookScale) -> Tensor:
         codebook, ctx.order = units.codebook(values)
         codebook = codebook.view(-1)
-        ctx.units, ctx.codewords, ctx.dtype = units, len(codebook), latent.dtype
+        ctx.units, ctx.codewords, ctx.dtype = units, len(codebook), master.dtype
         # A large part of a step's memory: indices wait here for the backward pass, in a byte each where they fit.
         dtype = torch.uint8 if len(codebook) <= 256 else torch.int32
         if indices is None:
-            kept = workspace(latent.shape, dtype, latent.device)
-            weights = workspace(latent.shape, codebook.dtype, latent.device)
-            Hash(codebook)(latent, kept, weights)
+            kept = workspace(master.shape, dtype, master.device)
+            weights = workspace(master.shape, codebook.dtype, master.device)
+            NearestCodeword(codebook)(master, kept, weights)
         else:
-            kept, weights = indices.to(dtype), gather(codebook, indices)
+            kept, weights = indices.to(dtype), gather_codewords(codebook, indices)
         ctx.save_for_backward(kept)
         return weights
 
@@ -223,24 +233,24 @@ class _StraightThrough(Function):
         return gradient.to(ctx.dtype), to_values, None, None
 
 
-def fixed(latent: Tensor, codebook: Tensor, indices: Tensor) -> Tensor:
-    """Give ``codebook[indices]``, and the latent weight where the index is -1: it alone has a gradient.
+def frozen_lookup(master: Tensor, codebook: Tensor, indices: Tensor) -> Tensor:
+    """Give ``codebook[indices]``, and the master weight where the index is -1: it alone has a gradient.
 
-    The latent tensor itself takes these values, and its memory is what is given: nothing is copied. Whoever wants to
-    keep the weights has to clone them, before an optimiser's step changes the latent tensor.
+    The master weight itself takes these values, and its memory is what is given: nothing is copied. Whoever wants to
+    keep the weights has to clone them, before an optimiser's step changes the master weight.
 
     Args:
-        latent: float, the trained dense weights; written to where the index is not -1.
+        master: float, the trained dense weights; written to where the index is not -1.
         codebook: float32[K], without gradient.
-        indices: int of the shape of ``latent``.
+        indices: int of the shape of ``master``.
 
     Example:
-        >>> latent = torch.tensor([0.4, 0.9], requires_grad=True)
-        >>> fixed(latent, torch.tensor([0.0, 1.0]), torch.tensor([-1, 1], dtype=torch.int32)).sum().backward()
-        >>> latent.grad.tolist()
+        >>> master = torch.tensor([0.4, 0.9], requires_grad=True)
+        >>> frozen_lookup(master, torch.tensor([0.0, 1.0]), torch.tensor([-1, 1], dtype=torch.int32)).sum().backward()
+        >>> master.grad.tolist()
         [1.0, 0.0]
     """
-    result: Tensor = _Fixed.apply(latent, codebook, indices)[0]
+    result: Tensor = _FrozenLookup.apply(master, codebook, indices)[0]
     return result
 
 
@@ -264,23 +274,23 @@ def lookup(codebook: Tensor, indices: Tensor) -> Tensor:
 
 
 def straight_through(
-    latent: Tensor, values: Tensor, indices: Tensor | None = None, units: Units | None = None
+    master: Tensor, values: Tensor, indices: Tensor | None = None, units: CodebookScale | None = None
 ) -> Tensor:
-    """Give ``codebook[indices]`` while the gradient passes to the latent weights unchanged, and to the codebook.
+    """Give ``codebook[indices]`` while the gradient passes to the master weights unchanged, and to the codebook.
 
     Args:
-        latent: float, the trained dense weights.
+        master: float, the trained dense weights.
         values: float32[K], the codebook as a group keeps it.
-        indices: int of the shape of ``latent``; None: the nearest codewords, in a codebook that ascends.
+        indices: int of the shape of ``master``; None: the nearest codewords, in a codebook that ascends.
         units: how the codebook comes from ``values``; None: it is them.
 
     Example:
-        >>> latent = torch.tensor([0.4, 0.9], requires_grad=True)
-        >>> straight_through(latent, torch.tensor([0.0, 1.0]), torch.tensor([0, 1], dtype=torch.int32)).tolist()
+        >>> master = torch.tensor([0.4, 0.9], requires_grad=True)
+        >>> straight_through(master, torch.tensor([0.0, 1.0]), torch.tensor([0, 1], dtype=torch.int32)).tolist()
         [0.0, 1.0]
 
     Reference: Bengio, Leonard, Courville, "Estimating or Propagating Gradients Through Stochastic Neurons", 2013.
     """
     # All in one: each function that autograd calls for each layer costs a step of a deep model about one percent.
-    weights: Tensor = _StraightThrough.apply(latent, values, indices, units or Units())
+    weights: Tensor = _StraightThrough.apply(master, values, indices, units or CodebookScale())
     return weights

@@ -13,20 +13,20 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from compressor.formats.jit.cache import available, compiled
-from compressor.ops.parallel import Along, Argument, blocks, on_processor, parts, side_by_side
+from compressor.formats.jit.cache import available, compiled_kernel
+from compressor.ops.parallel import Argument, Sliced, cache_chunks, on_processor, parallel_for, thread_slices
 
 if TYPE_CHECKING:
     from compressor.formats.jit.builder import Code
     from compressor.formats.jit.values import Array, Real, Variable
 
-__all__ = ["Hash", "bounds_between", "nearest", "nearest_by_row", "search_table", "write_search"]
+__all__ = ["NearestCodeword", "bounds_between", "nearest", "nearest_by_row", "search_table", "write_search"]
 
 CELLS = 4096
-FEW = 16  # codewords, with which a weight is compared one after the other
+FEW_CODEWORDS = 16  # codewords, with which a weight is compared one after the other
 
 
-class Hash:
+class NearestCodeword:
     """Finds nearest codewords; a tie goes to the lower one.
 
     Where codewords are few, a weight is compared with all bounds between them, several weights at a time. Else the
@@ -38,7 +38,7 @@ class Hash:
 
     Example:
         >>> indices, values = torch.empty(3, dtype=torch.uint8), torch.empty(3)
-        >>> Hash(torch.tensor([-1.0, 0.0, 1.0]))(torch.tensor([-0.9, 0.5, 0.6]), indices, values)
+        >>> NearestCodeword(torch.tensor([-1.0, 0.0, 1.0]))(torch.tensor([-0.9, 0.5, 0.6]), indices, values)
         >>> indices.tolist(), values.tolist()
         ([0, 1, 2], [-1.0, 0.0, 1.0])
     """
@@ -48,7 +48,7 @@ class Hash:
         self._tables: tuple[Tensor, ...] = ()
         if not on_processor(codebook) or not available():
             return
-        if len(codebook) <= FEW:
+        if len(codebook) <= FEW_CODEWORDS:
             # lengthened to 4, 8 or 16, so that there is less to compile; no weight is nearer to infinity
             more = max(4, 1 << (len(codebook) - 1).bit_length()) - len(codebook)
             self._tables = (functional.pad(self._codebook, (0, more), value=torch.inf) if more else self._codebook,)
@@ -66,16 +66,20 @@ class Hash:
         weights = weights.contiguous()
         if self._tables and on_processor(weights):
             item, codewords = 8 * indices.element_size(), len(self._tables[-1])
-            few = codewords <= FEW
-            native = compiled(_write_few, item, codewords, vectorise=True) if few else compiled(_write_hash, item)
+            few = codewords <= FEW_CODEWORDS
+            native = (
+                compiled_kernel(_write_nearest_of_few, item, codewords, vectorise=True)
+                if few
+                else compiled_kernel(_write_nearest, item)
+            )
             assert native is not None
-            arguments: list[Argument] = [Along(weights), *self._tables, Along(indices), Along(values)]
-            side_by_side(native, parts(weights.numel()), arguments)
+            arguments: list[Argument] = [Sliced(weights), *self._tables, Sliced(indices), Sliced(values)]
+            parallel_for(native, thread_slices(weights.numel()), arguments)
             return
         weights, indices, values = weights.view(-1), indices.view(-1), values.view(-1)
         bounds = bounds_between(self._codebook)
         common = torch.promote_types(weights.dtype, bounds.dtype)
-        for block in blocks(weights):
+        for block in cache_chunks(weights):
             found = torch.bucketize(weights[block].to(common), bounds.to(common), out_int32=True)
             torch.index_select(self._codebook, 0, found, out=values[block])
             indices[block] = found
@@ -97,8 +101,11 @@ def nearest(weights: Tensor, codebook: Tensor) -> Tensor:
     """
     flat = weights.reshape(-1)
     indices = torch.empty(weights.shape, dtype=torch.int32, device=weights.device)
-    find, values = Hash(codebook), torch.empty_like(flat[next(blocks(flat), slice(0))], dtype=codebook.dtype)
-    for block in blocks(flat):
+    find, values = (
+        NearestCodeword(codebook),
+        torch.empty_like(flat[next(cache_chunks(flat), slice(0))], dtype=codebook.dtype),
+    )
+    for block in cache_chunks(flat):
         found = indices.view(-1)[block]
         find(flat[block], found, values[: len(found)])
     return indices
@@ -133,7 +140,7 @@ def bounds_between(codebook: Tensor) -> Tensor:
     return (exact[1:] + exact[:-1]) / 2
 
 
-def _write_few(code: Code, item: int, codewords: int) -> None:
+def _write_nearest_of_few(code: Code, item: int, codewords: int) -> None:
     """Write the hash as a comparison with every bound, of many weights at a time."""
     weights, codebook, indices, values = code.array(0, 32), code.array(1, 32), code.array(2, item), code.array(3, 32)
     count, place = code.number(4), code.variable(0)
@@ -157,7 +164,7 @@ def search_table(bounds: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     Args:
         bounds: float32[n], ascending, at least one, on the processor.
     """
-    native = compiled(_write_cells, 32)
+    native = compiled_kernel(_write_cells, 32)
     assert native is not None
     ends = torch.cat([bounds, bounds.new_full((1,), torch.inf)])
     per_unit = CELLS / (bounds[-1] - bounds[0]).abs()  # zeros of both signs are apart by -0.0: it has to be +infinity
@@ -181,7 +188,7 @@ def _write_cells(code: Code, item: int) -> None:
     code.give(0)
 
 
-def _write_hash(code: Code, item: int) -> None:
+def _write_nearest(code: Code, item: int) -> None:
     weights, bounds, cut, below, codebook = (code.array(position, 32) for position in range(5))
     indices, values, count = code.array(5, item), code.array(6, 32), code.number(7)
     place, index = code.variable(0), code.variable(0)
@@ -194,7 +201,7 @@ def _write_hash(code: Code, item: int) -> None:
 
 
 def write_search(code: Code, index: Variable, weight: Real, table: tuple[Array, Array, Array]) -> None:
-    """Set ``index`` to the position of the codeword nearest to ``weight``, by the table of a ``Hash``."""
+    """Set ``index`` to the position of the codeword nearest to ``weight``, by the table of a ``NearestCodeword``."""
     bounds, cut, below = table
     # Rounding is monotone and the same for bounds and weights, so a bound in a lower cell is below the weight.
     least = below[((weight - cut.real(0)) * cut.real(1)).whole(CELLS - 1)]

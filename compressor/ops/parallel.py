@@ -19,45 +19,45 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from compressor.formats.jit.cache import ARGUMENTS, compiled
+from compressor.formats.jit.cache import ARGUMENTS, compiled_kernel
 
 if TYPE_CHECKING:
     from compressor.formats.jit.builder import Code, MachineCode
 
-__all__ = ["BLOCK", "Along", "Argument", "blocks", "on_processor", "parts", "side_by_side"]
+__all__ = ["CHUNK", "Argument", "Sliced", "cache_chunks", "on_processor", "parallel_for", "thread_slices"]
 
-BLOCK = 1 << 15  # weights handled at a time, so that temporaries stay in cache
-BLOCK_ELSEWHERE = 1 << 20  # than on a processor: there the launch of an operator costs more than what it does to fewer
-FEWEST = 1 << 15  # weights worth a thread: it takes 20 microseconds to have it begin
+CHUNK = 1 << 15  # weights handled at a time, so that temporaries stay in cache
+CHUNK_ELSEWHERE = 1 << 20  # than on a processor: there the launch of an operator costs more than what it does to fewer
+LEAST_WEIGHTS_A_THREAD = 1 << 15  # weights worth a thread: it takes 20 microseconds to have it begin
 
 
-class Along(NamedTuple):
+class Sliced(NamedTuple):
     """A contiguous tensor with an item for each weight: each part gets the address of its own."""
 
     tensor: Tensor
 
 
-Argument = Tensor | Along | Sequence[int]
+Argument = Tensor | Sliced | Sequence[int]
 """The same for all parts; from each part's place on; one for each part."""
 
 
-def parts(count: int) -> list[slice]:
+def thread_slices(count: int) -> list[slice]:
     """Cut so many weights into parts, one for each thread; fewer, where they would be small.
 
     Example:
-        >>> parts(5)
+        >>> thread_slices(5)
         [slice(0, 5, None)]
     """
-    threads = min(torch.get_num_threads(), count // FEWEST)
+    threads = min(torch.get_num_threads(), count // LEAST_WEIGHTS_A_THREAD)
     if threads < 2:
         return [slice(0, count)]
     cuts = [count * number // threads // 64 * 64 for number in range(threads)]  # two share a cache line at most
     return [slice(start, end) for start, end in itertools.pairwise([*cuts, count])]
 
 
-def blocks(weights: Tensor) -> Iterator[slice]:
+def cache_chunks(weights: Tensor) -> Iterator[slice]:
     """Cut a tensor of one dimension into runs, the first of them the longest."""
-    block = BLOCK if weights.device.type == "cpu" else BLOCK_ELSEWHERE
+    block = CHUNK if weights.device.type == "cpu" else CHUNK_ELSEWHERE
     return (slice(start, start + block) for start in range(0, weights.numel(), block))
 
 
@@ -66,7 +66,7 @@ def on_processor(numbers: Tensor) -> bool:
     return numbers.dtype == torch.float32 and numbers.device.type == "cpu"
 
 
-def side_by_side(function: MachineCode, cuts: Sequence[slice], arguments: Sequence[Argument]) -> list[int]:
+def parallel_for(function: MachineCode, cuts: Sequence[slice], arguments: Sequence[Argument]) -> list[int]:
     """Call a function for each part of the weights, all at once; give what it gives.
 
     Args:
@@ -94,7 +94,7 @@ def side_by_side(function: MachineCode, cuts: Sequence[slice], arguments: Sequen
 
 
 def _column(argument: Argument, cuts: Sequence[slice]) -> Sequence[int]:
-    if isinstance(argument, Along):
+    if isinstance(argument, Sliced):
         start, size = argument.tensor.data_ptr(), argument.tensor.element_size()
         return [start + cut.start * size for cut in cuts]
     return [argument.data_ptr()] * len(cuts) if isinstance(argument, Tensor) else argument
@@ -121,7 +121,7 @@ def _openmp() -> _OpenMP | None:
         return None
     start, asked = library.GOMP_parallel, (library.omp_get_thread_num, library.omp_get_num_threads)
     start.argtypes, start.restype = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint], None
-    code = compiled(_write_each, ARGUMENTS + 1)
+    code = compiled_kernel(_write_each, ARGUMENTS + 1)
     assert code is not None
     return _OpenMP(start, [ctypes.cast(function, ctypes.c_void_p).value or 0 for function in asked], code.address, code)
 

@@ -16,86 +16,86 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-__all__ = ["soft_gradient", "soft_hash"]
+__all__ = ["soft_assignment", "soft_gradient"]
 
 ENTRIES = 1 << 20  # of p held at a time
 
 
-def soft_hash(latent: Tensor, codebook: Tensor, temperature: float, entries: int = ENTRIES) -> Tensor:
+def soft_assignment(master: Tensor, codebook: Tensor, temperature: float, entries: int = ENTRIES) -> Tensor:
     """Give the soft hash of each weight.
 
     Args:
-        latent: float, any shape.
+        master: float, any shape.
         codebook: float[K], any order.
         temperature: tau, in the squared units of the weights. Half the squared spacing of the codewords makes the hash
             nearly the identity; towards 0 it becomes the nearest codeword.
         entries: of the N x K matrix, computed at a time.
 
     Example:
-        >>> soft = soft_hash(torch.tensor([0.0, 0.5, 1.0]), torch.tensor([0.0, 1.0]), temperature=0.5)
+        >>> soft = soft_assignment(torch.tensor([0.0, 0.5, 1.0]), torch.tensor([0.0, 1.0]), temperature=0.5)
         >>> [round(weight, 3) for weight in soft.tolist()]
         [0.119, 0.5, 0.881]
 
     Reference: Cho, Alizadeh-Vahid, Adya, Rastegari, "DKM", ICLR 2022, without its iterations: here the codebook is
     learnt from the loss.
     """
-    result: Tensor = _SoftHash.apply(latent, codebook, None, temperature, entries)
+    result: Tensor = _SoftAssignment.apply(master, codebook, None, temperature, entries)
     return result
 
 
-def soft_gradient(latent: Tensor, codebook: Tensor, indices: Tensor, temperature: float) -> Tensor:
+def soft_gradient(master: Tensor, codebook: Tensor, indices: Tensor, temperature: float) -> Tensor:
     """Give ``codebook[indices]``, with the gradients of the soft hash.
 
     Args:
-        indices: int of the shape of ``latent``.
-        latent, codebook, temperature: as in ``soft_hash``.
+        indices: int of the shape of ``master``.
+        master, codebook, temperature: as in ``soft_hash``.
 
     Example:
-        >>> latent = torch.tensor([0.4, 0.9], requires_grad=True)
+        >>> master = torch.tensor([0.4, 0.9], requires_grad=True)
         >>> codebook, indices = torch.tensor([0.0, 1.0]), torch.tensor([0, 1], dtype=torch.int32)
-        >>> soft_gradient(latent, codebook, indices, temperature=0.5).tolist()
+        >>> soft_gradient(master, codebook, indices, temperature=0.5).tolist()
         [0.0, 1.0]
     """
-    result: Tensor = _SoftHash.apply(latent, codebook, indices, temperature, ENTRIES)
+    result: Tensor = _SoftAssignment.apply(master, codebook, indices, temperature, ENTRIES)
     return result
 
 
-class _SoftHash(Function):
+class _SoftAssignment(Function):
     @staticmethod
     def forward(
-        ctx: Any, latent: Tensor, codebook: Tensor, indices: Tensor | None, temperature: float, entries: int
+        ctx: Any, master: Tensor, codebook: Tensor, indices: Tensor | None, temperature: float, entries: int
     ) -> Tensor:
-        ctx.save_for_backward(latent, codebook)
+        ctx.save_for_backward(master, codebook)
         ctx.temperature, ctx.entries = temperature, entries
         if indices is not None:
             return codebook.index_select(0, indices.reshape(-1).int()).view(indices.shape)
-        hashed = torch.empty_like(latent, dtype=codebook.dtype, memory_format=torch.contiguous_format)
-        for block, shares in _blocks(latent, codebook, temperature, entries):
+        hashed = torch.empty_like(master, dtype=codebook.dtype, memory_format=torch.contiguous_format)
+        for block, shares in _blocks(master, codebook, temperature, entries):
             hashed.view(-1)[block] = shares @ codebook
         return hashed
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
-        latent, codebook = ctx.saved_tensors
-        to_latent = torch.empty_like(latent, memory_format=torch.contiguous_format)
+        master, codebook = ctx.saved_tensors
+        to_latent = torch.empty_like(master, memory_format=torch.contiguous_format)
         to_codebook = torch.zeros_like(codebook)
-        flat, weights = gradient.reshape(-1), latent.reshape(-1).to(codebook.dtype)
+        flat, weights = gradient.reshape(-1), master.reshape(-1).to(codebook.dtype)
         twice = 2 / ctx.temperature
-        for block, shares in _blocks(latent, codebook, ctx.temperature, ctx.entries):
+        for block, shares in _blocks(master, codebook, ctx.temperature, ctx.entries):
             mean = shares @ codebook
             # dw~/dw = 2 Var(c) / tau, the variance under the weight's own shares
             variance = (shares * (codebook - mean[:, None]).square()).sum(1)
-            to_latent.view(-1)[block] = (flat[block] * twice * variance).to(latent.dtype)
+            to_latent.view(-1)[block] = (flat[block] * twice * variance).to(master.dtype)
             # dw~/dc_k = p_k (1 + 2 (w - c_k) (c_k - w~) / tau)
             slopes = 1 + twice * (weights[block][:, None] - codebook) * (codebook - mean[:, None])
             to_codebook += flat[block] @ (shares * slopes)
         return to_latent, to_codebook, None, None, None
 
 
-def _blocks(latent: Tensor, codebook: Tensor, temperature: float, entries: int) -> Iterator[tuple[slice, Tensor]]:
+def _blocks(master: Tensor, codebook: Tensor, temperature: float, entries: int) -> Iterator[tuple[slice, Tensor]]:
     """Give the shares p of all codewords in each weight, a block of weights at a time, float[n, K]."""
-    weights = latent.reshape(-1).to(codebook.dtype)
+    weights = master.reshape(-1).to(codebook.dtype)
     size = max(1, entries // len(codebook))
     for start in range(0, weights.numel(), size):
         block = slice(start, start + size)

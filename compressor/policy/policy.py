@@ -16,7 +16,7 @@ from compressor.sharing.registry import make_scheme, scheme_settings
 from compressor.sharing.scheme import Scheme
 from compressor.sharing.sites import Site, find_tensors
 
-__all__ = ["Fate", "Policy", "Rule"]
+__all__ = ["Policy", "Rule", "TensorPlan"]
 
 
 @dataclass(frozen=True, init=False)
@@ -93,7 +93,7 @@ class Rule:
 
 
 @dataclass(frozen=True)
-class Fate:
+class TensorPlan:
     """What becomes of one tensor: the scheme that shares it, or why it is left alone; and by which rule."""
 
     site: Site
@@ -130,26 +130,26 @@ class Policy:
             spelt.append(Rule(rule.match, scheme.id, types=rule.types, **said) if scheme else rule)
         return tuple(spelt)
 
-    def plan(self, model: nn.Module) -> list[Fate]:
+    def plan(self, model: nn.Module) -> list[TensorPlan]:
         """Give the fate of every tensor that is shared by default or named by a rule, in state-dict order.
 
         Raises PolicyError where a rule matches nothing, or nothing at all is shared.
         """
         tensors = find_tensors(model)
-        fates = [fate for site in tensors if (fate := self._fate(site)) is not None]
-        if fates:
+        plans = [plan for site in tensors if (plan := self._plan_tensor(site)) is not None]
+        if plans:
             self._all_rules_match(tensors)
-        if not any(fate.scheme for fate in fates):
-            raise PolicyError(_nothing_shared(fates))
-        return fates
+        if not any(plan.scheme for plan in plans):
+            raise PolicyError(_nothing_shared(plans))
+        return plans
 
-    def _fate(self, site: Site) -> Fate | None:
+    def _plan_tensor(self, site: Site) -> TensorPlan | None:
         for number, (rule, scheme) in enumerate(zip(self.given, self.schemes, strict=True)):
             if rule.matches(site):
                 if scheme is None:
-                    return Fate(site, number, None, f"ignored by rule {number + 1} ({rule.match})")
-                return Fate(site, number, *_worth_sharing(site, scheme), self.prunings[number])
-        return Fate(site, None, None, "no rule matches it") if site.default else None
+                    return TensorPlan(site, number, None, f"ignored by rule {number + 1} ({rule.match})")
+                return TensorPlan(site, number, *_worth_sharing(site, scheme), self.prunings[number])
+        return TensorPlan(site, None, None, "no rule matches it") if site.default else None
 
     def _all_rules_match(self, tensors: Sequence[Site]) -> None:
         for number, rule in enumerate(self.given, 1):
@@ -202,7 +202,7 @@ def _worth_sharing(site: Site, scheme: Scheme) -> tuple[Scheme | None, str]:
     return scheme, ""
 
 
-def _nothing_shared(fates: Sequence[Fate]) -> str:
-    if not fates:
+def _nothing_shared(plans: Sequence[TensorPlan]) -> str:
+    if not plans:
         return "nothing to share: no Linear, Conv, Embedding or attention weights, and no rule names other tensors"
-    return f"nothing to share: all {len(fates)} tensors are left alone; {fates[0].site.name}: {fates[0].reason}"
+    return f"nothing to share: all {len(plans)} tensors are left alone; {plans[0].site.name}: {plans[0].reason}"

@@ -9,7 +9,7 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from compressor.formats.errors import PolicyError
-from compressor.sharing.export import Shared
+from compressor.sharing.export import SharedTensors
 from compressor.sharing.group_state import GroupState
 from compressor.sharing.registry import register
 from compressor.sharing.scheme import Scheme
@@ -42,12 +42,12 @@ class Dense(Scheme):
         """Do nothing."""
         del group, importance
 
-    def weight(self, group: GroupState, site: Site, latent: Tensor) -> Tensor:
-        """Give the latent weights."""
+    def weight(self, group: GroupState, site: Site, master: Tensor) -> Tensor:
+        """Give the master weights."""
         del group, site
-        return latent
+        return master
 
-    def share(self, group: GroupState) -> Shared:
+    def export(self, group: GroupState) -> SharedTensors:
         """Share nothing."""
         del group
-        return Shared((), {})
+        return SharedTensors((), {})

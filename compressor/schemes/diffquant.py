@@ -16,7 +16,7 @@ from torch import Tensor
 from compressor.clustering.kmeans1d import spread
 from compressor.ops.gather_scatter import lookup
 from compressor.ops.nearest import nearest
-from compressor.sharing.export import Shared, share_scalars
+from compressor.sharing.export import SharedTensors, export_scalars
 from compressor.sharing.group_state import GroupState
 from compressor.sharing.registry import register
 from compressor.sharing.scheme import Scheme
@@ -92,21 +92,21 @@ class DiffQuant(Scheme):
         norms = [float(importance[site].double().sum().sqrt()) for site in group.sites]
         return redistributed(self.codewords, norms)
 
-    def weight(self, group: GroupState, site: Site, latent: Tensor) -> Tensor:
+    def weight(self, group: GroupState, site: Site, master: Tensor) -> Tensor:
         """Give the point that is nearest to each weight now; the gradient is the points' alone."""
         points = _points(group, site)
-        return lookup(points, nearest(latent.detach().float(), points.detach()))
+        return lookup(points, nearest(master.detach().float(), points.detach()))
 
-    def share(self, group: GroupState) -> Shared:
+    def export(self, group: GroupState) -> SharedTensors:
         """Give the points and each weight's nearest."""
         shared = []
         for site in group.sites:
             points = _points(group, site).detach()
-            found = nearest(group.latent(site).detach().float(), points)
-            shared.append(share_scalars(group, points, {site: found}))
+            found = nearest(group.master_weight(site).detach().float(), points)
+            shared.append(export_scalars(group, points, {site: found}))
         books = tuple(book for one in shared for book in one.books)
         tensors = {name: replace(t, book=n) for n, one in enumerate(shared) for name, t in one.tensors.items()}
-        return Shared(books, tensors)
+        return SharedTensors(books, tensors)
 
 
 def redistributed(codewords: int, norms: Sequence[float]) -> list[int]:

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from compressor.formats.content import Grid, SharedTensor, index_dtype
-from compressor.sharing.export import DTYPE_NAMES, Shared
+from compressor.sharing.export import DTYPE_NAMES, SharedTensors
 from compressor.sharing.group_state import GroupState
 from compressor.sharing.registry import register
 from compressor.sharing.scheme import Scheme
@@ -72,16 +72,16 @@ class Fixed(Scheme):
         group.register_buffer("steps", torch.zeros((), dtype=torch.int64))
         group.register_buffer("settled", torch.zeros((), dtype=torch.bool))
 
-    def weight(self, group: GroupState, site: Site, latent: Tensor) -> Tensor:
-        """Round the latent weights; at random where a network in training has a master copy of them."""
+    def weight(self, group: GroupState, site: Site, master: Tensor) -> Tensor:
+        """Round the master weights; at random where a network in training has a master copy of them."""
         # The paper rounds at random after updates only. With a master copy the forward pass does: so it is to nearest
         # in evaluation and from the last step on, that what is evaluated is what is stored.
         drawn = self.master_copy and group.training and not bool(group.get_buffer("settled"))
-        rounded = _rounded(group, site, latent, self, drawn)
-        result: Tensor = _StraightThrough.apply(latent, rounded)
+        rounded = _rounded(group, site, master, self, drawn)
+        result: Tensor = _StraightThrough.apply(master, rounded)
         return result
 
-    def advance(self, group: GroupState, progress: float) -> float | None:
+    def on_step(self, group: GroupState, progress: float) -> float | None:
         """Draw anew; without a master copy, round the weights that the optimiser has moved."""
         if progress == 0:
             group.get_buffer("seed").fill_(_seed())
@@ -90,21 +90,21 @@ class Fixed(Scheme):
         if not self.master_copy:
             for site in group.sites:
                 # The optimiser's own state stays in floating point; the paper has plain gradient descent.
-                latent = group.latent(site)
-                latent.copy_(_rounded(group, site, latent, self, drawn=progress > 0))
+                master = group.master_weight(site)
+                master.copy_(_rounded(group, site, master, self, drawn=progress > 0))
         return None
 
-    def share(self, group: GroupState) -> Shared:
+    def export(self, group: GroupState) -> SharedTensors:
         """Give a grid for each tensor: three numbers."""
         books: list[Grid] = []
         tensors: dict[str, SharedTensor] = {}
         for site in group.sites:
-            latent, point = group.latent(site).detach(), _point(group, site, self)
-            steps = _to_nearest(latent.float(), point).masked_fill(group.pruned(site), 0) - point.least
+            master, point = group.master_weight(site).detach(), _point(group, site, self)
+            steps = _to_nearest(master.float(), point).masked_fill(group.pruned(site), 0) - point.least
             indices = steps.cpu().numpy().reshape(-1).astype(index_dtype(point.count))
-            tensors[site.name] = SharedTensor(tuple(latent.shape), len(books), indices, DTYPE_NAMES[latent.dtype])
+            tensors[site.name] = SharedTensor(tuple(master.shape), len(books), indices, DTYPE_NAMES[master.dtype])
             books.append(Grid(point.least * point.step, point.step, point.count))
-        return Shared(tuple(books), tensors)
+        return SharedTensors(tuple(books), tensors)
 
 
 @plain_dataclass(frozen=True)
@@ -125,8 +125,8 @@ class _StraightThrough(Function):
     """Give the second in place of the first, and the gradient to the first; beyond the ends of the grid too."""
 
     @staticmethod
-    def forward(ctx: Any, latent: Tensor, rounded: Tensor) -> Tensor:
-        ctx.dtype = latent.dtype
+    def forward(ctx: Any, master: Tensor, rounded: Tensor) -> Tensor:
+        ctx.dtype = master.dtype
         return rounded.view_as(rounded)
 
     @staticmethod
@@ -154,21 +154,21 @@ def round_stochastic(scaled: Tensor, uniform: Tensor) -> Tensor:
     return below + (uniform < scaled - below)
 
 
-def _rounded(group: GroupState, site: Site, latent: Tensor, scheme: Fixed, drawn: bool) -> Tensor:
+def _rounded(group: GroupState, site: Site, master: Tensor, scheme: Fixed, drawn: bool) -> Tensor:
     """Round a site's weights, at random if ``drawn`` and the scheme says so: float32 of its shape."""
-    latent, point = latent.detach().float(), _point(group, site, scheme)
+    master, point = master.detach().float(), _point(group, site, scheme)
     if not drawn or scheme.rounding == "nearest":
-        return _to_nearest(latent, point) * point.step
+        return _to_nearest(master, point) * point.step
     # One draw for each step and tensor, and the same on all devices; torch takes 32 bits of a seed.
     seed, steps = int(group.get_buffer("seed")), int(group.get_buffer("steps"))
     drawn_from = zlib.crc32(f"{seed} {steps} {site.name}".encode())
-    uniform = torch.rand(latent.shape, generator=torch.Generator().manual_seed(drawn_from)).to(latent.device)
-    return round_stochastic(latent / point.step, uniform).clamp_(point.least, point.most) * point.step
+    uniform = torch.rand(master.shape, generator=torch.Generator().manual_seed(drawn_from)).to(master.device)
+    return round_stochastic(master / point.step, uniform).clamp_(point.least, point.most) * point.step
 
 
-def _to_nearest(latent: Tensor, point: Point) -> Tensor:
+def _to_nearest(master: Tensor, point: Point) -> Tensor:
     """Give the number of steps of each weight: whole float32."""
-    return round_nearest(latent / point.step).clamp_(point.least, point.most)
+    return round_nearest(master / point.step).clamp_(point.least, point.most)
 
 
 def _seed() -> int:
@@ -187,6 +187,6 @@ def _fraction_bits(group: GroupState, site: Site, scheme: Fixed) -> int:
 def _point(group: GroupState, site: Site, scheme: Fixed) -> Point:
     step = 2.0 ** -int(group.get_buffer("fraction_bits")[group.sites.index(site)])
     half = 1 << (scheme.bits - 1)
-    most = torch.finfo(group.latent(site).dtype).max  # what is beyond would be stored as infinity
+    most = torch.finfo(group.master_weight(site).dtype).max  # what is beyond would be stored as infinity
     finite = int(min(most / step, half))
     return Point(step, -finite, min(finite, half - 1))

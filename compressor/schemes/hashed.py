@@ -18,7 +18,7 @@ from compressor.formats.dtypes import round_to
 from compressor.formats.errors import PolicyError
 from compressor.formats.inference.virtual_weight import mirrored
 from compressor.ops.gather_scatter import lookup
-from compressor.sharing.export import DTYPE_NAMES, Shared, share_scalars
+from compressor.sharing.export import DTYPE_NAMES, SharedTensors, export_scalars
 from compressor.sharing.group_state import GroupState
 from compressor.sharing.registry import register
 from compressor.sharing.scheme import Scheme
@@ -31,7 +31,7 @@ MOST_VALUES = codec_class(CODEC).max_codewords // 2 - 1  # each with either sign
 
 @register
 @dataclass(frozen=True)
-class Hashed(Scheme):
+class HashedNets(Scheme):
     """Share values at random: weight ``i`` is ``xi(i) v[h(i)]``, with index ``h`` and sign ``xi`` from a hash.
 
     Of a tensor of N weights, ``K = ceil(N / compression)`` real values are stored, and the seed: no indices, for the
@@ -102,19 +102,19 @@ class Hashed(Scheme):
             start = sums / counts.clamp(min=TINY)
         group.set_codebook(start, learnt=True)
 
-    def weight(self, group: GroupState, site: Site, latent: Tensor) -> Tensor:
-        """Look the values up; the latent weights no longer matter."""
-        del latent
+    def weight(self, group: GroupState, site: Site, master: Tensor) -> Tensor:
+        """Look the values up; the master weights no longer matter."""
+        del master
         return lookup(mirrored(group.codebook()), group.indices(site))
 
-    def share(self, group: GroupState) -> Shared:
+    def export(self, group: GroupState) -> SharedTensors:
         """Give values and seed; where weights are pruned, which no hash can say, indices are stored like any others."""
         values = group.codebook().detach()
         if group.has_zeros:
-            return share_scalars(group, mirrored(values), {site: group.indices(site) for site in group.sites})
-        dtype = DTYPE_NAMES[group.latent(group.sites[0]).dtype]
+            return export_scalars(group, mirrored(values), {site: group.indices(site) for site in group.sites})
+        dtype = DTYPE_NAMES[group.master_weight(group.sites[0]).dtype]
         book = Table(round_to(values.cpu().numpy(), dtype).reshape(1, -1, 1), dtype, mirrored=True)
-        return Shared((book,), {site.name: self._shared(group, site, book) for site in group.sites})
+        return SharedTensors((book,), {site.name: self._shared(group, site, book) for site in group.sites})
 
     def _shared(self, group: GroupState, site: Site, book: Table) -> SharedTensor:
         source, codewords = group.generated(site, self.generator()), book.shape[1]
@@ -135,7 +135,7 @@ def _signed_sums(
     totals = torch.zeros(2, 2 * values, dtype=torch.float64, device=device)
     energy = torch.zeros((), dtype=torch.float64, device=device)
     for site in group.sites:
-        source, weights = group.generated(site, codec), group.latent(site).detach().reshape(-1)
+        source, weights = group.generated(site, codec), group.master_weight(site).detach().reshape(-1)
         if not group.virtual:
             group.set_indices(
                 site, torch.empty(source.shape, dtype=torch.int32, device=device), 2 * values, saved=False

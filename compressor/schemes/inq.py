@@ -13,8 +13,8 @@ from pydantic.dataclasses import dataclass
 from pydantic_core import PydanticCustomError
 from torch import Tensor
 
-from compressor.ops.gather_scatter import fixed
-from compressor.sharing.export import Shared, share_scalars
+from compressor.ops.gather_scatter import frozen_lookup
+from compressor.sharing.export import SharedTensors, export_scalars
 from compressor.sharing.group_state import GroupState
 from compressor.sharing.registry import register
 from compressor.sharing.scheme import Scheme
@@ -76,13 +76,13 @@ class INQ(Scheme):
         group.set_codebook(_powers_of_two(group, _powers(self.bits)), learnt=False)
         group.register_buffer("rounds", torch.zeros((), dtype=torch.int64))
         for site in group.sites:
-            group.set_indices(site, torch.full_like(group.latent(site), -1), len(group.values))
+            group.set_indices(site, torch.full_like(group.master_weight(site), -1), len(group.values))
 
-    def weight(self, group: GroupState, site: Site, latent: Tensor) -> Tensor:
-        """Give powers of two where frozen, the latent weights where free."""
-        return fixed(latent, group.codebook(), group.indices(site))
+    def weight(self, group: GroupState, site: Site, master: Tensor) -> Tensor:
+        """Give powers of two where frozen, the master weights where free."""
+        return frozen_lookup(master, group.codebook(), group.indices(site))
 
-    def advance(self, group: GroupState, progress: float) -> float | None:
+    def on_step(self, group: GroupState, progress: float) -> float | None:
         """Freeze the portions that are due; between one and the next is a round of training."""
         portions = self.portions or PORTIONS.get(self.bits, PORTIONS[5])
         rounds = max(1, len(portions) - 1)  # a single portion is frozen at once
@@ -94,9 +94,9 @@ class INQ(Scheme):
             _freeze(group, site, portions[due - 1])
         return due / rounds if due < len(portions) else None
 
-    def share(self, group: GroupState) -> Shared:
+    def export(self, group: GroupState) -> SharedTensors:
         """Give the powers of two and the indices."""
-        return share_scalars(group, group.codebook(), {site: group.indices(site) for site in group.sites})
+        return export_scalars(group, group.codebook(), {site: group.indices(site) for site in group.sites})
 
 
 def _powers(bits: int) -> int:
@@ -107,7 +107,7 @@ def _powers_of_two(group: GroupState, powers: int) -> Tensor:
     """Give zero and both signs of the powers of two up to the group's largest weight, ascending: float32[K]."""
     left = [weights for site in group.sites if len(weights := group.survivors(site))]
     mantissa, exponent = math.frexp(max((float(weights.abs().max()) for weights in left), default=0.0))
-    finite = min(math.frexp(torch.finfo(group.latent(site).dtype).max)[1] - 1 for site in group.sites)
+    finite = min(math.frexp(torch.finfo(group.master_weight(site).dtype).max)[1] - 1 for site in group.sites)
     highest = min(max(exponent - (mantissa < 0.75), LOWEST), finite)
     lowest = max(highest + 1 - powers, LOWEST)
     positive = [2.0**power for power in range(lowest, highest + 1)]
@@ -116,17 +116,17 @@ def _powers_of_two(group: GroupState, powers: int) -> Tensor:
 
 def _freeze(group: GroupState, site: Site, portion: float) -> None:
     """Freeze the largest free weights of a site, until this share of those not pruned is frozen."""
-    latent, indices = group.latent(site).detach(), group.indices(site)
+    master, indices = group.master_weight(site).detach(), group.indices(site)
     survive = ~group.pruned(site)
     free = survive & (indices < 0)
     frozen = int(survive.sum() - free.sum())
     more = max(0, round(portion * int(survive.sum())) - frozen)
     # The authors' code ranks frozen weights again, by then rounded down, and so sets some of them free. And of equal
     # weights it freezes all at once, which ties at a power of two make far too many.
-    size = latent.abs().masked_fill(~free, -1).reshape(-1)
+    size = master.abs().masked_fill(~free, -1).reshape(-1)
     chosen = torch.zeros_like(size, dtype=torch.bool)
     chosen[torch.sort(size, descending=True, stable=True).indices[:more]] = True
-    found = _quantise(latent.float(), group.codebook())
+    found = _quantise(master.float(), group.codebook())
     group.set_indices(site, torch.where(chosen.view_as(indices), found, indices), len(group.values))
 
 

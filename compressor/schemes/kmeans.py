@@ -12,7 +12,7 @@ from torch import Tensor
 from compressor.clustering.kmeans1d import Init, fit_codebook
 from compressor.ops.gather_scatter import lookup
 from compressor.ops.nearest import nearest
-from compressor.sharing.export import Shared, share_scalars
+from compressor.sharing.export import SharedTensors, export_scalars
 from compressor.sharing.group_state import GroupState
 from compressor.sharing.registry import register
 from compressor.sharing.scheme import Scheme
@@ -51,13 +51,13 @@ class KMeans(Scheme):
         codebook = fit_codebook(group, self.codewords, importance, self.init)
         group.set_codebook(codebook, learnt=True)
         for site in group.sites:
-            group.set_indices(site, nearest(group.latent(site).detach().float(), codebook), len(codebook))
+            group.set_indices(site, nearest(group.master_weight(site).detach().float(), codebook), len(codebook))
 
-    def weight(self, group: GroupState, site: Site, latent: Tensor) -> Tensor:
-        """Look the fixed indices up; the latent weights no longer matter."""
-        del latent
+    def weight(self, group: GroupState, site: Site, master: Tensor) -> Tensor:
+        """Look the fixed indices up; the master weights no longer matter."""
+        del master
         return lookup(group.codebook(), group.indices(site))
 
-    def share(self, group: GroupState) -> Shared:
+    def export(self, group: GroupState) -> SharedTensors:
         """Give the trained codebook and the indices."""
-        return share_scalars(group, group.codebook(), {site: group.indices(site) for site in group.sites})
+        return export_scalars(group, group.codebook(), {site: group.indices(site) for site in group.sites})

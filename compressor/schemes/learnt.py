@@ -15,9 +15,9 @@ from torch import Tensor
 from compressor.clustering.kmeans1d import Init, fit_codebook, fit_codebook_of_each_slice, spread
 from compressor.ops.gather_scatter import straight_through
 from compressor.ops.nearest import nearest, nearest_by_row
-from compressor.ops.parallel import blocks
+from compressor.ops.parallel import cache_chunks
 from compressor.ops.soft_assignment import soft_gradient
-from compressor.sharing.export import Shared, share_scalars, share_slices
+from compressor.sharing.export import SharedTensors, export_scalars, export_slices
 from compressor.sharing.group_state import GroupState
 from compressor.sharing.registry import register
 from compressor.sharing.scheme import Scheme
@@ -37,7 +37,7 @@ class Learnt(Scheme):
     The hash is a layer: logits ``-(w - c_k)^2``, a max over k, a lookup of ``c``; as stock operators a 1x1
     convolution, a max-pooling over channels and a deconvolution. It computes exactly what the file will hold,
     so nothing changes when training ends. Backwards, a codeword gets the gradients of its weights, and the
-    latent weight gets its own straight through.
+    master weight gets its own straight through.
 
     The soft hash of DKM (softmax instead of max) has slope ``2 Var(c) / tau``: near 1 for every weight where
     ``tau`` is half the squared spacing, and for 2 % of the weights at its customary cold 1e-4. Straight-through is
@@ -86,35 +86,37 @@ class Learnt(Scheme):
         group.register_buffer("reseeds", torch.zeros((), dtype=torch.int64))
         group.register_buffer("temperature", torch.tensor(self.soft, dtype=torch.float64))
 
-    def weight(self, group: GroupState, site: Site, latent: Tensor) -> Tensor:
-        """Hash the latent weights to their nearest codewords."""
+    def weight(self, group: GroupState, site: Site, master: Tensor) -> Tensor:
+        """Hash the master weights to their nearest codewords."""
         if self.whole_network:
             scale = group.get_buffer("scales")[group.sites.index(site)]
-            return self._hash(group, latent / scale) * scale
-        return self._hash(group, latent)
+            return self._hash(group, master / scale) * scale
+        return self._hash(group, master)
 
     def _books(self, group: GroupState) -> int:
         """Count the codebooks of a group, which lie one after the other in its values."""
-        shape = group.latent(group.sites[0]).shape
+        shape = group.master_weight(group.sites[0]).shape
         alone = self.group == "channel" and math.prod(shape[1:]) > self.codewords
         return shape[0] if alone else 1
 
-    def _hash(self, group: GroupState, latent: Tensor) -> Tensor:
-        units = group.units(self._books(group))  # ascending: training may have let codewords overtake each other
+    def _hash(self, group: GroupState, master: Tensor) -> Tensor:
+        units = group.codebook_scale(
+            self._books(group)
+        )  # ascending: training may have let codewords overtake each other
         rows, codewords = units.rows, len(group.values) // units.rows
         if not self.soft or codewords == 1:
-            several = nearest_by_row(latent.detach().float(), group.codebook(rows).detach()) if rows > 1 else None
-            return straight_through(latent, group.values, several, units)
-        pairs = zip(latent.reshape(rows, -1), group.codebook(rows), strict=True)
-        return torch.stack([self._soft(group, *pair) for pair in pairs]).view(latent.shape)
+            several = nearest_by_row(master.detach().float(), group.codebook(rows).detach()) if rows > 1 else None
+            return straight_through(master, group.values, several, units)
+        pairs = zip(master.reshape(rows, -1), group.codebook(rows), strict=True)
+        return torch.stack([self._soft(group, *pair) for pair in pairs]).view(master.shape)
 
-    def _soft(self, group: GroupState, latent: Tensor, codebook: Tensor) -> Tensor:
-        indices = nearest(latent.detach().float(), codebook.detach())
+    def _soft(self, group: GroupState, master: Tensor, codebook: Tensor) -> Tensor:
+        indices = nearest(master.detach().float(), codebook.detach())
         halved = float(codebook.detach().diff().square().mean()) / 2
         coldest = torch.finfo(torch.float32).tiny  # codewords may all have met
-        return soft_gradient(latent, codebook, indices, max(float(group.get_buffer("temperature")) * halved, coldest))
+        return soft_gradient(master, codebook, indices, max(float(group.get_buffer("temperature")) * halved, coldest))
 
-    def advance(self, group: GroupState, progress: float) -> float | None:
+    def on_step(self, group: GroupState, progress: float) -> float | None:
         """Cool; and at every tenth of a run, put codewords that no weight uses back to use."""
         group.get_buffer("temperature").fill_(self.soft * COLDEST**progress)
         due = math.floor(min(progress, LAST_RESEED) * RESEEDS)
@@ -123,16 +125,16 @@ class Learnt(Scheme):
             _reseed(group, self._books(group))
         return None
 
-    def share(self, group: GroupState) -> Shared:
+    def export(self, group: GroupState) -> SharedTensors:
         """Give the codebook and each weight's nearest codeword in it."""
         codebooks = group.codebook(self._books(group)).detach()
         if len(codebooks) > 1:
-            rows = group.latent(group.sites[0]).detach().float()
-            return share_slices(group, codebooks, nearest_by_row(rows, codebooks) % codebooks.shape[1])
+            rows = group.master_weight(group.sites[0]).detach().float()
+            return export_slices(group, codebooks, nearest_by_row(rows, codebooks) % codebooks.shape[1])
         codebook, scales = codebooks[0], _scales(group)
-        latents = {site: group.latent(site).detach() / (scales[site] if scales else 1) for site in group.sites}
-        nearest_now = {site: nearest(latent.float(), codebook) for site, latent in latents.items()}
-        return share_scalars(group, codebook, nearest_now, scales)
+        masters = {site: group.master_weight(site).detach() / (scales[site] if scales else 1) for site in group.sites}
+        nearest_now = {site: nearest(master.float(), codebook) for site, master in masters.items()}
+        return export_scalars(group, codebook, nearest_now, scales)
 
 
 def _scales(group: GroupState) -> dict[Site, float] | None:
@@ -177,10 +179,12 @@ def _clusters(group: GroupState, codebooks: Tensor) -> tuple[Tensor, Tensor, Ten
     count, first, second = torch.zeros(3, len(flat), dtype=torch.float64, device=flat.device)
     scales = _scales(group)
     for site in group.sites:
-        latent = group.latent(site).detach() / (scales[site] if scales else 1)
+        master = group.master_weight(site).detach() / (scales[site] if scales else 1)
         kept = ~group.pruned(site).reshape(-1)
-        indices, weights = nearest_by_row(latent.float(), codebooks).reshape(-1), latent.reshape(-1)
-        for block in blocks(weights):  # in double precision all of a layer would be a large part of a step's memory
+        indices, weights = nearest_by_row(master.float(), codebooks).reshape(-1), master.reshape(-1)
+        for block in cache_chunks(
+            weights
+        ):  # in double precision all of a layer would be a large part of a step's memory
             found = indices[block][kept[block]]
             offset = weights[block][kept[block]].double() - flat[found]
             count += torch.bincount(found, minlength=len(flat))

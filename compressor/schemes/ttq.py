@@ -16,8 +16,8 @@ from torch.autograd.function import once_differentiable
 from compressor.formats.errors import PolicyError
 from compressor.ops.gather_scatter import straight_through
 from compressor.ops.ownership import own
-from compressor.ops.parallel import blocks
-from compressor.sharing.export import Shared, share_scalars
+from compressor.ops.parallel import cache_chunks
+from compressor.sharing.export import SharedTensors, export_scalars
 from compressor.sharing.group_state import GroupState
 from compressor.sharing.registry import register
 from compressor.sharing.scheme import Scheme
@@ -35,7 +35,7 @@ class TTQ(Scheme):
 
     With ``D = threshold * max |w|`` the weight is ``Wp`` where ``w > D``, ``-Wn`` where ``w < -D``, else 0. Its
     gradient ``g`` goes to ``Wp`` as the sum over the first, to ``Wn`` as minus the sum over the second, and to the
-    latent weights as ``Wp g``, ``Wn g`` and, at the zeros, ``g``: weights change sides, and zeros come and go.
+    master weights as ``Wp g``, ``Wn g`` and, at the zeros, ``g``: weights change sides, and zeros come and go.
 
     Args:
         threshold: share of the largest magnitude up to which a weight is 0.
@@ -70,40 +70,40 @@ class TTQ(Scheme):
         other = known[0] if known else UNUSED * float(group.unit)
         group.set_codebook(torch.tensor([other if mean is None else mean for mean in means]), learnt=True)
 
-    def weight(self, group: GroupState, site: Site, latent: Tensor) -> Tensor:
-        """Give three values, by the side of the threshold each latent weight is on now."""
-        return ternary(latent, group.codebook(), self.codes(group, site, latent))
+    def weight(self, group: GroupState, site: Site, master: Tensor) -> Tensor:
+        """Give three values, by the side of the threshold each master weight is on now."""
+        return ternary(master, group.codebook(), self.codes(group, site, master))
 
-    def codes(self, group: GroupState, site: Site, latent: Tensor) -> Tensor:
-        """Tell which of ``-Wn``, 0 and ``Wp`` each weight is, as 0, 1 and 2: int32 of the shape of ``latent``."""
-        latent = latent.detach().float()
+    def codes(self, group: GroupState, site: Site, master: Tensor) -> Tensor:
+        """Tell which of ``-Wn``, 0 and ``Wp`` each weight is, as 0, 1 and 2: int32 of the shape of ``master``."""
+        master = master.detach().float()
         if group.has_zeros:
-            latent = latent.masked_fill(group.pruned(site), 0)
+            master = master.masked_fill(group.pruned(site), 0)
         if self.zeros:
-            return _sides(latent, 0.0).masked_fill_(_smallest(latent, math.floor(self.zeros * latent.numel())), ZERO)
-        least, most = torch.aminmax(latent)
-        return _sides(latent, self.threshold * torch.maximum(-least, most))
+            return _sides(master, 0.0).masked_fill_(_smallest(master, math.floor(self.zeros * master.numel())), ZERO)
+        least, most = torch.aminmax(master)
+        return _sides(master, self.threshold * torch.maximum(-least, most))
 
-    def advance(self, group: GroupState, progress: float) -> float | None:
+    def on_step(self, group: GroupState, progress: float) -> float | None:
         """Keep the scales from changing their signs."""
         del progress
         group.values.clamp_(min=0)  # from 0 a scale may grow again, for its gradient does not depend on it
         return None
 
-    def share(self, group: GroupState) -> Shared:
+    def export(self, group: GroupState) -> SharedTensors:
         """Give the three values and the codes."""
-        codes = {site: self.codes(group, site, group.latent(site)) for site in group.sites}
-        return share_scalars(group, _codebook(group.codebook()), codes)
+        codes = {site: self.codes(group, site, group.master_weight(site)) for site in group.sites}
+        return export_scalars(group, _codebook(group.codebook()), codes)
 
 
 class _Scaled(Function):
-    """The latent weights in float32; their gradient is multiplied by ``factors[codes]``."""
+    """The master weights in float32; their gradient is multiplied by ``factors[codes]``."""
 
     @staticmethod
-    def forward(ctx: Any, latent: Tensor, factors: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, master: Tensor, factors: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
         ctx.save_for_backward(factors, codes)
-        ctx.dtype = latent.dtype
-        return latent.float().view_as(latent), latent.new_empty(())
+        ctx.dtype = master.dtype
+        return master.float().view_as(master), master.new_empty(())
 
     @staticmethod
     @once_differentiable
@@ -111,30 +111,30 @@ class _Scaled(Function):
         factors, codes = ctx.saved_tensors
         most = torch.finfo(ctx.dtype).max  # what is infinite would become NaN in the optimiser
         scaled, flat = own(gradient, companion), codes.view(-1)
-        for block in blocks(flat):
+        for block in cache_chunks(flat):
             scaled.view(-1)[block].mul_(factors.index_select(0, flat[block].int())).clamp_(-most, most)
         return scaled.to(ctx.dtype), None, None
 
 
-def ternary(latent: Tensor, scales: Tensor, codes: Tensor) -> Tensor:
-    """Give ``-Wn``, 0 or ``Wp`` by code, with the paper's gradients of latent weights and scales.
+def ternary(master: Tensor, scales: Tensor, codes: Tensor) -> Tensor:
+    """Give ``-Wn``, 0 or ``Wp`` by code, with the paper's gradients of master weights and scales.
 
     Args:
-        latent: float, the trained dense weights.
+        master: float, the trained dense weights.
         scales: float32[2], ``Wn`` and ``Wp``.
-        codes: int32 of the shape of ``latent``: 0, 1 and 2.
+        codes: int32 of the shape of ``master``: 0, 1 and 2.
 
     Example:
-        >>> latent, scales = torch.tensor([-0.9, 0.0, 0.7], requires_grad=True), torch.tensor([0.5, 0.25])
-        >>> weight = ternary(latent, scales, torch.tensor([0, 1, 2], dtype=torch.int32))
+        >>> master, scales = torch.tensor([-0.9, 0.0, 0.7], requires_grad=True), torch.tensor([0.5, 0.25])
+        >>> weight = ternary(master, scales, torch.tensor([0, 1, 2], dtype=torch.int32))
         >>> weight.sum().backward()
-        >>> weight.tolist(), latent.grad.tolist()
+        >>> weight.tolist(), master.grad.tolist()
         ([-0.5, 0.0, 0.25], [0.5, 1.0, 0.25])
     """
     negative, positive = scales.detach()
     factors = torch.stack([negative, torch.ones_like(negative), positive])
     codes = codes.to(torch.uint8).contiguous()  # both functions keep this one
-    scaled: Tensor = _Scaled.apply(latent, factors, codes)[0]
+    scaled: Tensor = _Scaled.apply(master, factors, codes)[0]
     return straight_through(scaled, _codebook(scales), codes)
 
 
@@ -143,28 +143,28 @@ def _codebook(scales: Tensor) -> Tensor:
     return torch.stack([-scales[0], torch.zeros_like(scales[0]), scales[1]])
 
 
-def _sides(latent: Tensor, threshold: Tensor | float) -> Tensor:
-    return (latent > threshold).int().add_(ZERO).sub_((latent < -threshold).int())
+def _sides(master: Tensor, threshold: Tensor | float) -> Tensor:
+    return (master > threshold).int().add_(ZERO).sub_((master < -threshold).int())
 
 
-def _smallest(latent: Tensor, count: int) -> Tensor:
+def _smallest(master: Tensor, count: int) -> Tensor:
     """Mark the ``count`` weights of least magnitude, of equals the first in order; without sorting all of them."""
-    size = latent.abs().reshape(-1)
+    size = master.abs().reshape(-1)
     if count == 0:
-        return torch.zeros_like(latent, dtype=torch.bool)
+        return torch.zeros_like(master, dtype=torch.bool)
     border = size.kthvalue(count).values
     below, equal = size < border, size == border
     marked = below | (equal & (equal.cumsum(0) <= count - below.sum()))
-    return marked.view_as(latent)
+    return marked.view_as(master)
 
 
 def _mean(group: GroupState, scheme: TTQ, code: int, importance: Mapping[Site, Tensor] | None) -> float | None:
     """Give the mean magnitude of the weights with this code, by importance; None where there are none."""
     total = count = 0.0
     for site in group.sites:
-        latent = group.latent(site).detach()
-        chosen = scheme.codes(group, site, latent) == code
-        size = latent[chosen].double().abs()
+        master = group.master_weight(site).detach()
+        chosen = scheme.codes(group, site, master) == code
+        size = master[chosen].double().abs()
         factor = torch.ones_like(size) if importance is None else importance[site][chosen].double().clamp(min=LEAST)
         total, count = total + float((size * factor).sum()), count + float(factor.sum())
     return total / count if count > 0 else None

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from compressor.formats.content import Grid, SharedTensor, index_dtype
-from compressor.sharing.export import DTYPE_NAMES, Shared
+from compressor.sharing.export import DTYPE_NAMES, SharedTensors
 from compressor.sharing.group_state import GroupState
 from compressor.sharing.registry import register
 from compressor.sharing.scheme import Scheme
@@ -29,7 +29,7 @@ class Uniform(Scheme):
 
     A bucket is a run of weights in C order. With ``beta`` its least, ``alpha`` its largest minus its least and
     ``s = 2^bits``, the weight is ``alpha round((s - 1) (w - beta) / alpha) / (s - 1) + beta``. Both are found anew in
-    every step; the gradient passes to the latent weights unchanged.
+    every step; the gradient passes to the master weights unchanged.
 
     Where a bucket has pruned weights, ``beta`` is moved by up to half a step, so that 0.0 is one of its values; the
     weight at one end is then off by as much.
@@ -65,30 +65,30 @@ class Uniform(Scheme):
         return Grid(0.0, 1 / most, most + 1)
 
     def fit(self, group: GroupState, importance: Mapping[Site, Tensor] | None) -> None:
-        """Do nothing: all follows from the latent weights."""
+        """Do nothing: all follows from the master weights."""
         del group, importance
 
-    def weight(self, group: GroupState, site: Site, latent: Tensor) -> Tensor:
-        """Round the latent weights as they are now."""
-        rounded = _rounded(group, site, latent, self).weights(self.grid).view(latent.shape)
-        return rounded + (latent - latent.detach())  # plus zero, exactly: the gradient is the latent weights'
+    def weight(self, group: GroupState, site: Site, master: Tensor) -> Tensor:
+        """Round the master weights as they are now."""
+        rounded = _rounded(group, site, master, self).weights(self.grid).view(master.shape)
+        return rounded + (master - master.detach())  # plus zero, exactly: the gradient is the master weights'
 
-    def share(self, group: GroupState) -> Shared:
+    def export(self, group: GroupState) -> SharedTensors:
         """Give one grid, and for each tensor the scales and offsets of its buckets."""
         tensors: dict[str, SharedTensor] = {}
         for site in group.sites:
-            latent = group.latent(site).detach()
-            found = _rounded(group, site, latent, self)
+            master = group.master_weight(site).detach()
+            found = _rounded(group, site, master, self)
             tensors[site.name] = SharedTensor(
-                shape=tuple(latent.shape),
+                shape=tuple(master.shape),
                 book=0,
                 indices=found.flat(found.steps).cpu().numpy().astype(index_dtype(self.grid.count)),
-                dtype=DTYPE_NAMES[latent.dtype],
+                dtype=DTYPE_NAMES[master.dtype],
                 block=found.steps.shape[1],
                 scale=found.scale.cpu().numpy().reshape(-1),
                 offset=found.offset.cpu().numpy().reshape(-1),
             )
-        return Shared((self.grid,), tensors)
+        return SharedTensors((self.grid,), tensors)
 
 
 @plain_dataclass(frozen=True)
@@ -117,11 +117,11 @@ def _values(grid: Grid, like: Tensor) -> Tensor:
     return torch.from_numpy(grid.expand().reshape(-1)).to(like.device)
 
 
-def _rounded(group: GroupState, site: Site, latent: Tensor, scheme: Uniform) -> Rounded:
-    """Round a tensor's latent weights, bucket by bucket."""
+def _rounded(group: GroupState, site: Site, master: Tensor, scheme: Uniform) -> Rounded:
+    """Round a tensor's master weights, bucket by bucket."""
     most = scheme.grid.count - 1
     pruned = _buckets(group.pruned(site).float(), scheme.bucket).bool() if group.has_zeros else None
-    buckets = _buckets(latent.detach().float(), scheme.bucket)
+    buckets = _buckets(master.detach().float(), scheme.bucket)
     if pruned is not None:
         buckets = buckets.masked_fill(pruned, 0)  # zero is then between the ends
     offset, largest = torch.aminmax(buckets, dim=1, keepdim=True)
@@ -132,7 +132,7 @@ def _rounded(group: GroupState, site: Site, latent: Tensor, scheme: Uniform) -> 
         zero = _values(scheme.grid, scale)[(-offset / divisor * most).round_().clamp_(0, most).long()] * scale
         offset = torch.where(pruned.any(dim=1, keepdim=True), -zero, offset)
     steps = ((buckets - offset) / divisor).mul_(most).round_().clamp_(0, most)
-    return Rounded(steps, scale, offset, latent.numel())
+    return Rounded(steps, scale, offset, master.numel())
 
 
 def _buckets(tensor: Tensor, bucket: int) -> Tensor:

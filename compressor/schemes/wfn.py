@@ -15,9 +15,9 @@ from torch import Tensor
 
 from compressor.clustering.weight_fixing import fix
 from compressor.formats.errors import PolicyError
-from compressor.ops.gather_scatter import fixed
-from compressor.ops.relative_distance import fixed_and_pulled, pull
-from compressor.sharing.export import Shared, share_scalars
+from compressor.ops.gather_scatter import frozen_lookup
+from compressor.ops.relative_distance import frozen_lookup_with_distance, relative_distance
+from compressor.sharing.export import SharedTensors, export_scalars
 from compressor.sharing.group_state import GroupState
 from compressor.sharing.registry import register
 from compressor.sharing.scheme import Scheme
@@ -88,7 +88,7 @@ class WeightFixing(Scheme):
         group.register_buffer("rounds", torch.zeros((), dtype=torch.int64, device=device))
         group.register_buffer("pulled", torch.zeros(len(group.sites), 2, dtype=torch.float64, device=device))
         for site in group.sites:
-            group.set_indices(site, torch.full_like(group.latent(site), -1), len(group.values))
+            group.set_indices(site, torch.full_like(group.master_weight(site), -1), len(group.values))
 
     def _zero_below(self, weights: Tensor) -> float:
         # Divergence: relative to the tensor, for 2^-7 is more than whole layers of other networks.
@@ -96,26 +96,26 @@ class WeightFixing(Scheme):
             return self.zero_distance
         return self.zero_distance * float(weights.double().std(correction=0))
 
-    def weight(self, group: GroupState, site: Site, latent: Tensor) -> Tensor:
+    def weight(self, group: GroupState, site: Site, master: Tensor) -> Tensor:
         """Give fixed weights their values; free ones are themselves."""
-        group.passed_on.pop(site, None)
+        group.step_cache.pop(site, None)
         if not (self.penalty_ratio and torch.is_grad_enabled()):
-            return fixed(latent, group.codebook(), _indices(group, site))
-        weight, group.passed_on[site] = self._pulled(group, site, latent)
+            return frozen_lookup(master, group.codebook(), _indices(group, site))
+        weight, group.step_cache[site] = self._with_distance(group, site, master)
         return weight
 
-    def _pulled(self, group: GroupState, site: Site, latent: Tensor) -> tuple[Tensor, Tensor]:
+    def _with_distance(self, group: GroupState, site: Site, master: Tensor) -> tuple[Tensor, Tensor]:
         pulled = group.get_buffer("pulled")[group.sites.index(site)]
-        return fixed_and_pulled(latent, *_drawn(group, site), pulled)
+        return frozen_lookup_with_distance(master, *_drawn(group, site), pulled)
 
-    def advance(self, group: GroupState, progress: float) -> float | None:
+    def on_step(self, group: GroupState, progress: float) -> float | None:
         """Do the rounds that are due: the first before the first step, the last after the last."""
         steps = len(self.fractions) - 1
         due = math.floor(progress * steps + 1e-9) + 1
         done = int(group.get_buffer("rounds"))
         if due <= done:
             return None
-        group.passed_on.clear()
+        group.step_cache.clear()
         for number in range(done, due):
             self._fix_round(group, number)
         _measure(group)
@@ -125,8 +125,8 @@ class WeightFixing(Scheme):
     def _fix_round(self, group: GroupState, number: int) -> None:
         # Divergence from the authors' code, which clusters all weights anew in each round: what is fixed stays so.
         free = [(_indices(group, site) < 0).cpu().reshape(-1) for site in group.sites]
-        latents = [group.latent(site).detach().float().cpu().reshape(-1) for site in group.sites]
-        weights = torch.cat([latent[chosen] for latent, chosen in zip(latents, free, strict=True)]).numpy()
+        masters = [group.master_weight(site).detach().float().cpu().reshape(-1) for site in group.sites]
+        weights = torch.cat([master[chosen] for master, chosen in zip(masters, free, strict=True)]).numpy()
         sizes = [int(chosen.sum()) for chosen in free]
         wanted = int(group.weights * self.fractions[number]) - (group.weights - len(weights))
         if wanted > 0:
@@ -134,7 +134,7 @@ class WeightFixing(Scheme):
             parts = torch.from_numpy(_positions(group, codewords)[found]).split(sizes)
             for site, chosen, part in zip(group.sites, free, parts, strict=True):
                 indices = group.indices(site).reshape(-1).cpu().int().masked_scatter(chosen, part)
-                shaped = indices.view(group.latent(site).shape).to(group.unit.device)
+                shaped = indices.view(group.master_weight(site).shape).to(group.unit.device)
                 group.set_indices(site, shaped, len(group.values))
 
     def _choose(
@@ -157,7 +157,7 @@ class WeightFixing(Scheme):
         rounds = len(self.fractions)
         tolerance = min(self.delta * max(1, rounds - number), LARGEST_TOLERANCE)
         smallest = self.zero_distance if self.zero_absolute and self.zero_distance else float(np.abs(others).min())
-        dtypes = {group.latent(site).dtype for site in group.sites}
+        dtypes = {group.master_weight(site).dtype for site in group.sites}
         dtype = dtypes.pop() if len(dtypes) == 1 else torch.float32
         codewords, chosen = fix(others, wanted - len(zeros), tolerance, smallest, dtype)
         found[~is_zero] = np.where(chosen < 0, -1, chosen + 1)
@@ -169,9 +169,9 @@ class WeightFixing(Scheme):
             return None
         # Of the weights as they went through the network; of those that did not, as they are.
         for site in group.sites:
-            if site not in group.passed_on:
-                group.passed_on[site] = self._pulled(group, site, group.latent(site))[1]
-        drawn = torch.stack([group.passed_on.pop(site) for site in group.sites]).sum()
+            if site not in group.step_cache:
+                group.step_cache[site] = self._with_distance(group, site, group.master_weight(site))[1]
+        drawn = torch.stack([group.step_cache.pop(site) for site in group.sites]).sum()
         # Divergence: the gradient is divided by the pull that the step before this one found, in the same pass as its
         # gradient; by this one's it would take a pass more.
         if _settled(group):
@@ -181,19 +181,19 @@ class WeightFixing(Scheme):
         scaled: Tensor = (1 + drawn / group.get_buffer("pulled")[:, 0].sum()).to(task)
         return scaled * (self.penalty_ratio * task)
 
-    def share(self, group: GroupState) -> Shared:
+    def export(self, group: GroupState) -> SharedTensors:
         """Give the values that are used, and which weight has which."""
         indices = {site: group.indices(site).cpu().int() for site in group.sites}
         used = torch.cat([found[found >= 0].unique() for found in indices.values()]).unique()
         renamed = torch.zeros(len(group.values), dtype=torch.int32)
         renamed[used] = torch.arange(len(used), dtype=torch.int32)
         codebook = group.codebook().detach()[used.to(group.unit.device)]
-        return share_scalars(group, codebook, {site: renamed[found.clamp(min=0)] for site, found in indices.items()})
+        return export_scalars(group, codebook, {site: renamed[found.clamp(min=0)] for site, found in indices.items()})
 
 
 def _measure(group: GroupState) -> None:
     """Find out how far the free weights are from the values there are."""
-    found = [pull(group.latent(site).detach(), *_drawn(group, site)) for site in group.sites]
+    found = [relative_distance(group.master_weight(site).detach(), *_drawn(group, site)) for site in group.sites]
     group.get_buffer("pulled").copy_(torch.stack(found))
 
 

@@ -9,28 +9,28 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from compressor.formats.codecs.bitpacking import gather
+from compressor.formats.codecs.bitpacking import take
 from compressor.formats.content import Codebook, SharedTensor, Table, index_dtype
 from compressor.formats.dtypes import round_to
 from compressor.sharing.group_state import GroupState
 from compressor.sharing.sites import Site
 
-__all__ = ["DTYPE_NAMES", "Shared", "share_scalars", "share_slices"]
+__all__ = ["DTYPE_NAMES", "SharedTensors", "export_scalars", "export_slices"]
 
 DTYPE_NAMES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 
 
 @dataclass(frozen=True)
-class Shared:
+class SharedTensors:
     """What a scheme hands to the file half: books, and the tensors by name that refer to them by position."""
 
     books: tuple[Codebook, ...]
     tensors: Mapping[str, SharedTensor]
 
 
-def share_scalars(
+def export_scalars(
     group: GroupState, codebook: Tensor, indices: Mapping[Site, Tensor], scales: Mapping[Site, float] | None = None
-) -> Shared:
+) -> SharedTensors:
     """Bring a scalar codebook and its indices into canonical form: ascending, nothing twice, 0.0 where pruned.
 
     Args:
@@ -42,8 +42,8 @@ def share_scalars(
     if group.has_zeros:
         indices = {site: found.masked_fill(group.pruned(site), len(codebook)) for site, found in indices.items()}
         codebook = torch.cat([codebook, codebook.new_zeros(1)])
-    latents = {site: group.latent(site) for site in indices}
-    dtypes = {DTYPE_NAMES[latent.dtype] for latent in latents.values()}
+    masters = {site: group.master_weight(site) for site in indices}
+    dtypes = {DTYPE_NAMES[master.dtype] for master in masters.values()}
     dtype = dtypes.pop() if len(dtypes) == 1 else "F32"  # one dtype: the codebook needs no more digits than it
     given = Table.of(codebook.cpu().numpy(), dtype)
     values, position = np.unique(given.values.reshape(-1), return_inverse=True)
@@ -51,18 +51,18 @@ def share_scalars(
     renamed[np.argsort(codebook.cpu().numpy(), kind="stable")] = position
     tensors = {
         site.name: SharedTensor(
-            shape=tuple(latent.shape),
+            shape=tuple(master.shape),
             book=0,
-            indices=gather(renamed, indices[site].detach().cpu().numpy().reshape(-1)),
-            dtype=DTYPE_NAMES[latent.dtype],
+            indices=take(renamed, indices[site].detach().cpu().numpy().reshape(-1)),
+            dtype=DTYPE_NAMES[master.dtype],
             scale=None if scales is None else np.array([scales[site]], np.float32),
         )
-        for site, latent in latents.items()
+        for site, master in masters.items()
     }
-    return Shared((Table(values.reshape(1, -1, 1), dtype),), tensors)
+    return SharedTensors((Table(values.reshape(1, -1, 1), dtype),), tensors)
 
 
-def share_slices(group: GroupState, codebooks: Tensor, indices: Tensor) -> Shared:
+def export_slices(group: GroupState, codebooks: Tensor, indices: Tensor) -> SharedTensors:
     """Bring the codebooks of the slices of a tensor's axis 0 into canonical form: ascending, 0.0 where pruned.
 
     Args:
@@ -70,7 +70,7 @@ def share_slices(group: GroupState, codebooks: Tensor, indices: Tensor) -> Share
         indices: int[shape] of the group's one tensor, into its slice's codebook; any number where it is pruned.
     """
     (site,) = group.sites
-    dtype, shape = DTYPE_NAMES[group.latent(site).dtype], tuple(indices.shape)
+    dtype, shape = DTYPE_NAMES[group.master_weight(site).dtype], tuple(indices.shape)
     codebooks = codebooks.detach().float()
     if group.has_zeros:
         indices = indices.masked_fill(group.pruned(site), codebooks.shape[1])
@@ -80,4 +80,4 @@ def share_slices(group: GroupState, codebooks: Tensor, indices: Tensor) -> Share
     position = np.argsort(order, axis=1).astype(index_dtype(given.shape[1]))
     renamed = np.take_along_axis(position, indices.cpu().numpy().reshape(len(given), -1), axis=1)
     table = Table(np.take_along_axis(given, order, axis=1)[:, :, None], dtype)
-    return Shared((table,), {site.name: SharedTensor(shape, 0, renamed.reshape(-1), dtype, axis=0)})
+    return SharedTensors((table,), {site.name: SharedTensor(shape, 0, renamed.reshape(-1), dtype, axis=0)})

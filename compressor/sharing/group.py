@@ -25,7 +25,7 @@ class Group(GroupState):
         sites: its sites, in state-dict order.
         pruning: how many weights are zero, and by when; None: whatever is pinned by ``prune`` alone.
         from_scratch: whether the weights are random yet, and only their spread matters.
-        virtual: whether ``weight`` gives tensors that are never whole; ``let_go`` ends the making of such a group.
+        virtual: whether ``weight`` gives tensors that are never whole; ``free_dense`` ends the making of such a group.
     """
 
     def __init__(
@@ -40,28 +40,28 @@ class Group(GroupState):
         self.scheme, self.pruning = scheme, pruning
         if pruning is not None:
             for site in sites:
-                self.prune(site, torch.zeros_like(self.latent(site), dtype=torch.bool))
-            pruning.advance(self, 0.0)
+                self.prune(site, torch.zeros_like(self.master_weight(site), dtype=torch.bool))
+            pruning.on_step(self, 0.0)
 
-    def let_go(self) -> None:
-        """Free the latent weights: shape and dtype remain, and the model's own parameters without elements."""
+    def free_dense(self) -> None:
+        """Free the master weights: shape and dtype remain, and the model's own parameters without elements."""
         for number, site in enumerate(self.sites):
-            self._latents[number] = torch.empty_like(site.tensor, device="meta")
+            self._master_weights[number] = torch.empty_like(site.tensor, device="meta")
             site.tensor.data = site.tensor.new_empty(0)
 
-    def weight(self, site: Site, latent: Tensor) -> Tensor:
-        """The weight the network computes with, in the latent's dtype: the scheme's, or zero where pruned."""
+    def weight(self, site: Site, master: Tensor) -> Tensor:
+        """The weight the network computes with, in the master's dtype: the scheme's, or zero where pruned."""
         codec = self.scheme.generator() if self.virtual else None
         if codec is not None:
-            return VirtualTensor(self.generated(site, codec), mirrored(self.codebook()), latent.dtype)
-        weight = self.scheme.weight(self, site, latent).to(latent.dtype)
+            return VirtualTensor(self.generated(site, codec), mirrored(self.codebook()), master.dtype)
+        weight = self.scheme.weight(self, site, master).to(master.dtype)
         return weight.masked_fill(self.pruned(site), 0) if self.has_zeros else weight
 
-    def advance(self, progress: float) -> float | None:
-        """Do what is due at this point of the training; see ``Scheme.advance``."""
+    def on_step(self, progress: float) -> float | None:
+        """Do what is due at this point of the training; see ``Scheme.on_step``."""
         if self.pruning is not None:
-            self.pruning.advance(self, progress)
-        return self.scheme.advance(self, progress)
+            self.pruning.on_step(self, progress)
+        return self.scheme.on_step(self, progress)
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *rest: Any) -> None:
         """Refuse indices of no codeword, which only a damaged or foreign state has."""

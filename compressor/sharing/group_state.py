@@ -13,20 +13,20 @@ from torch import Tensor, nn
 from compressor.formats.codecs.base import Codec, Stream
 from compressor.formats.inference.generated import Generated
 from compressor.ops.buffer_pool import give_back
-from compressor.ops.codebook_scale import Units, in_units
+from compressor.ops.codebook_scale import CodebookScale, scaled_codebook
 from compressor.sharing.sites import Site
 
-__all__ = ["RUN", "GroupState"]
+__all__ = ["CHUNK", "GroupState"]
 
-RUN = 1 << 18
+CHUNK = 1 << 18
 """Weights summed at a time, in double precision."""
 
 
-class PassedOn(dict[Site, Any]):
+class StepCache(dict[Site, Any]):
     """What a scheme's ``weight`` leaves for its ``penalty`` in the same step; a copy begins without."""
 
-    def __reduce__(self) -> tuple[type[PassedOn], tuple[()]]:
-        return PassedOn, ()
+    def __reduce__(self) -> tuple[type[StepCache], tuple[()]]:
+        return StepCache, ()
 
 
 class GroupState(nn.Module):
@@ -52,21 +52,23 @@ class GroupState(nn.Module):
         self.sites = sites
         self.has_zeros = False
         """Whether weights are pruned here, or will be: then one codeword is 0.0."""
-        self.passed_on = PassedOn()
-        self._latents = [site.tensor for site in sites]
-        self.weights = sum(latent.numel() for latent in self._latents)
-        spread = math.sqrt(sum(float(_sum_of_squares(latent)) for latent in self._latents) / max(self.weights, 1))
-        unit = torch.tensor(_power_of_two(spread), dtype=torch.float32, device=self._latents[0].device)
+        self.step_cache = StepCache()
+        self._master_weights = [site.tensor for site in sites]
+        self.weights = sum(master.numel() for master in self._master_weights)
+        spread = math.sqrt(
+            sum(float(_sum_of_squares(master)) for master in self._master_weights) / max(self.weights, 1)
+        )
+        unit = torch.tensor(_power_of_two(spread), dtype=torch.float32, device=self._master_weights[0].device)
         self.register_buffer("unit", unit)
         weakref.finalize(self, give_back)
 
-    def latent(self, site: Site) -> Tensor:
+    def master_weight(self, site: Site) -> Tensor:
         """The dense trained tensor behind a site."""
-        return self._latents[self.sites.index(site)]
+        return self._master_weights[self.sites.index(site)]
 
-    def set_latents(self, latents: list[Tensor]) -> None:
+    def set_master_weights(self, masters: list[Tensor]) -> None:
         """Replace the dense tensors behind the sites by others of their shapes."""
-        self._latents = latents
+        self._master_weights = masters
 
     def set_codebook(self, codebook: Tensor, learnt: bool) -> None:
         """Replace the codebook, float32[K]; ``learnt`` makes it a parameter."""
@@ -80,9 +82,9 @@ class GroupState(nn.Module):
 
     def codebook(self, rows: int = 0) -> Tensor:
         """The codebook, float32[K], differentiable where it is learnt; or in rows that ascend, [rows, K / rows]."""
-        return in_units(self.values, self.units(rows))
+        return scaled_codebook(self.values, self.codebook_scale(rows))
 
-    def units(self, rows: int = 0) -> Units:
+    def codebook_scale(self, rows: int = 0) -> CodebookScale:
         """How the codebook comes from ``values``.
 
         Its gradient is scaled so that under plain gradient descent a codeword moves by the learning rate times
@@ -90,7 +92,7 @@ class GroupState(nn.Module):
         were used alike. The optimisers that normalise do not notice.
         """
         unit = float(self.unit)
-        return Units(unit, len(self.values) / (self.weights * unit**2), rows)
+        return CodebookScale(unit, len(self.values) / (self.weights * unit**2), rows)
 
     @property
     def has_indices(self) -> bool:
@@ -112,8 +114,8 @@ class GroupState(nn.Module):
         return self.get_buffer(self._buffer_name("indices", site))
 
     def trained(self) -> list[Tensor]:
-        """All that training changes: latent weights and codebook."""
-        return [*self._latents, *self.parameters()]
+        """All that training changes: master weights and codebook."""
+        return [*self._master_weights, *self.parameters()]
 
     def prune(self, site: Site, pruned: Tensor) -> None:
         """Pin weights of a site to zero: bool[shape]."""
@@ -123,18 +125,18 @@ class GroupState(nn.Module):
     def pruned(self, site: Site) -> Tensor:
         """Which weights of a site are pinned to zero, bool[shape]."""
         pruned = self._buffers.get(self._buffer_name("pruned", site))
-        return torch.zeros_like(self.latent(site), dtype=torch.bool) if pruned is None else pruned
+        return torch.zeros_like(self.master_weight(site), dtype=torch.bool) if pruned is None else pruned
 
     def survivors(self, site: Site) -> Tensor:
         """The weights of a site that are not pruned, without gradient: float[n]."""
-        latent = self.latent(site).detach()
-        return latent[~self.pruned(site)] if self.has_zeros else latent.reshape(-1)
+        master = self.master_weight(site).detach()
+        return master[~self.pruned(site)] if self.has_zeros else master.reshape(-1)
 
     def generated(self, site: Site, codec: Codec) -> Generated:
         """Where the weights of a site come from, whose indices the codec generates."""
-        latent = self.latent(site)
-        stream = Stream(site.name, latent.numel(), 2 * len(self.values))
-        return Generated(codec, stream, tuple(latent.shape), latent.dtype)
+        master = self.master_weight(site)
+        stream = Stream(site.name, master.numel(), 2 * len(self.values))
+        return Generated(codec, stream, tuple(master.shape), master.dtype)
 
     def _buffer_name(self, kind: str, site: Site) -> str:
         return f"{kind}_{self.sites.index(site)}"
@@ -159,14 +161,14 @@ class GroupState(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *rest)
 
 
-def _sum_of_squares(latent: Tensor) -> Tensor:
+def _sum_of_squares(master: Tensor) -> Tensor:
     """Sum the squared distances from the mean, in double precision but never all at a time."""
-    runs = latent.detach().reshape(-1).split(RUN)
+    runs = master.detach().reshape(-1).split(CHUNK)
     # Sums are taken in place: small tensors made between large ones keep the allocator from using their memory again.
-    mean = torch.zeros((), dtype=torch.float64, device=latent.device)
+    mean = torch.zeros((), dtype=torch.float64, device=master.device)
     total = torch.zeros_like(mean)
     for run in runs:
-        mean += run.double().sum() / max(latent.numel(), 1)
+        mean += run.double().sum() / max(master.numel(), 1)
     for run in runs:
         total += (run.double() - mean).square().sum()
     return total

@@ -23,38 +23,38 @@ CONTAINER = "weight_sharing"
 
 
 class SharedWeight(nn.Module):
-    """The parametrisation of one site: latent weights in, shared weights out."""
+    """The parametrisation of one site: master weights in, shared weights out."""
 
     def __init__(self, group: Group, site: Site) -> None:
         super().__init__()
         self._where = [(group, site)]  # in a list, so that the group is not registered once more
-        self.ahead = Ahead()
+        self.ahead = PrecomputedWeight()
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]  # it would compile anew whenever a scheme's state changes
-    def forward(self, latent: Tensor) -> Tensor:
-        """Give the weight the network computes with, in the latent's dtype.
+    def forward(self, master: Tensor) -> Tensor:
+        """Give the weight the network computes with, in the master's dtype.
 
         Mixed precision begins after it: these are the very values that the file will hold.
         """
         group, site = self._where[0]
         for weight, given, state in self.ahead:
-            if given is latent and state == _state(group, latent):
+            if given is master and state == _state(group, master):
                 return weight
-        with torch.autocast(latent.device.type, enabled=False):
-            return group.weight(site, latent)
+        with torch.autocast(master.device.type, enabled=False):
+            return group.weight(site, master)
 
 
-class Ahead(list[tuple[Tensor, Tensor, Any]]):
-    """The weight that was computed before its layer's turn, if one was; from which latent weight; in what ``_state``.
+class PrecomputedWeight(list[tuple[Tensor, Tensor, Any]]):
+    """The weight that was computed before its layer's turn, if one was; from which master weight; in what ``_state``.
 
     A copy is empty.
     """
 
-    def __reduce__(self) -> tuple[type[Ahead], tuple[()]]:
-        return Ahead, ()
+    def __reduce__(self) -> tuple[type[PrecomputedWeight], tuple[()]]:
+        return PrecomputedWeight, ()
 
 
-def _state(group: Group, latent: Tensor) -> Any:
+def _state(group: Group, master: Tensor) -> Any:
     """Give all that has to be as it was for a weight to be the one its layer would compute, graph included.
 
     Those are the thread; how autograd works, and by which hooks it saves tensors, for ``torch.utils.checkpoint`` has to
@@ -62,24 +62,24 @@ def _state(group: Group, latent: Tensor) -> Any:
     """
     hooks = torch._C._autograd._top_saved_tensors_default_hooks(False)
     written = [parameter._version for parameter in group._parameters.values() if parameter is not None]
-    return get_ident(), torch.is_grad_enabled(), hooks, latent._version, written
+    return get_ident(), torch.is_grad_enabled(), hooks, master._version, written
 
 
-def _compute_ahead(model: nn.Module, given: Any) -> None:
+def _precompute(model: nn.Module, given: Any) -> None:
     """Compute all shared weights before the model computes with them: one after the other, which is faster.
 
     Between the layers of a network the code that does it has left the processor's caches each time.
     """
-    _forget_ahead(model)  # a pass that Ctrl-C ended has not
+    _forget_precomputed(model)  # a pass that Ctrl-C ended has not
     possible = hasattr(torch._C._autograd, "_top_saved_tensors_default_hooks") and not torch.compiler.is_compiling()
     if possible and torch.is_grad_enabled():  # in evaluation all weights at once would take memory
         for group, shared, behind in getattr(model, CONTAINER).shared:
-            latent = behind.original
-            weight = shared(latent)  # which may put codewords into the latent weight, but not through autograd
-            shared.ahead[:] = [(weight, latent, _state(group, latent))]
+            master = behind.original
+            weight = shared(master)  # which may put codewords into the master weight, but not through autograd
+            shared.ahead[:] = [(weight, master, _state(group, master))]
 
 
-def _forget_ahead(model: nn.Module, *given: Any) -> None:
+def _forget_precomputed(model: nn.Module, *given: Any) -> None:
     """Leave nothing of a forward pass to the next."""
     if not torch.compiler.is_compiling():
         for _, shared, _ in getattr(model, CONTAINER).shared:
@@ -91,7 +91,7 @@ class Groups(nn.ModuleList):
 
     hooks: Sequence[RemovableHandle] = ()
     shared: Sequence[tuple[Group, SharedWeight, Any]] = ()
-    """Each weight that is shared, with its group and the list of one parametrisation that holds its latent weight."""
+    """Each weight that is shared, with its group and the list of one parametrisation that holds its master weight."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Give ``x`` back."""
@@ -108,7 +108,7 @@ class Groups(nn.ModuleList):
             if group.virtual:  # it has none
                 continue
             owners: list[tuple[Any, str]] = [site.owners[0] for site in group.sites]
-            group.set_latents([module.parametrizations[attribute].original for module, attribute in owners])
+            group.set_master_weights([module.parametrizations[attribute].original for module, attribute in owners])
 
 
 def attach(model: nn.Module, groups: Sequence[Group]) -> None:
@@ -120,8 +120,8 @@ def attach(model: nn.Module, groups: Sequence[Group]) -> None:
     model.add_module(CONTAINER, container := Groups(groups))
     container.shared = shared
     container.hooks = [
-        model.register_forward_pre_hook(_compute_ahead),
-        model.register_forward_hook(_forget_ahead, always_call=True),
+        model.register_forward_pre_hook(_precompute),
+        model.register_forward_hook(_forget_precomputed, always_call=True),
     ]
 
 
@@ -135,7 +135,7 @@ def _share(group: Group, site: Site, owner: tuple[Any, str]) -> tuple[SharedWeig
 
 
 def detach(model: nn.Module) -> None:
-    """Take all groups off: same Parameter objects, classes and state-dict order as before, latent values."""
+    """Take all groups off: same Parameter objects, classes and state-dict order as before, master values."""
     for hook in getattr(model, CONTAINER).hooks:
         hook.remove()
     for group in getattr(model, CONTAINER):

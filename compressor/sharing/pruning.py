@@ -66,14 +66,14 @@ class Pruning:
             return progress
         return self.sparsity_from + math.floor(since / self.sparsity_every + ROUNDING) * self.sparsity_every
 
-    def advance(self, group: GroupState, progress: float) -> None:
+    def on_step(self, group: GroupState, progress: float) -> None:
         """Prune each tensor of the group to the level due; what is pruned stays pruned."""
         level = self.level(self.last_look(progress))
         for site in group.sites:
             pruned = group.pruned(site)
             wanted = round(level * pruned.numel())
             if int(pruned.sum()) < wanted:
-                group.prune(site, smallest(group.latent(site), wanted, pruned))
+                group.prune(site, smallest(group.master_weight(site), wanted, pruned))
 
 
 KEYS = tuple(setting.name for setting in fields(Pruning))
@@ -104,18 +104,18 @@ def make_pruning(settings: Mapping[str, Any], where: str) -> Pruning | None:
     return made
 
 
-def smallest(latent: Tensor, count: int, pruned: Tensor) -> Tensor:
+def smallest(master: Tensor, count: int, pruned: Tensor) -> Tensor:
     """Mark the ``count`` weights of least magnitude, those pruned before first; of equals, the first in order.
 
     Args:
-        latent: float, any shape.
+        master: float, any shape.
         pruned: bool of that shape.
 
     Example:
         >>> smallest(torch.tensor([3.0, -1.0, 2.0]), 1, torch.zeros(3, dtype=torch.bool)).tolist()
         [False, True, False]
     """
-    size = latent.detach().abs().masked_fill(pruned, -1).reshape(-1)
+    size = master.detach().abs().masked_fill(pruned, -1).reshape(-1)
     order = torch.sort(size, stable=True).indices
     marked = torch.zeros_like(size, dtype=torch.bool)
     marked[order[:count]] = True

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from compressor.formats.codecs.base import Codec
 from compressor.formats.errors import PolicyError
-from compressor.sharing.export import Shared
+from compressor.sharing.export import SharedTensors
 from compressor.sharing.group_state import GroupState
 from compressor.sharing.sites import Site
 
@@ -75,13 +75,13 @@ class Scheme(ABC):
         """Set the group's codebook and indices from its weights; ``importance`` weighs the squared errors."""
 
     @abstractmethod
-    def weight(self, group: GroupState, site: Site, latent: Tensor) -> Tensor:
-        """Give the weight the network computes with, differentiable in ``latent`` and the codebook."""
+    def weight(self, group: GroupState, site: Site, master: Tensor) -> Tensor:
+        """Give the weight the network computes with, differentiable in ``master`` and the codebook."""
 
-    def advance(self, group: GroupState, progress: float) -> float | None:
+    def on_step(self, group: GroupState, progress: float) -> float | None:
         """Do what is due as training progresses, 0 to 1; called before the first step and after each, under no_grad.
 
-        Called with 1.0 before ``share``, however long training was, so that no round is left undone.
+        Called with 1.0 before ``export``, however long training was, so that no round is left undone.
 
         Returns:
             Where a round begins, the progress at which it will end: the trainer then restarts the learning rate of
@@ -96,7 +96,7 @@ class Scheme(ABC):
         return None
 
     @abstractmethod
-    def share(self, group: GroupState) -> Shared:
+    def export(self, group: GroupState) -> SharedTensors:
         """Give the shared tensors; decoding them gives the weights ``Group.weight`` gave last.
 
         A site left out keeps those weights as they are and is stored untouched.

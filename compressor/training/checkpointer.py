@@ -13,18 +13,18 @@ from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
 from compressor.checkpointing.manager import Checkpoints
-from compressor.checkpointing.progress import Position, order_state, set_generators
-from compressor.checkpointing.serialization import state_of_first
-from compressor.distributed.collectives import count, first, is_first
+from compressor.checkpointing.progress import TrainingProgress, loader_rng_state, set_generators
+from compressor.checkpointing.serialization import broadcast_state
+from compressor.distributed.collectives import is_main_process, main_process_first, world_size
 from compressor.formats.errors import InterruptionError, ResourceError, UsageError
 from compressor.rng import random_state, set_random_state
 from compressor.training.divergence import DivergedError, check_loss, check_weights
 from compressor.training.step import out_of_memory, steps_per_epoch
 
-__all__ = ["HOW_TO_GO_ON", "Keeper", "Stateful"]
+__all__ = ["HOW_TO_RESUME", "Stateful", "TrainingCheckpointer"]
 
 _log = logging.getLogger(__name__)
-HOW_TO_GO_ON = "the same command with --resume (resume=True) goes on"
+HOW_TO_RESUME = "the same command with --resume (resume=True) goes on"
 
 
 class Stateful(Protocol):
@@ -37,7 +37,7 @@ class Stateful(Protocol):
         """Put it back."""
 
 
-class Keeper:
+class TrainingCheckpointer:
     """Keeps one training, all that changes in it and what it depends on, to go on from and to go back to.
 
     Args:
@@ -54,7 +54,7 @@ class Keeper:
 
     def begin(
         self, loader: DataLoader[Any], epochs: int, grad_accum: int, optimizer: Optimizer, **parts: Stateful | None
-    ) -> Position:
+    ) -> TrainingProgress:
         """Give where to begin; the state is put back by then.
 
         Args:
@@ -65,15 +65,15 @@ class Keeper:
         self.parts |= {name: part for name, part in parts.items() if part is not None}
         self.loader, self.epochs, self.grad_accum, self.optimizer = loader, epochs, grad_accum, optimizer
         self.steps = steps_per_epoch(loader, grad_accum)
-        self.facts = {**self.facts, "epochs": epochs, "steps of an epoch": self.steps, "processes": count()}
+        self.facts = {**self.facts, "epochs": epochs, "steps of an epoch": self.steps, "processes": world_size()}
         state = None if self.checkpoints is None else self.checkpoints.take(self.facts)
         if state is not None:
             return self._go_on(state)
-        position = Position(begun=order_state(loader))
-        self.mark(position)
+        position = TrainingProgress(rng_at_epoch_start=loader_rng_state(loader))
+        self.save(position)
         return position
 
-    def _go_on(self, state: Mapping[str, Any]) -> Position:
+    def _go_on(self, state: Mapping[str, Any]) -> TrainingProgress:
         """Put back what another process saved; raises UsageError where it is not what trains here."""
         assert self.checkpoints is not None
         try:
@@ -87,22 +87,22 @@ class Keeper:
                 "with that one, or begin anew with --force (force=True)"
             ) from exc
 
-    def step(self, position: Position) -> int:
+    def step(self, position: TrainingProgress) -> int:
         """Count the steps taken up to a position."""
         return position.epochs * self.steps + math.ceil(position.batches / self.grad_accum)
 
     def where(self) -> str:
         """Say, to end a sentence with, where the state is kept and how to go on from it."""
-        return " in the model" if self.checkpoints is None else f" in {self.checkpoints.folder}: {HOW_TO_GO_ON}"
+        return " in the model" if self.checkpoints is None else f" in {self.checkpoints.folder}: {HOW_TO_RESUME}"
 
-    def last_words(self, position: Position) -> str:
+    def save_on_error(self, position: TrainingProgress) -> str:
         """Save, for the training ends here; say so, where it could be."""
-        if self.checkpoints is None or not self.mark(position):
+        if self.checkpoints is None or not self.save(position):
             return ""
         return f"; the state after step {self.step(position)} is kept{self.where()}"
 
     @contextmanager
-    def heeding(self) -> Iterator[None]:
+    def stoppable_training(self) -> Iterator[None]:
         """Let it be known that the training will stop when it is told to."""
         if self.checkpoints is None:
             yield
@@ -113,15 +113,15 @@ class Keeper:
         finally:
             self.checkpoints.training = False
 
-    def after_epoch(self, position: Position, stopping: bool) -> None:
+    def after_epoch(self, position: TrainingProgress, stopping: bool) -> None:
         """Keep a state to go back to. Raises InterruptionError where the training is to stop."""
-        position.begun = order_state(self.loader)
+        position.rng_at_epoch_start = loader_rng_state(self.loader)
         if self.checkpoints is not None and stopping:
             self._stop(position)
         if self.checkpoints is not None or position.epochs < self.epochs:
-            self.mark(position)
+            self.save(position)
 
-    def after_step(self, position: Position, stopping: bool) -> None:
+    def after_step(self, position: TrainingProgress, stopping: bool) -> None:
         """Save where it is time to. Raises InterruptionError, having saved, where the training is to stop.
 
         Raises DivergedError instead of saving what has diverged.
@@ -132,30 +132,30 @@ class Keeper:
         if stopping:
             self.check(position)
             self._stop(position)
-        elif middle and is_first() and self.checkpoints.due(self.step(position)):
+        elif middle and is_main_process() and self.checkpoints.due(self.step(position)):
             try:
                 self.check(position)
             except DivergedError:
-                if count() > 1:  # the others do not look now: all go back together, at the end of the epoch
+                if world_size() > 1:  # the others do not look now: all go back together, at the end of the epoch
                     return
                 raise
-            self.mark(position)
+            self.save(position)
 
     def told_to_stop(self) -> bool:
         """Tell whether this process was told to stop, and keeps what it has done."""
         return self.checkpoints is not None and self.checkpoints.stop
 
-    def check(self, position: Position) -> None:
+    def check(self, position: TrainingProgress) -> None:
         """Raise DivergedError where the loss, in any step of the epoch so far, or a weight is not finite."""
         check_loss(position.loss)
         check_weights(self.optimizer)
 
-    def mark(self, position: Position) -> bool:
+    def save(self, position: TrainingProgress) -> bool:
         """Keep the state as one to go back to; tell whether that was possible."""
         if self.checkpoints is None:
             self._copy = _copied(self._state(position))
             return True
-        if not is_first():
+        if not is_main_process():
             return True
         try:
             self._save(position)
@@ -164,38 +164,39 @@ class Keeper:
             return False
         return True
 
-    def go_back(self, position: Position) -> Position | None:
+    def rollback(self, position: TrainingProgress) -> TrainingProgress | None:
         """Put back the state that the epoch began with, or an earlier one; None where none is left."""
         if self.checkpoints is None:
             state = _copied(self._copy)  # training on will write into what is put back
         else:
-            folder, begun = self.checkpoints, position.epochs * self.steps
-            state = state_of_first(lambda: {"state": folder.back_to(begun)})["state"]
+            folder, epoch_start = self.checkpoints, position.epochs * self.steps
+            state = broadcast_state(lambda: {"state": folder.back_to(epoch_start)})["state"]
         return None if state is None else self._put_back(state)
 
-    def _put_back(self, state: Mapping[str, Any]) -> Position:
+    def _put_back(self, state: Mapping[str, Any]) -> TrainingProgress:
         for name, part in self.parts.items():
             if name in state["parts"]:  # another device may scale the loss where the one before did not
                 part.load_state_dict(state["parts"][name])
         set_random_state(state["random"])
-        position = Position(**state["position"])
+        position = TrainingProgress(**state["position"])
         if not position.batches:
-            set_generators(self.loader, position.begun["own"])
+            set_generators(self.loader, position.rng_at_epoch_start["own"])
         return position
 
-    def _stop(self, position: Position) -> None:
-        first(lambda: self._save(position))
+    def _stop(self, position: TrainingProgress) -> None:
+        main_process_first(lambda: self._save(position))
         done = f"{self.step(position)} of {self.epochs * self.steps}"
         raise InterruptionError(f"stopped after step {done}, which is kept{self.where()}")
 
-    def _state(self, position: Position) -> dict[str, Any]:
+    def _state(self, position: TrainingProgress) -> dict[str, Any]:
         parts = {name: part.state_dict() for name, part in self.parts.items()}
         return {"parts": parts, "position": vars(position), "random": random_state()}
 
-    def _save(self, position: Position) -> None:
+    def _save(self, position: TrainingProgress) -> None:
         assert self.checkpoints is not None
-        begun = position.epochs * self.steps  # the state to go back to: it does not depend on how often we save
-        self.checkpoints.save(self.step(position), self._state(position), self.facts, keep=begun)
+        # the state to go back to: it does not depend on how often we save
+        epoch_start = position.epochs * self.steps
+        self.checkpoints.save(self.step(position), self._state(position), self.facts, keep=epoch_start)
 
 
 def _copied(value: Any) -> Any:

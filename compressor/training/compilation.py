@@ -13,7 +13,7 @@ from torch._inductor.exc import CppCompileError, InvalidCxxCompiler
 
 from compressor.formats.errors import ResourceError, UsageError, did_you_mean
 
-__all__ = ["check_backend", "compiled"]
+__all__ = ["check_backend", "compiled_model"]
 
 
 def check_backend(backend: str | None) -> None:
@@ -25,7 +25,7 @@ def check_backend(backend: str | None) -> None:
 
 
 @contextmanager
-def compiled(model: nn.Module, backend: str | None = "inductor") -> Iterator[nn.Module]:
+def compiled_model(model: nn.Module, backend: str | None = "inductor") -> Iterator[nn.Module]:
     """Let calls of a model run compiled inside; its parameters, their names and its class stay as they are.
 
     The lookup of shared weights is left out of the graphs: what it reads changes at every step.
@@ -37,7 +37,7 @@ def compiled(model: nn.Module, backend: str | None = "inductor") -> Iterator[nn.
 
     Example:
         >>> model = nn.Linear(2, 2)
-        >>> with compiled(model, "eager"):
+        >>> with compiled_model(model, "eager"):
         ...     tuple(model(torch.ones(1, 2)).shape)
         (1, 2)
     """

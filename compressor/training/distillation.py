@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from compressor.formats.errors import UsageError
 
-__all__ = ["distillation", "frozen_copy", "taught"]
+__all__ = ["distillation", "frozen_copy", "with_distillation"]
 
 
 def distillation(output: Tensor, teacher_output: Tensor, temperature: float) -> Tensor:
@@ -37,7 +37,7 @@ def distillation(output: Tensor, teacher_output: Tensor, temperature: float) -> 
     return functional.kl_div(student, teacher, reduction="batchmean", log_target=True) * temperature**2
 
 
-def taught(
+def with_distillation(
     task: Tensor, output: Tensor, inputs: Tensor | None, teacher: nn.Module, weight: float, temperature: float
 ) -> Tensor:
     """Mix the task's loss with distillation from a teacher, whose share is ``weight``.

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from compressor.data.distributed_sampler import dealt
+from compressor.data.distributed_sampler import shard_for_evaluation
 from compressor.data.splits import UNREADABLE, check_pictures
-from compressor.distributed.collectives import add_up
+from compressor.distributed.collectives import all_reduce_sum
 from compressor.formats.errors import MissingError
 from compressor.sharing.parametrization import cached_weights
 from compressor.training.step import predict
@@ -85,11 +85,11 @@ def _answers(model: nn.Module, loader: Iterable[Any], device: torch.device) -> T
         right = (predict(model, inputs, device) == wanted).to(torch.uint8)
         return right.masked_fill(wanted == UNREADABLE, _LEFT_OUT)
 
-    if (shares := dealt(loader)) is None:
+    if (shares := shard_for_evaluation(loader)) is None:
         return torch.cat([torch.zeros(0, dtype=torch.uint8), *(found(*batch) for batch in loader)])
     own, places, images = shares
     answers = torch.zeros(images, dtype=torch.uint8, device=device)
     for place, batch in zip(places, own, strict=True):
         answers[place] = found(*batch).to(device)
-    add_up([answers])
+    all_reduce_sum([answers])
     return answers.cpu()

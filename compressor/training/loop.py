@@ -13,26 +13,26 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
-from compressor.checkpointing.progress import Position, batches_from
-from compressor.data.distributed_sampler import shared_out
+from compressor.checkpointing.progress import TrainingProgress, remaining_batches
+from compressor.data.distributed_sampler import shard_loader
 from compressor.data.splits import check_pictures
 from compressor.distributed.devices import accelerating, prepared
-from compressor.distributed.replicas import Team
+from compressor.distributed.replicas import ReplicaSync
 from compressor.formats.errors import ResourceError
-from compressor.training.checkpointer import Keeper
+from compressor.training.checkpointer import TrainingCheckpointer
 from compressor.training.divergence import DivergedError, check_loss
 from compressor.training.evaluation import evaluate
-from compressor.training.metrics import Sharing, Watch
+from compressor.training.metrics import SharingMetrics, SharingMonitor
 from compressor.training.mixup import Mixer
-from compressor.training.model_ema import Average
-from compressor.training.optim import Schedule, in_one_pass
-from compressor.training.rollback import recovered
-from compressor.training.step import Loss, Stepper, by_step
+from compressor.training.model_ema import ModelEma
+from compressor.training.optim import Schedule, use_fused_kernels
+from compressor.training.rollback import roll_back
+from compressor.training.step import Loss, TrainStep, batches_by_step
 
-__all__ = ["Epoch", "evaluated", "train"]
+__all__ = ["Epoch", "evaluate_after_epoch", "train"]
 
 OnStep = Callable[[int, int, Tensor], None]
-CHECKED = 50  # steps, on a GPU, between two looks at the loss
+STEPS_BETWEEN_CHECKS = 50  # steps, on a GPU, between two looks at the loss
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Epoch:
     epochs: int
     loss: float
     lr: float = 0.0
-    sharing: Sharing | None = None
+    sharing: SharingMetrics | None = None
 
 
 def train(
@@ -65,7 +65,7 @@ def train(
     on_step: OnStep | None = None,
     device: str | None = None,
     amp: bool = False,
-    keeper: Keeper | None = None,
+    checkpointer: TrainingCheckpointer | None = None,
     grad_accum: int = 1,
     mixup: Mixer | None = None,
     model_ema_decay: float = 0.0,
@@ -94,76 +94,79 @@ def train(
     for one image or no such device here, UsageError for what is no device, InterruptionError where the checkpoints
     are told to stop it.
     """
-    keeper = keeper or Keeper(None, model, {})
+    checkpointer = checkpointer or TrainingCheckpointer(None, model, {})
     with (
         accelerating(device, amp) as accelerator,
         prepared(accelerator, model, optimizer) as (model, optimizer),
-        keeper.heeding(),
+        checkpointer.stoppable_training(),
     ):
-        stepper, team = Stepper(accelerator, model, optimizer, loss, mixup), Team(model, optimizer, keeper.told_to_stop)
-        average = Average(model, model_ema_decay) if model_ema_decay else None
-        parts = {"schedule": schedule, "scaler": accelerator.scaler, "stepper": stepper, "average": average}
+        train_step, team = (
+            TrainStep(accelerator, model, optimizer, loss, mixup),
+            ReplicaSync(model, optimizer, checkpointer.told_to_stop),
+        )
+        average = ModelEma(model, model_ema_decay) if model_ema_decay else None
+        parts = {"schedule": schedule, "scaler": accelerator.scaler, "stepper": train_step, "average": average}
         model.train()
-        at = keeper.begin(shared_out(loader), epochs, grad_accum, optimizer, **parts)
-        in_one_pass(optimizer)
-        team.agree()
+        at = checkpointer.begin(shard_loader(loader), epochs, grad_accum, optimizer, **parts)
+        use_fused_kernels(optimizer)
+        team.broadcast()
         while at.epochs < epochs:
             try:
-                _run_epoch(at, stepper, team, schedule, keeper, on_step, average)
+                _run_epoch(at, train_step, team, schedule, checkpointer, on_step, average)
             except DivergedError as why:
-                at = recovered(keeper, optimizer, schedule, at, why)
+                at = roll_back(checkpointer, optimizer, schedule, at, why)
                 continue
-            team.agree()
-            check_pictures(keeper.loader)
+            team.broadcast()
+            check_pictures(checkpointer.loader)
             if on_epoch is not None:
                 with nullcontext() if average is None else average.in_place():
                     on_epoch(_epoch(at, epochs, optimizer))
-            at = Position(at.epochs + 1, returns=at.returns)
-            keeper.after_epoch(at, team.stopping())
+            at = TrainingProgress(at.epochs + 1, rollbacks=at.rollbacks)
+            checkpointer.after_epoch(at, team.stopping())
         if average is not None:
             average.put()
-            team.agree()
+            team.broadcast()
 
 
-def _epoch(at: Position, epochs: int, optimizer: Optimizer) -> Epoch:
+def _epoch(at: TrainingProgress, epochs: int, optimizer: Optimizer) -> Epoch:
     """Say where training stands at the end of an epoch."""
     lr = fmean(group["lr"] for group in optimizer.param_groups)
     return Epoch(at.epochs + 1, epochs, float(at.loss) / max(at.batches, 1), lr)
 
 
 def _run_epoch(
-    at: Position,
-    stepper: Stepper,
-    team: Team,
+    at: TrainingProgress,
+    train_step: TrainStep,
+    team: ReplicaSync,
     schedule: Schedule,
-    keeper: Keeper,
+    checkpointer: TrainingCheckpointer,
     on_step: OnStep | None,
-    average: Average | None,
+    average: ModelEma | None,
 ) -> None:
     """Train from a position to the end of its epoch; it moves on. Raises DivergedError for a loss that is no number."""
-    known = at_hand(stepper.accelerator.device)
-    team.draw_alone(keeper.step(at), at.batches > 0)
-    for batches in by_step(batches_from(keeper.loader, at), keeper.grad_accum):
+    known = at_hand(train_step.accelerator.device)
+    team.seed_rank(checkpointer.step(at), at.batches > 0)
+    for batches in batches_by_step(remaining_batches(checkpointer.loader, at), checkpointer.grad_accum):
         try:
-            value = team.mean(stepper.gradients(batches), sum(len(batch[0]) for batch in batches))
+            value = team.mean(train_step.gradients(batches), sum(len(batch[0]) for batch in batches))
             if known:
                 check_loss(value)
-            stepper.apply()
+            train_step.apply()
         except ResourceError as exc:
-            raise ResourceError(f"step {keeper.step(at) + 1}: {exc}{keeper.last_words(at)}") from exc
+            raise ResourceError(f"step {checkpointer.step(at) + 1}: {exc}{checkpointer.save_on_error(at)}") from exc
         schedule.step()
         if average is not None:
             average.update()
         at.loss, at.batches = at.loss + value * len(batches), at.batches + len(batches)
         # To ask a GPU for the loss is to wait until it has done all it was given. The sum of losses is no number once
         # one was none, so it is asked now and then: what was done to the weights since is lost when we go back.
-        if not known and keeper.step(at) % CHECKED == 0:
+        if not known and checkpointer.step(at) % STEPS_BETWEEN_CHECKS == 0:
             check_loss(at.loss)
-        keeper.after_step(at, team.stopping())
+        checkpointer.after_step(at, team.stopping())
         if on_step is not None:
-            on_step(keeper.step(at), keeper.epochs * keeper.steps, at.loss / at.batches)
-        team.draw_alone(keeper.step(at))
-    keeper.check(at)
+            on_step(checkpointer.step(at), checkpointer.epochs * checkpointer.steps, at.loss / at.batches)
+        team.seed_rank(checkpointer.step(at))
+    checkpointer.check(at)
 
 
 def at_hand(device: torch.device) -> bool:
@@ -171,10 +174,10 @@ def at_hand(device: torch.device) -> bool:
     return device.type == "cpu"
 
 
-def evaluated(
+def evaluate_after_epoch(
     model: nn.Module,
     val: Iterable[Any] | None,
-    watch: Watch,
+    watch: SharingMonitor,
     on_epoch: Callable[[Epoch, float | None], None] | None,
 ) -> Callable[[Epoch], None]:
     """Give what evaluates a model after each epoch, where there is a data set for it, and tells of it."""
@@ -182,6 +185,6 @@ def evaluated(
     def told(epoch: Epoch) -> None:
         top1 = None if val is None else evaluate(model, val).top1
         if on_epoch is not None:
-            on_epoch(replace(epoch, sharing=watch.look()), top1)
+            on_epoch(replace(epoch, sharing=watch.measure()), top1)
 
     return told

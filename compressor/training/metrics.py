@@ -15,7 +15,7 @@ from compressor.formats.dtypes import ITEM_SIZES
 from compressor.report.weight_stats import entropy
 from compressor.sharing.group import Group
 
-__all__ = ["Sharing", "Watch"]
+__all__ = ["SharingMetrics", "SharingMonitor"]
 
 Indices = NDArray[np.integer[Any]]
 SAMPLE = 1 << 16  # indices of a tensor that are remembered, to tell how many change
@@ -23,7 +23,7 @@ NUMBER = 4  # bytes of a value, scale or offset
 
 
 @dataclass(frozen=True)
-class Sharing:
+class SharingMetrics:
     """What shared weights would take if training ended here.
 
     Args:
@@ -39,14 +39,14 @@ class Sharing:
     changed: float | None
 
 
-class Watch:
+class SharingMonitor:
     """Looks at groups, and remembers of each look what the next is compared with.
 
     Example:
         >>> from compressor import Compressor, Policy, Rule
         >>> job = Compressor(torch.nn.Linear(8, 8), Policy([Rule("*", scheme="kmeans", codewords=2)])).prepare()
-        >>> watch = Watch(job.groups)
-        >>> first, second = watch.look(), watch.look()
+        >>> watch = SharingMonitor(job.groups)
+        >>> first, second = watch.measure(), watch.measure()
         >>> first.changed, second.changed, second.fixed
         (None, 0.0, 1.0)
     """
@@ -56,7 +56,7 @@ class Watch:
         self._before: dict[str, Indices] = {}
 
     @torch.no_grad()
-    def look(self) -> Sharing | None:
+    def measure(self) -> SharingMetrics | None:
         """Give how far it has come; None where nothing is shared."""
         weights = fixed = compared = 0
         bits = changed = 0.0
@@ -65,13 +65,15 @@ class Watch:
             weights, bits = weights + group.weights, bits + 8 * stored
             for name, indices in found.items():
                 there = indices[indices >= 0]
-                per_index = group.latent(_site(group, name)).numel() / max(len(indices), 1)  # more than 1: vectors
+                per_index = group.master_weight(_site(group, name)).numel() / max(
+                    len(indices), 1
+                )  # more than 1: vectors
                 fixed += round(len(there) * per_index)
                 bits += len(there) * entropy(np.bincount(there)) if len(there) else 0.0
                 moved, of = self._changed(name, indices)
                 changed, compared = changed + moved, compared + of
         share = changed / compared if compared else None
-        return Sharing(bits / max(fixed, 1), fixed / weights, share) if weights else None
+        return SharingMetrics(bits / max(fixed, 1), fixed / weights, share) if weights else None
 
     def _changed(self, name: str, indices: Indices) -> tuple[float, int]:
         """Give how many of a tensor's indices are others than before, estimated on some, and of how many."""
@@ -105,7 +107,7 @@ def _kept(group: Group) -> tuple[Mapping[str, Indices], float] | None:
 
 def _shared(group: Group) -> tuple[Mapping[str, Indices], float]:
     """Give the indices the file would hold, none where they are generated, and the bytes of all that goes with them."""
-    shared = group.scheme.share(group)
+    shared = group.scheme.export(group)
     found, stored = {}, sum(map(_bytes, shared.books))
     for name, tensor in shared.tensors.items():
         stored += sum(NUMBER * len(numbers) for numbers in (tensor.scale, tensor.offset) if numbers is not None)

@@ -8,7 +8,7 @@ import torch
 from timm.data import Mixup
 from torch import Tensor
 
-__all__ = ["Mixer", "described", "make_mixup", "mixed"]
+__all__ = ["Mixer", "describe_mixup", "make_mixup", "mix_batch"]
 
 Mixer = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 """Of inputs and int64[batch] labels; gives inputs and float[batch, classes] labels: ``timm.data.Mixup``, or alike."""
@@ -31,12 +31,12 @@ def make_mixup(mixup: float, cutmix: float, smoothing: float, classes: int) -> M
     return mixer
 
 
-def mixed(mixup: Mixer, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+def mix_batch(mixup: Mixer, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     """Mix a batch into a new one; timm wants an even number of images, so the last of an odd one is there twice.
 
     Example:
         >>> mixup = make_mixup(1.0, 0.0, 0.0, classes=3)
-        >>> images, labels = mixed(mixup, torch.rand(5, 1, 4, 4), torch.tensor([0, 1, 2, 0, 1]))
+        >>> images, labels = mix_batch(mixup, torch.rand(5, 1, 4, 4), torch.tensor([0, 1, 2, 0, 1]))
         >>> tuple(images.shape), tuple(labels.shape), round(float(labels.sum()), 3)
         ((5, 1, 4, 4), (5, 3), 5.0)
     """
@@ -46,10 +46,10 @@ def mixed(mixup: Mixer, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor
     return inputs[:count], targets[:count]
 
 
-def described(mixup: Mixer | None) -> str:
+def describe_mixup(mixup: Mixer | None) -> str:
     """Tell one way of mixing from another.
 
-    >>> described(None), described(make_mixup(0.0, 0.0, 0.0, 10))
+    >>> describe_mixup(None), describe_mixup(make_mixup(0.0, 0.0, 0.0, 10))
     ('none', 'none')
     """
     return "none" if mixup is None else f"{type(mixup).__name__} {getattr(mixup, '__dict__', '')}"

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from compressor.distributed.replicas import RUNNING
+from compressor.distributed.replicas import RUNNING_STATISTICS
 
-__all__ = ["Average"]
+__all__ = ["ModelEma"]
 
 
-class Average:
+class ModelEma:
     """An exponential moving average of weights, codebooks and BatchNorm statistics; timm's ``--model-ema``.
 
     Its memory grows with the steps, as timm's ``--model-ema-warmup`` has it, so that what the training began with is
@@ -30,7 +30,7 @@ class Average:
         >>> layer = nn.Linear(1, 1, bias=False)
         >>> with torch.no_grad():
         ...     _ = layer.weight.fill_(1.0)
-        ...     average = Average(layer, 0.5)
+        ...     average = ModelEma(layer, 0.5)
         ...     _ = layer.weight.fill_(2.0)
         >>> for _ in range(2):
         ...     average.update()
@@ -49,7 +49,7 @@ class Average:
 
     def _trained(self) -> Iterator[tuple[str, Tensor]]:
         yield from ((name, parameter) for name, parameter in self._model.named_parameters() if parameter.requires_grad)
-        yield from ((name, buffer) for name, buffer in self._model.named_buffers() if name.endswith(RUNNING))
+        yield from ((name, buffer) for name, buffer in self._model.named_buffers() if name.endswith(RUNNING_STATISTICS))
 
     @torch.no_grad()
     def update(self) -> None:

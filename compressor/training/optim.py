@@ -12,7 +12,7 @@ from torch.optim import Adam, AdamW, Optimizer
 
 from compressor.formats.errors import UsageError
 
-__all__ = ["RoundSchedule", "Schedule", "halve_rates", "in_one_pass", "make_optimizer"]
+__all__ = ["RoundSchedule", "Schedule", "halve_rates", "make_optimizer", "use_fused_kernels"]
 
 RATES = ("lr", "initial_lr", "max_lr", "min_lr")  # where optimisers, timm's schedules and torch's keep them
 
@@ -104,7 +104,7 @@ def make_optimizer(
         raise UsageError(f"optimiser {opt!r} with schedule {sched!r}: {error}") from None
 
 
-def in_one_pass(optimizer: Optimizer) -> None:
+def use_fused_kernels(optimizer: Optimizer) -> None:
     """Let Adam and AdamW pass over the weights once a step, in a fifth of the time, where PyTorch does so safely.
 
     Its ``fused`` kernels go by memory, whatever the strides say; those of SGD ask for all gradients from the first
@@ -114,7 +114,7 @@ def in_one_pass(optimizer: Optimizer) -> None:
     Example:
         >>> import torch
         >>> optimizer = torch.optim.AdamW([torch.zeros(2)])
-        >>> in_one_pass(optimizer)
+        >>> use_fused_kernels(optimizer)
         >>> optimizer.param_groups[0]["fused"]
         True
     """

@@ -6,19 +6,25 @@ import logging
 
 from torch.optim import Optimizer
 
-from compressor.checkpointing.progress import Position
+from compressor.checkpointing.progress import TrainingProgress
 from compressor.formats.errors import QualityError
-from compressor.training.checkpointer import Keeper
+from compressor.training.checkpointer import TrainingCheckpointer
 from compressor.training.divergence import DivergedError
 from compressor.training.optim import Schedule, halve_rates
 
-__all__ = ["RETURNS", "recovered"]
+__all__ = ["MOST_ROLLBACKS", "roll_back"]
 
 _log = logging.getLogger(__name__)
-RETURNS = 3  # after which a training is given up
+MOST_ROLLBACKS = 3  # after which a training is given up
 
 
-def recovered(keeper: Keeper, optimizer: Optimizer, schedule: Schedule, at: Position, why: DivergedError) -> Position:
+def roll_back(
+    checkpointer: TrainingCheckpointer,
+    optimizer: Optimizer,
+    schedule: Schedule,
+    at: TrainingProgress,
+    why: DivergedError,
+) -> TrainingProgress:
     """Go back to the state the epoch began with, at half the learning rate; give where the training then stands.
 
     Args:
@@ -26,20 +32,22 @@ def recovered(keeper: Keeper, optimizer: Optimizer, schedule: Schedule, at: Posi
 
     Raises QualityError for the fourth time, having gone back all the same, and where there is no state to go back to.
     """
-    what = f"training has diverged: {why} at step {keeper.step(at) + 1}"
-    back = keeper.go_back(at)
+    what = f"training has diverged: {why} at step {checkpointer.step(at) + 1}"
+    back = checkpointer.rollback(at)
     if back is None:
         raise QualityError(f"{what}, and no earlier state is left to go back to; try a lower --lr")
     halve_rates(optimizer, schedule)
-    back.returns += 1
-    times, place = back.returns, f"the state after step {keeper.step(back)}"
-    if times > RETURNS:
-        back.returns = 0
-    keeper.mark(back)
-    if times > RETURNS:
+    back.rollbacks += 1
+    times, place = back.rollbacks, f"the state after step {checkpointer.step(back)}"
+    if times > MOST_ROLLBACKS:
+        back.rollbacks = 0
+    checkpointer.save(back)
+    if times > MOST_ROLLBACKS:
         raise QualityError(
-            f"{what}, with a learning rate of an {2**RETURNS}th, too; try a lower --lr, or look at the data. "
-            f"T{place[1:]} is kept{keeper.where()}, at a {2 * 2**RETURNS}th"
+            f"{what}, with a learning rate of an {2**MOST_ROLLBACKS}th, too; try a lower --lr, or look at the data. "
+            f"T{place[1:]} is kept{checkpointer.where()}, at a {2 * 2**MOST_ROLLBACKS}th"
         )
-    _log.warning("%s: going back to %s, with half the learning rate (%s of %s times)", what, place, times, RETURNS)
+    _log.warning(
+        "%s: going back to %s, with half the learning rate (%s of %s times)", what, place, times, MOST_ROLLBACKS
+    )
     return back

@@ -18,16 +18,16 @@ from torch.optim import Optimizer
 from compressor.formats.errors import ResourceError, UsageError
 from compressor.ops.buffer_pool import give_back
 from compressor.sharing.parametrization import cached_weights
-from compressor.training.mixup import Mixer, mixed
+from compressor.training.mixup import Mixer, mix_batch
 
-__all__ = ["Loss", "Stepper", "by_step", "out_of_memory", "predict", "steps_per_epoch"]
+__all__ = ["Loss", "TrainStep", "batches_by_step", "out_of_memory", "predict", "steps_per_epoch"]
 
 _log = logging.getLogger(__name__)
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 Batch = Sequence[Tensor]
 
 
-class Stepper:
+class TrainStep:
     """Takes an optimiser's steps, each on the mean loss over all the images it is given.
 
     Where memory runs out, half as many images go through the model at a time, from then on: their gradients, each
@@ -54,7 +54,7 @@ class Stepper:
         Raises ResourceError where memory does not suffice for one image at a time.
         """
         if self.mixup is not None:
-            batches = [mixed(self.mixup, *batch) for batch in batches]
+            batches = [mix_batch(self.mixup, *batch) for batch in batches]
         while True:
             try:
                 return self._gradients(batches)
@@ -163,10 +163,10 @@ def _figures(exc: BaseException) -> str:
     return said[max(0, said.find("you tried to allocate")) :][:200].rstrip(". ")
 
 
-def by_step(batches: Iterable[Batch], count: int) -> Iterator[list[Batch]]:
+def batches_by_step(batches: Iterable[Batch], count: int) -> Iterator[list[Batch]]:
     """Give the batches of one step after the other, ``count`` each; the last has what is left.
 
-    >>> [len(step) for step in by_step([(torch.ones(1),)] * 5, 2)]
+    >>> [len(step) for step in batches_by_step([(torch.ones(1),)] * 5, 2)]
     [2, 2, 1]
     """
     rest = iter(batches)

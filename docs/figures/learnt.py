@@ -11,7 +11,7 @@ import torch
 from matplotlib import pyplot
 
 from compressor.ops.nearest import nearest
-from compressor.ops.soft_assignment import soft_hash
+from compressor.ops.soft_assignment import soft_assignment
 
 CODEBOOK = torch.tensor([-1.0, -0.35, 0.15, 0.5, 1.2])
 TEMPERATURES = {"1 (nearly the identity)": 1.0, "1/4": 0.25, "1/32": 1 / 32}
@@ -24,13 +24,13 @@ def main() -> None:
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(10, 3.8), layout="constrained")
     left.plot(weights, CODEBOOK[nearest(weights, CODEBOOK)], color="black", label="hard: what is computed and stored")
     for label, temperature in TEMPERATURES.items():
-        latent = weights.clone().requires_grad_()
-        soft = soft_hash(latent, CODEBOOK, temperature * half)
+        master = weights.clone().requires_grad_()
+        soft = soft_assignment(master, CODEBOOK, temperature * half)
         left.plot(weights, soft.detach(), label=f"soft, temperature {label}")
-        right.plot(weights, torch.autograd.grad(soft.sum(), latent)[0], label=f"soft, temperature {label}")
+        right.plot(weights, torch.autograd.grad(soft.sum(), master)[0], label=f"soft, temperature {label}")
     right.axhline(1, color="black", label="straight through")
-    left.set(xlabel="latent weight w", ylabel="weight the network computes with", title="value")
-    right.set(xlabel="latent weight w", ylabel="slope", title="gradient that reaches the latent weight")
+    left.set(xlabel="master weight w", ylabel="weight the network computes with", title="value")
+    right.set(xlabel="master weight w", ylabel="slope", title="gradient that reaches the master weight")
     right.set_ylim(-3, 75)  # room for the legend
     for axes in (left, right):
         axes.grid(alpha=0.3)

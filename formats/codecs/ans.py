@@ -24,7 +24,7 @@ from compressor.formats.codecs.kernels import LOW, bit_patterns, rans_decode, ra
 from compressor.formats.codecs.registry import register
 from compressor.formats.content import index_dtype
 from compressor.formats.errors import FormatError
-from compressor.formats.io.huge_pages import fresh
+from compressor.formats.io.huge_pages import allocate
 
 __all__ = ["CHUNK", "Ans"]
 
@@ -103,7 +103,7 @@ def _decode(data: memoryview, stream: Stream, values: NDArray[Any]) -> NDArray[A
     frequencies, size = read_frequencies(data[1:], stream.codewords, precision, what)
     chunks = _split(data[1 + size :], -(-stream.count // CHUNK), lanes, what)
     table = _slots(frequencies, values)
-    output = fresh(stream.count, values.dtype)
+    output = allocate(stream.count, values.dtype)
     for number, (states, words) in enumerate(chunks):
         part = output[number * CHUNK : (number + 1) * CHUNK]
         wanted = rans_decode(bit_patterns(part), states, table, words, precision)

@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from compressor.formats.codecs.bitpacking import gather
+from compressor.formats.codecs.bitpacking import take
 from compressor.formats.errors import FormatError, UsageError
 
 __all__ = ["Codec", "Stream", "check_indices"]
@@ -63,7 +63,7 @@ class Codec(ABC):
 
     def lookup(self, data: memoryview, stream: Stream, values: NDArray[np.float32]) -> NDArray[np.float32]:
         """Give ``values[decode(data)]``, float32[stream.count]; a codec may fuse the two."""
-        return gather(values, self.decode(data, stream), "clip")
+        return take(values, self.decode(data, stream), "clip")
 
     def generate(self, stream: Stream, positions: Any) -> Any:
         """Give the indices at ``positions``, int64 of numpy or torch, in their place; only where not ``general``."""

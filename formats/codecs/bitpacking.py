@@ -7,14 +7,14 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from compressor.formats.io.huge_pages import fresh
+from compressor.formats.io.huge_pages import allocate
 
-__all__ = ["FIELDS", "gather", "pack_bits", "unpack_bits"]
+__all__ = ["FIELDS", "pack_bits", "take", "unpack_bits"]
 
 _AT_ONCE = 1 << 15  # places
 
 
-def gather(values: NDArray[Any], places: NDArray[Any], mode: Literal["raise", "clip"] = "raise") -> NDArray[Any]:
+def take(values: NDArray[Any], places: NDArray[Any], mode: Literal["raise", "clip"] = "raise") -> NDArray[Any]:
     """Give ``values.take(places)`` in pieces: numpy makes eight bytes of every place, which here stay in the cache.
 
     Args:
@@ -22,10 +22,10 @@ def gather(values: NDArray[Any], places: NDArray[Any], mode: Literal["raise", "c
         places: unsigned [n].
         mode: of ``take``; "clip" is half as slow, where all places are known to be within.
 
-    >>> gather(np.array([1.5, -2.0]), np.array([1, 0, 1], np.uint8)).tolist()
+    >>> take(np.array([1.5, -2.0]), np.array([1, 0, 1], np.uint8)).tolist()
     [-2.0, 1.5, -2.0]
     """
-    gathered = fresh(len(places), values.dtype)
+    gathered = allocate(len(places), values.dtype)
     for at in range(0, len(places), _AT_ONCE):
         values.take(places[at : at + _AT_ONCE], out=gathered[at : at + _AT_ONCE], mode=mode)
     return gathered
@@ -58,7 +58,7 @@ def unpack_bits(data: memoryview | bytes, count: int, width: int) -> NDArray[Any
     stored = np.frombuffer(data, np.uint8)
     if width in (1, 2, 4):
         rows = FIELDS[width]
-        return gather(rows.view(f"u{rows.shape[1]}").reshape(-1), stored, "clip").view(np.uint8)[:count]
+        return take(rows.view(f"u{rows.shape[1]}").reshape(-1), stored, "clip").view(np.uint8)[:count]
     if width in (8, 16):
         return stored.view("<u2") if width == 16 else stored
     groups = -(-count // 8)

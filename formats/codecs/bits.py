@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compressor.formats.codecs.base import Codec, Stream, check_indices
-from compressor.formats.codecs.bitpacking import FIELDS, gather, pack_bits, unpack_bits
+from compressor.formats.codecs.bitpacking import FIELDS, pack_bits, take, unpack_bits
 from compressor.formats.codecs.registry import register
 from compressor.formats.content import index_dtype
 from compressor.formats.errors import FormatError
@@ -49,7 +49,7 @@ class Bits(Codec):
         _check(data, stream)
         rows = np.ascontiguousarray(values[FIELDS[width]])  # float32[256, 8 / width]
         whole_rows = rows.view({2: "u8", 4: "c16", 8: "V32"}[rows.shape[1]]).reshape(-1)
-        return gather(whole_rows, np.frombuffer(data, np.uint8), "clip").view(np.float32)[: stream.count]
+        return take(whole_rows, np.frombuffer(data, np.uint8), "clip").view(np.float32)[: stream.count]
 
     def code_lengths(self, histogram: NDArray[np.int64]) -> NDArray[np.float64]:
         """Give the same width for all."""

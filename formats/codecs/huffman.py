@@ -20,7 +20,7 @@ from compressor.formats.codecs.kernels import PADDING, bit_patterns, huffman_dec
 from compressor.formats.codecs.registry import register
 from compressor.formats.content import index_dtype
 from compressor.formats.errors import FormatError
-from compressor.formats.io.huge_pages import fresh
+from compressor.formats.io.huge_pages import allocate
 
 __all__ = ["CHUNK", "LIMIT", "Huffman", "code_table", "limited_lengths", "package_merge"]
 
@@ -125,7 +125,7 @@ def code_table(lengths: NDArray[np.uint8]) -> dict[int, bitarray]:
 
 
 def _decode(data: memoryview, stream: Stream, values: NDArray[Any]) -> NDArray[Any]:
-    output = fresh(stream.count, values.dtype)
+    output = allocate(stream.count, values.dtype)
     if not stream.count:
         if len(data):
             raise FormatError(f"indices of {stream.name!r}: {len(data)} bytes for no indices, expected none")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from numpy.typing import NDArray
 
-from compressor.formats.jit.cache import compiled
+from compressor.formats.jit.cache import compiled_kernel
 
 if TYPE_CHECKING:
     from compressor.formats.jit.builder import Code
@@ -226,4 +226,4 @@ def _native(write: Callable[..., Any], item_bytes: int, count: int) -> Callable[
     """Give the compiled kernel, or None while, or where, plain Python does."""
     global _met
     _met += count
-    return compiled(write, 8 * item_bytes) if _met > _ENOUGH else None
+    return compiled_kernel(write, 8 * item_bytes) if _met > _ENOUGH else None

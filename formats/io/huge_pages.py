@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-__all__ = ["fresh"]
+__all__ = ["allocate"]
 
 _PAGE = 1 << 21  # bytes of a large page on x86-64, and on most of arm64
 
 
-def fresh(count: int, dtype: DTypeLike) -> NDArray[Any]:
+def allocate(count: int, dtype: DTypeLike) -> NDArray[Any]:
     """Give ``np.empty(count, dtype)``; of 2 MB and more it lies in large pages, on Linux, as far as it fills them.
 
     numpy asks for such pages from 4 MB on, but its arrays begin and end anywhere in one. Here they begin with one.
@@ -22,7 +22,7 @@ def fresh(count: int, dtype: DTypeLike) -> NDArray[Any]:
     Raises:
         MemoryError: there is not so much.
 
-    >>> fresh(3, np.float32).shape
+    >>> allocate(3, np.float32).shape
     (3,)
     """
     size = count * np.dtype(dtype).itemsize

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from compressor.formats.jit.builder import MachineCode
 
-__all__ = ["ARGUMENTS", "available", "compiled"]
+__all__ = ["ARGUMENTS", "available", "compiled_kernel"]
 
 ARGUMENTS = 11
 """How many numbers and addresses a function takes at most."""
@@ -28,7 +28,7 @@ def available() -> bool:
     return True
 
 
-def compiled(write: Callable[..., Any], *constants: int, vectorise: bool = False) -> MachineCode | None:
+def compiled_kernel(write: Callable[..., Any], *constants: int, vectorise: bool = False) -> MachineCode | None:
     """Compile what ``write(code, *constants)`` writes.
 
     Args:

@@ -1,4 +1,4 @@
-"""What a few batches of data tell about a network before and after its weights are shared."""
+"""How much the loss minds an error in each weight, estimated from a few batches."""
 
 from __future__ import annotations
 
@@ -7,11 +7,10 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.optim.swa_utils import update_bn
 
 from compressor.sharing.sites import Site
 
-__all__ = ["Batches", "estimate_batch_norm", "squared_gradients"]
+__all__ = ["Batches", "squared_gradients"]
 
 Batches = Iterable[tuple[Tensor, Tensor]]
 
@@ -37,8 +36,3 @@ def squared_gradients(model: nn.Module, sites: Sequence[Site], batches: Batches)
                 total[site] += gradient.float().square()
     model.train(was_training)
     return total
-
-
-def estimate_batch_norm(model: nn.Module, batches: Batches) -> None:
-    """Estimate BatchNorm statistics with the weights as they are now; the model's mode is left as it was."""
-    update_bn(batches, model, next(model.parameters()).device)
