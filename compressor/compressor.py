@@ -202,7 +202,8 @@ class Compressor:
         self.attach(optimizer, self.steps + epochs * updates, schedule.restart)
         train(
             self.model, train_loader, self.loss, optimizer, schedule, epochs,
-            evaluate_after_epoch(self.model, val, SharingMonitor(self.groups), on_epoch), on_step, device, amp, checkpointer, grad_accum,
+            evaluate_after_epoch(self.model, val, SharingMonitor(self.groups), on_epoch), on_step, device, amp,
+            checkpointer, grad_accum,
             mixup, model_ema_decay,
         )  # fmt: skip
         return self

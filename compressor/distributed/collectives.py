@@ -88,8 +88,8 @@ def _explained() -> Iterator[None]:
     except RuntimeError as exc:
         said = " ".join(str(exc).split())[:120]
         raise ResourceError(
-            f"process {rank()} of {world_size()} waits for another that has ended or hangs; its own message says why, or "
-            f"the system's log, if it was killed ({said})"
+            f"process {rank()} of {world_size()} waits for another that has ended or hangs; its own message says why, "
+            f"or the system's log, if it was killed ({said})"
         ) from exc
 
 

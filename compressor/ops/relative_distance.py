@@ -28,10 +28,11 @@ __all__ = ["frozen_lookup_with_distance", "relative_distance"]
 def frozen_lookup_with_distance(
     master: Tensor, codebook: Tensor, indices: Tensor, zero_below: float | Tensor, pulled: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Give what ``gather_scatter.frozen_lookup`` gives, and a number whose gradient is that of ``relative_distance``: both come in one pass.
+    """Give what ``gather_scatter.frozen_lookup`` gives, and a number with the gradient of ``relative_distance``.
 
     The pull itself is not worked out but in the backward pass, from ``master`` and ``indices``: its slopes are added
-    to the gradient of the weights, what ``relative_distance`` gives is put into ``pulled``. Nothing of their size is kept for it.
+    to the gradient of the weights, what ``relative_distance`` gives is put into
+    ``pulled``. Nothing of their size is kept for it.
 
     Args:
         master: float, any shape; takes the codewords where it is not free.
