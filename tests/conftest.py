@@ -12,7 +12,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # read when the hub's client is first import
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when torch is first imported
 
 # The asserts of what the tests share say as much as their own.
-pytest.register_assert_rewrite("file_commands", "forging", "runs")
+pytest.register_assert_rewrite("tests.helpers")
 
 
 @pytest.fixture

@@ -1,7 +1,7 @@
 """Write the golden files that are not there yet: python tests/golden/write.py. Those that are, are never rewritten.
 
-One packed file for every record of test_record.py and every codec that can code it, in a folder named after the
-format's version, and the SHA-256 of its decoded tensors in tensors.json.
+One packed file for every record of tests/formats/test_content.py and every codec that can code it, in a folder named
+after the format's version, and the SHA-256 of its decoded tensors in tensors.json.
 """
 
 from __future__ import annotations
@@ -13,11 +13,9 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE.parent), str(HERE.parent.parent)]
+sys.path.insert(0, str(HERE.parents[1]))
 
 import numpy as np  # noqa: E402
-from slow_reader import read  # noqa: E402
-from test_record import RECORDS  # noqa: E402
 
 from compressor.formats.codecs.hashed import Hashed, hashed_indices  # noqa: E402
 from compressor.formats.codecs.registry import CODECS  # noqa: E402
@@ -25,6 +23,8 @@ from compressor.formats.content import Content, SharedTensor, Table  # noqa: E40
 from compressor.formats.errors import UsageError  # noqa: E402
 from compressor.formats.file.metadata import VERSION  # noqa: E402
 from compressor.formats.file.writer import pack  # noqa: E402
+from tests.formats.test_content import RECORDS  # noqa: E402
+from tests.helpers.slow_reader import read  # noqa: E402
 
 
 def digest(data: bytes) -> str:

@@ -1,0 +1,217 @@
+"""Memory that is asked for by a few bytes, or is not to be had: one line, the exit code, nothing spoilt."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tracemalloc
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import compressor
+from compressor.cli.files import open_packed
+from compressor.cli.main import run
+from compressor.formats.content import Content, SharedTensor, Table
+from compressor.formats.file import reader, source
+from compressor.formats.file.reader import PackedFile
+from compressor.formats.file.writer import pack, write
+from compressor.formats.io import atomic
+from tests.faults.test_damaged_files import Says, says
+from tests.formats.test_content import RECORDS
+from tests.helpers.forging import Fields, forged_from, small
+
+__all__ = ["says"]  # the fixture
+
+
+def giant(shape: list[int], codec: str = "hashed") -> bytes:
+    """Declare any number of generated indices, in some 600 bytes."""
+    lie = Content({"fc.weight": SharedTensor((2,), 0, np.zeros(2, np.uint8))}, (Table.of([1.0]),))
+
+    def edit(fields: Fields) -> None:
+        fields["requires"] = [codec]
+        fields["sites"][0][1:] = [shape, 0, codec, 8]
+
+    return forged_from(pack(lie), edit, {"indices": bytes(8)})
+
+
+@pytest.mark.parametrize("command", [["verify"], ["inspect"], ["inspect", "--json"], ["diff", "good"]])
+def test_12_a_few_bytes_that_become_gigabytes(says: Says, command: list[str]) -> None:
+    """No codec but those below a bit an index can say it, and none of its weights is made before it is asked."""
+    Path("good").write_bytes(small())
+    Path("bad").write_bytes(giant([5 << 10, 1 << 20]))
+    tracemalloc.start()
+    said = says(3, *command, "bad")
+    assert tracemalloc.get_traced_memory()[1] < 16 << 20
+    tracemalloc.stop()
+    assert "bytes that decode to 21,474,836,480, more than the 268,435,456 allowed" in said
+    assert said.endswith("if you trust the file: --max-memory 20\n")
+    assert "--max-memory 20\n" in says(3, *command, "bad", "--max-memory", "19")
+
+
+def test_12_what_is_trusted_may_take_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a"
+    path.write_bytes(giant([5 << 10, 1 << 20]))
+    with open_packed(path, 20) as file:
+        assert file.decoded_size == 20 << 30
+    path.write_bytes(giant([9, 1024]))
+    assert run(["verify", str(path)]) == 0
+    monkeypatch.setattr(reader, "ALWAYS", 1 << 10)
+    monkeypatch.setattr(reader, "EXPANSION", 2)
+    assert run(["verify", str(path)]) == 3
+    assert run(["verify", str(path), "--max-memory", "1"]) == 0
+
+
+def test_12_honest_models_are_believed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """200 million float32 weights at a thirtieth of a bit, on a machine of 2 GB."""
+    monkeypatch.setattr(os, "sysconf", {"SC_PHYS_PAGES": 500_000, "SC_PAGE_SIZE": 4096}.__getitem__)
+    assert reader.believable_memory(200_000_000 // 30 // 8) >= 4 * 200_000_000
+    assert reader.believable_memory(1_000) == 256 << 20
+    assert reader.believable_memory(1 << 40) == 500_000 * 4096 // 2
+    monkeypatch.setattr(os, "sysconf", {"SC_PHYS_PAGES": 1 << 40, "SC_PAGE_SIZE": 4096}.__getitem__)
+    assert reader.believable_memory(1 << 40) == reader.MAX_MEMORY
+
+
+@pytest.mark.parametrize("size", ["0", "-1", "nan", "1e3", "many"])
+def test_12_max_memory_is_a_number_of_gibibytes(says: Says, size: str) -> None:
+    assert "--max-memory" in says(2, "verify", "any", "--max-memory", size)
+
+
+# -- the n-th allocation fails
+
+ALLOCATORS = (
+    "arange", "array", "ascontiguousarray", "bincount", "concatenate", "cumsum", "empty", "frombuffer", "full",
+    "repeat", "where", "zeros",
+)  # fmt: skip
+
+
+class Rationed:
+    """Whatever allocates, failing at its n-th use all together."""
+
+    def __init__(self, nth: int, patch: pytest.MonkeyPatch) -> None:
+        self.nth, self.count = nth, 0
+        for name in ALLOCATORS:
+            patch.setattr(np, name, self.of(getattr(np, name)))
+        patch.setattr(source, "bytearray", self.of(bytearray), raising=False)
+        for module in (atomic, source):
+            patch.setattr(module, "memoryview", self.of(memoryview), raising=False)
+
+    def of(self, allocate: Callable[..., Any]) -> Callable[..., Any]:
+        def rationed(*args: Any, **options: Any) -> Any:
+            self.count += 1
+            if self.count == self.nth:
+                raise MemoryError
+            return allocate(*args, **options)
+
+        return rationed
+
+
+def each_failing(act: Callable[[], object], after: Callable[[bool], None]) -> int:
+    """Let each allocation of ``act`` fail in turn, until there are no more: how many there were."""
+    for nth in range(1, 2000):
+        with pytest.MonkeyPatch.context() as patch:
+            rationed = Rationed(nth, patch)
+            try:
+                act()
+                done = True
+            except MemoryError:
+                done = False
+        assert done == (rationed.count < nth), "a MemoryError was swallowed, or is another error now"
+        after(done)
+        if done:
+            return nth - 1
+    pytest.fail("never succeeded")
+
+
+@pytest.mark.parametrize("record", sorted(RECORDS))
+def test_nth_allocation_fails_while_writing(tmp_path: Path, record: str) -> None:
+    content, path = RECORDS[record](), tmp_path / "a"
+    good = pack(content)
+    path.write_bytes(b"old")
+
+    def after(done: bool) -> None:
+        assert path.read_bytes() == (good if done else b"old")
+        assert os.listdir(tmp_path) == ["a"]
+
+    assert each_failing(lambda: write(path, content, force=True), after) > 10
+
+
+@pytest.mark.parametrize("codec", ["ans", "bits", "hashed", "huffman"])
+def test_nth_allocation_fails_while_reading(tmp_path: Path, codec: str) -> None:
+    path = tmp_path / "a"
+    path.write_bytes(small(codec))
+    opened = len(os.listdir("/proc/self/fd"))
+
+    def read() -> None:
+        with PackedFile.open(path) as file:
+            assert not file.check()
+            assert file.tensor("fc.weight").shape == (4, 10)
+
+    def after(done: bool) -> None:
+        assert len(os.listdir("/proc/self/fd")) == opened
+
+    assert each_failing(read, after) > 10
+
+
+def test_nth_allocation_fails_while_loading(tmp_path: Path) -> None:
+    """In several threads, from which the error must come back."""
+    path = tmp_path / "a"
+    path.write_bytes(small("ans"))
+    assert each_failing(lambda: compressor.load_state_dict(path), lambda done: None) > 10
+
+
+@pytest.mark.parametrize("command", ["verify", "inspect", "unpack"])
+def test_nth_allocation_fails_in_a_command(tmp_path: Path, command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    path, output = tmp_path / "a", tmp_path / "out.safetensors"
+    path.write_bytes(small("ans"))
+
+    def act() -> None:
+        output.write_bytes(b"old")
+        code = run([command, str(path), *(["-o", str(output), "--force"] if command == "unpack" else [])])
+        err = capsys.readouterr().err
+        if code:
+            assert (code, err.count("\n")) == (6, 1)
+            assert err.startswith("error: out of memory; ")
+            raise MemoryError
+
+    def after(done: bool) -> None:
+        assert done or output.read_bytes() == b"old"
+        assert sorted(os.listdir(tmp_path)) == ["a", "out.safetensors"]
+
+    assert each_failing(act, after) > 10
+
+
+def test_real_want_of_memory(tmp_path: Path) -> None:
+    """In a child that may take half a gigabyte more than it has, a file of a few bytes that is trusted with four."""
+    path = tmp_path / "a"
+    path.write_bytes(giant([1 << 10, 1 << 20]))
+    code = (
+        "import resource, sys\n"
+        "from compressor.cli.main import main\n"
+        "import compressor.formats.file.reader\n"
+        "used = int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize()\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (used + (1 << 29), used + (1 << 29)))\n"
+        "main(['verify', sys.argv[1], '--max-memory', '4'])"
+    )
+    done = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (6, "")
+    assert done.stderr.startswith("error: out of memory; ")
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "said", ["[enforce fail] DefaultCPUAllocator: can't allocate memory: 9 bytes", "CUDA out of memory. Tried 9 GiB"]
+)
+def test_54_torch_says_that_memory_is_out(says: Says, monkeypatch: pytest.MonkeyPatch, said: str) -> None:
+    """Where nothing can be tried with less, as in making codebooks."""
+
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError(said)
+
+    monkeypatch.setattr("compressor.compressor.fit_groups", fail)
+    line = says(6, "test_resnet", "--dataset", "digits", "--from-scratch", "-o", "out")
+    assert line.startswith("error: out of memory; ")

@@ -1,0 +1,216 @@
+"""Every way a packed file can lie has a test: the error's class, and what its one line says."""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+
+from compressor.formats.codecs.registry import CODECS
+from compressor.formats.content import Content
+from compressor.formats.errors import FileError, FormatError, IntegrityError, MissingError, UnsupportedError
+from compressor.formats.file.container import BLOBS
+from compressor.formats.file.reader import PackedFile
+from compressor.formats.file.writer import pack
+from tests.helpers.forging import forged, good_header, header, refuse, small, split, spoilt
+
+
+def test_the_good_file_is_good() -> None:
+    assert forged() == small()
+    with PackedFile.from_bytes(small()) as file:
+        assert file.check() == []
+
+
+# -- the file as a whole
+
+
+@pytest.mark.parametrize("codec_id", sorted(CODECS))
+def test_truncated_at_any_byte(codec_id: str) -> None:
+    data = small(codec_id)
+    for size in range(len(data)):
+        with pytest.raises(FormatError):
+            PackedFile.from_bytes(data[:size])
+
+
+def test_truncated_says_how_much_is_missing() -> None:
+    refuse(small()[:-10], FormatError, r"ends 10 bytes early.*incomplete download")
+
+
+def test_trailing_bytes_say_how_many() -> None:
+    refuse(small() + b"PK\x03\x04 zip", FormatError, "8 bytes after the end")
+
+
+@pytest.mark.parametrize("codec_id", sorted(CODECS))
+def test_every_flipped_bit_is_found(codec_id: str) -> None:
+    data = small(codec_id)
+    for position in range(len(data)):
+        for bit in range(8):
+            flipped = bytearray(data)
+            flipped[position] ^= 1 << bit
+            try:
+                with PackedFile.from_bytes(bytes(flipped)) as file:
+                    found = file.check()
+            except FileError as error:
+                found = [error]
+            assert found, f"bit {bit} of byte {position}"
+
+
+def test_a_flipped_bit_names_the_part() -> None:
+    _, blobs = split(small())
+    start = len(small()) - sum(map(len, blobs.values()))
+    for blob, name in {
+        "indices": r"indices of 'fc\.weight'",
+        "codebooks": "codebook 0",
+        "untouched": "untouched of",
+    }.items():
+        flipped = bytearray(small())
+        flipped[start + sum(len(blobs[b]) for b in BLOBS[: BLOBS.index(blob)])] ^= 1
+        refuse(bytes(flipped), IntegrityError, f"checksum of the {name}")
+
+
+def test_check_lists_every_bad_part() -> None:
+    _, blobs = split(small())
+    body = b"".join(bytes(len(blobs[blob])) for blob in BLOBS[:3])
+    data = small()[: -len(body + blobs["checksums"])] + body + blobs["checksums"]
+    with PackedFile.from_bytes(data) as file:
+        assert len(file.check()) >= 4
+
+
+@pytest.mark.parametrize("data", [b"", b"\0", bytes(7)])
+def test_too_short(data: bytes) -> None:
+    refuse(data, FormatError, "too short")
+
+
+@pytest.mark.parametrize("length", [1 << 63, (1 << 64) - 1, (16 << 20) + 1, 5000])
+def test_header_longer_than_the_file(length: int) -> None:
+    refuse(struct.pack("<Q", length) + small()[8:], FormatError, "header of")
+
+
+# -- other kinds of files
+
+
+def test_plain_safetensors() -> None:
+    data = safetensors.torch.save({"fc.weight": torch.zeros(2, 2)}, {"format": "pt"})
+    refuse(data, UnsupportedError, "plain safetensors file.*compress pack MODEL")
+
+
+@pytest.mark.parametrize(
+    ("start", "kind"), [(b"PK\x03\x04", "zip archive"), (b"\x80\x02}q", "pickle"), (b"GGUF\x03", "GGUF")]
+)
+def test_other_kinds(start: bytes, kind: str) -> None:
+    refuse(start + bytes(100), UnsupportedError, kind)
+
+
+def test_header_lengths_that_look_like_a_pickle() -> None:
+    """A header of 640 or 1,152 bytes begins with the first bytes of a pickle."""
+    for padding in range(1, 1200, 8):
+        data = pack(Content({}, (), provenance={"note": "x" * padding}))
+        with PackedFile.from_bytes(data) as file:
+            assert file.check() == []
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_checkpoints_of_torch_are_never_unpickled(tmp_path: Path, legacy: bool) -> None:
+    class Hostile:
+        def __reduce__(self) -> tuple[Callable[..., object], tuple[object, ...]]:
+            return (tmp_path / "executed").touch, ()
+
+    path = tmp_path / "model.pth"
+    torch.save({"fc.weight": Hostile()}, path, _use_new_zipfile_serialization=not legacy)
+    with pytest.raises(UnsupportedError, match=r"\.pth checkpoint.*compress pack MODEL"):
+        PackedFile.open(path)
+    assert not (tmp_path / "executed").exists()
+
+
+def test_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(MissingError, match="no such file"):
+        PackedFile.open(tmp_path / "absent.safetensors")
+
+
+def test_folder(tmp_path: Path) -> None:
+    with pytest.raises(FormatError, match="a folder"):
+        PackedFile.open(tmp_path)
+
+
+def test_fifo_does_not_block(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    with pytest.raises(FormatError, match="not a regular file"):
+        PackedFile.open(tmp_path / "fifo")
+
+
+def test_device() -> None:
+    with pytest.raises(FormatError, match="not a regular file"):
+        PackedFile.open("/dev/zero")
+
+
+# -- the safetensors header
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        (b"\xff\xfe{}", "not valid JSON"),
+        (b"{", "not valid JSON"),
+        (b"[]", "expected a JSON object"),
+        (b'{"a":NaN}', "NaN is not a number"),
+        (b'{"a":-Infinity}', "-Infinity is not a number"),
+        (b'{"a":1,"a":1}', "'a' given twice"),
+        (b'{"a":' + b"9" * 5000 + b"}", "not valid JSON"),
+        (b"[" * 100_000, "nested too deeply"),
+        (b"[" * 40 + b"]" * 40, "nested too deeply"),
+        (b'{"__metadata__":{"timm-compressor":1}}', "not a string"),
+        (b'{"a":1}', "no metadata"),
+    ],
+)
+def test_bad_header_text(text: bytes, fault: str) -> None:
+    refuse(header(text), FormatError, fault)
+
+
+def test_unknown_header_field() -> None:
+    refuse(spoilt(extra={"dtype": "U8", "shape": [0], "data_offsets": [0, 0]}), FormatError, "unknown field 'extra'")
+
+
+def test_second_metadata_key() -> None:
+    notes = {**good_header()["__metadata__"], "format": "pt"}
+    refuse(spoilt(__metadata__=notes), FormatError, "unknown field 'format'")
+
+
+def test_missing_blob() -> None:
+    refuse(spoilt(codebooks=None), FormatError, "no tensor 'codebooks'")
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {"dtype": "U8", "shape": [10], "data_offsets": [1, 11]},
+        {"dtype": "U8", "shape": [10], "data_offsets": [0, -10]},
+        {"dtype": "U8", "shape": [10], "data_offsets": [10, 0]},
+        {"dtype": "U8", "shape": [9], "data_offsets": [0, 10]},
+        {"dtype": "I8", "shape": [10], "data_offsets": [0, 10]},
+        {"dtype": "U8", "shape": [10], "data_offsets": [0, 10.0]},
+        {"dtype": "U8", "shape": [10], "data_offsets": [0]},
+        {"dtype": "U8", "shape": [10], "data_offsets": [0, 1 << 70]},
+        {"dtype": "U8", "shape": [10], "data_offsets": [False, 10]},
+        "indices",
+    ],
+)
+def test_bad_blob_entry(entry: Any) -> None:
+    refuse(spoilt(indices=entry), FormatError, "header: tensor")
+
+
+def test_header_in_another_order_is_refused() -> None:
+    reordered = dict(reversed(good_header().items()))
+    refuse(header(json.dumps(reordered, separators=(",", ":")).encode()), FormatError, "canonical form")
+
+
+def test_flipped_header_that_still_parses() -> None:
+    data = bytearray(small())
+    data[data.index(b"seed")] ^= 1
+    refuse(bytes(data), IntegrityError, "checksum of the header")

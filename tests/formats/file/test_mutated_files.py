@@ -1,0 +1,164 @@
+"""Packed files changed at random but with sense: whatever is in them, one of our errors or good tensors come out.
+
+In the tests some 10,000 within a time limit;
+``python -m tests.formats.file.test_mutated_files 1000000 [SEED]`` for more.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import resource
+import struct
+import sys
+import time
+import zlib
+from collections.abc import Callable
+from typing import Any
+
+from compressor.formats.codecs.registry import CODECS
+from compressor.formats.errors import FileError
+from compressor.formats.file.container import BLOBS
+from compressor.formats.file.reader import PackedFile
+from compressor.formats.file.writer import pack
+from tests.formats.test_content import RECORDS
+from tests.helpers.forging import forged_from, small, split
+
+MAX_MEMORY = 16 << 20
+NASTY: list[Any] = [
+    None, True, False, -1, 0, 1, 2, 3, 7, 255, 65_535, 65_536, 2**31 - 1, 2**31, 2**32, 2**53 + 1, 2**63, 2**64, 10**30,
+    -0.0, 0.5, 1e308, 1e-320, -1e39, "", "F32", "F16", "BF16", "F64", "U8", "bits", "huffman", "ans", "hashed", "auto",
+    "grid", "mirrored", "fc.weight", "a b", "\x00", "\x1b[2J", "x" * 600, "__metadata__", "\ud800", [], {}, [0], [[]],
+    [1, 1], [2**40, 0], {"a": 1}, {"axis": 0}, {"block": 1}, {"scale": "F32"}, {"vector_axis": 0}, {"dtype": "BF16"},
+]  # fmt: skip
+
+
+def good_files() -> list[bytes]:
+    """Pack small files of every codec and kind of record."""
+    records = [make() for make in RECORDS.values()]
+    files = [small(codec) for codec in sorted(CODECS)]
+    for content in records:
+        for codec in sorted(name for name, found in CODECS.items() if found.general):
+            if all(book.shape[1] <= min(1 << 12, CODECS[codec].max_codewords) for book in content.books):
+                files.append(pack(content, codec))
+    return [data for data in files if len(data) < 8_000]
+
+
+def places(node: Any) -> list[tuple[Any, Any]]:
+    """List every (container, key) of a JSON tree."""
+    keys = list(node) if isinstance(node, dict) else range(len(node)) if isinstance(node, list) else []
+    found = [(node, key) for key in keys]
+    return found + [place for key in keys for place in places(node[key])]
+
+
+def edit_metadata(data: bytes, chance: random.Random) -> bytes:
+    """Replace, double, remove or swap values; checksums made right."""
+
+    def edit(fields: dict[str, Any]) -> None:
+        for _ in range(chance.randint(1, 3)):
+            container, key = chance.choice(places(fields))
+            act = chance.random()
+            if act < 0.6:
+                value = container[key]
+                near = [value + 1, value - 1, value * 2, -value] if type(value) is int else []
+                container[key] = json.loads(json.dumps(chance.choice(near + NASTY)))
+            elif act < 0.75:
+                del container[key]
+                if not places(fields):
+                    return
+            elif isinstance(container, list):
+                container.insert(key, json.loads(json.dumps(chance.choice([container[key], *NASTY]))))
+            else:
+                container[str(chance.choice(NASTY))[:20]] = json.loads(
+                    json.dumps(chance.choice([container[key], *NASTY]))
+                )
+
+    return forged_from(data, edit)
+
+
+def edit_blobs(data: bytes, chance: random.Random) -> bytes:
+    """Change bytes of a blob, checksums made right."""
+    _, blobs = split(data)
+    blob = chance.choice([name for name in BLOBS[:3] if blobs[name]])
+    return forged_from(data, lambda fields: None, {blob: edit_bytes(blobs[blob], chance, chance.random() < 0.9)})
+
+
+def edit_bytes(data: bytes, chance: random.Random, keep_size: bool = False) -> bytes:
+    """Change, and unless sizes are kept remove or add, bytes."""
+    changed = bytearray(data)
+    for _ in range(chance.choice([1, 1, 1, 2, 8])):
+        at = chance.randrange(len(changed))
+        act = chance.random()
+        if keep_size or act < 0.6:
+            changed[at] = chance.choice(
+                [0, 1, 0x7F, 0x80, 0xFF, chance.randrange(256), changed[at] ^ 1 << chance.randrange(8)]
+            )
+        elif act < 0.8:
+            del changed[at : at + chance.randint(1, 9)]
+        else:
+            changed[at:at] = chance.randbytes(chance.randint(1, 9))
+        if not changed:
+            break
+    return bytes(changed)
+
+
+def edit_header(data: bytes, chance: random.Random) -> bytes:
+    """Change the text of the header, its checksum made right."""
+    size = struct.unpack("<Q", data[:8])[0]
+    text = edit_bytes(data[8 : 8 + size], chance, chance.random() < 0.5)
+    header = struct.pack("<Q", len(text)) + text
+    return header + data[8 + size : -4] + struct.pack("<I", zlib.crc32(header))
+
+
+EDITS: list[Callable[[bytes, random.Random], bytes]] = [
+    edit_metadata,
+    edit_metadata,
+    edit_blobs,
+    edit_blobs,
+    edit_header,
+    edit_bytes,
+]
+
+
+def read_all(data: bytes) -> bool:
+    """Read everything; tell whether the file was found good."""
+    try:
+        with PackedFile.from_bytes(data, MAX_MEMORY) as file:
+            if file.check():
+                return False
+            for name in file.sites:
+                assert file.tensor(name).shape == file.sites[name].shape
+            return True
+    except FileError:
+        return False
+
+
+def run(count: int, seed: int, limit: float) -> tuple[int, int, float, float]:
+    """Try mutants: how many, how many were good, the longest seconds, the most megabytes above the beginning."""
+    chance = random.Random(seed)
+    files = good_files()
+    assert all(read_all(data) for data in files)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    start = time.monotonic()
+    good = done = 0
+    longest = 0.0
+    while done < count and time.monotonic() - start < limit:
+        data = chance.choice(EDITS)(chance.choice(files), chance)
+        begun = time.monotonic()
+        good += read_all(data)
+        longest = max(longest, time.monotonic() - begun)
+        done += 1
+    return done, good, longest, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+
+
+def test_mutants() -> None:
+    done, good, longest, memory = run(10_000, 0, 30)
+    assert done >= 1_000  # on a slow or busy machine; 10,000 take some 15 seconds
+    assert 0 < good < done
+    assert longest < 2
+    assert memory < 64
+
+
+if __name__ == "__main__":
+    wanted = int(sys.argv[1]) if len(sys.argv) > 1 else 10_000
+    print("mutants, good, longest s, MB above base:", *run(wanted, int(sys.argv[2]) if len(sys.argv) > 2 else 0, 1e9))  # noqa: T201

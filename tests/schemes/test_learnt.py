@@ -1,0 +1,181 @@
+"""The learnt hash: what the layer computes, its invariances, and that no codeword stays unused."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from compressor.compressor import Compressor
+from compressor.formats.file.reader import PackedFile
+from compressor.ops.nearest import nearest
+from compressor.policy.policy import Policy, Rule
+from compressor.schemes.learnt import Learnt
+from compressor.sharing.group import Group
+from tests.helpers.groups import fitted
+
+
+def from_stock_operators(weights: Tensor, codebook: Tensor) -> Tensor:
+    """The hash as a convolution, a max-pooling over channels and a deconvolution, one codebook behind all three."""
+    signal, codewords = weights.reshape(-1, 1, 1), len(codebook)
+    logits = functional.conv1d(signal, 2 * codebook.reshape(-1, 1, 1), -codebook.square())
+    channels_last = logits.transpose(1, 2)
+    highest, where = functional.max_pool1d(channels_last, codewords, return_indices=True)
+    one_hot = functional.max_unpool1d(torch.ones_like(highest), where, [codewords]).transpose(1, 2)
+    return functional.conv_transpose1d(one_hot, codebook.reshape(-1, 1, 1)).reshape(weights.shape)
+
+
+def hashed(group: Group) -> Tensor:
+    site = group.sites[0]
+    return group.scheme.weight(group, site, group.master_weight(site))
+
+
+@pytest.mark.parametrize("codewords", [2, 3, 16])
+def test_the_layer_is_convolution_pooling_and_deconvolution(codewords: int) -> None:
+    torch.manual_seed(0)
+    group = fitted(Learnt(codewords=codewords), torch.randn(40, 25))
+    master, codebook = group.master_weight(group.sites[0]).detach(), group.codebook().detach().sort().values
+    assert torch.equal(hashed(group), from_stock_operators(master, codebook))
+
+
+def test_gradients_are_the_scatter_and_the_straight_through() -> None:
+    torch.manual_seed(0)
+    group = fitted(Learnt(codewords=4), torch.randn(40, 25))
+    master = group.master_weight(group.sites[0])
+    gradient = torch.randn(40, 25)
+    hashed(group).backward(gradient)
+    assert master.grad is not None
+    assert group.values.grad is not None
+    assert torch.equal(master.grad, gradient)
+    codebook = group.codebook().detach()
+    chosen = nearest(master.detach(), codebook)
+    sums = torch.stack([gradient[chosen == k].sum() for k in range(4)])
+    torch.testing.assert_close(group.values.grad * group.unit, sums * 4 / 1000, rtol=1e-4, atol=1e-5)
+
+
+def test_under_gradient_descent_a_codeword_moves_as_its_weights_do() -> None:
+    """With all weights in equal clusters and one gradient g everywhere, each codeword moves by lr * g."""
+    group = fitted(Learnt(codewords=2), torch.tensor([[-2.0, -2.0, 2.0, 2.0]]))
+    before = group.codebook().detach().clone()
+    hashed(group).backward(torch.full((1, 4), 0.5))
+    torch.optim.SGD(group.parameters(), lr=0.1).step()
+    torch.testing.assert_close(group.codebook().detach(), before - 0.1 * 0.5)
+
+
+def test_scaling_the_weights_scales_the_hash() -> None:
+    torch.manual_seed(0)
+    weights = torch.randn(20, 20)
+    small, large = fitted(Learnt(codewords=8), weights), fitted(Learnt(codewords=8), weights * 1024)
+    assert torch.equal(hashed(small) * 1024, hashed(large))
+
+
+def test_codewords_that_overtake_each_other_change_nothing() -> None:
+    torch.manual_seed(0)
+    group = fitted(Learnt(codewords=4), torch.randn(20, 20))
+    expected = hashed(group).detach().clone()
+    group.values.data = group.values.data[[2, 0, 3, 1]]
+    assert torch.equal(hashed(group), expected)
+    shared = group.scheme.export(group)
+    values = shared.books[0].expand().ravel()
+    assert (values[1:] > values[:-1]).all()
+
+
+def test_46_unused_codewords_are_put_back_to_use(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "compressor")
+    torch.manual_seed(0)
+    scheme = Learnt(codewords=4)
+    group = fitted(scheme, torch.randn(50, 20))
+    group.values.data = torch.tensor([-1.0, 1.0, 50.0, 60.0])
+    assert len(hashed(group).unique()) == 2
+    with torch.no_grad():
+        scheme.on_step(group, 0.05)
+        assert len(hashed(group).unique()) == 2, "not due before a tenth of the run"
+        scheme.on_step(group, 0.1)
+    assert len(hashed(group).unique()) == 4
+    assert caplog.messages == ["weight: 2 of 4 codewords were unused and are put back to use"]
+    group.values.data = torch.tensor([-1.0, 1.0, 50.0, 60.0])
+    with torch.no_grad():
+        scheme.on_step(group, 0.8)
+        group.values.data = torch.tensor([-1.0, 1.0, 50.0, 60.0])
+        scheme.on_step(group, 1.0)
+    assert len(hashed(group).unique()) == 2, "no longer near the end"
+
+
+def test_weights_and_codebook_are_learnt_together() -> None:
+    """From random weights, a shared layer of four values learns a target made of four others."""
+    torch.manual_seed(0)
+    target = torch.tensor([-0.8, -0.2, 0.3, 0.9])[torch.randint(4, (8, 16))]
+    inputs = torch.randn(512, 16)
+    job = Compressor(nn.Linear(16, 8, bias=False), Policy([Rule("*", scheme="learnt", bits=2)]), teacher=None).prepare()
+    opt = torch.optim.Adam(job.param_groups(lr=0.02))
+    job.attach(opt, 600)
+    first = None
+    for _ in range(600):
+        loss = functional.mse_loss(job.model(inputs), inputs @ target.T)
+        first = first or loss.item()
+        opt.zero_grad()
+        loss.backward()
+        opt.step()
+    assert first is not None
+    assert loss.item() < 0.02 * first
+
+
+def network_job() -> Compressor:
+    """Three layers of very different spread under one codebook."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(16, 32, bias=False), nn.ReLU(), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 4))
+    with torch.no_grad():
+        net[0].weight.mul_(30)  # type: ignore[operator]
+        net[4].weight.mul_(0.01)  # type: ignore[operator]
+    rule = Rule("*", scheme="learnt", bits=2, group="network")
+    return Compressor(net, Policy([rule]), teacher=None).prepare()
+
+
+def test_one_codebook_for_the_network_times_a_power_of_two_for_each_layer() -> None:
+    job = network_job()
+    assert len(job.groups) == 1
+    optimizer = torch.optim.AdamW(job.param_groups(lr=0.01))
+    job.attach(optimizer, 30)
+    inputs, losses = torch.randn(64, 16), []
+    for _ in range(30):
+        loss = job.model(inputs).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0]
+    trained = job.model(inputs)
+    packed = job.finish()
+    assert torch.equal(job.model(inputs), trained)
+    with PackedFile.from_bytes(packed.to_bytes()) as file:
+        assert len(file.books) == 1
+        scales = [float(shared.scale[0]) for name in file.sites if (shared := file.shared(name)).scale is not None]
+    assert len(scales) == 3
+    assert all(math.log2(scale).is_integer() for scale in scales)
+    assert scales[0] > 100 * scales[2]
+
+
+def test_the_network_codebook_hashes_each_layer_as_if_it_stood_alone_but_for_its_scale() -> None:
+    """Multiplying a layer by a power of two changes its scale and nothing else."""
+    job = network_job()
+    doubled = network_job().undo()
+    with torch.no_grad():
+        doubled[2].weight.mul_(4)  # type: ignore[index]
+    again = Compressor(doubled, job.policy, teacher=None).prepare()
+    assert torch.equal(job.groups[0].codebook(), again.groups[0].codebook())
+    assert torch.equal(job.model[2].weight * 4, again.model[2].weight)  # type: ignore[index]
+
+
+def test_nothing_is_reseeded_when_training_is_over() -> None:
+    """Without a word on its progress, what the network computed last is what is stored."""
+    torch.manual_seed(0)
+    scheme = Learnt(codewords=4)
+    group = fitted(scheme, torch.randn(50, 20))
+    group.values.data = torch.tensor([-1.0, 1.0, 50.0, 60.0])
+    before = hashed(group)
+    with torch.no_grad():
+        scheme.on_step(group, 1.0)
+    assert torch.equal(hashed(group), before)
