@@ -117,18 +117,18 @@ def test_missing(fails: Fails, words: tuple[str, ...], line: str) -> None:
         ('[[stage]]\n[[stage.rule]]\nignore = true', "nothing to share: "),
     ],
 )  # fmt: skip
-def test_50_recipes_that_cannot_be(fails: Fails, text: str, line: str) -> None:
+def test_invalid_recipes(fails: Fails, text: str, line: str) -> None:
     Path("r.toml").write_text(text)
     said = fails(2, MODEL, "--recipe", "r.toml")
     assert line in said
 
 
-def test_49_a_rule_that_matches_nothing_names_the_nearest_site(fails: Fails) -> None:
+def test_a_rule_that_matches_nothing_names_the_nearest_site(fails: Fails) -> None:
     Path("r.toml").write_text('[[stage]]\n[[stage.rule]]\nmatch = "layer1.0.conv7"\nscheme = "learnt"\nbits = 4')
     assert "Did you mean 'layer1.0.conv" in fails(2, MODEL, "--recipe", "r.toml")
 
 
-def test_49_of_two_rules_for_a_tensor_the_first_holds(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_first_of_two_matching_rules_wins(capsys: pytest.CaptureFixture[str]) -> None:
     rules = "".join(f'[[stage.rule]]\nmatch = "{match}"\nscheme = "learnt"\nbits = {bits}\n' for match, bits in RULES)
     Path("r.toml").write_text(f"[[stage]]\n{rules}")
     assert run([MODEL, "--recipe", "r.toml", "--dry-run", "--json"]) == 0
@@ -140,12 +140,12 @@ def test_49_of_two_rules_for_a_tensor_the_first_holds(capsys: pytest.CaptureFixt
 RULES = ("fc", 3), ("*", 2), ("layer1.0.conv1", 5)
 
 
-def test_50_numbers_as_toml_writes_them() -> None:
+def test_numbers_as_toml_writes_them() -> None:
     Path("r.toml").write_text('[[stage]]\n\tlr = 1e-4\n[[stage.rule]]\nscheme = "learnt"\nbits = 2\n')
     assert run([MODEL, "--recipe", "r.toml", "--dry-run"]) == 0
 
 
-def test_61_output_exists(fails: Fails) -> None:
+def test_existing_output_is_refused(fails: Fails) -> None:
     Path("there.safetensors").write_text("mine")
     assert "there.safetensors exists" in fails(2, MODEL, "-o", "there.safetensors")
     assert Path("there.safetensors").read_text() == "mine"

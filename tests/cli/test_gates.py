@@ -42,7 +42,7 @@ def test_what_is_missed(options: dict[str, float], size: int, packed: float, den
     assert missed_gates(Options("net", **options), size, packed, dense) == said  # type: ignore[arg-type]
 
 
-def test_73_a_file_that_misses_a_gate_is_kept_as_rejected(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_file_that_misses_a_gate_is_kept_as_rejected(capsys: pytest.CaptureFixture[str]) -> None:
     Path("out.safetensors").write_bytes(b"the last good one")
     assert run([*POST_TRAINING, "--force", "--require-size", "10kB", "--json"]) == 5
     captured = capsys.readouterr()
@@ -58,7 +58,7 @@ def test_73_a_file_that_misses_a_gate_is_kept_as_rejected(capsys: pytest.Capture
     assert not compressor.load("out.safetensors.rejected").training
 
 
-def test_73_accuracy_is_a_gate(capsys: pytest.CaptureFixture[str]) -> None:
+def test_accuracy_is_a_gate(capsys: pytest.CaptureFixture[str]) -> None:
     words = ["test_resnet", "--baseline-epochs", "1", "--epochs", "1", "-o", "out.safetensors"]
     assert run([*words, "--require-top1", "100", "--require-drop", "-100"]) == 5
     last = capsys.readouterr().err.splitlines()[-1]

@@ -129,7 +129,7 @@ def test_a_resumed_run_repeats_no_row(runs: Runs) -> None:
     assert [row.split(",")[:2] for row in resumed] == [row.split(",")[:2] for row in whole]
 
 
-def test_60_a_summary_that_cannot_be_written(runs: Runs, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_summary_that_cannot_be_written(runs: Runs, caplog: pytest.LogCaptureFixture) -> None:
     """Before the long work; where it is lost on the way, the training goes on."""
     Path("folder").mkdir()
     assert "folder" in runs.refused(6, "--summary", "folder")

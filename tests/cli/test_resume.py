@@ -17,7 +17,7 @@ from tests.helpers.runs import FOLDER, OUT, STEPS, TINY, GoneError, Runs, _here,
 __all__ = ["_here", "runs", "weights"]  # the fixtures
 
 
-def test_67_killed_again_and_again(runs: Runs) -> None:
+def test_killed_again_and_again(runs: Runs) -> None:
     """Between checkpoints, at the end of an epoch, and after the last step; by number of steps, too."""
     whole = runs.whole()
     killed(runs, 5, "--checkpoint-steps", "2")
@@ -27,7 +27,7 @@ def test_67_killed_again_and_again(runs: Runs) -> None:
     assert OUT.read_bytes() == whole
 
 
-def test_67_killed_in_the_dense_baseline(runs: Runs) -> None:
+def test_killed_in_the_dense_baseline(runs: Runs) -> None:
     runs.words = (*TINY, "--baseline-epochs", "5")
     whole = runs.whole()
     for entry in Path("cache").iterdir():
@@ -56,7 +56,7 @@ rule = [{ match = "8", scheme = "wfn" }, { match = "*", scheme = "kmeans", bits 
 
 
 @pytest.mark.parametrize("done", [8, 12])
-def test_67_killed_in_each_stage_of_a_recipe(runs: Runs, done: int) -> None:
+def test_killed_in_each_stage_of_a_recipe(runs: Runs, done: int) -> None:
     Path("two.toml").write_text(RECIPE)
     at = TINY.index("--epochs")
     runs.words = (*TINY[:at], *runs.words[len(TINY) :], "-o", "out", "--recipe", "two.toml")
@@ -76,7 +76,7 @@ def test_67_killed_in_each_stage_of_a_recipe(runs: Runs, done: int) -> None:
     assert OUT.read_bytes() == whole
 
 
-def test_72_what_has_diverged_is_given_up(runs: Runs, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_diverged_run_is_given_up(runs: Runs, caplog: pytest.LogCaptureFixture) -> None:
     """After three tries at smaller steps; what is kept is the state from before."""
     said = runs.refused(5, "--lr", "1e38", "--opt", "sgd", "--checkpoint-steps", "1")
     assert said.startswith("training has diverged: the loss is ")
@@ -91,7 +91,7 @@ def test_72_what_has_diverged_is_given_up(runs: Runs, caplog: pytest.LogCaptureF
     assert not OUT.exists()
 
 
-def test_72_a_run_that_went_back_is_killed(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_killed_after_a_rollback(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
     """It ends in the same bytes as one that went back and was not killed."""
     real, calls = Compressor.loss, 0
 

@@ -74,7 +74,7 @@ print(resumed)
 
 
 @pytest.mark.parametrize("options", ["--scheme learnt --bits 2", "--scheme inq --bits 5 --sparsity 0.3"])
-def test_20_kills(tmp_path: Path, options: str) -> None:
+def test_20_kills_end_in_the_same_file(tmp_path: Path, options: str) -> None:
     trials = 20
     command = [sys.executable, "-c", CODE, str(Path(__file__).parents[2]), str(tmp_path), str(trials), *options.split()]
     done = subprocess.run(command, capture_output=True, text=True)

@@ -37,7 +37,7 @@ OWN = ("tiny", "--data-dir", "own", "--img-size", "32", "--epochs", "3", "--base
        "-o", "out")  # fmt: skip
 
 
-def test_71_a_worker_is_killed(runs: Runs, pictures: Path) -> None:
+def test_a_killed_data_worker(runs: Runs, pictures: Path) -> None:
     """A line names it; what was kept is gone on from, in this process alone, to the same file."""
     runs.words = (*OWN, "--in-chans", "3")
     whole = runs.whole()
@@ -58,7 +58,7 @@ def test_71_a_worker_is_killed(runs: Runs, pictures: Path) -> None:
     assert OUT.read_bytes() == whole
 
 
-def test_55_grey_pictures(runs: Runs, pictures: Path) -> None:
+def test_grey_images(runs: Runs, pictures: Path) -> None:
     """Of a model made for colours; the normalisation is the mean of its own."""
     runs.words = ("test_resnet", *OWN[1:], "--workers", "0")
     runs(0, "--in-chans", "1")

@@ -21,7 +21,7 @@ from tests.helpers.tiny import few_digits
 __all__ = ["_here", "runs", "weights"]  # the fixtures
 
 
-def test_70_another_recipe_seed_or_data(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_resuming_with_another_recipe_seed_or_data(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
     killed(runs, 9)
     begin = "out.checkpoints holds another run: "
     end = ". Give the command as it was, or begin anew with --force (force=True)"
@@ -36,7 +36,7 @@ def test_70_another_recipe_seed_or_data(runs: Runs, monkeypatch: pytest.MonkeyPa
     runs(0, "--resume")
 
 
-def test_70_other_weights_under_the_same_name(runs: Runs, weights: Path) -> None:
+def test_resuming_from_other_weights_under_the_same_name(runs: Runs, weights: Path) -> None:
     killed(runs, 9)
     save_file(create_model("tiny", {}, seed=1).state_dict(), "other.safetensors")
     runs.words = tuple("other.safetensors" if word == str(weights) else word for word in runs.words)
@@ -51,7 +51,7 @@ def test_70_other_weights_under_the_same_name(runs: Runs, weights: Path) -> None
         (["optimizer"], "param_groups", "no 'param_groups'"),
     ],
 )
-def test_70_another_version_saved_other_things(runs: Runs, where: list[str], key: str, said: str) -> None:
+def test_resuming_a_checkpoint_of_another_version(runs: Runs, where: list[str], key: str, said: str) -> None:
     killed(runs, 9)
     newest = max(FOLDER.glob("*.safetensors"))
     state = read_state(newest)
@@ -67,7 +67,7 @@ def test_70_another_version_saved_other_things(runs: Runs, where: list[str], key
 
 
 @pytest.mark.parametrize("cut", [0, 7, 400, -1])
-def test_70_the_newest_is_damaged(runs: Runs, caplog: pytest.LogCaptureFixture, cut: int) -> None:
+def test_the_newest_checkpoint_is_damaged(runs: Runs, caplog: pytest.LogCaptureFixture, cut: int) -> None:
     whole = runs.whole()
     killed(runs, 14)
     *_, older, newest = sorted(FOLDER.glob("*.safetensors"))
@@ -80,7 +80,7 @@ def test_70_the_newest_is_damaged(runs: Runs, caplog: pytest.LogCaptureFixture, 
     assert OUT.read_bytes() == whole
 
 
-def test_70_all_are_damaged(runs: Runs) -> None:
+def test_all_checkpoints_are_damaged(runs: Runs) -> None:
     killed(runs, 14)
     for path in FOLDER.glob("*.safetensors"):
         data = bytearray(path.read_bytes())
@@ -110,7 +110,7 @@ def test_an_interrupted_run_is_not_overwritten(runs: Runs) -> None:
     assert not FOLDER.exists()
 
 
-def test_64_another_process_is_at_work(runs: Runs) -> None:
+def test_another_process_is_at_work(runs: Runs) -> None:
     FOLDER.mkdir()
     with filelock.FileLock(FOLDER / ".lock"):
         line = "another process is at work in out.checkpoints: wait for it, or stop it first"
@@ -118,12 +118,12 @@ def test_64_another_process_is_at_work(runs: Runs) -> None:
     assert kept() == [".lock"]
 
 
-def test_60_a_file_is_in_the_way_of_the_folder(runs: Runs) -> None:
+def test_a_file_is_in_the_way_of_the_folder(runs: Runs) -> None:
     FOLDER.touch()
     assert runs.refused(6) == "out.checkpoints cannot be written: File exists"
 
 
-def test_59_the_disk_is_full(runs: Runs, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_disk_is_full(runs: Runs, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     """A training that need not stop goes on; one that is told to cannot be said to be kept."""
     whole = runs.whole()
     with monkeypatch.context() as patch:

@@ -20,7 +20,7 @@ __all__ = ["_here", "runs", "weights"]  # the fixtures
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_69_told_once_the_step_is_finished_and_kept(runs: Runs, number: signal.Signals) -> None:
+def test_one_signal_finishes_the_step_and_saves(runs: Runs, number: signal.Signals) -> None:
     whole = runs.whole()
     before = signal.getsignal(number)
     said = runs(7, at=9, act=tell(number)).splitlines()
@@ -37,7 +37,7 @@ def test_69_told_once_the_step_is_finished_and_kept(runs: Runs, number: signal.S
     assert not FOLDER.exists()
 
 
-def test_69_told_twice_it_ends_at_once(runs: Runs) -> None:
+def test_a_second_signal_ends_at_once(runs: Runs) -> None:
     assert runs(130, at=9, act=tell(signal.SIGINT, 2)).splitlines()[-1] == "interrupted"
     assert kept() == ["01-0000000000.safetensors", "01-0000000006.safetensors"]
     for number, code in ((signal.SIGTERM, 143), (signal.SIGHUP, 129)):
@@ -46,7 +46,7 @@ def test_69_told_twice_it_ends_at_once(runs: Runs) -> None:
         assert ended.value.code == code
 
 
-def test_69_told_between_trainings(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_signal_between_trainings(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
     """With nothing kept it is as without checkpoints; at the end, the whole training is kept."""
     whole = runs.whole()
 
@@ -69,7 +69,7 @@ def test_69_told_between_trainings(runs: Runs, monkeypatch: pytest.MonkeyPatch) 
     assert OUT.read_bytes() == whole
 
 
-def test_69_a_signal_that_is_ignored_stays_ignored(runs: Runs) -> None:
+def test_an_ignored_signal_stays_ignored(runs: Runs) -> None:
     """As nohup has it."""
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
@@ -79,7 +79,7 @@ def test_69_a_signal_that_is_ignored_stays_ignored(runs: Runs) -> None:
     assert OUT.exists()
 
 
-def test_69_without_the_main_thread_there_are_no_signals(runs: Runs) -> None:
+def test_no_signal_handlers_outside_the_main_thread(runs: Runs) -> None:
     whole = runs.whole()
     thread = threading.Thread(target=run, args=([*runs.words],))
     thread.start()

@@ -76,7 +76,7 @@ def opened(folder: Path, most: int = 0) -> Dataset:
 
 
 @pytest.mark.parametrize("what", DAMAGED)
-def test_56_damaged_pictures_are_left_out_and_listed(what: str, folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_damaged_images_are_left_out_and_listed(what: str, folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     (folder / "val" / "dog" / "1.png").write_bytes(DAMAGED[what])
     with caplog.at_level(logging.WARNING):
         result = evaluate(Bright(), opened(folder, most=1).eval_loader(4))
@@ -91,13 +91,13 @@ def test_56_damaged_pictures_are_left_out_and_listed(what: str, folder: Path, ca
 
 
 @pytest.mark.parametrize("what", UNUSUAL)
-def test_56_unusual_pictures_are_read(what: str, folder: Path) -> None:
+def test_unusual_images_are_read(what: str, folder: Path) -> None:
     (folder / "val" / "dog" / "1.png").write_bytes(UNUSUAL[what])
     assert evaluate(Bright(), opened(folder).eval_loader(4)).n == 4
     assert not Path("bad_images.txt").exists()
 
 
-def test_56_a_picture_that_would_fill_the_memory(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_image_that_would_fill_the_memory(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 36 * 36 // 3)
     with pytest.raises(MissingError, match=r"4 of the pictures opened cannot be read.*DecompressionBombError"):
         evaluate(Bright(), opened(folder).eval_loader(4))

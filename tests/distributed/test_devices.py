@@ -178,7 +178,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_53_the_command_refuses_an_absent_device_at_once(
+def test_the_command_refuses_an_absent_device_at_once(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("compressor.cli.setup.timm.is_model", pytest.fail)

@@ -30,7 +30,7 @@ CHECKPOINTS: dict[str, tuple[Callable[[], object], int, str]] = {
 
 
 @pytest.mark.parametrize("kind", CHECKPOINTS)
-def test_78_checkpoints_are_never_unpickled(says: Says, kind: str) -> None:
+def test_checkpoints_are_never_unpickled(says: Says, kind: str) -> None:
     make, code, text = CHECKPOINTS[kind]
     torch.save(make(), "other.pth")
     assert text in says(code, "pack", MODEL, "--checkpoint-path", "other.pth", *SHARE)
@@ -39,7 +39,7 @@ def test_78_checkpoints_are_never_unpickled(says: Says, kind: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["cut.safetensors", "cut.pth", "empty.safetensors", "empty.pth"])
-def test_78_checkpoints_that_are_damaged(says: Says, name: str) -> None:
+def test_damaged_checkpoints(says: Says, name: str) -> None:
     save_file({"fc.weight": torch.zeros(9)}, "cut.safetensors")
     torch.save({"fc.weight": torch.zeros(9)}, "cut.pth")
     for path in (Path("cut.safetensors"), Path("cut.pth")):

@@ -40,7 +40,7 @@ def giant(shape: list[int], codec: str = "hashed") -> bytes:
 
 
 @pytest.mark.parametrize("command", [["verify"], ["inspect"], ["inspect", "--json"], ["diff", "good"]])
-def test_12_a_few_bytes_that_become_gigabytes(says: Says, command: list[str]) -> None:
+def test_a_few_bytes_that_decode_to_gigabytes(says: Says, command: list[str]) -> None:
     """No codec but those below a bit an index can say it, and none of its weights is made before it is asked."""
     Path("good").write_bytes(small())
     Path("bad").write_bytes(giant([5 << 10, 1 << 20]))
@@ -53,7 +53,7 @@ def test_12_a_few_bytes_that_become_gigabytes(says: Says, command: list[str]) ->
     assert "--max-memory 20\n" in says(3, *command, "bad", "--max-memory", "19")
 
 
-def test_12_what_is_trusted_may_take_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_max_memory_admits_larger_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "a"
     path.write_bytes(giant([5 << 10, 1 << 20]))
     with open_packed(path, 20) as file:
@@ -66,7 +66,7 @@ def test_12_what_is_trusted_may_take_more(tmp_path: Path, monkeypatch: pytest.Mo
     assert run(["verify", str(path), "--max-memory", "1"]) == 0
 
 
-def test_12_honest_models_are_believed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_well_compressed_models_are_not_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """200 million float32 weights at a thirtieth of a bit, on a machine of 2 GB."""
     monkeypatch.setattr(os, "sysconf", {"SC_PHYS_PAGES": 500_000, "SC_PAGE_SIZE": 4096}.__getitem__)
     assert reader.believable_memory(200_000_000 // 30 // 8) >= 4 * 200_000_000
@@ -77,7 +77,7 @@ def test_12_honest_models_are_believed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("size", ["0", "-1", "nan", "1e3", "many"])
-def test_12_max_memory_is_a_number_of_gibibytes(says: Says, size: str) -> None:
+def test_max_memory_is_a_number_of_gibibytes(says: Says, size: str) -> None:
     assert "--max-memory" in says(2, "verify", "any", "--max-memory", size)
 
 
@@ -206,7 +206,7 @@ def test_real_want_of_memory(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "said", ["[enforce fail] DefaultCPUAllocator: can't allocate memory: 9 bytes", "CUDA out of memory. Tried 9 GiB"]
 )
-def test_54_torch_says_that_memory_is_out(says: Says, monkeypatch: pytest.MonkeyPatch, said: str) -> None:
+def test_torch_reports_out_of_memory(says: Says, monkeypatch: pytest.MonkeyPatch, said: str) -> None:
     """Where nothing can be tried with less, as in making codebooks."""
 
     def fail(*_: object, **__: object) -> None:

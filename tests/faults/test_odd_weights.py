@@ -53,7 +53,7 @@ def saved(model: nn.Module, path: Path) -> dict[str, Tensor]:
     return compressor.load_state_dict(path)
 
 
-def test_37_views_of_one_memory_are_stored_each_for_itself(tmp_path: Path) -> None:
+def test_views_of_one_storage_are_stored_separately(tmp_path: Path) -> None:
     """Only names for the very same tensor are tied: what shares part of its memory, or shows it otherwise, is not."""
     memory = torch.arange(12.0)
     views = {"whole": memory, "head": memory[:8], "tail": memory[4:], "turned": memory.view(3, 4).t(), "same": memory}
@@ -66,7 +66,7 @@ def test_37_views_of_one_memory_are_stored_each_for_itself(tmp_path: Path) -> No
     assert torch.equal(state["whole"], memory)
 
 
-def test_37_views_are_told_by_name(caplog: pytest.LogCaptureFixture) -> None:
+def test_views_of_one_storage_are_named(caplog: pytest.LogCaptureFixture) -> None:
     memory = torch.arange(12.0)
     packed(Holder(whole=memory, tail=memory[4:], turned=memory.view(3, 4).t()[1:]))
     joined = ["whole and turned", "whole and tail"]
@@ -74,7 +74,7 @@ def test_37_views_are_told_by_name(caplog: pytest.LogCaptureFixture) -> None:
     assert [record.message for record in caplog.records] == expected
 
 
-def test_37_parts_of_one_memory_that_do_not_overlap_are_no_fault(caplog: pytest.LogCaptureFixture) -> None:
+def test_disjoint_views_of_one_storage_are_accepted(caplog: pytest.LogCaptureFixture) -> None:
     memory = torch.arange(12.0)
     model = Holder(one=memory[:4], two=memory[4:], three=memory[:4], none=memory[2:2])
     model.tied = model.fc.weight
@@ -92,7 +92,7 @@ LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_38_layout_in_memory_does_not_change_the_file(layout: str) -> None:
+def test_memory_layout_does_not_change_the_file(layout: str) -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(4, 8, 3), nn.Flatten(), nn.Linear(8, 4), nn.BatchNorm1d(4))
     expected = packed(model)
@@ -102,7 +102,7 @@ def test_38_layout_in_memory_does_not_change_the_file(layout: str) -> None:
     assert packed(model) == expected
 
 
-def test_38_arrays_of_any_layout_pack_alike() -> None:
+def test_arrays_of_any_layout_pack_alike() -> None:
     def content(lay: Callable[[Any], Any]) -> Content:
         indices = lay((np.arange(24) % 4).astype(np.uint8))
         values = lay(np.array([-1, 0, 1, 2], np.float32).reshape(1, 4, 1))
@@ -115,18 +115,18 @@ def test_38_arrays_of_any_layout_pack_alike() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_39_half_precision_is_kept(tmp_path: Path, dtype: torch.dtype) -> None:
+def test_half_precision_is_kept(tmp_path: Path, dtype: torch.dtype) -> None:
     assert {tensor.dtype for tensor in saved(Holder().to(dtype), tmp_path / "a").values()} == {dtype}
 
 
-def test_39_what_is_not_shared_is_stored_as_it_is(tmp_path: Path) -> None:
+def test_untouched_tensors_are_stored_unchanged(tmp_path: Path) -> None:
     kinds = [torch.float64, torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool]
     buffers = {str(kind).replace(".", "_"): torch.tensor([0, 1, 1], dtype=kind) for kind in kinds}
     state = saved(Holder(**buffers), tmp_path / "a")
     assert all(same_bits(state[name], buffer) for name, buffer in buffers.items())
 
 
-def test_39_double_precision_is_left_alone(tmp_path: Path) -> None:
+def test_double_precision_is_not_shared(tmp_path: Path) -> None:
     """No record decodes to it: such a tensor is stored as it is, and the table says why."""
     model: Any = nn.Sequential(nn.Linear(16, 16), nn.Linear(16, 16))
     model[1].double()
@@ -140,7 +140,7 @@ def test_39_double_precision_is_left_alone(tmp_path: Path) -> None:
 
 @pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor:UserWarning", "ignore:TypedStorage:UserWarning")
 @pytest.mark.parametrize("kind", ["complex", "sparse", "quantised"])
-def test_39_what_cannot_be_stored_is_refused_by_name(kind: str) -> None:
+def test_tensors_that_cannot_be_stored_are_named(kind: str) -> None:
     odd = {
         "complex": lambda: torch.zeros(3, dtype=torch.complex64),
         "sparse": lambda: torch.eye(4).to_sparse(),
@@ -152,7 +152,7 @@ def test_39_what_cannot_be_stored_is_refused_by_name(kind: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_39_what_has_no_values_is_refused_by_name() -> None:
+def test_meta_tensors_are_named() -> None:
     model = Holder(odd=torch.empty(3, device="meta"))
     with pytest.raises(UsageError, match=r"^odd: a meta tensor cannot be packed") as caught:
         packed(model)
@@ -164,7 +164,7 @@ def test_39_what_has_no_values_is_refused_by_name() -> None:
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
-def test_40_weights_that_are_not_finite(says: Says, bad: float) -> None:
+def test_non_finite_weights_are_refused(says: Says, bad: float) -> None:
     """Refused before anything is written, by count and name; a rule leaves the tensor as it is, bit for bit."""
     state = timm.create_model(MODEL).state_dict()
     state["layer1.0.conv1.weight"][0, 0, 0, 1:] = bad
@@ -184,7 +184,7 @@ def test_40_weights_that_are_not_finite(says: Says, bad: float) -> None:
     )
 
 
-def test_40_a_recipe_leaves_such_a_tensor_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_recipe_may_leave_a_non_finite_tensor_dense(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """By name: a switch that lets any of them through would hide what is broken."""
     monkeypatch.chdir(tmp_path)
     state = timm.create_model(MODEL).state_dict()
@@ -199,14 +199,14 @@ def test_40_a_recipe_leaves_such_a_tensor_as_it_is(tmp_path: Path, monkeypatch: 
     assert len(found["fc.weight"].unique()) <= 4
 
 
-def test_41_tensors_of_no_or_one_entry(tmp_path: Path) -> None:
+def test_tensors_of_no_or_one_entry(tmp_path: Path) -> None:
     buffers = {"none": torch.empty(0, 3), "one": torch.tensor(7.0), "flag": torch.tensor(True)}
     state = saved(Holder(**buffers), tmp_path / "a")
     assert all(same_bits(state[name], buffer) for name, buffer in buffers.items())
 
 
 @pytest.mark.parametrize(("values", "used"), [([0.25], 1), ([-1.0, 0.5, 2.0], 3)])
-def test_42_43_few_values_are_kept_exactly(tmp_path: Path, values: list[float], used: int) -> None:
+def test_few_distinct_values_are_kept_exactly(tmp_path: Path, values: list[float], used: int) -> None:
     model = Holder()
     with torch.no_grad():
         model.fc.weight.copy_(torch.tensor(values).repeat(256)[:256].view(16, 16))
@@ -215,7 +215,7 @@ def test_42_43_few_values_are_kept_exactly(tmp_path: Path, values: list[float], 
         assert len(np.unique(file.indices("fc.weight"))) == used
 
 
-def test_44_negative_tiny_and_huge_weights(tmp_path: Path) -> None:
+def test_negative_tiny_and_huge_weights(tmp_path: Path) -> None:
     """No NaN, and more bits lose less."""
     for weights in (-torch.rand(256) - 1, torch.logspace(-38, 38, 256), torch.randn(256) * 1e-38):
         model = nn.Linear(16, 16, bias=False)

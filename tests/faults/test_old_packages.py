@@ -1,4 +1,4 @@
-"""Fault 76: packages older than this one was made for are named at the start, not met far away."""
+"""Packages older than this one was made for are named at the start, not met far away."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from compressor.cli import main, requirements
 from compressor.formats.errors import MissingError
 
 
-def test_76_what_is_installed_here_is_in_range() -> None:
+def test_the_installed_packages_are_in_range() -> None:
     requirements.check_requirements()
 
 
-def test_76_old_and_absent_packages(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_old_and_absent_packages(monkeypatch: pytest.MonkeyPatch) -> None:
     needed = ["torch>=99", "numpy>=1", "no-such-package>=2", "pytest>=99; extra == 'test'"]
     monkeypatch.setattr(requirements, "requires", lambda name: needed)
     with pytest.raises(MissingError) as caught:
@@ -24,7 +24,7 @@ def test_76_old_and_absent_packages(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "pytest" not in said
 
 
-def test_76_the_command_says_so_in_one_line(
+def test_the_command_names_old_packages_in_one_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(requirements, "requires", lambda name: ["timm>=99"])
@@ -34,5 +34,5 @@ def test_76_the_command_says_so_in_one_line(
     assert len(said.strip().splitlines()) == 1
 
 
-def test_76_a_source_tree_that_was_never_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_source_tree_that_was_never_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     requirements.check_requirements("no-such-distribution")

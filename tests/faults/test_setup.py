@@ -52,7 +52,7 @@ def cached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.mark.parametrize("cut", [0, 7, 1000, -5])
 @pytest.mark.parametrize("more", [(), ("--dry-run",), ("--dataset", "digits")], ids=["alone", "dry run", "baseline"])
-def test_58_damaged_weights_in_the_hubs_cache(says: Says, cached: Path, cut: int, more: tuple[str, ...]) -> None:
+def test_damaged_weights_in_the_hub_cache(says: Says, cached: Path, cut: int, more: tuple[str, ...]) -> None:
     """As a download that broke off leaves them."""
     cached.write_bytes(cached.read_bytes()[:cut])
     said = says(3, MODEL, "--pretrained", *more, "--scheme", "kmeans", "--bits", "2", "-o", "out")
@@ -71,7 +71,7 @@ def no_hub(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("no_hub")
-def test_57_the_hub_cannot_be_reached(says: Says, cached: Path) -> None:
+def test_the_hub_cannot_be_reached(says: Says, cached: Path) -> None:
     words = (MODEL, "--pretrained", "--scheme", "kmeans", "--bits", "2", "-o", "out")
     cached.unlink()
     said = says(4, *words)
@@ -82,7 +82,7 @@ def test_57_the_hub_cannot_be_reached(says: Says, cached: Path) -> None:
     assert run(list(words)) == 0
 
 
-def test_57_told_to_stay_offline(says: Says, cached: Path) -> None:
+def test_offline_mode_is_respected(says: Says, cached: Path) -> None:
     cached.unlink()
     said = says(4, MODEL, "--pretrained", "--scheme", "kmeans", "--bits", "2", "-o", "out")
     assert "and HF_HUB_OFFLINE is set: set HF_HOME" in said
@@ -98,7 +98,9 @@ def test_57_told_to_stay_offline(says: Says, cached: Path) -> None:
         (BadStatusLine("SSH-2.0"), False),
     ],
 )
-def test_57_what_answers_is_there(monkeypatch: pytest.MonkeyPatch, error: Exception, there: bool) -> None:
+def test_which_errors_mean_that_the_hub_is_unreachable(
+    monkeypatch: pytest.MonkeyPatch, error: Exception, there: bool
+) -> None:
     """Whatever it answers: the hub's client may have a token, or know other certificates."""
     monkeypatch.setattr("compressor.models.hub.urlopen", Mock(side_effect=error))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
@@ -106,7 +108,7 @@ def test_57_what_answers_is_there(monkeypatch: pytest.MonkeyPatch, error: Except
         assert constants.HF_HUB_OFFLINE is not there
 
 
-def test_57_threads_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_threads_take_turns_at_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
     """One that begins before another ends must not take the other's offline for the user's, and leave it so."""
     monkeypatch.setattr("compressor.models.hub._reachable", lambda: False)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
@@ -126,7 +128,7 @@ def test_57_threads_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     assert constants.HF_HUB_OFFLINE is False
 
 
-def test_55_folders_of_pictures_that_lack_something(says: Says) -> None:
+def test_image_folders_that_lack_something(says: Says) -> None:
     for split in ("train", "val"):
         Path("data", split, "a").mkdir(parents=True)
     said = says(4, MODEL, "--data-dir", "data")
@@ -139,7 +141,7 @@ def test_55_folders_of_pictures_that_lack_something(says: Says) -> None:
     assert said == "error: data: no folder for validation; expected train/CLASS/*.jpg and val/CLASS/*.jpg\n"
 
 
-def test_55_data_sets_of_torchvision(says: Says) -> None:
+def test_torchvision_data_sets(says: Says) -> None:
     for name, text in (("cifar10", "Dataset not found or corrupted"), ("cifar11", "Unknown torchvision dataset")):
         said = says(4, MODEL, "--dataset", f"torch/{name}", "--data-dir", ".")
         assert said.startswith(f"error: data set torch/{name}, split train: {text}")
@@ -174,7 +176,7 @@ print((status("VmHWM") - before) / (ROWS * WIDTH))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="peaks are read from /proc")
-def test_47_a_huge_embedding(tmp_path: Path) -> None:
+def test_a_huge_embedding(tmp_path: Path) -> None:
     """Memory grows by so many bytes a weight; what is computed of them is computed in pieces."""
     environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
     command = [sys.executable, "-c", EMBEDDING, str(tmp_path / "out")]
@@ -183,7 +185,7 @@ def test_47_a_huge_embedding(tmp_path: Path) -> None:
     assert float(done.stdout) < 34
 
 
-def test_48_nothing_to_share(says: Says) -> None:
+def test_a_model_without_weights_to_share(says: Says) -> None:
     Path("r.toml").write_text("[[stage]]\n[[stage.rule]]\nignore = true\n")
     said = says(2, MODEL, "--recipe", "r.toml")
     assert re.match(r"error: nothing to share: all \d+ tensors are left alone; \S+: ", said)
@@ -191,12 +193,12 @@ def test_48_nothing_to_share(says: Says) -> None:
         Compressor(torch.nn.Sequential(torch.nn.BatchNorm1d(4)), Policy([Rule("*", "learnt", bits=4)]))
 
 
-def test_51_no_such_model(says: Says) -> None:
+def test_unknown_model(says: Says) -> None:
     said = says(4, "resnet34x")
     assert said == f"error: timm {timm.__version__} has no model 'resnet34x'. Did you mean 'resnet34'?\n"
 
 
-def test_52_bits_out_of_range(says: Says) -> None:
+def test_bits_out_of_range(says: Says) -> None:
     for scheme, bits in (("learnt", "17"), ("learnt", "0"), ("fixed", "1"), ("ttq", "3"), ("inq", "1")):
         said = says(2, MODEL, "--scheme", scheme, "--bits", bits)
         assert said.startswith(f"error: scheme '{scheme}'"), said

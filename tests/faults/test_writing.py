@@ -81,7 +81,7 @@ def refusing(code: int) -> Callable[..., Any]:
         ("replace", errno.EXDEV, f"cannot be written: Invalid cross-device link; {ELSEWHERE}"),
     ],
 )
-def test_59_75_what_the_file_system_refuses(
+def test_the_file_system_refuses(
     old: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any, command: str, call: str, code: int, text: str
 ) -> None:
     before = sorted(os.listdir())
@@ -93,7 +93,7 @@ def test_59_75_what_the_file_system_refuses(
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_59_bytes_needed_and_free(
+def test_a_full_disk_names_bytes_needed_and_free(
     old: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: str
 ) -> None:
     values = list(os.statvfs("."))
@@ -104,7 +104,7 @@ def test_59_bytes_needed_and_free(
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_60_61_told_before_the_work(
+def test_output_is_checked_before_the_work(
     old: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: str
 ) -> None:
     def forbidden(*_: object, **__: object) -> None:
@@ -125,9 +125,7 @@ def test_60_61_told_before_the_work(
 
 
 @pytest.mark.parametrize("force", [False, True])
-def test_68_what_was_said_to_be_written_survives_a_power_cut(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, force: bool
-) -> None:
+def test_written_files_survive_a_power_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, force: bool) -> None:
     """The bytes are on the disk before the file has its name, and the name before anyone is told of it."""
     calls: list[str] = []
     for name in ("fsync", "link", "replace"):
@@ -143,14 +141,14 @@ def test_68_what_was_said_to_be_written_survives_a_power_cut(
     assert calls == ["fsync file", "replace" if force else "link", "fsync folder"]
 
 
-def test_62_a_link_stays_a_link(old: Path) -> None:
+def test_a_link_stays_a_link(old: Path) -> None:
     Path("link.safetensors").symlink_to(old)
     assert run([*UNPACK[:-1], "link.safetensors", "--force"]) == 0
     assert Path("link.safetensors").is_symlink()
     assert old.read_bytes() != b"old"
 
 
-def test_64_65_two_writers_and_a_reader(tmp_path: Path) -> None:
+def test_two_writers_and_a_reader(tmp_path: Path) -> None:
     """Each reader sees one file or the other in full; a writer without force never replaces the other's."""
     contents = [RECORDS["flat_blocks"](), RECORDS["tied_tensors"]()]
     possible = {pack(content) for content in contents}
@@ -172,7 +170,7 @@ def test_64_65_two_writers_and_a_reader(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_64_the_second_of_two_commands_is_told_before_the_work(
+def test_the_second_of_two_commands_is_refused_before_the_work(
     old: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: str
 ) -> None:
     def forbidden(*_: object, **__: object) -> None:
@@ -206,7 +204,7 @@ for words in (["verify", "--"], ["inspect", "--"], ["inspect", "--json", "--"], 
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_74_any_name(says: Says, name: str) -> None:
+def test_any_file_name(says: Says, name: str) -> None:
     del says
     path = f"{name}.safetensors"
     write(path, RECORDS["flat_blocks"]())
@@ -217,7 +215,7 @@ def test_74_any_name(says: Says, name: str) -> None:
 
 
 @pytest.mark.parametrize("path", ["x" * 300, "a/" * 3000 + "x"])
-def test_74_names_that_no_file_has(says: Says, path: str) -> None:
+def test_impossible_file_names(says: Says, path: str) -> None:
     Path("good.safetensors").write_bytes(small())
     assert "cannot be opened" in says(6, "verify", path)
     assert "cannot be written" in says(6, "unpack", "good.safetensors", "-o", f"{path}.safetensors")
@@ -229,7 +227,7 @@ def test_74_names_that_no_file_has(says: Says, path: str) -> None:
     "environment",
     [{"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}, {"LC_ALL": "de_DE.UTF-8", "LANG": "tr_TR"}, {}],
 )
-def test_74_any_locale(says: Says, environment: dict[str, str]) -> None:
+def test_any_locale(says: Says, environment: dict[str, str]) -> None:
     del says
     Path("ü.safetensors").write_bytes(small())
     code = "from compressor.cli.main import main; main()"
@@ -240,7 +238,7 @@ def test_74_any_locale(says: Says, environment: dict[str, str]) -> None:
         assert b"1,5" not in done.stdout
 
 
-def test_74_the_clock_is_not_asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_clock_does_not_matter(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     content = RECORDS["flat_blocks"]()
     before = pack(content)
     monkeypatch.setattr(time, "time", lambda: -1e9)
@@ -248,7 +246,7 @@ def test_74_the_clock_is_not_asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     assert (tmp_path / "a").read_bytes() == before
 
 
-def test_77_a_file_swapped_between_check_and_use(tmp_path: Path) -> None:
+def test_a_file_swapped_between_check_and_use(tmp_path: Path) -> None:
     """One descriptor, opened once: what was checked is what is read."""
     path = tmp_path / "a"
     path.write_bytes(small())

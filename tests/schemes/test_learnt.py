@@ -83,7 +83,7 @@ def test_codewords_that_overtake_each_other_change_nothing() -> None:
     assert (values[1:] > values[:-1]).all()
 
 
-def test_46_unused_codewords_are_put_back_to_use(caplog: pytest.LogCaptureFixture) -> None:
+def test_unused_codewords_are_put_back_to_use(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO", "compressor")
     torch.manual_seed(0)
     scheme = Learnt(codewords=4)

@@ -38,7 +38,7 @@ def rates_of(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 @pytest.mark.parametrize("kept", ["in memory", "in checkpoints"])
 @pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_72_the_epoch_is_begun_anew_at_half_the_rate(
+def test_the_epoch_restarts_at_half_the_learning_rate(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, kept: str, value: float
 ) -> None:
     rates = rates_of(monkeypatch)
@@ -57,7 +57,7 @@ def test_72_the_epoch_is_begun_anew_at_half_the_rate(
 
 @pytest.mark.parametrize("settings", [{}, {"sparsity": 0.5, "sparsity_by": 0.7}], ids=["", "pruned"])
 @pytest.mark.parametrize("scheme", sorted(SCHEMES))
-def test_72_any_scheme_goes_back(tmp_path: Path, scheme: str, settings: dict[str, Any]) -> None:
+def test_rollback_under_every_scheme(tmp_path: Path, scheme: str, settings: dict[str, Any]) -> None:
     """To the same state whether it was kept in memory or in a file, and whether or not the run was then resumed."""
     given = [job_of(scheme, **settings) for _ in range(3)]
     for job in given[:2]:
@@ -79,7 +79,7 @@ def test_72_any_scheme_goes_back(tmp_path: Path, scheme: str, settings: dict[str
 
 
 @pytest.mark.parametrize("kept", ["in memory", "in checkpoints"])
-def test_72_given_up_after_three_times(tmp_path: Path, caplog: pytest.LogCaptureFixture, kept: str) -> None:
+def test_gives_up_after_three_rollbacks(tmp_path: Path, caplog: pytest.LogCaptureFixture, kept: str) -> None:
     job, folder = job_of(), tmp_path / "c" if kept == "in checkpoints" else None
     Accident(job, {8, 9, 11, 15})
     with pytest.raises(QualityError) as caught:
@@ -102,7 +102,9 @@ def stop_at_first(epoch: Any, top1: float | None) -> None:
     raise StopIteration
 
 
-def test_72_what_was_given_up_goes_on_with_smaller_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_diverged_training_resumes_with_a_smaller_learning_rate(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     rates = rates_of(monkeypatch)
     finetuned(job_of())
     whole = list(rates)
@@ -115,7 +117,7 @@ def test_72_what_was_given_up_goes_on_with_smaller_steps(tmp_path: Path, monkeyp
     assert rates == [rate / 16 for rate in whole[6:]]
 
 
-def test_72_a_weight_that_is_no_number_after_a_finite_loss(caplog: pytest.LogCaptureFixture) -> None:
+def test_non_finite_weights_after_a_finite_loss_are_found(caplog: pytest.LogCaptureFixture) -> None:
     """The last gradient of the training is none: no loss would ever tell."""
     job = job_of()
     hook = job.model[0].bias.register_hook(poison(at=18))  # type: ignore[index]
@@ -139,7 +141,9 @@ def poison(at: int) -> Callable[[Tensor], Tensor]:
     return hook
 
 
-def test_72_a_gpu_is_asked_now_and_then(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_loss_on_a_gpu_is_read_every_few_steps(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     """On another device the loss is looked at every 50 steps, at the end of an epoch and before anything is kept."""
 
     from compressor.training import loop
@@ -176,7 +180,7 @@ def test_the_memory_of_the_state_to_go_back_to(monkeypatch: pytest.MonkeyPatch, 
     assert most / 300**2 == pytest.approx(each, abs=0.3)
 
 
-def test_72_lost_checkpoints(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_rollback_skips_damaged_checkpoints(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Where the state of the epoch's beginning is damaged, the one before it is gone back to; without any, it ends."""
     job, folder = job_of(), tmp_path / "c"
     accident = Accident(job, {14, 20})

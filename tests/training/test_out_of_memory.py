@@ -37,9 +37,7 @@ class Small:
 
 
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError, RuntimeError])
-def test_54_fewer_images_at_a_time_make_the_same_step(
-    caplog: pytest.LogCaptureFixture, error: type[RuntimeError]
-) -> None:
+def test_fewer_images_at_a_time_make_the_same_step(caplog: pytest.LogCaptureFixture, error: type[RuntimeError]) -> None:
     whole, job = job_of("dense", dropout=0), job_of("dense", dropout=0)
     small = Small(job, 1, error)
     for one in (whole, job):
@@ -52,7 +50,7 @@ def test_54_fewer_images_at_a_time_make_the_same_step(
     ]
 
 
-def test_54_batchnorm_keeps_two_images(caplog: pytest.LogCaptureFixture) -> None:
+def test_batch_norm_keeps_two_images(caplog: pytest.LogCaptureFixture) -> None:
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(12, 8), nn.BatchNorm1d(8), nn.Linear(8, 3))
     job = Compressor(net, Policy([Rule("*", scheme="learnt", bits=2)]), teacher=None).prepare()
@@ -65,7 +63,7 @@ def test_54_batchnorm_keeps_two_images(caplog: pytest.LogCaptureFixture) -> None
         job.finetune(loader(5), epochs=1)
 
 
-def test_54_not_one_image_fits(tmp_path: Path) -> None:
+def test_memory_for_not_even_one_image(tmp_path: Path) -> None:
     """The state is kept, and with more memory the run ends as if it had had it from the start."""
     whole, job, again = (job_of("learnt") for _ in range(3))
     expected = finetuned(whole)
@@ -90,7 +88,7 @@ def test_54_not_one_image_fits(tmp_path: Path) -> None:
     assert len(again.finish().to_bytes()) == pytest.approx(len(expected), rel=0.05)
 
 
-def test_54_a_resumed_run_takes_no_more_images_at_a_time(tmp_path: Path) -> None:
+def test_a_resumed_run_keeps_the_reduced_batch(tmp_path: Path) -> None:
     given = [job_of("learnt") for _ in range(3)]
     for job in given[:2]:
         Small(job, 2)
@@ -106,7 +104,7 @@ def test_54_a_resumed_run_takes_no_more_images_at_a_time(tmp_path: Path) -> None
     assert finetuned(given[2], tmp_path / "c", resume=True) == whole
 
 
-def test_54_evaluation_takes_half_as_many() -> None:
+def test_evaluation_halves_its_batch() -> None:
     class Narrow(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
             if len(x) > limit:
@@ -159,7 +157,7 @@ finetune(2, 1024)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the limit is Linux's")
-def test_54_real_memory_that_runs_out() -> None:
+def test_real_memory_runs_out() -> None:
     """A layer's output of 32 images takes 128 MB, and there is room for one and a half; then, of one image 64 MB."""
     done = subprocess.run([sys.executable, "-c", REAL], capture_output=True, text=True)
     assert done.stdout == "done\n", done.stderr

@@ -144,7 +144,7 @@ def test_file_made_meanwhile_is_kept(tmp_path: Path) -> None:
     assert names(tmp_path) == ["a"]
 
 
-def test_63_planted_temporary_is_not_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_planted_temporary_link_is_not_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "victim").write_bytes(b"victim")
     drawn = iter(digit * 16 for digit in "01000")
     monkeypatch.setattr(secrets, "token_hex", lambda size: next(drawn))

@@ -47,7 +47,7 @@ print(litter, [entry.name for entry in folder.iterdir()])
 """
 
 
-def test_66_200_kills(tmp_path: Path) -> None:
+def test_200_kills_leave_the_old_or_the_new_file(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", CODE, str(tmp_path), "200"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     litter, left = done.stdout.split(" ", 1)
@@ -55,7 +55,7 @@ def test_66_200_kills(tmp_path: Path) -> None:
     assert left.strip() == "['model.safetensors']"
 
 
-def test_65_reader_during_writes_sees_one_or_the_other(tmp_path: Path) -> None:
+def test_a_reader_during_writes_sees_the_old_or_the_new_file(tmp_path: Path) -> None:
     """Another process replaces the file all the time; every read is of one whole file."""
     code = (
         CODE.split("chance =")[0]
