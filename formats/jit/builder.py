@@ -29,8 +29,8 @@ What is decided or repeated when the kernel runs is written by ``Code.when`` and
 Rules: nothing checks that a position is within its array. Integers are unsigned and wrap around at 2**64; only those
 that are returned or converted to real numbers must be below 2**63. Loads widen items to 64 bits, stores keep the low
 bits. Real numbers have 32 bits and are computed in the order written, each step rounded as IEEE 754 requires; sums in
-memory may have 64. The left operand must be an object of this language: ``code.constant(1) << value``, not ``1 <<
-value``.
+memory may have 64. The left operand must be an object of this language: ``code.constant(1) << value`` works,
+``1 << value`` does not.
 
 Kernels use no Python object, so the interpreter lock is released while one runs.
 """
