@@ -1,6 +1,6 @@
-"""The file half: shared tensors to bytes and back. It knows nothing of training.
+"""The packed file format: shared tensors to bytes and back, independent of training.
 
-``SPEC.md`` states the format, ``record`` what a file can say, ``packed`` writes, ``reader`` reads with
-numpy alone, ``loader`` makes torch tensors and timm models of it.
-Importing this package imports nothing: ``errors`` is cheap to get at.
+``SPEC.md`` specifies the format, ``content`` holds the types of what a file can store and the decoder, ``file.writer``
+writes, ``file.reader`` reads with numpy alone, ``loader`` builds torch tensors and timm models.
+Importing this package imports none of its modules, so that ``errors`` is cheap to import.
 """

@@ -1,9 +1,9 @@
-"""The record: everything a packed file can say about one tensor, and the one decoder.
+"""The content of a packed file as Python objects, and the decoder that all schemes and readers share.
 
     w = values[book[g], index] * scale[g] + offset[g]
 
-float32, multiply then add, each rounded once, then cast to the tensor's dtype. ``g`` is the entry's
-group: the whole tensor, one slice of an axis, or a block of consecutive entries in C order.
+is computed in float32, first the product, then the sum, each rounded once, and then cast to the tensor's dtype. ``g``
+is the group of the entry: the whole tensor, one slice along an axis, or a block of consecutive entries in C order.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ class Table:
     """A codebook whose values are stored one by one.
 
     Args:
-        values: float32[B, K, d]: B books (1, or one per group), K codewords each, vectors of length d
-            (1 for scalars). Representable in ``dtype``, ascending by first component within a book.
-        dtype: how the values are stored: F32, F16 or BF16.
+        values: float32[B, K, d]: B books (1, or one per group) of K codewords, vectors of length d (1 for scalars).
+            Representable in ``dtype``, ascending by the first component within a book.
+        dtype: the dtype in which the values are stored: F32, F16 or BF16.
         mirrored: codewords K..2K-1 are the negatives of 0..K-1 (signed hashing).
 
     Example:
@@ -49,18 +49,24 @@ class Table:
 
     @classmethod
     def of(cls, values: object, dtype: str = "F32", mirrored: bool = False) -> Table:
-        """Round scalar values to ``dtype`` and sort them: the canonical form."""
+        """Returns the canonical table of scalar codewords: values rounded to ``dtype``, 0.0 for -0.0, sorted.
+
+        Args:
+            values: K numbers in any order.
+            dtype: F32 (default), F16 or BF16.
+            mirrored: whether the negatives of the values are codewords too.
+        """
         rounded = round_to(np.asarray(values, np.float32), dtype) + np.float32(0)  # -0.0 becomes 0.0
         return cls(np.sort(rounded).reshape(1, -1, 1), dtype, mirrored)
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """B, K, d with mirrored codewords counted in K."""
+        """The sizes B, K, d; K counts mirrored codewords."""
         books, codewords, length = self.values.shape
         return books, codewords * (2 if self.mirrored else 1), length
 
     def expand(self) -> Floats:
-        """Give all codewords, float32[B, K, d], mirrored ones included."""
+        """Returns all codewords, float32[B, K, d], mirrored ones included."""
         return np.concatenate([self.values, -self.values], axis=1) if self.mirrored else self.values
 
 
@@ -81,11 +87,11 @@ class Grid:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """One book of ``count`` scalars."""
+        """The sizes (1, ``count``, 1): one book of scalars."""
         return 1, self.count, 1
 
     def expand(self) -> Floats:
-        """Give all codewords, float32[1, count, 1]."""
+        """Returns all codewords, float32[1, count, 1]."""
         values = self.start + np.arange(self.count, dtype=np.float64) * self.step
         return values.astype(np.float32).reshape(1, -1, 1)
 
@@ -95,19 +101,22 @@ Codebook = Table | Grid
 
 @dataclass(frozen=True, eq=False)
 class SharedTensor:
-    """One tensor whose entries share the values of a codebook.
+    """A tensor whose entries are codewords of a codebook.
 
     Args:
-        shape: shape of the tensor.
-        dtype: its dtype: F32, F16 or BF16.
-        book: position of its codebook in ``Content.books``.
-        indices: uint[n], one per entry in C order, or one per vector (see ``vector_axis``).
-        axis: groups are the slices of this axis; or
-        block: groups are runs of this many entries; neither: one group.
-        scale, offset: float32[groups] or None, stored as ``scale_dtype``.
-        vector_axis: with vectors of length d, the axis they lie along: entries are read with this axis
-            last, cut into vectors of d; the last vector of each row is cut short where d does not divide it.
-        codec: the codec that must be used, where the scheme generates the indices; None: the writer chooses.
+        shape: the shape of the tensor.
+        book: the position of its codebook in ``Content.books``.
+        indices: uint[n], the codeword of each entry in C order, or of each vector (see ``vector_axis``).
+        dtype: the dtype of the tensor: F32 (default), F16 or BF16.
+        axis: the axis whose slices are the groups; None, the default, for other groups.
+        block: the number of consecutive entries in C order that are a group; with neither ``axis`` nor ``block``, the
+            tensor is one group.
+        scale: float32[groups] that codewords are multiplied by, or None.
+        offset: float32[groups] that is added to the products, or None.
+        scale_dtype: the dtype in which ``scale`` and ``offset`` are stored: F32 (default), F16 or BF16.
+        vector_axis: for codewords of length d > 1, the axis they lie along: entries are read with this axis last, and
+            each row is cut into vectors of d; the last vector of a row is truncated where d does not divide the row.
+        codec: the codec that generates the indices; None, the default, where they are stored and the writer chooses.
     """
 
     shape: tuple[int, ...]
@@ -124,13 +133,20 @@ class SharedTensor:
 
     @property
     def groups(self) -> int:
-        """Number of groups."""
+        """The number of groups."""
         return group_count(self.shape, self.axis, self.block)
 
 
 @dataclass(frozen=True, eq=False)
 class RawTensor:
-    """An untouched tensor as its little-endian bytes; ``stored`` names the dtype in the file."""
+    """An untouched tensor as bytes.
+
+    Args:
+        dtype: the safetensors name of its dtype.
+        shape: the shape of the tensor.
+        data: its items, little-endian, in C order.
+        stored: the float dtype in which the file stores them; "", the default, for ``dtype``.
+    """
 
     dtype: str
     shape: tuple[int, ...]
@@ -140,7 +156,18 @@ class RawTensor:
 
 @dataclass(frozen=True, eq=False)
 class Content:
-    """Everything one packed file holds, before coding. ``provenance`` is apart from the content proper."""
+    """All that one packed file holds, before its indices are coded.
+
+    Args:
+        sites: the shared tensors by name.
+        books: the codebooks, to which sites refer by position.
+        untouched: the other tensors by name.
+        aliases: for each further name of a tied tensor, the name it is stored under.
+        model: name and arguments of the timm model, or None.
+        preprocessing: timm's settings for preparing images, or None.
+        recipe: the recipe of the training run, or None.
+        provenance: facts on the run, such as accuracy and versions; no part of the content hash.
+    """
 
     sites: Mapping[str, SharedTensor]
     books: tuple[Codebook, ...]
@@ -153,7 +180,12 @@ class Content:
 
 
 def group_count(shape: tuple[int, ...], axis: int | None, block: int | None) -> int:
-    """Count the groups of a tensor.
+    """Returns the number of groups of a tensor.
+
+    Args:
+        shape: the shape of the tensor.
+        axis: the axis whose slices are the groups, or None.
+        block: the number of consecutive entries in a group, or None; the last group may be smaller.
 
     >>> group_count((4, 3), axis=0, block=None), group_count((4, 3), None, 5), group_count((4, 3), None, None)
     (4, 3, 1)
@@ -164,7 +196,12 @@ def group_count(shape: tuple[int, ...], axis: int | None, block: int | None) -> 
 
 
 def index_count(shape: tuple[int, ...], length: int, vector_axis: int) -> int:
-    """Count the indices of a tensor: one per entry, or one per vector of ``length``.
+    """Returns the number of indices of a tensor: one per entry, or one per vector.
+
+    Args:
+        shape: the shape of the tensor.
+        length: the length of a codeword; 1 for scalars.
+        vector_axis: the axis that vectors lie along; not used for scalars.
 
     >>> index_count((4, 10), 1, 0), index_count((4, 10), 4, 1)
     (40, 12)
@@ -176,15 +213,19 @@ def index_count(shape: tuple[int, ...], length: int, vector_axis: int) -> int:
 
 
 def index_dtype(count: int) -> type[np.unsignedinteger[Any]]:
-    """Give the smallest unsigned dtype that holds indices below ``count``."""
+    """Returns the smallest unsigned dtype, of 8, 16 or 32 bits, that holds indices below ``count``."""
     return np.uint8 if count <= 1 << 8 else np.uint16 if count <= 1 << 16 else np.uint32
 
 
 def decode(site: SharedTensor, book: Codebook) -> NDArray[Any]:
-    """Expand a shared tensor to its weights: the one decoder of all schemes.
+    """Returns the weights of a shared tensor; the only decoder, whatever scheme trained the tensor.
+
+    Args:
+        site: the tensor, with its indices.
+        book: its codebook.
 
     Returns:
-        float32 or float16 array of ``site.shape``; BF16 as uint16 bit patterns.
+        An array of ``site.shape``, float32 or float16; BF16 as uint16 bit patterns.
 
     Example:
         >>> site = SharedTensor((2, 2), book=0, indices=np.array([0, 1, 1, 0], np.uint8))
@@ -197,46 +238,56 @@ def decode(site: SharedTensor, book: Codebook) -> NDArray[Any]:
 
 
 def finish_decode(weights: Floats, site: SharedTensor) -> NDArray[Any]:
-    """Apply scale, then offset, and cast: all that follows the lookup. What is too large becomes infinite."""
+    """Returns weights from looked-up codewords: multiplies by scale, adds offset, casts to the site's dtype.
+
+    Args:
+        weights: float32[n], the codeword of each entry in C order.
+        site: the tensor; its indices are not used.
+
+    Returns:
+        As ``decode``. Values beyond the range of the dtype are infinite.
+    """
     weights = weights.reshape(site.shape)
     with np.errstate(over="ignore", under="ignore"):
         if site.scale is not None:
-            weights = weights * _spread(site.scale, site)
+            weights = weights * _per_entry(site.scale, site)
         if site.offset is not None:
-            weights = weights + _spread(site.offset, site)
+            weights = weights + _per_entry(site.offset, site)
         return round_to(weights, site.dtype, cast=True)
 
 
 def _scalars(site: SharedTensor, table: Floats) -> Floats:
+    """Returns float32[n], the scalar codeword of each entry."""
     books, codewords, _ = table.shape
     if books == 1:
         return take(table.reshape(-1), site.indices)
-    group = np.arange(books, dtype=np.int64)
-    first = np.broadcast_to(_spread(group * codewords, site), site.shape).reshape(-1)
-    return table.reshape(-1).take(first + site.indices)
+    starts = np.arange(books, dtype=np.int64) * codewords
+    start = np.broadcast_to(_per_entry(starts, site), site.shape).reshape(-1)
+    return table.reshape(-1).take(start + site.indices)
 
 
 def _vectors(site: SharedTensor, table: Floats) -> Floats:
+    """Returns the entries of vector codewords, float32 in the shape of the tensor."""
     books, codewords, length = table.shape
-    moved = _moved(site)
-    along = moved[-1] if moved else 1
-    per_row = -(-along // length)
-    indices = site.indices.reshape(-1, per_row)
-    if books > 1:  # groups are slices of an axis other than the vectors' own, checked by the reader
-        group = np.broadcast_to(_spread(np.arange(books, dtype=np.int64), site), site.shape)
-        rows = np.moveaxis(group, site.vector_axis, -1).reshape(-1, along)[:, :1]
-        indices = indices + rows * codewords
-    rows_of_values = table.reshape(-1, length)[indices].reshape(-1, per_row * length)[:, :along]
-    return np.ascontiguousarray(np.moveaxis(rows_of_values.reshape(moved), -1, site.vector_axis))
+    moved_shape = _vector_axis_last(site)
+    row_size = moved_shape[-1] if moved_shape else 1
+    vectors_per_row = -(-row_size // length)
+    indices = site.indices.reshape(-1, vectors_per_row)
+    if books > 1:  # a row is in one group: the reader refuses groups along the vectors' axis
+        group = np.broadcast_to(_per_entry(np.arange(books, dtype=np.int64), site), site.shape)
+        row_group = np.moveaxis(group, site.vector_axis, -1).reshape(-1, row_size)[:, :1]
+        indices = indices + row_group * codewords
+    rows = table.reshape(-1, length)[indices].reshape(-1, vectors_per_row * length)[:, :row_size]
+    return np.ascontiguousarray(np.moveaxis(rows.reshape(moved_shape), -1, site.vector_axis))
 
 
-def _moved(site: SharedTensor) -> tuple[int, ...]:
+def _vector_axis_last(site: SharedTensor) -> tuple[int, ...]:
     shape = list(site.shape)
     return (*shape[: site.vector_axis], *shape[site.vector_axis + 1 :], shape[site.vector_axis])
 
 
-def _spread(per_group: NDArray[Any], site: SharedTensor) -> NDArray[Any]:
-    """Lay one value per group over the tensor, by broadcasting where the groups allow it."""
+def _per_entry(per_group: NDArray[Any], site: SharedTensor) -> NDArray[Any]:
+    """Returns one value per group in a shape that broadcasts over the tensor; repeats them only for blocks."""
     if site.axis is not None:
         return per_group.reshape([-1 if axis == site.axis else 1 for axis in range(len(site.shape))])
     if site.block is not None:

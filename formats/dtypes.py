@@ -1,4 +1,7 @@
-"""Dtypes by their safetensors names, for numpy, which has no bfloat16."""
+"""Dtypes by their safetensors names, and conversions between float32 and the stored float dtypes.
+
+numpy has no bfloat16: arrays of BF16 hold its bit patterns as uint16.
+"""
 
 from __future__ import annotations
 
@@ -10,23 +13,48 @@ from numpy.typing import NDArray
 
 from compressor.formats.errors import UnsupportedError
 
-__all__ = ["FLOATS", "ITEM_SIZES", "check_byte_order", "from_storage", "round_to", "to_storage"]
+__all__ = ["FLOATS", "ITEM_SIZES", "TORCH_NAMES", "check_byte_order", "from_storage", "round_to", "to_storage"]
 
-ITEM_SIZES = {
-    "BOOL": 1, "U8": 1, "I8": 1, "F8_E5M2": 1, "F8_E4M3": 1, "U16": 2, "I16": 2, "F16": 2, "BF16": 2,
-    "U32": 4, "I32": 4, "F32": 4, "U64": 8, "I64": 8, "F64": 8,
-}  # fmt: skip
+_DTYPES = {
+    "BOOL": (1, "bool"),
+    "U8": (1, "uint8"),
+    "I8": (1, "int8"),
+    "F8_E5M2": (1, "float8_e5m2"),
+    "F8_E4M3": (1, "float8_e4m3fn"),
+    "U16": (2, "uint16"),
+    "I16": (2, "int16"),
+    "F16": (2, "float16"),
+    "BF16": (2, "bfloat16"),
+    "U32": (4, "uint32"),
+    "I32": (4, "int32"),
+    "F32": (4, "float32"),
+    "U64": (8, "uint64"),
+    "I64": (8, "int64"),
+    "F64": (8, "float64"),
+}  # bytes of an item, and torch's name; ascending by size, which the report relies on
+
+ITEM_SIZES = {name: size for name, (size, _) in _DTYPES.items()}
+"""Bytes of an item of each dtype that a packed file can hold."""
+
+TORCH_NAMES = {name: torch_name for name, (_, torch_name) in _DTYPES.items()}
+"""The attribute of ``torch`` that is each dtype; strings, so that reading a file does not import torch."""
+
 FLOATS = ("F32", "F16", "BF16")
+"""The dtypes of shared tensors, codebooks, scales and offsets."""
 
 
 def check_byte_order() -> None:
-    """Raise UnsupportedError on a big-endian machine: torch's bytes and the kernels' words would be the wrong way."""
+    """Checks that the machine is little-endian, as the format is.
+
+    Raises:
+        UnsupportedError: on a big-endian machine, where torch and the kernels would read the bytes in reverse order.
+    """
     if sys.byteorder != "little":
         raise UnsupportedError(f"packed files need a little-endian machine, this one is {sys.byteorder}-endian")
 
 
 def _bfloat16_bits(values: NDArray[np.float32]) -> NDArray[np.uint16]:
-    """Round to nearest, ties to even, by adding half of the dropped part; NaN stays NaN."""
+    """Rounds to nearest, ties to even: adds 0x7FFF and the lowest kept bit, then drops 16 bits. NaN stays NaN."""
     bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
     rounded = ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
     return np.where(np.isnan(values), np.uint16(0x7FC0), rounded).astype(np.uint16)
@@ -37,9 +65,15 @@ def _from_bfloat16_bits(bits: NDArray[np.uint16]) -> NDArray[np.float32]:
 
 
 def round_to(values: NDArray[np.float32], dtype: str, cast: bool = False) -> NDArray[Any]:
-    """Round float32 values to the nearest of ``dtype``; kept as float32 unless ``cast``.
+    """Rounds values to the nearest values of a float dtype, ties to even.
 
-    With ``cast`` the array has the dtype itself, BF16 as uint16 bit patterns.
+    Args:
+        values: float32, any shape.
+        dtype: F32, F16 or BF16.
+        cast: returns an array of ``dtype`` itself, BF16 as uint16 bit patterns; by default the array stays float32.
+
+    Returns:
+        An array of the shape of ``values``; values beyond the range of F16 are infinite.
 
     >>> round_to(np.array([1.00390625], np.float32), "BF16").tolist()
     [1.0]
@@ -54,13 +88,13 @@ def round_to(values: NDArray[np.float32], dtype: str, cast: bool = False) -> NDA
 
 
 def to_storage(values: NDArray[np.float32], dtype: str) -> bytes:
-    """Give little-endian bytes of float32 values stored as ``dtype``."""
+    """Returns float32 values, rounded to ``dtype`` (F32, F16 or BF16), as little-endian bytes in C order."""
     cast = round_to(values, dtype, cast=True)
     return np.ascontiguousarray(cast).astype(cast.dtype.newbyteorder("<"), copy=False).tobytes()
 
 
 def from_storage(data: bytes | memoryview, dtype: str) -> NDArray[np.float32]:
-    """Read little-endian ``dtype`` bytes as float32[n]."""
+    """Returns float32[n] of little-endian bytes of ``dtype`` (F32, F16 or BF16); the inverse of ``to_storage``."""
     if dtype == "F32":
         return np.frombuffer(data, "<f4").astype(np.float32)
     if dtype == "F16":

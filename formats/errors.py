@@ -1,18 +1,18 @@
-"""Every error a user can meet, and the exit code the command gives for it.
+"""All errors that are raised on purpose, and the exit code of the command for each.
 
 * CompressorError (1: a bug, never raised on purpose)
-    - UsageError (2): an option, setting or call that cannot be
-        - PolicyError: a rule, recipe or setting
-    - FileError (3): the packed file, or the checkpoint, given
+    - UsageError (2): an invalid option, setting or call
+        - PolicyError: an invalid rule, recipe or setting
+    - FileError (3): a packed file or checkpoint that cannot be used
         - FormatError: not laid out as SPEC.md says
         - IntegrityError: a checksum does not match
-        - UnsupportedError: another kind of file, a newer version, an unknown codec; a checkpoint that is none
-    - MissingError (4): model, weights or data that are absent or do not fit
+        - UnsupportedError: another kind of file, a newer version, an unknown codec; a file that is no checkpoint
+    - MissingError (4): a model, weights or data that do not exist or do not fit
     - QualityError (5): a result that missed its gate
     - ResourceError (6): memory, disk, permissions
-    - InterruptionError (7): a run that was told to stop, and can go on
+    - InterruptionError (7): a run that was asked to stop and can be resumed
 
-Each message is one line: what, which (file, layer, option), got, expected, next step.
+Each message is one line: what is wrong, where (file, layer, option), the value, the expected value, the next step.
 """
 
 from __future__ import annotations
@@ -38,26 +38,26 @@ __all__ = [
 
 
 class CompressorError(Exception):
-    """Base of all errors raised on purpose."""
+    """Base class of all errors that are raised on purpose."""
 
     exit_code: ClassVar[int] = 1
 
     shared = False
-    """Whether all of several processes raise it alike, so that one of them has to say it."""
+    """Whether every process of a distributed run raises the same error, so that only one process has to report it."""
 
 
 class UsageError(CompressorError, ValueError):
-    """An option, setting or call that cannot be."""
+    """An option, setting or call is invalid."""
 
     exit_code = 2
 
 
 class PolicyError(UsageError):
-    """A rule, recipe or setting that cannot be."""
+    """A rule, recipe or setting of a policy is invalid."""
 
 
 class FileError(CompressorError):
-    """The packed file, or the checkpoint, given cannot be used."""
+    """A packed file or checkpoint cannot be used."""
 
     exit_code = 3
 
@@ -71,35 +71,37 @@ class IntegrityError(FileError):
 
 
 class UnsupportedError(FileError):
-    """Another kind of file, a newer version, an unknown codec, or a checkpoint that is none."""
+    """The file is of another kind or of a newer version, needs an unknown codec, or is no checkpoint."""
 
 
 class MissingError(CompressorError):
-    """Model, weights or data that are absent or do not fit."""
+    """A model, weights or data do not exist or do not fit."""
 
     exit_code = 4
 
 
 class QualityError(CompressorError):
-    """A result that missed its gate."""
+    """A result missed the quality gate set for it."""
 
     exit_code = 5
 
 
 class ResourceError(CompressorError):
-    """Memory, disk or permissions do not allow it."""
+    """Memory, disk space or permissions do not suffice."""
 
     exit_code = 6
 
 
 class InterruptionError(CompressorError):
-    """A run was told to stop; its state is kept, and it can go on."""
+    """A run was asked to stop; its state is saved, and it can be resumed."""
 
     exit_code = 7
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """Give `` Did you mean 'x'?`` for the nearest known word, or nothing.
+    """Returns the sentence `` Did you mean 'x'?`` with the known word most similar to ``word``; "" if none is similar.
+
+    The sentence begins with a space, so that it can be appended to a message.
 
     >>> did_you_mean("lernt", ["kmeans", "learnt"])
     " Did you mean 'learnt'?"

@@ -1,4 +1,4 @@
-"""Packed files as timm models."""
+"""Packed files as timm models, or loaded into any other module."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ __all__ = ["build_model", "check_fits", "load", "load_state_dict"]
 _MAX_CLASSES = 1_000_000
 _MAX_CHANNELS = 4_096
 _MAX_IMAGE = 8_192
-_SHOWN = 5
+_MAX_LISTED = 5  # differences that a message lists
 _WEIGHTS = ("dense", "packed")
 _RANDOM_FILLS = {
     "uniform_", "normal_", "trunc_normal_", "erfinv_", "kaiming_uniform_", "kaiming_normal_",
@@ -31,19 +31,21 @@ _RANDOM_FILLS = {
 
 
 def load(path: str | os.PathLike[str], model: nn.Module | None = None, weights: str = "dense") -> nn.Module:
-    """Give the model of a packed file, in eval mode.
+    """Returns the model of a packed file, in eval mode.
 
     Args:
         path: the file.
-        model: the module to fill; None builds the timm model that the file names, without downloading anything.
-        weights: "dense", or "packed" for inference in little memory: linear, convolution, embedding and attention
-            layers keep packed indices and expand them in each forward pass. Logits are the same, bit for bit; no
-            parameter requires a gradient, and the state dict holds the packed buffers. Where a codec generates the
-            indices there are none: linear and convolution layers compute block by block, and sum in another order.
+        model: the module to load into; None, the default, builds the timm model that the file names, without
+            downloading anything.
+        weights: "dense" (default), or "packed" for inference with little memory: linear, convolution, embedding and
+            attention layers keep packed indices and expand them in each forward pass. Logits are the same bit for bit;
+            no parameter requires a gradient, and the state dict holds the packed buffers. Where a codec generates the
+            indices none are kept: linear and convolution layers compute a chunk of channels at a time, and may sum in
+            another order.
 
     Raises:
-        UsageError: other ``weights``.
-        MissingError: no such model in timm, or its tensors are not those of the file.
+        UsageError: ``weights`` is neither "dense" nor "packed".
+        MissingError: the file does not exist, timm has no such model, or its tensors are not those of the file.
         FileError: the file is damaged, hostile or of another kind.
     """
     if weights not in _WEIGHTS:
@@ -57,21 +59,21 @@ def load(path: str | os.PathLike[str], model: nn.Module | None = None, weights: 
             target = _build_named(file, "cpu")
         _fill(target, file, assign, packed)
         if file.preprocessing:
-            known: dict[str, Any] = dict(getattr(target, "pretrained_cfg", {}))
-            target.pretrained_cfg = known | _tuples(file.preprocessing)  # type: ignore[assignment]
+            defaults: dict[str, Any] = dict(getattr(target, "pretrained_cfg", {}))
+            target.pretrained_cfg = defaults | _tuples(file.preprocessing)  # type: ignore[assignment]
     return target.eval()
 
 
 def build_model(name: str, args: Mapping[str, Any], device: str = "meta") -> nn.Module:
-    """Build a timm model by name, never downloading; on ``meta`` it has shapes but no memory.
+    """Returns a timm model with uninitialised weights, to be loaded into; downloads nothing.
 
     Args:
-        name: a name that ``timm.is_model`` knows.
-        args: of num_classes, in_chans, img_size, global_pool; nothing else is passed on.
-        device: where its tensors are. Weights are not initialised: they are for loading into.
+        name: a model name of timm.
+        args: any of num_classes, in_chans, img_size and global_pool; other arguments are refused.
+        device: the device of its tensors; on "meta", the default, they have shapes but no memory.
 
     Raises:
-        MissingError: unknown to this timm, or arguments that are not allowed.
+        MissingError: the installed timm has no such model or cannot build it, or an argument is not allowed.
     """
     if not timm.is_model(name):
         hint = did_you_mean(name, timm.list_models())
@@ -85,27 +87,31 @@ def build_model(name: str, args: Mapping[str, Any], device: str = "meta") -> nn.
 
 
 def check_fits(content: Content | PackedFile, model: nn.Module) -> None:
-    """Raise MissingError, listing the keys, unless names and shapes are those of the model's state dict."""
+    """Checks that names and shapes of a file's tensors are those of a model's state dict.
+
+    Raises:
+        MissingError: they differ; the message lists the first differences.
+    """
     stored = _shapes(content)
     wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     missing = [f"{name} {wanted[name]} is missing" for name in wanted if name not in stored]
     extra = [f"{name} {stored[name]} is unknown to the model" for name in stored if name not in wanted]
     common = [name for name in wanted if name in stored]
-    unlike = [f"{name} {stored[name]} vs {wanted[name]}" for name in common if stored[name] != wanted[name]]
-    faults = unlike + missing + extra
+    reshaped = [f"{name} {stored[name]} vs {wanted[name]}" for name in common if stored[name] != wanted[name]]
+    faults = reshaped + missing + extra
     if faults:
-        more = f" and {len(faults) - _SHOWN} more" if len(faults) > _SHOWN else ""
+        more = f" and {len(faults) - _MAX_LISTED} more" if len(faults) > _MAX_LISTED else ""
         raise MissingError(
-            f"file and {type(model).__name__} differ (file vs model): {'; '.join(faults[:_SHOWN])}{more}; "
+            f"file and {type(model).__name__} differ (file vs model): {'; '.join(faults[:_MAX_LISTED])}{more}; "
             f"check num_classes, in_chans and the timm version (here {timm.__version__}{_timm_of(content)})"
         )
 
 
 def _timm_of(content: Content | PackedFile) -> str:
-    """Say which timm the file was made with, where it tells."""
+    """Returns the end of a message that names the timm version of the file; "" where the file has none."""
     versions = (content.provenance or {}).get("versions")
-    made = versions.get("timm") if isinstance(versions, Mapping) else None
-    return f", of the file {ascii(made)[:40]}" if made is not None else ""
+    version = versions.get("timm") if isinstance(versions, Mapping) else None
+    return f", of the file {ascii(version)[:40]}" if version is not None else ""
 
 
 def _shapes(content: Content | PackedFile) -> dict[str, tuple[int, ...]]:
@@ -114,12 +120,12 @@ def _shapes(content: Content | PackedFile) -> dict[str, tuple[int, ...]]:
 
 
 def _tuples(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Turn the lists of JSON into the tuples that timm expects."""
+    """Returns the fields with JSON's lists as the tuples that timm expects."""
     return {key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()}
 
 
 class _WithoutRandomFills(TorchFunctionMode):
-    """Leave out the random initialisation, most of the time a constructor takes; its weights are replaced anyway."""
+    """Skips the random initialisation of weights that are replaced anyway, which takes most of a constructor's time."""
 
     def __torch_function__(
         self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -130,12 +136,12 @@ class _WithoutRandomFills(TorchFunctionMode):
 
 
 def _check_args(name: str, args: Mapping[str, Any]) -> None:
-    """Allow only what cannot do harm: the arguments may come from a hostile file."""
+    """Refuses arguments that could do harm, since they may come from a hostile file."""
     allowed = {
-        "num_classes": lambda value: _whole(value, 0, _MAX_CLASSES),
-        "in_chans": lambda value: _whole(value, 1, _MAX_CHANNELS),
+        "num_classes": lambda value: _is_int(value, 0, _MAX_CLASSES),
+        "in_chans": lambda value: _is_int(value, 1, _MAX_CHANNELS),
         "img_size": lambda value: all(
-            _whole(size, 1, _MAX_IMAGE) for size in (value if isinstance(value, list | tuple) else [value])
+            _is_int(size, 1, _MAX_IMAGE) for size in (value if isinstance(value, list | tuple) else [value])
         ),
         "global_pool": lambda value: isinstance(value, str) and len(value) < 32,
     }
@@ -144,12 +150,12 @@ def _check_args(name: str, args: Mapping[str, Any]) -> None:
             raise MissingError(f"model {name!r}: {key} = {ascii(value)[:80]} is not allowed, only {', '.join(allowed)}")
 
 
-def _whole(value: Any, low: int, high: int) -> bool:
+def _is_int(value: Any, low: int, high: int) -> bool:
     return type(value) is int and low <= value <= high
 
 
 def _build_named(file: PackedFile, device: str = "meta") -> nn.Module:
-    """Build the model that the file names."""
+    """Returns the timm model that the file names, built on ``device``."""
     if file.model is None:
         raise MissingError(f"{file.label} names no timm model: give the module to fill, load(path, model=...)")
     name, args = file.model.get("name"), file.model.get("args", {})
@@ -159,19 +165,24 @@ def _build_named(file: PackedFile, device: str = "meta") -> nn.Module:
 
 
 def _fill(model: nn.Module, file: PackedFile, assign: bool, packed: bool) -> None:
-    """Copy the tensors into the model's own, or put them in their place; where ``packed``, not the shared weights."""
+    """Loads the tensors of a file into a model.
+
+    With ``assign`` tensors replace those of the model, else they are copied into them; with ``packed`` the shared
+    tensors that layers can hold packed are installed as such instead.
+    """
     shared = read_packed(file, model) if packed else {}
     state = read_tensors(file, (name for name in (*file.sites, *file.untouched, *file.aliases) if name not in shared))
     if packed:
         install(shared, model)
     model.load_state_dict(state, strict=not packed, assign=assign)
-    if assign:  # assigned one by one, tied parameters have come apart
+    if assign:  # which unties tied parameters
         for alias, name in file.aliases.items():
             if name not in shared:
                 _tie(model, alias, name)
 
 
 def _tie(model: nn.Module, alias: str, name: str) -> None:
+    """Makes the parameter ``alias`` of a model the same object as the parameter ``name``."""
     owner, _, attribute = alias.rpartition(".")
     source_owner, _, source = name.rpartition(".")
     setattr(model.get_submodule(owner), attribute, getattr(model.get_submodule(source_owner), source))
@@ -182,5 +193,5 @@ def _on_meta(model: nn.Module) -> bool:
 
 
 def _computes_buffers(model: nn.Module) -> bool:
-    """Tell whether there are buffers that its constructor computes and its state dict leaves out."""
+    """Returns whether a model has buffers that its constructor computes and its state dict omits."""
     return not dict(model.named_buffers(remove_duplicate=False)).keys() <= model.state_dict().keys()

@@ -21,12 +21,12 @@ from compressor.distributed.collectives import broadcast_tensors, main_process_f
 from compressor.formats.errors import IntegrityError, UsageError
 from compressor.formats.file.container import framed
 from compressor.formats.io.atomic import write_atomically
-from compressor.formats.torch_tensors import STORED_AS
+from compressor.formats.torch_tensors import SAFETENSORS_NAMES
 
 __all__ = ["broadcast_state", "checksum", "read_state", "write_state"]
 
 KEY = "timm-compressor-state"
-DTYPES = {**STORED_AS, torch.complex64: "C64"}
+DTYPES = {**SAFETENSORS_NAMES, torch.complex64: "C64"}
 
 
 def write_state(path: str | PathLike[str], state: Mapping[str, Any]) -> int:

@@ -19,7 +19,7 @@ from compressor.formats.errors import MissingError, UsageError
 from compressor.formats.file.reader import PackedFile
 from compressor.formats.file.writer import pack, write
 from compressor.formats.loader import build_model, check_fits
-from compressor.formats.torch_tensors import STORED_AS
+from compressor.formats.torch_tensors import SAFETENSORS_NAMES
 from compressor.policy.policy import Policy, TensorPlan
 from compressor.report.report import Report
 from compressor.sharing.group_state import CHUNK
@@ -135,7 +135,7 @@ def _states(model: nn.Module) -> dict[str, Tensor]:
     for name, value in states.items():
         if not isinstance(value, Tensor):
             raise UsageError(f"state {name!r} is a {type(value).__name__}, not a tensor: it cannot be packed")
-        if value.dtype not in STORED_AS or value.layout is not torch.strided or value.is_meta:
+        if value.dtype not in SAFETENSORS_NAMES or value.layout is not torch.strided or value.is_meta:
             kind = "meta" if value.is_meta else f"{value.layout} {value.dtype}"
             raise UsageError(f"{name}: a {kind} tensor cannot be packed; make it a dense one of a common dtype")
     return dict(states)
@@ -168,7 +168,9 @@ def _warn_of_views(states: Mapping[str, Tensor]) -> None:
 
 def _raw(tensor: Tensor, stored: str) -> RawTensor:
     flat = tensor.detach().cpu().contiguous().reshape(-1)
-    return RawTensor(STORED_AS[tensor.dtype], tuple(tensor.shape), flat.view(torch.uint8).numpy().tobytes(), stored)
+    return RawTensor(
+        SAFETENSORS_NAMES[tensor.dtype], tuple(tensor.shape), flat.view(torch.uint8).numpy().tobytes(), stored
+    )
 
 
 def _named(cfg: Any, args: Mapping[str, Any]) -> dict[str, Any] | None:

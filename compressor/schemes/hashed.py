@@ -140,7 +140,7 @@ def _signed_sums(
             group.set_indices(
                 site, torch.empty(source.shape, dtype=torch.int32, device=device), 2 * values, saved=False
             )
-        for start, stop in source.runs():
+        for start, stop in source.chunks():
             indices, run = source.indices(start, stop, device), weights[start:stop].double()
             weighing = torch.ones_like(run)
             if group.has_zeros:

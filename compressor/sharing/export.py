@@ -11,13 +11,15 @@ from torch import Tensor
 
 from compressor.formats.codecs.bitpacking import take
 from compressor.formats.content import Codebook, SharedTensor, Table, index_dtype
-from compressor.formats.dtypes import round_to
+from compressor.formats.dtypes import FLOATS, round_to
+from compressor.formats.torch_tensors import TORCH_DTYPES
 from compressor.sharing.group_state import GroupState
 from compressor.sharing.sites import Site
 
 __all__ = ["DTYPE_NAMES", "SharedTensors", "export_scalars", "export_slices"]
 
-DTYPE_NAMES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
+DTYPE_NAMES = {TORCH_DTYPES[name]: name for name in FLOATS}
+"""The safetensors name of each dtype that a shared tensor may have."""
 
 
 @dataclass(frozen=True)

@@ -1,1 +1,1 @@
-"""Codecs, one a file: how the indices of one tensor become bytes."""
+"""Codecs, one per file, which store the indices of one tensor as bytes."""

@@ -1,6 +1,6 @@
-"""Interleaved rANS: as near to the entropy as one likes, also far below one bit an index.
+"""Interleaved range asymmetric numeral systems (rANS): near the entropy, also far below one bit an index.
 
-Duda, "Asymmetric numeral systems", 2013; Giesen, "Interleaved entropy coders", 2014.
+Duda, "Asymmetric numeral systems", arXiv:1311.2540, 2013; Giesen, "Interleaved entropy coders", arXiv:1402.3392, 2014.
 """
 
 from __future__ import annotations
@@ -28,60 +28,63 @@ from compressor.formats.io.huge_pages import allocate
 
 __all__ = ["CHUNK", "Ans"]
 
-CHUNK = 1 << 20  # indices coded together; each chunk can be decoded alone
-MAX_LANES = 8
-LANE_BYTES = 4096  # a lane for so many coded bytes: its state costs about 3
+CHUNK = 1 << 20
+"""Indices in a chunk, which can be decoded on its own."""
+
+_MAX_LANES = 8  # states that are updated in turn, so that the processor computes several at once
+_BYTES_PER_LANE = 4096  # coded bytes of a chunk that justify a lane, whose state costs about 3 bytes
 
 
 @register
 @dataclass(frozen=True)
 class Ans(Codec):
-    """Integer frequencies that sum to a power of two, 32-bit states, 16-bit words, lanes taken in turn.
+    """Codes with integer frequencies that sum to a power of two, 32-bit states in several lanes, and 16-bit words.
 
-    A stream: u8 precision + 32 * log2(lanes); the frequencies; u32 words of each chunk; the chunks, each the
-    states (u32 a lane), then the words (u16). No indices, no bytes.
+    Stores a byte (precision + 32 * log2 of the number of lanes), the frequencies, the number of words of each chunk
+    (u32), then the chunks: the state of each lane (u32), then the words (u16). A stream of no indices is empty.
     """
 
     id: ClassVar[str] = "ans"
     max_codewords: ClassVar[int] = 1 << 15
 
     def encode(self, indices: NDArray[Any], stream: Stream) -> bytes:
-        """Code with frequencies that give about the fewest bytes."""
+        """Returns the indices coded with frequencies that give about the fewest bytes."""
         if not stream.count:
             return b""
         histogram = np.bincount(indices, minlength=stream.codewords)
         precision, frequencies, size = choose_frequencies(histogram)
         chunks = -(-stream.count // CHUNK)
-        lanes = min(MAX_LANES, 1 << (size // chunks // LANE_BYTES).bit_length())
+        lanes = min(_MAX_LANES, 1 << (size // chunks // _BYTES_PER_LANE).bit_length())
         coded = [
-            _encode_chunk(indices[at : at + CHUNK], frequencies, precision, lanes)
-            for at in range(0, stream.count, CHUNK)
+            _encode_chunk(indices[start : start + CHUNK], frequencies, precision, lanes)
+            for start in range(0, stream.count, CHUNK)
         ]
         head = bytes([precision | (lanes.bit_length() - 1) << 5]) + write_frequencies(frequencies)
         words = np.array([(len(chunk) - 4 * lanes) // 2 for chunk in coded], "<u4")
         return head + words.tobytes() + b"".join(coded)
 
     def decode(self, data: memoryview, stream: Stream) -> NDArray[Any]:
-        """Decode; raises FormatError unless table, sizes, words and the states at the end are all exact."""
+        """Returns the indices; FormatError unless frequencies, sizes, words and final states are all valid."""
         return _decode(data, stream, np.arange(stream.codewords, dtype=index_dtype(stream.codewords)))
 
     def lookup(self, data: memoryview, stream: Stream, values: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Decode straight to values."""
+        """Returns the values of the indices, from a decoding table that holds values instead of indices."""
         return _decode(data, stream, values)
 
     def code_lengths(self, histogram: NDArray[np.int64]) -> NDArray[np.float64]:
-        """Give the bits at the chosen frequencies; a codeword without one costs a whole state."""
+        """Returns the bits of each codeword at the chosen frequencies; 32, a whole state, where the frequency is 0."""
         if not histogram.any():
             return np.full(len(histogram), 32.0)
         precision, frequencies, _ = choose_frequencies(histogram)
         return np.where(frequencies > 0, code_lengths(frequencies, precision) / (1 << FRACTION), 32.0)
 
     def max_count(self, size: int, codewords: int) -> int | None:
-        """Know no bound: a frequency near all costs next to nothing, all costs nothing."""
+        """Returns None: the code of a codeword of frequency 2**P takes no bits at all."""
         return None
 
 
 def _encode_chunk(indices: NDArray[Any], frequencies: NDArray[np.int64], precision: int, lanes: int) -> bytes:
+    """Returns the states and words of a chunk."""
     words = np.empty(len(indices), np.uint16)
     states = np.full(lanes, LOW, np.int64)
     starts = np.cumsum(frequencies) - frequencies
@@ -90,6 +93,7 @@ def _encode_chunk(indices: NDArray[Any], frequencies: NDArray[np.int64], precisi
 
 
 def _decode(data: memoryview, stream: Stream, values: NDArray[Any]) -> NDArray[Any]:
+    """Returns the value of each index of a stream, of the dtype of ``values``[K]."""
     what = f"indices of {stream.name!r}"
     if not stream.count:
         if len(data):
@@ -102,18 +106,19 @@ def _decode(data: memoryview, stream: Stream, values: NDArray[Any]) -> NDArray[A
         raise FormatError(f"{what}: precision {precision}, expected at most {PRECISIONS[-1]}")
     frequencies, size = read_frequencies(data[1:], stream.codewords, precision, what)
     chunks = _split(data[1 + size :], -(-stream.count // CHUNK), lanes, what)
-    table = _slots(frequencies, values)
+    table = _decoding_table(frequencies, values)
     output = allocate(stream.count, values.dtype)
     for number, (states, words) in enumerate(chunks):
-        part = output[number * CHUNK : (number + 1) * CHUNK]
-        wanted = rans_decode(bit_patterns(part), states, table, words, precision)
-        if wanted != len(words) or (states != LOW).any():
-            raise FormatError(f"{what}, chunk {number}: its {len(words)} words do not hold {len(part)} indices exactly")
+        chunk = output[number * CHUNK : (number + 1) * CHUNK]
+        needed = rans_decode(bit_patterns(chunk), states, table, words, precision)
+        if needed != len(words) or (states != LOW).any():
+            fault = f"its {len(words)} words do not hold {len(chunk)} indices exactly"
+            raise FormatError(f"{what}, chunk {number}: {fault}")
     return output
 
 
 def _split(data: memoryview, count: int, lanes: int, what: str) -> list[tuple[NDArray[np.int64], NDArray[np.uint16]]]:
-    """Cut the chunks: states and words of each."""
+    """Returns the states, int64[lanes], and words, uint16, of each of ``count`` chunks."""
     if len(data) < 4 * count:
         raise FormatError(f"{what}: {len(data)} bytes, expected the sizes of {count} chunks")
     sizes = np.frombuffer(data[: 4 * count], "<u4").astype(np.int64)
@@ -121,19 +126,22 @@ def _split(data: memoryview, count: int, lanes: int, what: str) -> list[tuple[ND
     if len(data) != expected:
         raise FormatError(f"{what}: {len(data)} bytes after the frequencies, expected {expected}")
     chunks = []
-    at = 4 * count
+    position = 4 * count
     for size in sizes.tolist():
-        states = np.frombuffer(data[at : at + 4 * lanes], "<u4").astype(np.int64)
+        states = np.frombuffer(data[position : position + 4 * lanes], "<u4").astype(np.int64)
         if (states < LOW).any():
             raise FormatError(f"{what}: a state below {LOW}")
-        at += 4 * lanes
-        chunks.append((states, np.frombuffer(data[at : at + 2 * size], "<u2")))
-        at += 2 * size
+        position += 4 * lanes
+        chunks.append((states, np.frombuffer(data[position : position + 2 * size], "<u2")))
+        position += 2 * size
     return chunks
 
 
-def _slots(frequencies: NDArray[np.int64], values: NDArray[Any]) -> NDArray[np.uint64]:
-    """Make the decoding table: for each slot, frequency, place within the index's slots, bits of its value."""
+def _decoding_table(frequencies: NDArray[np.int64], values: NDArray[Any]) -> NDArray[np.uint64]:
+    """Returns the table of ``rans_decode``, uint64[2**P].
+
+    An entry holds the frequency of the slot's owner, the position of the slot among its slots, and its value's bits.
+    """
     owner = np.repeat(np.arange(len(frequencies)), frequencies)
-    within = np.arange(len(owner)) - (np.cumsum(frequencies) - frequencies)[owner]
-    return (frequencies[owner] << 48 | within << 32 | bit_patterns(values)[owner]).astype(np.uint64)
+    position = np.arange(len(owner)) - (np.cumsum(frequencies) - frequencies)[owner]
+    return (frequencies[owner] << 48 | position << 32 | bit_patterns(values)[owner]).astype(np.uint64)

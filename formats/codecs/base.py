@@ -1,8 +1,8 @@
-"""Codecs: how the indices of one tensor become bytes.
+"""The interface of codecs, which store the indices of one tensor as bytes.
 
-A codec is one file in ``codecs/``, or in a package of its own: a frozen dataclass, constructible with no arguments,
+A codec is one file in ``codecs/``, or in another package: a frozen dataclass, constructible with no arguments,
 registered by ``registry.register``. Nothing else is edited; the contract tests find it in ``registry.CODECS``.
-Whatever a decoder needs beyond the ``Stream`` below is in the bytes themselves.
+Whatever a decoder needs besides the ``Stream`` below is in the bytes themselves.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ __all__ = ["Codec", "Stream", "check_indices"]
 
 @dataclass(frozen=True)
 class Stream:
-    """What the file says about a stream of indices apart from its bytes.
+    """What the metadata says of an index stream, whatever the codec.
 
     Args:
-        name: the tensor's name in ``state_dict()``.
-        count: number of indices.
-        codewords: number of allowed values; every index is below it.
+        name: the name of the tensor in ``state_dict()``.
+        count: the number n of indices.
+        codewords: the number K of codewords; every index is below it.
     """
 
     name: str
@@ -36,50 +36,85 @@ class Stream:
 
 
 class Codec(ABC):
-    """Turn uint[n] indices into bytes and back.
+    """Encodes uint[n] indices as bytes and decodes them.
 
-    ``decode`` must check everything it reads: the bytes are hostile. It raises FormatError unless they are
+    ``decode`` must check everything it reads, since the bytes may be hostile: it raises FormatError unless they are
     exactly what ``encode`` could have written for ``stream``.
     """
 
     id: ClassVar[str]
+    """The name of the codec in files."""
+
     general: ClassVar[bool] = True
-    """Whether it can code any indices; False where the codec generates them itself."""
+    """Whether it can code any indices; False for a codec that generates the indices itself."""
+
     max_codewords: ClassVar[int] = 1 << 20
-    """The most codewords a stream may have."""
+    """The largest K of a stream."""
 
     @abstractmethod
     def encode(self, indices: NDArray[Any], stream: Stream) -> bytes:
-        """Code ``indices`` (uint[stream.count], each below stream.codewords)."""
+        """Returns ``indices`` (uint[n], each below K) as bytes."""
 
     @classmethod
     def of(cls, data: memoryview, stream: Stream) -> Codec:
-        """Give the codec, settings included, that wrote ``data``."""
+        """Returns the codec that wrote ``data``, with its settings; the default settings where there are none."""
         return cls()
 
     @abstractmethod
     def decode(self, data: memoryview, stream: Stream) -> NDArray[Any]:
-        """Give uint[stream.count] of ``index_dtype(stream.codewords)``."""
+        """Returns the indices, uint[n] of ``index_dtype(K)``.
+
+        Raises:
+            FormatError: ``encode`` could not have written ``data``.
+        """
 
     def lookup(self, data: memoryview, stream: Stream, values: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Give ``values[decode(data)]``, float32[stream.count]; a codec may fuse the two."""
+        """Returns ``values[decode(data, stream)]``, float32[n]; codecs may compute both in one pass.
+
+        Args:
+            data: the stream.
+            stream: its description.
+            values: float32[K], the value of each codeword.
+
+        Raises:
+            FormatError: as ``decode``.
+        """
         return take(values, self.decode(data, stream), "clip")
 
     def generate(self, stream: Stream, positions: Any) -> Any:
-        """Give the indices at ``positions``, int64 of numpy or torch, in their place; only where not ``general``."""
+        """Replaces positions by their indices; only for codecs that are not ``general``.
+
+        Args:
+            stream: the description of the stream.
+            positions: int64, a numpy array or a torch tensor, overwritten in place.
+
+        Returns:
+            ``positions``, which now holds indices.
+
+        Raises:
+            UsageError: the codec stores its indices.
+        """
         raise UsageError(f"codec {self.id!r} generates no indices: those of {stream.name!r} are stored")
 
     @abstractmethod
     def code_lengths(self, histogram: NDArray[np.int64]) -> NDArray[np.float64]:
-        """Give the bits each codeword costs when the counts are ``histogram`` (int64[codewords])."""
+        """Returns the length of each codeword's code in bits, float64[K].
+
+        Args:
+            histogram: int64[K], how often each codeword occurs.
+        """
 
     @abstractmethod
     def max_count(self, size: int, codewords: int) -> int | None:
-        """Bound the indices that ``size`` bytes can hold; None where no bound exists."""
+        """Returns the most indices that ``size`` bytes can hold with K ``codewords``; None where there is no bound."""
 
 
 def check_indices(indices: NDArray[Any], stream: Stream) -> None:
-    """Raise FormatError, naming the first place, unless every index is below ``stream.codewords``."""
+    """Checks that every index is below K.
+
+    Raises:
+        FormatError: one is not; the message names the first such position.
+    """
     if len(indices) and int(indices.max()) >= stream.codewords:
         where = int(np.argmax(indices >= stream.codewords))
         raise FormatError(

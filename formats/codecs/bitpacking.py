@@ -1,4 +1,4 @@
-"""Fields of a fixed number of bits packed into bytes, lowest bit first."""
+"""Packing of fields of a fixed number of bits into bytes, lowest bit first, and table lookup of the results."""
 
 from __future__ import annotations
 
@@ -11,28 +11,39 @@ from compressor.formats.io.huge_pages import allocate
 
 __all__ = ["FIELDS", "pack_bits", "take", "unpack_bits"]
 
-_AT_ONCE = 1 << 15  # places
+_CHUNK = 1 << 15  # positions looked up at a time
 
 
-def take(values: NDArray[Any], places: NDArray[Any], mode: Literal["raise", "clip"] = "raise") -> NDArray[Any]:
-    """Give ``values.take(places)`` in pieces: numpy makes eight bytes of every place, which here stay in the cache.
+def take(values: NDArray[Any], positions: NDArray[Any], mode: Literal["raise", "clip"] = "raise") -> NDArray[Any]:
+    """Returns ``values.take(positions)``, computed in chunks.
+
+    numpy converts positions to 64 bits first; in chunks this temporary stays in the cache.
 
     Args:
-        values: any dtype [K].
-        places: unsigned [n].
-        mode: of ``take``; "clip" is half as slow, where all places are known to be within.
+        values: K values of any dtype.
+        positions: uint[n].
+        mode: how ``numpy.take`` treats positions of K or more: "raise" (default), or "clip", which takes half the time
+            and is safe where all positions are known to be below K.
+
+    Returns:
+        n values of the dtype of ``values``.
 
     >>> take(np.array([1.5, -2.0]), np.array([1, 0, 1], np.uint8)).tolist()
     [-2.0, 1.5, -2.0]
     """
-    gathered = allocate(len(places), values.dtype)
-    for at in range(0, len(places), _AT_ONCE):
-        values.take(places[at : at + _AT_ONCE], out=gathered[at : at + _AT_ONCE], mode=mode)
+    gathered = allocate(len(positions), values.dtype)
+    for start in range(0, len(positions), _CHUNK):
+        chunk = slice(start, start + _CHUNK)
+        values.take(positions[chunk], out=gathered[chunk], mode=mode)
     return gathered
 
 
 def pack_bits(indices: NDArray[Any], width: int) -> bytes:
-    """Pack uint[n] into ceil(n * width / 8) bytes, lowest bit first, for widths 0 to 25.
+    """Returns indices packed into ceil(n * width / 8) bytes, lowest bit first.
+
+    Args:
+        indices: uint[n], each below 2 ** ``width``.
+        width: the bits of a field, 0 to 25.
 
     >>> pack_bits(np.array([5, 1]), 3).hex()
     '0d'
@@ -50,7 +61,15 @@ def pack_bits(indices: NDArray[Any], width: int) -> bytes:
 
 
 def unpack_bits(data: memoryview | bytes, count: int, width: int) -> NDArray[Any]:
-    """Give uint[count] of the ``width``-bit fields of ``data``: the inverse of ``pack_bits``.
+    """Returns uint[count], the fields packed in ``data``; the inverse of ``pack_bits``.
+
+    Args:
+        data: ceil(count * width / 8) bytes.
+        count: the number of fields.
+        width: the bits of a field, 0 to 25.
+
+    Returns:
+        An array of 8, 16 or 32 bits an item, read-only where it is a view of ``data``.
 
     >>> unpack_bits(bytes.fromhex("0d"), 2, 3).tolist()
     [5, 1]
@@ -62,20 +81,21 @@ def unpack_bits(data: memoryview | bytes, count: int, width: int) -> NDArray[Any
     if width in (8, 16):
         return stored.view("<u2") if width == 16 else stored
     groups = -(-count // 8)
-    padded = np.zeros(groups * width + 32, np.uint8)  # words are read from where a field begins: past the last one too
+    padded = np.zeros(groups * width + 32, np.uint8)  # 4-byte words are read beyond the last byte
     padded[: len(stored)] = stored
     fields = np.empty((groups, 8), np.uint8 if width < 8 else np.uint16 if width < 16 else np.uint32)
     for position in range(8):
         byte, shift = divmod(position * width, 8)
-        words = np.ndarray(groups, "<u4", padded, byte, width)  # one of each group
+        words = np.ndarray(groups, "<u4", padded, byte, width)  # the word of this field in each group
         np.bitwise_and(words >> np.uint32(shift), np.uint32((1 << width) - 1), fields[:, position], casting="unsafe")
     return fields.reshape(-1)[:count]
 
 
 def _fields(width: int) -> NDArray[np.uint8]:
-    """Give uint8[256, 8 / width]: the fields of every byte."""
+    """Returns uint8[256, 8 / width], the fields in each byte."""
     shifts = np.arange(0, 8, width)
     return (np.arange(256)[:, None] >> shifts & (1 << width) - 1).astype(np.uint8)
 
 
 FIELDS = {width: _fields(width) for width in (1, 2, 4)}
+"""For each width that divides a byte, uint8[256, 8 / width]: the fields in each byte."""

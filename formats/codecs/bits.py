@@ -1,4 +1,4 @@
-"""Fixed width: every index takes ceil(log2(codewords)) bits."""
+"""Fixed-width coding: every index of K codewords takes ceil(log2 K) bits."""
 
 from __future__ import annotations
 
@@ -20,7 +20,9 @@ __all__ = ["Bits"]
 @register
 @dataclass(frozen=True)
 class Bits(Codec):
-    """Index i in bits [i*b, (i+1)*b), lowest bit first, b = ceil(log2(codewords)); zero padding.
+    """Stores index i in bits [i * b, (i + 1) * b) of the stream, lowest bit first, with b = ceil(log2 K).
+
+    The last byte is padded with zeros. With one codeword the stream is empty.
 
     Example:
         >>> Bits().encode(np.array([1, 2, 3], np.uint8), Stream("fc.weight", 3, 4)).hex()
@@ -30,11 +32,11 @@ class Bits(Codec):
     id: ClassVar[str] = "bits"
 
     def encode(self, indices: NDArray[Any], stream: Stream) -> bytes:
-        """Pack the indices; nothing at all for one codeword."""
+        """Returns the packed indices; no bytes for one codeword."""
         return pack_bits(indices, _width(stream))
 
     def decode(self, data: memoryview, stream: Stream) -> NDArray[Any]:
-        """Unpack; raises FormatError on a wrong size, set padding bits or an index that is too large."""
+        """Returns the unpacked indices; FormatError for a wrong size, set padding bits or an index of K or more."""
         _check(data, stream)
         indices = unpack_bits(data, stream.count, _width(stream)).astype(index_dtype(stream.codewords), copy=False)
         if stream.codewords < 1 << _width(stream):
@@ -42,21 +44,21 @@ class Bits(Codec):
         return indices
 
     def lookup(self, data: memoryview, stream: Stream, values: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Fuse unpacking and lookup where a byte holds whole indices: one table of 256 rows."""
+        """Returns the values of the indices; where bytes hold whole indices, those of a byte are one row of a table."""
         width = _width(stream)
         if width not in (1, 2, 4) or stream.codewords < 1 << width:
             return super().lookup(data, stream, values)
         _check(data, stream)
         rows = np.ascontiguousarray(values[FIELDS[width]])  # float32[256, 8 / width]
-        whole_rows = rows.view({2: "u8", 4: "c16", 8: "V32"}[rows.shape[1]]).reshape(-1)
-        return take(whole_rows, np.frombuffer(data, np.uint8), "clip").view(np.float32)[: stream.count]
+        rows_as_items = rows.view({2: "u8", 4: "c16", 8: "V32"}[rows.shape[1]]).reshape(-1)
+        return take(rows_as_items, np.frombuffer(data, np.uint8), "clip").view(np.float32)[: stream.count]
 
     def code_lengths(self, histogram: NDArray[np.int64]) -> NDArray[np.float64]:
-        """Give the same width for all."""
+        """Returns b for every codeword."""
         return np.full(len(histogram), float((len(histogram) - 1).bit_length()))
 
     def max_count(self, size: int, codewords: int) -> int | None:
-        """Bound the count by the bits there are; one codeword takes none."""
+        """Returns the number of fields of b bits; None for one codeword, which takes no bits."""
         width = (codewords - 1).bit_length()
         return 8 * size // width if width else None
 
@@ -66,6 +68,7 @@ def _width(stream: Stream) -> int:
 
 
 def _check(data: memoryview, stream: Stream) -> None:
+    """Checks size and padding of a stream."""
     bits = stream.count * _width(stream)
     if len(data) != -(-bits // 8):
         raise FormatError(

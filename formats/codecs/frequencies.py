@@ -1,8 +1,8 @@
-"""The integer frequencies of rANS: chosen from a histogram, stored, read.
+"""The integer frequencies of rANS: chosen from a histogram, written and read.
 
-The same histogram must give the same frequencies on every machine, or the same content would give other bytes. So
-nothing here asks for a logarithm of the platform, whose last bit differs between machines: code lengths come from a
-table made of whole numbers.
+The same histogram must give the same frequencies on every machine, else the same content would give different bytes.
+The platform's logarithm differs in its last bit between machines, so code lengths come from a table that is computed
+with integers.
 """
 
 from __future__ import annotations
@@ -25,13 +25,26 @@ __all__ = [
 ]
 
 PRECISIONS = range(8, 17)
-LENGTHS = 15  # most bits of a frequency: its length takes 4
-FRACTION = 24  # bits after the point of a logarithm
-WORTH = 20_000  # a larger decoding table is slower: it must save more than one byte in so many
+"""Values of the precision P for two or more used codewords; frequencies sum to 2**P."""
+
+FRACTION = 24
+"""Bits after the binary point of logarithms and code lengths."""
+
+_MAX_BITS = 15  # bits of a frequency, so that their number takes 4 bits
+_TOLERANCE = 20_000  # a larger, slower decoding table must save more than one byte in this many
 
 
 def choose_frequencies(histogram: NDArray[np.int64]) -> tuple[int, NDArray[np.int64], int]:
-    """Give precision, frequencies and bytes: of all precisions near the fewest bytes the lowest; 0 for one codeword.
+    """Returns the precision and frequencies with about the fewest bytes for a histogram.
+
+    Of all precisions whose size is within one part in 20,000 of the smallest, the lowest is chosen.
+
+    Args:
+        histogram: int64[K], how often each codeword occurs; not all 0.
+
+    Returns:
+        The precision P, 0 where one codeword alone occurs; int64[K] that sum to 2**P; and the estimated size in bytes
+        of frequencies and coded indices, 0 where one codeword alone occurs.
 
     >>> precision, frequencies, size = choose_frequencies(np.array([700, 0, 290, 10]))
     >>> precision, frequencies.tolist(), size
@@ -40,31 +53,38 @@ def choose_frequencies(histogram: NDArray[np.int64]) -> tuple[int, NDArray[np.in
     used = int(np.count_nonzero(histogram))
     if used == 1:
         return 0, (histogram > 0).astype(np.int64), 0
-    found: list[tuple[int, NDArray[np.int64], int]] = []
+    choices: list[tuple[int, NDArray[np.int64], int]] = []
     for precision in PRECISIONS:
         if used > 1 << precision:
             continue
         frequencies = quantise_histogram(histogram, precision)
-        if frequencies.max() >> LENGTHS:
+        if frequencies.max() >> _MAX_BITS:
             continue
         bits = int((histogram * code_lengths(frequencies, precision)).sum())
-        found.append((precision, frequencies, -(-bits >> FRACTION + 3) + _table_size(frequencies)))
-    least = min(size for _, _, size in found)  # of two used codewords one may have 2**8 - 1 slots: one is found
-    return next(choice for choice in found if WORTH * choice[2] <= (WORTH + 1) * least)
+        choices.append((precision, frequencies, -(-bits >> FRACTION + 3) + _table_size(frequencies)))
+    least = min(size for _, _, size in choices)  # never empty: the lowest precision always fits
+    return next(choice for choice in choices if _TOLERANCE * choice[2] <= (_TOLERANCE + 1) * least)
 
 
 def code_lengths(frequencies: NDArray[np.int64], precision: int) -> NDArray[np.int64]:
-    """Give the bits of each codeword in units of 2**-FRACTION; 0 where it has no frequency."""
+    """Returns the code length of each codeword, int64[K] in units of 2**-FRACTION bits; 0 for a frequency of 0.
+
+    Args:
+        frequencies: int64[K] that sum to 2**``precision``.
+        precision: the precision P; a codeword of frequency f takes P - log2 f bits.
+    """
     return np.where(frequencies > 0, (precision << FRACTION) - _logarithms()[frequencies], 0)
 
 
 @functools.cache
 def _logarithms() -> NDArray[np.int64]:
-    """Give log2 of 0 (as 0) to 2**LENGTHS - 1 in units of 2**-FRACTION, rounded down, by squaring whole numbers."""
-    numbers = np.maximum(np.arange(1 << LENGTHS), 1)
-    whole = _bit_lengths(numbers).astype(np.uint64) - np.uint64(1)
-    mantissas = numbers.astype(np.uint64) << np.uint64(31) - whole  # 1 to 2, in units of 2**-31
-    logarithms = whole
+    """Returns log2 of 0 (as 0) to 2**_MAX_BITS - 1, int64 in units of 2**-FRACTION, rounded down.
+
+    Each bit of the fraction comes from one squaring of the mantissa: it is 1 where the square is 2 or more.
+    """
+    numbers = np.maximum(np.arange(1 << _MAX_BITS), 1)
+    logarithms = _bit_lengths(numbers).astype(np.uint64) - np.uint64(1)  # the integer parts
+    mantissas = numbers.astype(np.uint64) << np.uint64(31) - logarithms  # 1 to 2, in units of 2**-31
     for _ in range(FRACTION):
         mantissas = mantissas * mantissas >> np.uint64(31)
         carry = mantissas >> np.uint64(32)
@@ -74,7 +94,16 @@ def _logarithms() -> NDArray[np.int64]:
 
 
 def quantise_histogram(histogram: NDArray[np.int64], precision: int) -> NDArray[np.int64]:
-    """Give frequencies summing to 2**precision, at least 1 where used, near the best for the code length.
+    """Returns frequencies near those with the smallest code length.
+
+    Rounds the shares, then moves slots one at a time to where they gain most, until the sum is right.
+
+    Args:
+        histogram: int64[K], how often each codeword occurs; not all 0.
+        precision: the precision P; at most 2**P codewords occur.
+
+    Returns:
+        int64[K] that sum to 2**P, at least 1 where the codeword occurs, else 0.
 
     >>> quantise_histogram(np.array([70, 0, 29, 1]), 4).tolist()
     [11, 0, 4, 1]
@@ -83,8 +112,8 @@ def quantise_histogram(histogram: NDArray[np.int64], precision: int) -> NDArray[
     shares = histogram * (total / histogram.sum())
     frequencies = np.where(histogram > 0, np.maximum(1, np.floor(shares + 0.5)), 0).astype(np.int64)
     while excess := int(frequencies.sum()) - total:
-        # one slot more gains, one fewer costs, about count / frequency bits; by division alone, which all machines
-        # round alike, where logarithms may differ in the last bit
+        # One slot more saves, and one fewer costs, about count / frequency bits. Division rounds alike on all machines;
+        # the exact gain needs logarithms, which do not.
         step = -1 if excess > 0 else 1
         able = frequencies > 1 if step < 0 else histogram > 0
         gain = np.where(able, step * histogram / (frequencies + 0.5 * step), -np.inf)
@@ -98,45 +127,58 @@ def _bit_lengths(frequencies: NDArray[np.int64]) -> NDArray[np.uint8]:
 
 
 def _table_size(frequencies: NDArray[np.int64]) -> int:
-    """Give the bytes that ``write_frequencies`` will take."""
+    """Returns the number of bytes that ``write_frequencies`` returns."""
     below = np.maximum(_bit_lengths(frequencies).astype(np.int64) - 1, 0)
     return -(-len(frequencies) // 2) - (-int(below.sum()) // 8)
 
 
 def write_frequencies(frequencies: NDArray[np.int64]) -> bytes:
-    """Store frequencies: the bit length of each in 4 bits, low half first; then the bits below the highest.
+    """Returns frequencies as bytes: the bit length of each in 4 bits, low half first, then the bits below the highest.
+
+    Args:
+        frequencies: int64[K], each below 2**15.
 
     >>> write_frequencies(np.array([10, 0, 5, 1])).hex()
     '04130a'
     """
     lengths = _bit_lengths(frequencies)
     padded = np.append(lengths, np.uint8(0)) if len(lengths) % 2 else lengths
-    owner, place = _places(lengths)
-    bits = (frequencies[owner] >> place & 1).astype(np.uint8)
+    owner, position = _bits_below_highest(lengths)
+    bits = (frequencies[owner] >> position & 1).astype(np.uint8)
     return (padded[::2] | padded[1::2] << 4).tobytes() + np.packbits(bits, bitorder="little").tobytes()
 
 
 def read_frequencies(data: memoryview, codewords: int, precision: int, what: str) -> tuple[NDArray[np.int64], int]:
-    """Read frequencies, and the bytes they take; raises FormatError unless they sum to 2**precision."""
+    """Returns the frequencies at the beginning of ``data``, and the number of bytes they take.
+
+    Args:
+        data: at least the bytes of ``write_frequencies``.
+        codewords: their number K.
+        precision: the precision P.
+        what: what messages call the stream.
+
+    Raises:
+        FormatError: the frequencies are incomplete, their padding is set, or they do not sum to 2**P.
+    """
     end = -(-codewords // 2)
     halves = np.frombuffer(data[:end], np.uint8)
     lengths = np.stack([halves & 15, halves >> 4], 1).reshape(-1)
     if len(halves) != end or lengths[codewords:].any():
         raise FormatError(f"{what}: the table of frequencies is cut, or has more than {codewords}")
-    owner, place = _places(lengths[:codewords])
+    owner, position = _bits_below_highest(lengths[:codewords])
     size = end + -(-len(owner) // 8)
     bits = np.unpackbits(np.frombuffer(data[end:size], np.uint8), bitorder="little")
     if len(bits) < len(owner) or bits[len(owner) :].any():
         raise FormatError(f"{what}: the table of frequencies is cut, or its padding is not zero")
     frequencies = np.where(lengths[:codewords] > 0, 1 << np.maximum(lengths[:codewords].astype(np.int64) - 1, 0), 0)
-    np.add.at(frequencies, owner, bits[: len(owner)].astype(np.int64) << place)
+    np.add.at(frequencies, owner, bits[: len(owner)].astype(np.int64) << position)
     if frequencies.sum() != 1 << precision:
         raise FormatError(f"{what}: frequencies sum to {frequencies.sum()}, expected {1 << precision}")
     return frequencies, size
 
 
-def _places(lengths: NDArray[np.uint8]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Give, for every stored bit below the highest, whose it is and its place, lowest first."""
+def _bits_below_highest(lengths: NDArray[np.uint8]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Returns, for each stored bit, the frequency it belongs to and its position in that, lowest first."""
     below = np.maximum(lengths.astype(np.int64) - 1, 0)
     owner = np.repeat(np.arange(len(lengths)), below)
     return owner, np.arange(len(owner)) - np.repeat(np.cumsum(below) - below, below)

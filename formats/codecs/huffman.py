@@ -1,7 +1,7 @@
-"""Canonical Huffman: short codes for frequent indices.
+"""Canonical Huffman coding: short codes for frequent indices.
 
-Huffman, "A Method for the Construction of Minimum-Redundancy Codes", 1952. Lengths are limited by package-merge:
-Larmore, Hirschberg, "A Fast Algorithm for Optimal Length-Limited Huffman Codes", 1990.
+Huffman, "A Method for the Construction of Minimum-Redundancy Codes", 1952. Codes that would be longer than 15 bits are
+limited by package-merge: Larmore and Hirschberg, "A Fast Algorithm for Optimal Length-Limited Huffman Codes", 1990.
 """
 
 from __future__ import annotations
@@ -24,24 +24,30 @@ from compressor.formats.io.huge_pages import allocate
 
 __all__ = ["CHUNK", "LIMIT", "Huffman", "code_table", "limited_lengths", "package_merge"]
 
-LIMIT = 15  # longest code: a length takes 4 bits, a decoding table 2**15 entries
-LANES = 4  # chunks decoded side by side
-CHUNK = 1 << 16  # indices coded together; each chunk begins on a byte and can be decoded alone
+LIMIT = 15
+"""Bits of the longest code, so that a length takes 4 bits and a decoding table at most 2**15 entries."""
+
+CHUNK = 1 << 16
+"""Indices in a chunk, which begins on a byte and can be decoded on its own."""
+
+LANES = 4
+"""Chunks decoded side by side, so that the processor need not wait for the table lookup of one of them."""
 
 
 @register
 @dataclass(frozen=True)
 class Huffman(Codec):
-    """Code lengths (4 bits a codeword, low half first), chunk sizes (u32 each), chunks (first bit highest).
+    """Stores the code lengths (4 bits a codeword, low half first), the chunk sizes (u32), then the chunks.
 
-    One used codeword has the one-bit code 0. No indices, no bytes.
+    A chunk holds the codes of its indices, first bit highest, padded with zeros to a byte. Where only one codeword
+    occurs, its code is the single bit 0. A stream of no indices is empty.
     """
 
     id: ClassVar[str] = "huffman"
     max_codewords: ClassVar[int] = 1 << LIMIT
 
     def encode(self, indices: NDArray[Any], stream: Stream) -> bytes:
-        """Code with the lengths that suit the indices' own histogram."""
+        """Returns the indices coded with the optimal code for their histogram."""
         if not stream.count:
             return b""
         lengths = limited_lengths(np.bincount(indices, minlength=stream.codewords))
@@ -56,25 +62,31 @@ class Huffman(Codec):
         return (padded[::2] | padded[1::2] << 4).tobytes() + sizes.tobytes() + b"".join(chunks)
 
     def decode(self, data: memoryview, stream: Stream) -> NDArray[Any]:
-        """Decode; raises FormatError unless lengths, sizes, counts and padding are all exact."""
+        """Returns the indices; FormatError unless code lengths, chunk sizes and padding are all valid."""
         return _decode(data, stream, np.arange(stream.codewords, dtype=index_dtype(stream.codewords)))
 
     def lookup(self, data: memoryview, stream: Stream, values: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Decode straight to values."""
+        """Returns the values of the indices, from a decoding table that holds values instead of indices."""
         return _decode(data, stream, values)
 
     def code_lengths(self, histogram: NDArray[np.int64]) -> NDArray[np.float64]:
-        """Give the lengths of the code for ``histogram``; a codeword it lacks costs the longest."""
+        """Returns the lengths of the optimal code for ``histogram``; LIMIT for codewords that do not occur."""
         lengths = limited_lengths(histogram)
         return np.where(lengths > 0, lengths, LIMIT).astype(np.float64)
 
     def max_count(self, size: int, codewords: int) -> int | None:
-        """Bound the count by one bit an index."""
+        """Returns the number of bits: a code has one at least."""
         return 8 * size
 
 
 def limited_lengths(histogram: NDArray[np.int64]) -> NDArray[np.uint8]:
-    """Give the code length of every codeword, uint8[K], 0 where unused, none above LIMIT.
+    """Returns the lengths of the optimal code in which none is longer than LIMIT.
+
+    Args:
+        histogram: int64[K], how often each codeword occurs; K is at most 2**LIMIT.
+
+    Returns:
+        uint8[K], 0 for codewords that do not occur.
 
     >>> limited_lengths(np.array([5, 2, 0, 1])).tolist()
     [1, 2, 0, 2]
@@ -92,7 +104,16 @@ def limited_lengths(histogram: NDArray[np.int64]) -> NDArray[np.uint8]:
 
 
 def package_merge(counts: NDArray[np.int64]) -> NDArray[np.uint8]:
-    """Give the best code lengths up to LIMIT: each symbol's length is how often its coin is bought.
+    """Returns the optimal code lengths up to LIMIT by package-merge.
+
+    Each of LIMIT rounds pairs the cheapest of all symbols and of the packages of the last round into new packages. The
+    length of a symbol is how often it occurs in the first n - 1 packages of the last round.
+
+    Args:
+        counts: int64[n], how often each symbol occurs, none 0; n is from 2 to 2**LIMIT.
+
+    Returns:
+        uint8[n].
 
     >>> package_merge(np.array([5, 2, 1])).tolist()
     [1, 2, 2]
@@ -100,15 +121,20 @@ def package_merge(counts: NDArray[np.int64]) -> NDArray[np.uint8]:
     leaves = [(int(count), (symbol,)) for symbol, count in enumerate(counts)]
     packages: list[tuple[int, tuple[int, ...]]] = []
     for _ in range(LIMIT):
-        coins = sorted(leaves + packages)
-        pairs = zip(coins[::2], coins[1::2], strict=False)
+        ascending = sorted(leaves + packages)
+        pairs = zip(ascending[::2], ascending[1::2], strict=False)
         packages = [(one[0] + two[0], one[1] + two[1]) for one, two in pairs]
-    bought = [symbol for _, symbols in packages[: len(counts) - 1] for symbol in symbols]
-    return np.bincount(bought, minlength=len(counts)).astype(np.uint8)
+    chosen = [symbol for _, symbols in packages[: len(counts) - 1] for symbol in symbols]
+    return np.bincount(chosen, minlength=len(counts)).astype(np.uint8)
 
 
 def code_table(lengths: NDArray[np.uint8]) -> dict[int, bitarray]:
-    """Give the canonical code: codewords by (length, index), each code the last plus one.
+    """Returns the canonical code of each codeword that has a length.
+
+    In the order of (length, index) each code is the one before plus 1, shifted left where it is longer; the first is 0.
+
+    Args:
+        lengths: uint8[K], 0 for codewords without a code.
 
     >>> {symbol: code.to01() for symbol, code in code_table(np.array([1, 2, 0, 2], np.uint8)).items()}
     {0: '0', 1: '10', 3: '11'}
@@ -125,56 +151,60 @@ def code_table(lengths: NDArray[np.uint8]) -> dict[int, bitarray]:
 
 
 def _decode(data: memoryview, stream: Stream, values: NDArray[Any]) -> NDArray[Any]:
+    """Returns the value of each index of a stream, of the dtype of ``values``[K]."""
     output = allocate(stream.count, values.dtype)
     if not stream.count:
         if len(data):
             raise FormatError(f"indices of {stream.name!r}: {len(data)} bytes for no indices, expected none")
         return output
-    lengths, begins = _split(data, stream)
-    table, width = _prefixes(lengths, values)
+    lengths, starts = _split(data, stream)
+    table, width = _decoding_table(lengths, values)
     coded = np.concatenate([np.frombuffer(data, np.uint8), np.zeros(PADDING, np.uint8)])
-    ends = np.array(begins[:-1], np.int64) * 8
-    lost = False
-    for rows, chunks in _together(bit_patterns(output)):
-        at = ends[chunks]
-        lost |= bool(huffman_decode(rows, at, table, coded, width))
-        ends[chunks] = at
-    _check_ends(ends, lost, begins, data, stream)
+    bit_positions = np.array(starts[:-1], np.int64) * 8
+    invalid = False
+    for rows, chunks in _chunk_rows(bit_patterns(output)):
+        positions = bit_positions[chunks]
+        invalid |= bool(huffman_decode(rows, positions, table, coded, width))
+        bit_positions[chunks] = positions
+    _check_ends(bit_positions, invalid, starts, data, stream)
     return output
 
 
-def _together(output: NDArray[Any]) -> Iterator[tuple[NDArray[Any], slice]]:
-    """Cut the output into runs of whole chunks, a row each, to be decoded side by side; the last may be shorter."""
-    whole = len(output) // CHUNK
-    for first in range(0, whole, LANES):
-        last = min(first + LANES, whole)
+def _chunk_rows(output: NDArray[Any]) -> Iterator[tuple[NDArray[Any], slice]]:
+    """Yields up to LANES chunks at a time, as rows of the output, and their numbers; a last, shorter chunk alone."""
+    complete = len(output) // CHUNK
+    for first in range(0, complete, LANES):
+        last = min(first + LANES, complete)
         yield output[first * CHUNK : last * CHUNK].reshape(-1, CHUNK), slice(first, last)
     if len(output) % CHUNK:
-        yield output[whole * CHUNK :].reshape(1, -1), slice(whole, whole + 1)
+        yield output[complete * CHUNK :].reshape(1, -1), slice(complete, complete + 1)
 
 
-def _check_ends(ends: NDArray[np.int64], lost: bool, begins: list[int], data: memoryview, stream: Stream) -> None:
-    """Demand that every chunk ended with its last code and zero padding."""
-    for number, (end, after) in enumerate(zip(ends.tolist(), begins[1:], strict=True)):
-        if lost or -(-end // 8) != after or (end % 8 and data[after - 1] & 0xFF >> end % 8):
+def _check_ends(ends: NDArray[np.int64], invalid: bool, starts: list[int], data: memoryview, stream: Stream) -> None:
+    """Checks that each chunk ends, in bits, with its last code and zero padding up to the byte of the next chunk."""
+    for number, (end, next_start) in enumerate(zip(ends.tolist(), starts[1:], strict=True)):
+        if invalid or -(-end // 8) != next_start or (end % 8 and data[next_start - 1] & 0xFF >> end % 8):
             raise FormatError(
-                f"indices of {stream.name!r}, chunk {number}: {after - begins[number]} bytes do not hold its indices "
-                "and zero padding exactly"
+                f"indices of {stream.name!r}, chunk {number}: {next_start - starts[number]} bytes do not hold its "
+                "indices and zero padding exactly"
             )
 
 
-def _prefixes(lengths: NDArray[np.uint8], values: NDArray[Any]) -> tuple[NDArray[np.uint64], int]:
-    """Make the decoding table: for the next ``width`` bits the value's bits and the length of its code."""
+def _decoding_table(lengths: NDArray[np.uint8], values: NDArray[Any]) -> tuple[NDArray[np.uint64], int]:
+    """Returns the table of ``huffman_decode``, uint64[2**width], and its width, the length of the longest code.
+
+    Canonical codes ascend in the order of (length, index), so a code of length l fills the next 2**(width - l) entries.
+    """
     width = int(lengths.max())
     order = np.lexsort((np.arange(len(lengths)), lengths))
-    order = order[lengths[order] > 0]  # canonical: codes ascend, so each covers the next 2**(width - length) entries
+    order = order[lengths[order] > 0]
     entries = bit_patterns(values)[order].astype(np.uint64) << np.uint64(8) | lengths[order]
-    covered = np.repeat(entries, 1 << width - lengths[order].astype(np.int64))
-    return np.pad(covered, (0, (1 << width) - len(covered))), width
+    table = np.repeat(entries, 1 << width - lengths[order].astype(np.int64))
+    return np.pad(table, (0, (1 << width) - len(table))), width
 
 
 def _split(data: memoryview, stream: Stream) -> tuple[NDArray[np.uint8], list[int]]:
-    """Read the code lengths, and the byte where each chunk begins and the last ends."""
+    """Returns the code lengths, uint8[K], and the byte at which each chunk starts, followed by the end of the last."""
     count = -(-stream.count // CHUNK)
     table = -(-stream.codewords // 2)
     start = table + 4 * count
@@ -190,7 +220,7 @@ def _split(data: memoryview, stream: Stream) -> tuple[NDArray[np.uint8], list[in
 
 
 def _check_lengths(lengths: NDArray[np.uint8], stream: Stream) -> None:
-    """Demand a complete code: an over-subscribed or incomplete one decodes to nonsense without complaint."""
+    """Checks that the code is complete (Kraft sum 1), or one code of one bit; other codes would decode to nonsense."""
     if lengths[stream.codewords :].any():
         raise FormatError(f"indices of {stream.name!r}: code length given for more than {stream.codewords} codewords")
     used = lengths[lengths > 0].astype(np.int64)

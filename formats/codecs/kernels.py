@@ -1,8 +1,11 @@
-"""Inner loops of the codecs, each twice: as machine code, and as the same steps in plain Python.
+"""Inner loops of the codecs, each written twice: in the language of ``formats.jit``, and in plain Python.
 
-Plain Python is what runs where llvmlite is missing, and until a process has met so many indices that compiling pays;
-both give the same results, bit for bit. Nothing here checks more than its own bounds: what a stream may hold is
-checked by its codec.
+Plain Python runs where llvmlite is not installed, and until a process has handled so many indices that compilation
+pays off; both give the same results, bit for bit. A kernel checks no more than the bounds of its own arrays; its codec
+checks what a stream may contain.
+
+The functions whose names begin with ``_write_`` write the machine code of the kernel of the same name; variables and
+steps correspond. ``formats.jit.builder`` explains the language.
 """
 
 from __future__ import annotations
@@ -21,19 +24,20 @@ if TYPE_CHECKING:
 __all__ = ["LOW", "PADDING", "bit_patterns", "huffman_decode", "rans_decode", "rans_encode"]
 
 Words = NDArray[Any]
+"""An array of integers; the docstrings say of which."""
 
 LOW = 1 << 16
-"""Smallest state of a rANS lane; states stay in [LOW, LOW << 16)."""
+"""The smallest state of a rANS lane; states stay in [LOW, LOW << 16)."""
 
 PADDING = 8
-"""Bytes that must follow the last one of a Huffman stream."""
+"""Bytes that must follow the last byte of a Huffman stream."""
 
-_ENOUGH = 1 << 16  # so many indices in plain Python take as long as to import llvmlite and compile a kernel
-_met = 0
+_COMPILE_AFTER = 1 << 16  # indices; to handle these in Python takes as long as to import llvmlite and compile a kernel
+_indices_seen = 0
 
 
 def bit_patterns(values: Words) -> Words:
-    """View values of 8 to 32 bits as unsigned integers: to the kernels they are only bits.
+    """Returns a view of values of 8, 16 or 32 bits as unsigned integers; kernels only copy their bits.
 
     >>> import numpy as np
     >>> bit_patterns(np.array([1.0], np.float32)).tolist()
@@ -43,187 +47,211 @@ def bit_patterns(values: Words) -> Words:
 
 
 def rans_decode(output: Words, states: Words, table: Words, words: Words, precision: int) -> int:
-    """Fill ``output`` with what the decoded indices stand for.
+    """Decodes one chunk of interleaved rANS and fills ``output`` with the values of its indices.
+
+    Index i is decoded with the state x of lane i mod L. The slot t = x mod 2**P belongs to the index of frequency f and
+    first slot c with c <= t < c + f, and the state becomes
+
+        x = f * (x >> P) + t - c,  and, where x < LOW,  x = x << 16 | the next word of the chunk.
+
+    Duda, arXiv:1311.2540, 2013; Giesen, arXiv:1402.3392, 2014.
 
     Args:
-        output: unsigned, 8 to 32 bits [n].
-        states: int64[lanes], lanes a power of two; index i is in lane i modulo lanes. Left as after the last index.
-        table: uint64[2**precision], per slot: frequency << 48 | slot - first slot << 32 | what its index stands for.
+        output: uint[n] of 8, 16 or 32 bits, overwritten.
+        states: int64[L], L a power of two; overwritten with the states after the last index.
+        table: uint64[2**P], for each slot f << 48 | t - c << 32 | the bits of its index's value.
         words: uint16[m].
-        precision: bits of a slot.
+        precision: P.
 
     Returns:
-        Words wanted; more than m where there were too few.
+        The number of words needed, which is above m where there were too few; output is then undefined.
     """
-    native = _native(_write_rans_decode, output.itemsize, len(output))
-    if native:
-        return native(output, len(output), states, len(states), table, words, len(words), precision)
-    entries, held, stored, wanted = table.tolist(), states.tolist(), words.tolist(), 0
+    kernel = _compiled(_write_rans_decode, output.itemsize, len(output))
+    if kernel:
+        return kernel(output, len(output), states, len(states), table, words, len(words), precision)
+    entries, lane_states, word_list, needed = table.tolist(), states.tolist(), words.tolist(), 0
     for position in range(len(output)):
-        lane = position % len(held)
-        entry = entries[held[lane] & (1 << precision) - 1]
+        lane = position % len(lane_states)
+        entry = entries[lane_states[lane] & (1 << precision) - 1]
         output[position] = entry & 0xFFFFFFFF
-        held[lane] = (entry >> 48) * (held[lane] >> precision) + (entry >> 32 & 0xFFFF)
-        if held[lane] < LOW:
-            if wanted < len(stored):
-                held[lane] = held[lane] << 16 | stored[wanted]
-            wanted += 1
-    states[:] = held
-    return wanted
+        state = (entry >> 48) * (lane_states[lane] >> precision) + (entry >> 32 & 0xFFFF)
+        if state < LOW:
+            if needed < len(word_list):
+                state = state << 16 | word_list[needed]
+            needed += 1
+        lane_states[lane] = state
+    states[:] = lane_states
+    return needed
 
 
-def _write_rans_decode(code: Code, item: int) -> None:
-    output, count = code.array(0, item), code.number(1)
+def _write_rans_decode(code: Code, item_bits: int) -> None:
+    output, count = code.array(0, item_bits), code.number(1)
     states, lanes = code.array(2, 64), code.number(3)
     table, words, available, precision = code.array(4, 64), code.array(5, 16), code.number(6), code.number(7)
-    position, lane, wanted = code.variable(0), code.variable(0), code.variable(0)
+    position, lane, needed = code.variable(0), code.variable(0), code.variable(0)
     mask = (code.constant(1) << precision) - 1
 
-    def decode(at: Value, state: Value) -> tuple[Value, Value]:
+    def decode(output_position: Value, state: Value) -> tuple[Value, Value]:
+        """Writes the value of one index; returns its lane's new state, and 1 where this lacks a word."""
         entry = table[state & mask]
-        output[at] = entry
-        left = (entry >> 48) * (state >> precision) + (entry >> 32 & 0xFFFF)
-        return left, left < LOW
+        output[output_position] = entry
+        new_state = (entry >> 48) * (state >> precision) + (entry >> 32 & 0xFFFF)
+        return new_state, new_state < LOW
 
-    # all lanes in turn, without a branch, as long as words cannot run out
-    with code.loop(lambda: (position.get() + lanes < count + 1) & (wanted.get() + lanes < available + 1)):
+    # As long as words cannot run out, all lanes in turn without a branch: the next word is loaded in any case.
+    with code.loop(lambda: (position.get() + lanes < count + 1) & (needed.get() + lanes < available + 1)):
         lane.set(0)
         with code.loop(lambda: lane.get() < lanes):
-            number, next_word = lane.get(), wanted.get()
-            state, short = decode(position.get() + number, states[number])
-            states[number] = short.choose(state << 16 | words[next_word], state)
-            wanted.set(next_word + short)
+            number, next_word = lane.get(), needed.get()
+            state, lacks_word = decode(position.get() + number, states[number])
+            states[number] = lacks_word.choose(state << 16 | words[next_word], state)
+            needed.set(next_word + lacks_word)
             lane.set(number + 1)
         position.set(position.get() + lanes)
+    # The last indices, each with a check that there is a word.
     with code.loop(lambda: position.get() < count):
-        number, next_word = position.get() & (lanes - 1), wanted.get()
-        state, short = decode(position.get(), states[number])
+        number, next_word = position.get() & (lanes - 1), needed.get()
+        state, lacks_word = decode(position.get(), states[number])
         states[number] = state
-        with code.when(short & (next_word < available)):
+        with code.when(lacks_word & (next_word < available)):
             states[number] = state << 16 | words[next_word]
-        wanted.set(next_word + short)
+        needed.set(next_word + lacks_word)
         position.set(position.get() + 1)
-    code.give(wanted.get())
+    code.give(needed.get())
 
 
 def rans_encode(words: Words, states: Words, indices: Words, frequencies: Words, starts: Words, precision: int) -> int:
-    """Code ``indices`` last to first, filling ``words`` from its end.
+    """Encodes one chunk by interleaved rANS, the inverse of ``rans_decode``: from the last index to the first.
+
+    With x the state of the index's lane, f its frequency and c its first slot,
+
+        where x >= f << 32 - P,  the word x mod 2**16 is written before the last one, and x = x >> 16;
+        then  x = (x div f << P) + x mod f + c.
 
     Args:
-        words: uint16[n], room for one word an index.
-        states: int64[lanes], lanes a power of two, each LOW; left as the states to begin decoding with.
-        indices: unsigned, 8 to 32 bits [n].
-        frequencies, starts: int64[K], slots of each index and the first of them.
-        precision: the frequencies sum to 2**precision.
+        words: uint16[n], room for one word an index, which is filled from its end.
+        states: int64[L], L a power of two, all LOW; overwritten with the states that decoding begins with.
+        indices: uint[n] of 8, 16 or 32 bits.
+        frequencies: int64[K] that sum to 2**P; those of the indices are above 0.
+        starts: int64[K], the first slot of each index.
+        precision: P.
 
     Returns:
-        Position of the first word in ``words``.
+        The position of the first word written to ``words``.
     """
-    native = _native(_write_rans_encode, indices.itemsize, len(indices))
-    if native:
-        return native(words, states, len(states), indices, len(indices), frequencies, starts, precision)
-    slots, begins, held, first = frequencies.tolist(), starts.tolist(), states.tolist(), len(words)
+    kernel = _compiled(_write_rans_encode, indices.itemsize, len(indices))
+    if kernel:
+        return kernel(words, states, len(states), indices, len(indices), frequencies, starts, precision)
+    index_frequencies, first_slots, lane_states = frequencies.tolist(), starts.tolist(), states.tolist()
+    first = len(words)
     for position in range(len(indices) - 1, -1, -1):
-        index, lane = int(indices[position]), position % len(held)
-        if held[lane] >= slots[index] << 32 - precision:
+        index, lane = int(indices[position]), position % len(lane_states)
+        state, frequency = lane_states[lane], index_frequencies[index]
+        if state >= frequency << 32 - precision:
             first -= 1
-            words[first] = held[lane] & 0xFFFF
-            held[lane] >>= 16
-        quotient, rest = divmod(held[lane], slots[index])
-        held[lane] = (quotient << precision) + rest + begins[index]
-    states[:] = held
+            words[first] = state & 0xFFFF
+            state >>= 16
+        quotient, remainder = divmod(state, frequency)
+        lane_states[lane] = (quotient << precision) + remainder + first_slots[index]
+    states[:] = lane_states
     return first
 
 
-def _write_rans_encode(code: Code, item: int) -> None:
+def _write_rans_encode(code: Code, item_bits: int) -> None:
     words, states, lanes = code.array(0, 16), code.array(1, 64), code.number(2)
-    indices, count = code.array(3, item), code.number(4)
+    indices, count = code.array(3, item_bits), code.number(4)
     frequencies, starts, precision = code.array(5, 64), code.array(6, 64), code.number(7)
-    left, first = code.variable(count), code.variable(count)
-    with code.loop(lambda: code.constant(0) < left.get()):
-        position = left.get() - 1
-        left.set(position)
+    remaining, first = code.variable(count), code.variable(count)
+    with code.loop(lambda: code.constant(0) < remaining.get()):
+        position = remaining.get() - 1
+        remaining.set(position)
         index, lane = indices[position], position & (lanes - 1)
         frequency, state = frequencies[index], states[lane]
         fits = state < frequency << (code.constant(32) - precision)
-        place = first.get() - 1
-        words[place] = state  # overwritten by the next where this one fits; there is room: place >= position
-        first.set(fits.choose(first.get(), place))
+        # Without a branch: a word is written in any case and overwritten by the next one where the state fits. There is
+        # room for it, since no more words than indices have been written.
+        next_first = first.get() - 1
+        words[next_first] = state
+        first.set(fits.choose(first.get(), next_first))
         state = fits.choose(state, state >> 16)
         quotient = state // frequency
         states[lane] = (quotient << precision) + (state - quotient * frequency) + starts[index]
     code.give(first.get())
 
 
-def huffman_decode(output: Words, ends: Words, table: Words, data: Words, width: int) -> int:
-    """Fill ``output`` with what the decoded indices stand for, several chunks in turn: they do not wait for each other.
+def huffman_decode(output: Words, positions: Words, table: Words, data: Words, width: int) -> int:
+    """Decodes several chunks of prefix codes side by side and fills ``output`` with the values of their indices.
+
+    The next ``width`` bits of a chunk, whatever follows its next code, select the table entry of that code. The chunks
+    are decoded in turn, so that the processor overlaps the steps of one with those of the others.
 
     Args:
-        output: unsigned, 8 to 32 bits [lanes, n], a row for each chunk.
-        ends: int64[lanes], the bit where each chunk begins; left as the bit after its last index.
-        table: uint64[2**width], by the next ``width`` bits: what the index stands for << 8 | length of its code; or 0
-            where no code begins so.
+        output: uint[L, n] of 8, 16 or 32 bits, a row for each chunk; overwritten.
+        positions: int64[L], the bit of ``data`` where each chunk begins; overwritten with the bit after its last code.
+        table: uint64[2**width], the bits of the index's value << 8 | the length of its code; 0 for bits that begin no
+            code.
         data: uint8[m], first bit highest, the last PADDING of them 0.
-        width: the longest code, at most 15.
+        width: the length of the longest code, from 1 to 15.
 
     Returns:
-        1 where bits were met that begin no code, else 0.
+        1 where bits occurred that begin no code, else 0.
     """
-    native = _native(_write_huffman_decode, output.itemsize, output.size)
-    if native:
-        return native(output, output.shape[1], ends, len(ends), table, data, len(data) - PADDING, width)
-    entries, stored, lost = table.tolist(), data.tobytes(), False
-    for row, begin in enumerate(ends.tolist()):
-        at = begin
-        for position in range(output.shape[1]):
-            byte = min(at >> 3, len(stored) - PADDING)
-            ahead = int.from_bytes(stored[byte : byte + 4], "big") << (at & 7) & 0xFFFFFFFF
-            entry = entries[ahead >> 32 - width]
-            output[row, position] = entry >> 8
-            at += entry & 255
-            lost |= not entry
-        ends[row] = at
-    return int(lost)
+    kernel = _compiled(_write_huffman_decode, output.itemsize, output.size)
+    if kernel:
+        return kernel(output, output.shape[1], positions, len(positions), table, data, len(data) - PADDING, width)
+    entries, stored, invalid = table.tolist(), data.tobytes(), False
+    for row, start in enumerate(positions.tolist()):
+        bit = start
+        for column in range(output.shape[1]):
+            byte = min(bit >> 3, len(stored) - PADDING)
+            following = int.from_bytes(stored[byte : byte + 4], "big") << (bit & 7) & 0xFFFFFFFF
+            entry = entries[following >> 32 - width]
+            output[row, column] = entry >> 8
+            bit += entry & 255
+            invalid |= not entry
+        positions[row] = bit
+    return int(invalid)
 
 
-_AHEAD = 57  # bits that a word has at least after those before the next code
+_LOADED_BITS = 57  # bits that a load of eight bytes gives at least, from any bit of its first byte on
 
 
-def _write_huffman_decode(code: Code, item: int) -> None:
-    output, count = code.array(0, item), code.number(1)
-    ends, lanes = code.array(2, 64), code.number(3)
+def _write_huffman_decode(code: Code, item_bits: int) -> None:
+    output, count = code.array(0, item_bits), code.number(1)
+    positions, lanes = code.array(2, 64), code.number(3)
     table, data, size, width = code.array(4, 64), code.array(5, 8), code.number(6), code.number(7)
-    position, lane, step, lost = code.variable(0), code.variable(0), code.variable(0), code.variable(0)
-    at, ahead = code.variable(0), code.variable(0)
-    shift, most = code.constant(64) - width, code.constant(_AHEAD) // width
-    # all lanes in turn, each as many codes as a word is sure to hold; one loop for the last ones too: less to compile
-    with code.loop(lambda: position.get() < count):
-        left = count - position.get()
-        codes = (most < left).choose(most, left)
+    column, lane, step, invalid = code.variable(0), code.variable(0), code.variable(0), code.variable(0)
+    bit, following = code.variable(0), code.variable(0)
+    shift, codes_per_load = code.constant(64) - width, code.constant(_LOADED_BITS) // width
+    # All lanes in turn, each as many codes as one load is sure to hold. The same loop handles the last codes, since a
+    # second one takes longer to compile than it saves.
+    with code.loop(lambda: column.get() < count):
+        remaining = count - column.get()
+        codes = (codes_per_load < remaining).choose(codes_per_load, remaining)
         lane.set(0)
         with code.loop(lambda: lane.get() < lanes):
             number = lane.get()
-            first = number * count + position.get()
-            at.set(ends[number])
-            byte = at.get() >> 3
-            ahead.set(data.word_at((byte < size).choose(byte, size)).swap_bytes() << (at.get() & 7))
+            first = number * count + column.get()
+            bit.set(positions[number])
+            byte = bit.get() >> 3
+            following.set(data.word_at((byte < size).choose(byte, size)).swap_bytes() << (bit.get() & 7))
             step.set(0)
             with code.loop(lambda: step.get() < codes):
-                entry = table[ahead.get() >> shift]
+                entry = table[following.get() >> shift]
                 length = entry & 255
                 output[first + step.get()] = entry >> 8
-                lost.set(lost.get() | (length < 1))
-                ahead.set(ahead.get() << length)
-                at.set(at.get() + length)
+                invalid.set(invalid.get() | (length < 1))
+                following.set(following.get() << length)
+                bit.set(bit.get() + length)
                 step.set(step.get() + 1)
-            ends[number] = at.get()
+            positions[number] = bit.get()
             lane.set(number + 1)
-        position.set(position.get() + codes)
-    code.give(lost.get())
+        column.set(column.get() + codes)
+    code.give(invalid.get())
 
 
-def _native(write: Callable[..., Any], item_bytes: int, count: int) -> Callable[..., int] | None:
-    """Give the compiled kernel, or None while, or where, plain Python does."""
-    global _met
-    _met += count
-    return compiled_kernel(write, 8 * item_bytes) if _met > _ENOUGH else None
+def _compiled(write: Callable[..., Any], item_bytes: int, count: int) -> Callable[..., int] | None:
+    """Returns the compiled kernel for ``count`` more indices; None where plain Python is to be used."""
+    global _indices_seen
+    _indices_seen += count
+    return compiled_kernel(write, 8 * item_bytes) if _indices_seen > _COMPILE_AFTER else None

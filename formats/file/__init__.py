@@ -1,1 +1,1 @@
-"""The packed file: its container, its metadata, its reader and its writer."""
+"""The packed file: its container, metadata and layout, its reader and its writer."""

@@ -1,4 +1,4 @@
-"""Codebooks in the metadata and in the file, and what makes them canonical."""
+"""Codebooks in the metadata and in the data of a file, and the checks of their canonical form."""
 
 from __future__ import annotations
 
@@ -11,16 +11,22 @@ import numpy as np
 from compressor.formats.content import Codebook, Grid, Table
 from compressor.formats.dtypes import ITEM_SIZES, from_storage
 from compressor.formats.errors import FormatError
-from compressor.formats.file.fields import MAX_DIM, float_dtype, whole
+from compressor.formats.file.fields import MAX_DIM, parse_float_dtype, parse_int
 
 __all__ = ["TableEntry", "book_fields", "check_book", "parse_book", "read_table"]
 
-MAX_GRID = 1 << 16
+MAX_GRID = 1 << 16  # codewords of a grid
 
 
 @dataclass(frozen=True)
 class TableEntry:
-    """A stored codebook: dtype, [B, K, d] as stored, and whether its negatives count too."""
+    """A table as the metadata describes it.
+
+    Args:
+        dtype: the dtype its values are stored in: F32, F16 or BF16.
+        stored: the sizes B, K, d of the stored values.
+        mirrored: whether the negatives of its K codewords are codewords too.
+    """
 
     dtype: str
     stored: tuple[int, int, int]
@@ -28,37 +34,45 @@ class TableEntry:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """B, K, d with mirrored codewords counted in K."""
+        """The sizes B, K, d; K counts mirrored codewords."""
         books, codewords, length = self.stored
         return books, codewords * (2 if self.mirrored else 1), length
 
     @property
     def size(self) -> int:
-        """Bytes in the file."""
+        """The size of its values in the file, in bytes."""
         return math.prod(self.stored) * ITEM_SIZES[self.dtype]
 
 
 def parse_book(entry: Any, number: int) -> TableEntry | Grid:
-    """Read one entry of ``books``; raises FormatError."""
+    """Parses one entry of ``books``.
+
+    Args:
+        entry: a JSON value.
+        number: its position in ``books``, for messages.
+
+    Raises:
+        FormatError: anything that SPEC.md does not allow.
+    """
     what = f"codebook {number}"
     if not isinstance(entry, list) or len(entry) < 2:
         raise FormatError(f'{what} is {ascii(entry)[:80]}, expected [dtype, K] or ["grid", start, step, count]')
     if entry[0] == "grid":
         return _grid(entry, what)
-    dtype = float_dtype(entry[0], f"dtype of {what}")
+    dtype = parse_float_dtype(entry[0], f"dtype of {what}")
     if entry[2:] not in ([], ["mirrored"]):
         raise FormatError(f'{what}: {ascii(entry[2:])[:80]} after the shape, expected nothing or "mirrored"')
     sizes = entry[1] if isinstance(entry[1], list) else [1, entry[1], 1]
     if len(sizes) != 3 or (sizes is entry[1] and sizes[::2] == [1, 1]):
         raise FormatError(f"{what}: shape {ascii(sizes)[:80]}, expected [B, K, d], or K alone for B = d = 1")
-    books, codewords, length = (whole(size, f"a size of {what}", 1, MAX_DIM) for size in sizes)
+    books, codewords, length = (parse_int(size, f"a size of {what}", 1, MAX_DIM) for size in sizes)
     return TableEntry(dtype, (books, codewords, length), bool(entry[2:]))
 
 
 def _grid(entry: list[Any], what: str) -> Grid:
     if len(entry) != 4 or any(type(value) not in (int, float) for value in entry[1:3]):
         raise FormatError(f'{what} is {ascii(entry)[:80]}, expected ["grid", start, step, count]')
-    count = whole(entry[3], f"count of {what}", 1, MAX_GRID)
+    count = parse_int(entry[3], f"count of {what}", 1, MAX_GRID)
     try:
         start, step = float(entry[1]), float(entry[2])
     except OverflowError as error:
@@ -69,7 +83,7 @@ def _grid(entry: list[Any], what: str) -> Grid:
 
 
 def book_fields(book: Codebook) -> list[Any]:
-    """Give the entry of a codebook in ``books``: the inverse of ``parse_book``.
+    """Returns the entry of a codebook in ``books``; the inverse of ``parse_book``.
 
     >>> book_fields(Table.of([1.0, 2.0], "F16")), book_fields(Grid(-1.0, 0.5, 4))
     (['F16', 2], ['grid', -1.0, 0.5, 4])
@@ -82,14 +96,33 @@ def book_fields(book: Codebook) -> list[Any]:
 
 
 def read_table(data: memoryview, entry: TableEntry, what: str, ascending: bool) -> Table:
-    """Decode a stored codebook; raises FormatError where it is not canonical."""
+    """Returns the table that is stored as bytes.
+
+    Args:
+        data: B * K * d values of the entry's dtype, little-endian.
+        entry: its entry in the metadata.
+        what: what messages call it.
+        ascending: whether its codewords must ascend.
+
+    Raises:
+        FormatError: a value is not finite, or codewords do not ascend though they must.
+    """
     table = Table(from_storage(data, entry.dtype).reshape(entry.stored), entry.dtype, entry.mirrored)
     check_book(table, what, ascending)
     return table
 
 
 def check_book(book: Codebook, what: str, ascending: bool = True) -> None:
-    """Raise FormatError unless all codewords are finite and, where asked, ascend by their first component."""
+    """Checks that all codewords are finite in float32 and ascend by their first component.
+
+    Args:
+        book: the codebook.
+        what: what messages call it.
+        ascending: False for tables in any order, whose indices a codec generates.
+
+    Raises:
+        FormatError: they are or do not, or the step of a grid is not positive.
+    """
     if isinstance(book, Grid):
         last = book.start + (book.count - 1) * book.step
         if not max(abs(book.start), abs(book.step), abs(last)) <= float(np.finfo(np.float32).max):

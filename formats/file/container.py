@@ -1,4 +1,4 @@
-"""The outer shell: a safetensors file of four byte tensors and one metadata string."""
+"""The container of a packed file: a safetensors file of four byte tensors and one metadata string (SPEC.md, 1)."""
 
 from __future__ import annotations
 
@@ -22,9 +22,16 @@ __all__ = [
 ]
 
 KEY = "timm-compressor"
+"""The key of the metadata string in the safetensors header."""
+
 BLOBS = ("indices", "codebooks", "untouched", "checksums")
+"""Names of the byte tensors, in file order."""
+
 MAX_HEADER = 16 << 20
+"""Largest size of the JSON header, in bytes."""
+
 MAX_DEPTH = 24
+"""Most levels of nested objects and lists in JSON."""
 
 _NEXT_STEP = "pack it with `compress pack MODEL --checkpoint-path FILE`, or train with `compress MODEL`"
 _OTHER_KINDS = {
@@ -40,7 +47,11 @@ _OTHER_KINDS = {
 
 
 def canonical_json(fields: object) -> str:
-    r"""Give the one JSON text of ``fields``: sorted keys, no spaces, ASCII, no NaN.
+    r"""Returns the canonical JSON text of a value: sorted keys, no spaces, ASCII.
+
+    Raises:
+        ValueError: the value holds NaN or an infinity.
+        TypeError: the value holds what JSON cannot express.
 
     >>> canonical_json({"b": [1, 2], "a": "é"})
     '{"a":"\\u00e9","b":[1,2]}'
@@ -49,7 +60,14 @@ def canonical_json(fields: object) -> str:
 
 
 def header_bytes(metadata: str, sizes: Mapping[str, int]) -> bytes:
-    """Give the first 8 + n bytes of a file with this metadata and these blob sizes.
+    """Returns the first 8 + n bytes of a packed file: the length n of the header, and the header.
+
+    Args:
+        metadata: the metadata text.
+        sizes: bytes of each of ``BLOBS``.
+
+    Raises:
+        FormatError: the header is larger than MAX_HEADER.
 
     >>> header_bytes("{}", {"indices": 2, "codebooks": 0, "untouched": 0, "checksums": 4})[8:62]
     b'{"__metadata__":{"timm-compressor":"{}"},"indices":{"d'
@@ -67,7 +85,7 @@ def header_bytes(metadata: str, sizes: Mapping[str, int]) -> bytes:
 
 
 def framed(header: Mapping[str, Any]) -> bytes:
-    """Give the first bytes of a safetensors file: the length of its header, and the header, in multiples of eight.
+    """Returns a safetensors header as bytes: the length of its text (u64), and the text padded to a multiple of eight.
 
     >>> framed({})[8:]
     b'{}      '
@@ -78,14 +96,26 @@ def framed(header: Mapping[str, Any]) -> bytes:
 
 
 def recognise(start: bytes) -> None:
-    """Raise UnsupportedError where the first bytes are those of another kind of file."""
+    """Checks that the first bytes of a file are not those of another kind of file.
+
+    Raises:
+        UnsupportedError: they are; the message names the kind.
+    """
     for magic, kind in _OTHER_KINDS.items():
         if start.startswith(magic):
             raise UnsupportedError(f"this is {kind}, not a packed file; {_NEXT_STEP}")
 
 
 def read_json(text: str | bytes, what: str) -> Any:
-    """Parse JSON without duplicate keys, NaN, Infinity or more than MAX_DEPTH levels."""
+    """Parses JSON strictly.
+
+    Args:
+        text: the JSON text.
+        what: what messages call it.
+
+    Raises:
+        FormatError: the text is not JSON, has duplicate keys, NaN or infinities, or more than MAX_DEPTH levels.
+    """
     try:
         value = json.loads(text, object_pairs_hook=_no_duplicates, parse_constant=_no_constant)
     except FormatError as error:
@@ -120,15 +150,15 @@ def _no_constant(literal: str) -> None:
 
 
 def parse_header(text: bytes, data_size: int) -> tuple[str, dict[str, int]]:
-    """Check the safetensors header; give the metadata string and the size of each blob.
+    """Checks a safetensors header and returns its metadata string and the size of each blob in bytes.
 
     Args:
-        text: the n bytes after the length.
-        data_size: bytes of the file after the header.
+        text: the n bytes after the length field.
+        data_size: the number of bytes in the file after the header.
 
     Raises:
-        UnsupportedError: a plain safetensors file.
-        FormatError: anything else than what ``header_bytes`` gives for this metadata and these sizes.
+        UnsupportedError: the file is an ordinary safetensors file.
+        FormatError: the header is not the one that ``header_bytes`` returns for its metadata and sizes.
     """
     header = read_json(text, "header")
     if not isinstance(header, dict):
@@ -154,6 +184,7 @@ def parse_header(text: bytes, data_size: int) -> tuple[str, dict[str, int]]:
 
 
 def _blob_sizes(header: dict[str, Any]) -> dict[str, int]:
+    """Returns the size of each blob, after checking that the blobs follow each other without hole or overlap."""
     sizes: dict[str, int] = {}
     start = 0
     for blob in BLOBS:

@@ -1,4 +1,4 @@
-"""Tensors in the metadata: shared ones (sites) and untouched ones."""
+"""Entries of the metadata that describe tensors: shared ones (sites) and untouched ones."""
 
 from __future__ import annotations
 
@@ -13,17 +13,33 @@ from compressor.formats.content import Grid, group_count, index_count
 from compressor.formats.dtypes import ITEM_SIZES
 from compressor.formats.errors import FormatError
 from compressor.formats.file.codebooks import TableEntry
-from compressor.formats.file.fields import MAX_DIM, float_dtype, parse_name, parse_shape, whole
+from compressor.formats.file.fields import MAX_DIM, parse_float_dtype, parse_int, parse_name, parse_shape
 
 __all__ = ["RawEntry", "SiteEntry", "check_raw", "parse_raws", "parse_site"]
 
-MAX_SIZE = (1 << 62) - 1
+MAX_SIZE = (1 << 62) - 1  # bytes of an index stream
 _OPTIONS = {"dtype", "axis", "block", "vector_axis", "scale", "offset"}
 
 
 @dataclass(frozen=True)
 class SiteEntry:
-    """A shared tensor as the metadata tells it; ``scale`` and ``offset`` are stored dtypes or None."""
+    """A shared tensor as the metadata describes it.
+
+    Args:
+        name: its name.
+        shape: its shape.
+        book: the position of its codebook.
+        codec: the id of the codec of its indices.
+        size: bytes of its index stream.
+        count: the number of its indices.
+        codewords: the number of codewords in a book, mirrored ones counted.
+        dtype: its dtype: F32 (default), F16 or BF16.
+        axis: the axis whose slices are its groups, or None.
+        block: the number of consecutive entries in a group, or None.
+        vector_axis: the axis that vectors lie along; 0 for scalars.
+        scale: the dtype its scales are stored in; None without scales.
+        offset: the dtype its offsets are stored in; None without offsets.
+    """
 
     name: str
     shape: tuple[int, ...]
@@ -41,18 +57,25 @@ class SiteEntry:
 
     @property
     def weights(self) -> int:
-        """Number of entries of the tensor."""
+        """The number of entries of the tensor."""
         return math.prod(self.shape)
 
     @property
     def groups(self) -> int:
-        """Number of groups."""
+        """The number of groups."""
         return group_count(self.shape, self.axis, self.block)
 
 
 @dataclass(frozen=True)
 class RawEntry:
-    """An untouched tensor as the metadata tells it."""
+    """An untouched tensor as the metadata describes it.
+
+    Args:
+        name: its name.
+        dtype: its dtype.
+        shape: its shape.
+        stored: the dtype its values are stored in; ``dtype`` itself, or another float dtype.
+    """
 
     name: str
     dtype: str
@@ -61,41 +84,50 @@ class RawEntry:
 
     @property
     def size(self) -> int:
-        """Bytes in the file."""
+        """The size of its values in the file, in bytes."""
         return math.prod(self.shape) * ITEM_SIZES[self.stored]
 
 
-def parse_site(record: Any, books: tuple[TableEntry | Grid, ...]) -> SiteEntry:
-    """Read one entry of ``sites``; raises FormatError."""
-    if not isinstance(record, list) or len(record) not in (5, 6):
-        raise FormatError(f"site {ascii(record)[:80]}, expected [name, shape, book, codec, bytes] and options")
-    name = parse_name(record[0])
+def parse_site(entry: Any, books: tuple[TableEntry | Grid, ...]) -> SiteEntry:
+    """Parses one entry of ``sites``.
+
+    Args:
+        entry: a JSON value.
+        books: all codebooks of the file.
+
+    Raises:
+        UnsupportedError: its codec is not installed.
+        FormatError: anything else that SPEC.md does not allow.
+    """
+    if not isinstance(entry, list) or len(entry) not in (5, 6):
+        raise FormatError(f"site {ascii(entry)[:80]}, expected [name, shape, book, codec, bytes] and options")
+    name = parse_name(entry[0])
     what = f"tensor {name!r}"
-    shape = parse_shape(record[1], what)
-    number = whole(record[2], f"codebook of {what}", 0, len(books) - 1)
-    if not isinstance(record[3], str):
-        raise FormatError(f"codec of {what} is {ascii(record[3])[:80]}, expected a name")
-    size = whole(record[4], f"bytes of {what}", 0, MAX_SIZE)
-    options = _options(record[5] if len(record) == 6 else None, shape, what)
+    shape = parse_shape(entry[1], what)
+    number = parse_int(entry[2], f"codebook of {what}", 0, len(books) - 1)
+    if not isinstance(entry[3], str):
+        raise FormatError(f"codec of {what} is {ascii(entry[3])[:80]}, expected a name")
+    size = parse_int(entry[4], f"bytes of {what}", 0, MAX_SIZE)
+    options = _options(entry[5] if len(entry) == 6 else None, shape, what)
     _check_groups(books[number].shape, shape, options, what)
     _, codewords, length = books[number].shape
     count = index_count(shape, length, options.get("vector_axis", 0))
-    _check_stream(record[3], size, count, codewords, what)
-    return SiteEntry(name, shape, number, record[3], size, count, codewords, **options)
+    _check_stream(entry[3], size, count, codewords, what)
+    return SiteEntry(name, shape, number, entry[3], size, count, codewords, **options)
 
 
 def _options(options: Any, shape: tuple[int, ...], what: str) -> dict[str, Any]:
-    """Check the optional sixth field of a site."""
+    """Returns the optional sixth field of a site, checked."""
     if options is None:
         return {}
     if not isinstance(options, dict) or not options or {*options} - _OPTIONS:
         raise FormatError(f"options of {what} are {ascii(options)[:80]}, expected of {', '.join(sorted(_OPTIONS))}")
     for key in {"dtype", "scale", "offset"} & {*options}:
-        float_dtype(options[key], f"{key} of {what}")
+        parse_float_dtype(options[key], f"{key} of {what}")
     for key in {"axis", "vector_axis"} & {*options}:
-        whole(options[key], f"{key} of {what}", 0, len(shape) - 1)
+        parse_int(options[key], f"{key} of {what}", 0, len(shape) - 1)
     if "block" in options:
-        whole(options["block"], f"block of {what}", 1, MAX_DIM)
+        parse_int(options["block"], f"block of {what}", 1, MAX_DIM)
     if "axis" in options and "block" in options:
         raise FormatError(f"{what} has both axis and block, expected one of them at most")
     if options.get("scale", options.get("offset")) != options.get("offset", options.get("scale")):
@@ -104,7 +136,7 @@ def _options(options: Any, shape: tuple[int, ...], what: str) -> dict[str, Any]:
 
 
 def _check_groups(book: tuple[int, int, int], shape: tuple[int, ...], options: dict[str, Any], what: str) -> None:
-    """Check that the codebook's B and d suit the tensor."""
+    """Checks that B and d of a codebook [B, K, d] suit the groups and axes of a tensor."""
     books, _, length = book
     groups = group_count(shape, options.get("axis"), options.get("block"))
     if books not in (1, groups):
@@ -120,33 +152,44 @@ def _check_groups(book: tuple[int, int, int], shape: tuple[int, ...], options: d
 
 
 def _check_stream(codec: str, size: int, count: int, codewords: int, what: str) -> None:
-    """Check that ``size`` bytes can hold ``count`` indices, before anything of that count is made."""
-    found = codec_class(codec)
-    if codewords > found.max_codewords:
-        raise FormatError(f"{what} has {codewords} codewords, codec {codec!r} takes at most {found.max_codewords}")
-    most = found().max_count(size, codewords)
+    """Checks that ``size`` bytes can hold ``count`` indices, before an array of that length is allocated."""
+    kind = codec_class(codec)
+    if codewords > kind.max_codewords:
+        raise FormatError(f"{what} has {codewords} codewords, codec {codec!r} takes at most {kind.max_codewords}")
+    most = kind().max_count(size, codewords)
     if most is not None and count > most:
         raise FormatError(f"{what} declares {count} indices in {size} bytes, which hold at most {most}")
 
 
-def parse_raws(record: Any) -> list[RawEntry]:
-    """Read one entry of ``untouched``: all tensors of one dtype, shape and stored dtype; raises FormatError."""
-    if not isinstance(record, list) or len(record) not in (3, 4) or not isinstance(record[2], str):
-        raise FormatError(f"untouched {ascii(record)[:80]}, expected [dtype, shape, names] and stored dtype")
-    names = [parse_name(name) for name in record[2].split(" ")]
-    dtype = record[0]
+def parse_raws(entry: Any) -> list[RawEntry]:
+    """Parses one entry of ``untouched``, which lists all tensors of one dtype, shape and stored dtype.
+
+    Args:
+        entry: a JSON value.
+
+    Raises:
+        FormatError: anything that SPEC.md does not allow.
+    """
+    if not isinstance(entry, list) or len(entry) not in (3, 4) or not isinstance(entry[2], str):
+        raise FormatError(f"untouched {ascii(entry)[:80]}, expected [dtype, shape, names] and stored dtype")
+    names = [parse_name(name) for name in entry[2].split(" ")]
+    dtype = entry[0]
     if not isinstance(dtype, str) or dtype not in ITEM_SIZES:
         raise FormatError(f"dtype of {names[0]!r} is {ascii(dtype)[:80]}, expected {', '.join(ITEM_SIZES)}")
     stored = dtype
-    if len(record) == 4:
-        stored = float_dtype(record[3], f"stored dtype of {names[0]!r}")
-        if stored == float_dtype(dtype, f"dtype of {names[0]!r}"):
+    if len(entry) == 4:
+        stored = parse_float_dtype(entry[3], f"stored dtype of {names[0]!r}")
+        if stored == parse_float_dtype(dtype, f"dtype of {names[0]!r}"):
             raise FormatError(f"stored dtype of {names[0]!r} is its own dtype, expected another")
-    shape = parse_shape(record[1], f"tensor {names[0]!r}")
+    shape = parse_shape(entry[1], f"tensor {names[0]!r}")
     return [RawEntry(name, dtype, shape, stored) for name in names]
 
 
 def check_raw(data: bytes | memoryview, dtype: str, what: str) -> None:
-    """Raise FormatError where bytes are no values of ``dtype``: only truth values can be wrong."""
+    """Checks that bytes are values of a dtype; of all dtypes only BOOL has invalid bytes.
+
+    Raises:
+        FormatError: a byte of a BOOL tensor is neither 0 nor 1.
+    """
     if dtype == "BOOL" and np.frombuffer(data, np.uint8).max(initial=0) > 1:
         raise FormatError(f"{what} holds truth values other than 0 and 1")

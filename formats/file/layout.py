@@ -1,4 +1,4 @@
-"""Where every part of a packed file lies. Writer, reader and report all follow this one list."""
+"""The layout of a packed file: position and size of each part, the same list for writer, reader and report."""
 
 from __future__ import annotations
 
@@ -14,12 +14,20 @@ from compressor.formats.file.metadata import Metadata
 __all__ = ["Key", "Part", "blob_sizes", "check_sizes", "layout"]
 
 Key = tuple[str, str | int]
-"""What a part holds: indices, scale, offset or untouched of a name; or codebook of a number."""
+"""What a part holds: ("indices" | "scale" | "offset" | "untouched", a tensor's name) or ("codebook", its position)."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """Bytes [start, start + size) of the data, with one checksum: entry ``number`` of ``checksums``."""
+    """A contiguous range of bytes that has a checksum.
+
+    Args:
+        key: what it holds.
+        blob: the blob it is in.
+        start: its first byte, counted from the end of the header.
+        size: its size in bytes.
+        number: the position of its CRC-32 in ``checksums``.
+    """
 
     key: Key
     blob: str
@@ -33,7 +41,7 @@ class Part:
 
 
 def layout(metadata: Metadata) -> dict[Key, Part]:
-    """List all parts in file order."""
+    """Returns all parts by key, in file order."""
     parts: dict[Key, Part] = {}
     start = 0
     for key, blob, size in _walk(metadata):
@@ -43,6 +51,7 @@ def layout(metadata: Metadata) -> dict[Key, Part]:
 
 
 def _walk(metadata: Metadata) -> Iterator[tuple[Key, str, int]]:
+    """Yields key, blob and size of each part in file order."""
     for site in metadata.sites.values():
         yield ("indices", site.name), "indices", site.size
     for number, book in enumerate(metadata.books):
@@ -58,7 +67,7 @@ def _walk(metadata: Metadata) -> Iterator[tuple[Key, str, int]]:
 
 
 def blob_sizes(parts: Mapping[Key, Part]) -> dict[str, int]:
-    """Sum the parts of each blob; checksums are one of each part and one of the header."""
+    """Returns the size of each blob in bytes; there is a checksum for each part and one for the header."""
     sizes = dict.fromkeys(BLOBS, 0)
     for part in parts.values():
         sizes[part.blob] += part.size
@@ -67,7 +76,15 @@ def blob_sizes(parts: Mapping[Key, Part]) -> dict[str, int]:
 
 
 def check_sizes(parts: Mapping[Key, Part], sizes: Mapping[str, int]) -> None:
-    """Raise FormatError unless the parts fill each blob exactly."""
+    """Checks that the parts fill each blob exactly.
+
+    Args:
+        parts: as ``layout`` returns them.
+        sizes: the size of each blob in bytes, as the header declares it.
+
+    Raises:
+        FormatError: a blob is larger or smaller than its parts.
+    """
     declared = blob_sizes(parts)
     for blob in BLOBS:
         if declared[blob] != sizes[blob]:

@@ -1,4 +1,4 @@
-"""The metadata of a packed file: what it holds, checked before a byte of it is read."""
+"""The metadata of a packed file, checked completely before any tensor is read or allocated (SPEC.md, 2)."""
 
 from __future__ import annotations
 
@@ -18,13 +18,25 @@ from compressor.formats.file.fields import parse_name
 __all__ = ["OBJECTS", "VERSION", "Metadata", "parse_metadata"]
 
 VERSION = 1
+"""The version of the format that this release writes, and the latest that it reads."""
+
 OBJECTS = ("model", "preprocessing", "recipe", "provenance")
+"""Keys of the metadata whose values are free-form objects."""
+
 _KEYS = {"version", "requires", "books", "sites", "untouched", "aliases", *OBJECTS}
 
 
 @dataclass(frozen=True)
 class Metadata:
-    """All entries of a packed file, in file order, and the JSON they came from."""
+    """The checked metadata of a packed file.
+
+    Args:
+        books: the codebooks, in file order.
+        sites: the shared tensors by name, in file order.
+        untouched: the untouched tensors by name, in file order.
+        aliases: for each further name of a tied tensor, the name it is stored under.
+        fields: the JSON object that all of these were parsed from.
+    """
 
     books: tuple[TableEntry | Grid, ...]
     sites: Mapping[str, SiteEntry]
@@ -34,17 +46,21 @@ class Metadata:
 
     @property
     def decoded_size(self) -> int:
-        """Bytes of all tensors once they are decoded."""
+        """The size in bytes of all tensors after decoding; aliases count nothing."""
         shared = sum(site.weights * ITEM_SIZES[site.dtype] for site in self.sites.values())
         return shared + sum(math.prod(raw.shape) * ITEM_SIZES[raw.dtype] for raw in self.untouched.values())
 
 
 def parse_metadata(fields: Any, max_memory: int) -> Metadata:
-    """Check every field and give the typed entries.
+    """Checks every field of the metadata and returns it with typed entries.
+
+    Args:
+        fields: the parsed JSON.
+        max_memory: the most bytes that the decoded tensors may take.
 
     Raises:
-        UnsupportedError: a newer version, a required feature or a codec unknown here.
-        FormatError: anything that SPEC.md does not allow.
+        UnsupportedError: a newer version of the format, or a codec that is not installed.
+        FormatError: anything else that SPEC.md does not allow, or tensors larger than ``max_memory``.
     """
     if not isinstance(fields, dict):
         raise FormatError("metadata: expected a JSON object")
@@ -57,12 +73,12 @@ def parse_metadata(fields: Any, max_memory: int) -> Metadata:
             raise FormatError(f"metadata: {key!r} is not an object, or an empty one")
     books = tuple(parse_book(entry, number) for number, entry in enumerate(_list(fields, "books")))
     sites: dict[str, SiteEntry] = {}
-    for record in _list(fields, "sites"):
-        site = parse_site(record, books)
+    for entry in _list(fields, "sites"):
+        site = parse_site(entry, books)
         _add(sites, site.name, site)
     untouched: dict[str, RawEntry] = {}
-    for record in _list(fields, "untouched"):
-        for raw in parse_raws(record):
+    for entry in _list(fields, "untouched"):
+        for raw in parse_raws(entry):
             _add(untouched, raw.name, raw, sites)
     metadata = Metadata(books, sites, untouched, _aliases(fields, {*sites, *untouched}), fields)
     _check_whole(metadata, max_memory)
@@ -84,20 +100,21 @@ def _check_version(fields: dict[str, Any]) -> None:
 
 
 def _check_whole(metadata: Metadata, max_memory: int) -> None:
-    """Check what only all the entries together can tell."""
+    """Checks codecs, unused codebooks and decoded size, which depend on several entries."""
     codecs = sorted({site.codec for site in metadata.sites.values()})
     if metadata.fields["requires"] != codecs:
         raise FormatError(f"metadata: 'requires' is {metadata.fields['requires']}, but the sites use {codecs}")
-    orphans = {*range(len(metadata.books))} - {site.book for site in metadata.sites.values()}
-    if orphans:
-        raise FormatError(f"metadata: codebook {min(orphans)} is used by no tensor")
+    unused = {*range(len(metadata.books))} - {site.book for site in metadata.sites.values()}
+    if unused:
+        raise FormatError(f"metadata: codebook {min(unused)} is used by no tensor")
     size = metadata.decoded_size
     if size > max_memory:
         raise FormatError(f"the tensors take {size:,} bytes, more than the {max_memory:,} allowed (max_memory)")
 
 
-def _add(entries: dict[str, Any], name: str, entry: object, others: Collection[str] = ()) -> None:
-    if name in entries or name in others:
+def _add(entries: dict[str, Any], name: str, entry: object, taken: Collection[str] = ()) -> None:
+    """Adds an entry under a name that neither ``entries`` nor ``taken`` has; FormatError where one has it."""
+    if name in entries or name in taken:
         raise FormatError(f"metadata: tensor {name!r} given twice")
     entries[name] = entry
 
@@ -110,6 +127,7 @@ def _list(fields: dict[str, Any], key: str) -> list[Any]:
 
 
 def _aliases(fields: dict[str, Any], names: set[str]) -> dict[str, str]:
+    """Returns the aliases, after checking that each is a new name for one of ``names``."""
     aliases = fields.get("aliases", {})
     if not isinstance(aliases, dict):
         raise FormatError("metadata: 'aliases' is not an object")

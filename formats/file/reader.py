@@ -1,4 +1,7 @@
-"""Read a packed file: every check first, then only what is asked for. No torch in here."""
+"""The reader of packed files: checks header and metadata first, then reads and decodes single tensors on demand.
+
+It needs numpy alone; torch is not imported.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,16 @@ from numpy.typing import NDArray
 
 from compressor.formats.codecs.base import Stream
 from compressor.formats.codecs.registry import codec_class
-from compressor.formats.content import Codebook, Content, Indices, RawTensor, SharedTensor, decode, finish_decode
+from compressor.formats.content import (
+    Codebook,
+    Content,
+    Indices,
+    RawTensor,
+    SharedTensor,
+    Table,
+    decode,
+    finish_decode,
+)
 from compressor.formats.dtypes import check_byte_order, from_storage, to_storage
 from compressor.formats.errors import FileError, FormatError, IntegrityError, MissingError, did_you_mean
 from compressor.formats.file.codebooks import TableEntry, read_table
@@ -32,25 +44,37 @@ from compressor.formats.file.source import FileSource, MemorySource, Source
 __all__ = ["MAX_MEMORY", "PackedFile", "Sizes", "believable_memory"]
 
 _log = logging.getLogger(__name__)
-_DENORMAL = float(np.finfo(np.float32).tiny)
+
 MAX_MEMORY = 32 << 30
-ALWAYS = 256 << 20  # what a file of any size may take
-EXPANSION = 1_000  # 0.03 bits a float32 weight
+"""The most bytes that the tensors of a file may take when decoded, unless the caller says otherwise."""
+
+ALWAYS_ALLOWED = 256 << 20
+"""Bytes of decoded tensors that ``believable_memory`` allows a file of any size."""
+
+MAX_EXPANSION = 1_000
+"""Decoded bytes that it allows for each byte of the file; 1,000 is 0.03 bits for a float32 weight."""
+
+_HASH_CHUNK = 1 << 20  # bytes read at a time to be hashed
+_SMALLEST_NORMAL = float(np.finfo(np.float32).tiny)
 
 
 def believable_memory(file_size: int) -> int:
-    """Give the bytes of tensors that a file of this size may decode to before it is asked whether it can be trusted.
+    """Returns the decoded size, in bytes, up to which a file from an unknown sender is accepted.
 
-    A codec of less than a bit an index can make any number of weights of a few bytes. A sender should need bytes to
-    cost the reader memory, and half of what the machine has is left for what decoding takes besides.
+    Codecs of less than one bit an index can store any number of weights in a few bytes. With this limit a sender must
+    send bytes to make the reader allocate memory. At most half of the machine's memory is allowed, since decoding takes
+    memory besides.
+
+    Args:
+        file_size: the size of the packed file in bytes.
     """
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return min(MAX_MEMORY, memory // 2, max(ALWAYS, EXPANSION * file_size))
+    return min(MAX_MEMORY, memory // 2, max(ALWAYS_ALLOWED, MAX_EXPANSION * file_size))
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """Bytes of a packed file; the last five sum to the first."""
+    """Sizes in bytes of a packed file and of its regions; the last five sum to ``file``."""
 
     file: int
     indices: int
@@ -61,16 +85,27 @@ class Sizes:
 
 
 class PackedFile:
-    """A packed file, opened and checked; parts are read, verified and decoded when asked for.
+    """An open packed file whose header and metadata are checked; parts are read, verified and decoded on demand.
 
     Args:
-        source: where its bytes are.
-        label: what messages call it.
-        max_memory: refuse files whose tensors take more bytes than this when decoded.
+        source: its bytes.
+        label: what messages call it, such as its path.
+        max_memory: the most bytes that its tensors may take when decoded.
 
     Raises:
-        UnsupportedError: another kind of file, a newer version, an unknown codec.
-        FormatError, IntegrityError: a damaged or hostile file.
+        UnsupportedError: another kind of file, a newer version, an unknown codec, or a big-endian machine.
+        FormatError: the file does not follow SPEC.md, or its tensors take more than ``max_memory``.
+        IntegrityError: the checksum of the header does not match.
+
+    Attributes:
+        sites: the shared tensors of the metadata, by name, in file order.
+        untouched: the untouched tensors of the metadata, by name, in file order.
+        aliases: for each further name of a tied tensor, the name it is stored under.
+        book_entries: the codebooks of the metadata, in file order.
+        metadata: the metadata as a JSON object.
+        decoded_size: bytes of all tensors after decoding.
+
+    Methods that read parts raise FormatError or IntegrityError where one is damaged; messages begin with ``label``.
 
     Example:
         >>> from compressor.formats.file.writer import pack
@@ -81,10 +116,12 @@ class PackedFile:
         [[-1.0, 2.0], [2.0, -1.0]]
     """
 
+    # -- opening and closing
+
     def __init__(self, source: Source, label: str, max_memory: int = MAX_MEMORY) -> None:
         self.source = source
         self.label = label
-        with self._named():
+        with self._labelled_errors():
             check_byte_order()
             text, sizes = self._read_header()
             parsed = parse_metadata(read_json(text, "metadata"), max_memory)
@@ -108,7 +145,13 @@ class PackedFile:
 
     @classmethod
     def open(cls, path: str | os.PathLike[str], max_memory: int = MAX_MEMORY) -> Self:
-        """Open a file on disk, once: all reads go through the same descriptor."""
+        """Opens a file on disk; all reads use one descriptor, even if the file at the path is replaced.
+
+        Raises:
+            MissingError: there is no such file.
+            ResourceError: it cannot be opened or read.
+            FileError: as the class.
+        """
         source = FileSource(path)
         try:
             return cls(source, os.fspath(path), max_memory)
@@ -118,7 +161,7 @@ class PackedFile:
 
     @classmethod
     def from_bytes(cls, data: bytes, max_memory: int = MAX_MEMORY) -> Self:
-        """Read a packed file in memory."""
+        """Opens a packed file that is in memory."""
         return cls(MemorySource(data), "packed bytes", max_memory)
 
     def __enter__(self) -> Self:
@@ -128,16 +171,19 @@ class PackedFile:
         self.source.close()
 
     @contextmanager
-    def _named(self) -> Iterator[None]:
+    def _labelled_errors(self) -> Iterator[None]:
+        """Puts the label of the file before the message of a FileError."""
         try:
             yield
         except FileError as error:
             raise type(error)(f"{self.label}: {error}") from error
 
+    # -- header
+
     def _read_header(self) -> tuple[str, dict[str, int]]:
-        """Check the header and its checksum, which is the last four bytes of the file."""
+        """Returns the metadata text and the blob sizes, after checking the header and its checksum."""
         start = bytes(self.source.read(0, min(9, self.source.size)))
-        if start[8:] != b"{":  # else a header of 640 bytes would pass for a pickle
+        if start[8:] != b"{":  # without this, the length field of a 640-byte header (80 02) passes for a pickle
             recognise(start)
         if self.source.size < 8:
             raise FormatError(f"{self.source.size} bytes, too short for a packed file")
@@ -156,130 +202,153 @@ class PackedFile:
         self._header_size = 8 + length
         return text, sizes
 
-    def _part(self, key: Key) -> memoryview:
-        """Read a part and verify its checksum."""
+    def sizes(self) -> Sizes:
+        """Returns the sizes in bytes of the file and of its regions."""
+        return Sizes(file=self.source.size, header=self._header_size, **self._sizes)
+
+    def site_overhead(self, name: str) -> int:
+        """Returns the bytes a site takes besides indices, codebook, scale and offset: its metadata and checksums.
+
+        Raises:
+            MissingError: there is no such site.
+        """
+        if name not in self.sites:
+            raise MissingError(f"{self.label}: no shared tensor {name!r}")
+        entry = self.metadata["sites"][list(self.sites).index(name)]
+        text = json.dumps(canonical_json(entry))[1:-1] + ","  # a JSON text inside a JSON string: quotes are escaped
+        checksums = sum((kind, name) in self._parts for kind in ("indices", "scale", "offset"))
+        return len(text) + 4 * checksums
+
+    def content_sha256(self) -> str:
+        """Returns the hexadecimal SHA-256 of the metadata without provenance and of all blobs but the checksums."""
+        content = {key: value for key, value in self.metadata.items() if key != "provenance"}
+        digest = hashlib.sha256(canonical_json(content).encode())
+        end = self.source.size - self._sizes["checksums"]
+        with self._labelled_errors():
+            for start in range(self._header_size, end, _HASH_CHUNK):
+                digest.update(self.source.read(start, min(_HASH_CHUNK, end - start)))
+        return digest.hexdigest()
+
+    # -- parts
+
+    def _read_part(self, key: Key) -> memoryview:
+        """Returns the bytes of a part, after verifying their checksum."""
         part = self._parts[key]
         data = self.source.read(self._header_size + part.start, part.size)
         if zlib.crc32(data) != self._checksums[part.number]:
             raise IntegrityError(f"checksum of the {part} does not match: the file is damaged, fetch it again")
         return data
 
-    def sizes(self) -> Sizes:
-        """Give the bytes of the file by what they hold."""
-        return Sizes(file=self.source.size, header=self._header_size, **self._sizes)
-
-    def site_overhead(self, name: str) -> int:
-        """Give the bytes a site costs apart from indices and codebook: its header record and checksums."""
-        if name not in self.sites:
-            raise MissingError(f"{self.label}: no shared tensor {name!r}")
-        record = self.metadata["sites"][list(self.sites).index(name)]
-        text = json.dumps(canonical_json(record))[1:-1] + ","  # escaped, as it stands in the header
-        checksums = sum((kind, name) in self._parts for kind in ("indices", "scale", "offset"))
-        return len(text) + 4 * checksums
-
-    def content_sha256(self) -> str:
-        """Hash the content: metadata without provenance, then indices, codebooks and untouched bytes."""
-        content = {key: value for key, value in self.metadata.items() if key != "provenance"}
-        digest = hashlib.sha256(canonical_json(content).encode())
-        end = self.source.size - self._sizes["checksums"]
-        with self._named():
-            for start in range(self._header_size, end, 1 << 20):
-                digest.update(self.source.read(start, min(1 << 20, end - start)))
-        return digest.hexdigest()
-
-    def _site(self, name: str) -> SiteEntry:
+    def _find_site(self, name: str) -> SiteEntry:
         if name not in self.sites:
             raise MissingError(f"{self.label}: no shared tensor {name!r}.{did_you_mean(name, self.sites)}")
         return self.sites[name]
 
-    def _indices(self, site: SiteEntry) -> Indices:
-        stream = Stream(site.name, site.count, site.codewords)
-        indices: Indices = codec_class(site.codec)().decode(self._part(("indices", site.name)), stream)
+    def _read_indices(self, site: SiteEntry) -> Indices:
+        indices: Indices = codec_class(site.codec)().decode(self._read_part(("indices", site.name)), _stream(site))
         return indices
 
-    def _book(self, number: int) -> Codebook:
+    def _read_book(self, number: int) -> Codebook:
+        """Returns a codebook, which is read once and then kept."""
         if number not in self._books:
             entry = self.book_entries[number]
-            if isinstance(entry, TableEntry):
-                data = self._part(("codebook", number))
-                table = read_table(data, entry, f"codebook {number}", number in self._ascending)
-                if 0 < np.abs(table.values).max() < _DENORMAL:
-                    what = f"{self.label}: codebook {number}: all values are below {_DENORMAL:.2g} (denormal)"
-                    _log.warning("%s, which some processors take for 0", what)
-                self._books[number] = table
-            else:
-                self._books[number] = entry
+            self._books[number] = self._read_table(number, entry) if isinstance(entry, TableEntry) else entry
         return self._books[number]
 
-    def _per_group(self, kind: str, site: SiteEntry, dtype: str | None) -> NDArray[np.float32] | None:
+    def _read_table(self, number: int, entry: TableEntry) -> Table:
+        data = self._read_part(("codebook", number))
+        table = read_table(data, entry, f"codebook {number}", number in self._ascending)
+        if 0 < np.abs(table.values).max() < _SMALLEST_NORMAL:
+            what = f"{self.label}: codebook {number}: all values are below {_SMALLEST_NORMAL:.2g} (denormal)"
+            _log.warning("%s, which some processors take for 0", what)
+        return table
+
+    def _read_per_group(self, kind: str, site: SiteEntry, dtype: str | None) -> NDArray[np.float32] | None:
+        """Returns the scales or offsets of a site, float32[groups]; None where it has none."""
         if dtype is None:
             return None
-        values = from_storage(self._part((kind, site.name)), dtype)
+        values = from_storage(self._read_part((kind, site.name)), dtype)
         if not np.isfinite(values).all():
             raise FormatError(f"{kind} of {site.name!r} is not finite")
         return values
 
-    def _shared(self, site: SiteEntry, indices: Indices) -> SharedTensor:
-        """Make the record of a site; its codec is named only where that codec generates the indices."""
-        codec, found = None, codec_class(site.codec)
-        if not found.general:
-            stream = Stream(site.name, site.count, site.codewords)
-            codec = found.of(self._part(("indices", site.name)), stream)
+    def _read_shared(self, site: SiteEntry, indices: Indices) -> SharedTensor:
+        """Returns a site with the given indices; it has a codec only where that codec generates the indices."""
+        codec, kind = None, codec_class(site.codec)
+        if not kind.general:
+            codec = kind.of(self._read_part(("indices", site.name)), _stream(site))
         return SharedTensor(
             site.shape, site.book, indices, site.dtype, site.axis, site.block,
-            scale=self._per_group("scale", site, site.scale),
-            offset=self._per_group("offset", site, site.offset),
+            scale=self._read_per_group("scale", site, site.scale),
+            offset=self._read_per_group("offset", site, site.offset),
             scale_dtype=site.scale or site.offset or "F32",
             vector_axis=site.vector_axis,
             codec=codec,
         )  # fmt: skip
 
+    # -- decoding
+
     @property
     def books(self) -> tuple[Codebook, ...]:
-        """All codebooks."""
+        """All codebooks, in file order."""
         return tuple(self.book(number) for number in range(len(self.book_entries)))
 
     def book(self, number: int) -> Codebook:
-        """Decode one codebook."""
-        with self._named():
-            return self._book(number)
+        """Returns the codebook at a position; logs a warning where all its values are denormal."""
+        with self._labelled_errors():
+            return self._read_book(number)
 
     @property
     def raw_names(self) -> tuple[str, ...]:
-        """Names of the untouched tensors."""
+        """Names of the untouched tensors, in file order."""
         return tuple(self.untouched)
 
     def indices(self, name: str) -> Indices:
-        """Decode the indices of a site, uint[count]."""
-        site = self._site(name)
-        with self._named():
-            return self._indices(site)
+        """Returns the indices of a site, uint[count]; MissingError where there is no such site."""
+        site = self._find_site(name)
+        with self._labelled_errors():
+            return self._read_indices(site)
 
     def shared(self, name: str, indices: bool = True) -> SharedTensor:
-        """Give a site as the record it was written from; without ``indices``, none are decoded and it has none."""
-        site = self._site(name)
-        with self._named():
-            return self._shared(site, self._indices(site) if indices else np.empty(0, np.uint8))
+        """Returns a site as it was written.
+
+        Args:
+            name: its name.
+            indices: False leaves the indices undecoded and returns a tensor with none.
+
+        Raises:
+            MissingError: there is no such site.
+        """
+        site = self._find_site(name)
+        with self._labelled_errors():
+            return self._read_shared(site, self._read_indices(site) if indices else _no_indices())
 
     def tensor(self, name: str) -> NDArray[Any]:
-        """Decode a site to its weights, as ``record.decode`` does; BF16 as uint16 bit patterns."""
-        site = self._site(name)
-        with self._named():
-            book = self._book(site.book)
+        """Returns the weights of a site, bit for bit as ``content.decode``: BF16 as uint16 bit patterns.
+
+        Raises:
+            MissingError: there is no such site.
+        """
+        site = self._find_site(name)
+        with self._labelled_errors():
+            book = self._read_book(site.book)
             if book.shape[::2] != (1, 1):
-                return decode(self._shared(site, self._indices(site)), book)
-            stream = Stream(site.name, site.count, site.codewords)
-            data = self._part(("indices", name))
-            weights = codec_class(site.codec)().lookup(data, stream, book.expand().reshape(-1))
-            return finish_decode(weights, self._shared(site, np.empty(0, np.uint8)))
+                return decode(self._read_shared(site, self._read_indices(site)), book)
+            data = self._read_part(("indices", name))
+            weights = codec_class(site.codec)().lookup(data, _stream(site), book.expand().reshape(-1))
+            return finish_decode(weights, self._read_shared(site, _no_indices()))
 
     def raw(self, name: str) -> RawTensor:
-        """Give an untouched tensor, expanded from the dtype it is stored in."""
+        """Returns an untouched tensor, converted from its stored dtype to its dtype.
+
+        Raises:
+            MissingError: there is no such untouched tensor.
+        """
         if name not in self.untouched:
             raise MissingError(f"{self.label}: no untouched tensor {name!r}.{did_you_mean(name, self.untouched)}")
         entry = self.untouched[name]
-        with self._named():
-            data = self._part(("untouched", name))
+        with self._labelled_errors():
+            data = self._read_part(("untouched", name))
             check_raw(data, entry.dtype, f"untouched {name!r}")
         if entry.stored == entry.dtype:
             return RawTensor(entry.dtype, entry.shape, bytes(data))
@@ -288,7 +357,7 @@ class PackedFile:
         )
 
     def content(self) -> Content:
-        """Decode everything."""
+        """Returns the decoded content of the whole file."""
         return Content(
             {name: self.shared(name) for name in self.sites},
             self.books,
@@ -296,8 +365,10 @@ class PackedFile:
             self.aliases, self.model, self.preprocessing, self.recipe, self.provenance,
         )  # fmt: skip
 
+    # -- checking
+
     def check(self) -> list[FileError]:
-        """Decode everything and list what is wrong with every part."""
+        """Decodes all parts and returns an error for each codebook or tensor that is damaged."""
         probes: list[Callable[[], object]] = [partial(self.book, number) for number in range(len(self.book_entries))]
         probes += [partial(self.shared, name) for name in self.sites]
         probes += [partial(self.raw, name) for name in self.untouched]
@@ -308,3 +379,11 @@ class PackedFile:
             except FileError as error:
                 errors.append(error)
         return errors
+
+
+def _stream(site: SiteEntry) -> Stream:
+    return Stream(site.name, site.count, site.codewords)
+
+
+def _no_indices() -> Indices:
+    return np.empty(0, np.uint8)

@@ -1,4 +1,4 @@
-"""Bytes to read from: a file opened once, or memory."""
+"""Sources of the bytes of a packed file: a file that is opened once, or memory."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ __all__ = ["FileSource", "MemorySource", "Source"]
 
 
 class Source(Protocol):
-    """Random access to the bytes of a packed file."""
+    """Random access to the ``size`` bytes of a packed file."""
 
     size: int
 
     def read(self, start: int, size: int) -> memoryview:
-        """Give exactly ``size`` bytes from ``start``."""
+        """Returns exactly ``size`` bytes from position ``start`` on, which the caller keeps within the source."""
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Releases the file."""
 
 
 class MemorySource:
@@ -33,17 +33,29 @@ class MemorySource:
         self._data = memoryview(data)
 
     def read(self, start: int, size: int) -> memoryview:
-        """Give a view of the bytes."""
+        """Returns a view of the bytes, without a copy."""
         return self._data[start : start + size]
 
     def close(self) -> None:
-        """Do nothing."""
+        """Does nothing, since memory needs no release."""
 
 
 class FileSource:
-    """A packed file on disk, through one descriptor: replacing the path changes nothing.
+    """A packed file on disk, read through one descriptor, so that replacing the file at the path has no effect.
 
-    Not mapped: a mapped file that another process cuts short kills the reader with SIGBUS.
+    The file is not mapped into memory: when another process truncates a mapped file, SIGBUS kills its reader.
+
+    Args:
+        path: the file.
+
+    Raises:
+        MissingError: it does not exist.
+        FormatError: it is a folder or another thing that is not a regular file.
+        ResourceError: it cannot be opened.
+
+    Attributes:
+        size: its size in bytes when it was opened.
+        bytes_read: bytes read so far, by all threads.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -52,25 +64,31 @@ class FileSource:
         status = os.fstat(self._descriptor)
         self.size = status.st_size
         self.bytes_read = 0
-        self._counting = threading.Lock()
+        self._counter_lock = threading.Lock()
         if not stat.S_ISREG(status.st_mode):
             self.close()
             raise FormatError("not a regular file, expected a packed file")
 
     def _open(self) -> int:
         try:
-            # asked before opening, since opening a device may act on it; O_NONBLOCK lest a FIFO put there since blocks
+            # The type is checked before opening, since opening a device may act on it. With O_NONBLOCK a FIFO that
+            # takes the file's place between the two calls does not block.
             if not stat.S_ISREG(os.stat(self._path).st_mode):
                 kind = "a folder" if self._path.is_dir() else "not a regular file"
                 raise FormatError(f"{self._path}: {kind}, expected a packed file")
             return os.open(self._path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         except FileNotFoundError as error:
             raise MissingError(f"{self._path}: no such file, expected a packed file") from error
-        except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+        except (OSError, ValueError) as error:  # ValueError: the path contains NUL
             raise ResourceError(f"{self._path}: cannot be opened ({error})") from error
 
     def read(self, start: int, size: int) -> memoryview:
-        """Read the bytes; raises FormatError where the file has become shorter."""
+        """Returns exactly ``size`` bytes from position ``start`` on; may be called by several threads.
+
+        Raises:
+            FormatError: the file has become shorter since it was opened.
+            ResourceError: the system cannot read it.
+        """
         data = bytearray(size)
         view = memoryview(data)
         done = 0
@@ -82,12 +100,12 @@ class FileSource:
             if not got:
                 raise FormatError("the file became shorter while it was read")
             done += got
-        with self._counting:  # sites are decoded in several threads
+        with self._counter_lock:
             self.bytes_read += size
         return view.toreadonly()
 
     def close(self) -> None:
-        """Close the descriptor; twice does no harm."""
+        """Closes the descriptor; further calls have no effect."""
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1

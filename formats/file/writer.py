@@ -1,4 +1,4 @@
-"""Write a packed file: content to bytes, and bytes to disk, verified."""
+"""The writer of packed files: codes content to bytes and writes them to disk, verified."""
 
 from __future__ import annotations
 
@@ -29,20 +29,22 @@ __all__ = ["pack", "write"]
 
 
 def write(path: str | os.PathLike[str], content: Content, codec: str = "auto", force: bool = False) -> int:
-    """Write a packed file, reopen it, compare all it says with ``content``, and only then put it in place.
+    """Writes a packed file: to a temporary file, which is read back, compared with ``content`` and then renamed.
 
     Args:
-        path: a new file; an existing one is replaced only with ``force``.
-        content: what to write.
-        codec: a codec's id, or ``auto``: for each site the one that gives the fewest bytes.
-        force: replace an existing file.
+        path: the file to write.
+        content: what it is to hold.
+        codec: the id of the codec of all sites that name none; "auto", the default, chooses for each site the codec
+            with the fewest bytes.
+        force: whether an existing file is replaced; by default it is an error.
 
     Returns:
-        The bytes written.
+        The number of bytes written.
 
     Raises:
-        UsageError: the file exists, or the content cannot be written.
-        ResourceError: folder, disk or permissions do not allow it.
+        UsageError: the file exists and ``force`` is not set, or the content cannot be packed.
+        ResourceError: the folder does not exist, or disk space or permissions do not suffice.
+        IntegrityError: the file read back differs from ``content``.
     """
     check_writable(path, force)
     data = pack(content, codec)
@@ -51,11 +53,15 @@ def write(path: str | os.PathLike[str], content: Content, codec: str = "auto", f
 
 
 def pack(content: Content, codec: str = "auto") -> bytes:
-    """Give the bytes of a packed file; the same content gives the same bytes on any machine.
+    """Returns the bytes of a packed file; the same content gives the same bytes on every machine.
+
+    Args:
+        content: what the file is to hold.
+        codec: as for ``write``.
 
     Raises:
-        UsageError: naming the tensor or codebook that cannot be written, and why.
-        UnsupportedError: on a big-endian machine.
+        UsageError: a tensor or codebook cannot be packed; the message names it and the reason.
+        UnsupportedError: the machine is big-endian.
     """
     check_byte_order()
     try:
@@ -72,8 +78,8 @@ def _pack(content: Content, codec: str) -> bytes:
         codecs[name], parts["indices", name] = _encode(name, site, content, candidates)
     parts.update(_codebook_parts(content, codecs))
     for name, raw in content.untouched.items():
-        parts["untouched", parse_name(name)] = _stored(name, raw)
-    text = _text(_metadata(content, codecs, parts))
+        parts["untouched", parse_name(name)] = _raw_bytes(name, raw)
+    text = _metadata_text(_metadata(content, codecs, parts))
     order = layout(parse_metadata(read_json(text, "metadata"), MAX_MEMORY))
     for key, part in order.items():
         if len(parts[key]) != part.size:
@@ -83,7 +89,7 @@ def _pack(content: Content, codec: str) -> bytes:
     return b"".join([header, *(parts[key] for key in order), np.array(checksums, "<u4").tobytes()])
 
 
-def _text(fields: dict[str, Any]) -> str:
+def _metadata_text(fields: dict[str, Any]) -> str:
     try:
         return canonical_json(fields)
     except (TypeError, ValueError, RecursionError) as error:
@@ -91,7 +97,7 @@ def _text(fields: dict[str, Any]) -> str:
 
 
 def _encode(name: str, site: SharedTensor, content: Content, candidates: list[str]) -> tuple[str, bytes]:
-    """Code the indices with the codec the site asks for, or the best candidate; ties to the first."""
+    """Returns codec id and bytes of the indices of a site, with the site's codec or else the best candidate."""
     if not 0 <= site.book < len(content.books):
         raise FormatError(f"codebook of {name!r} is {site.book}, expected less than {len(content.books)}")
     _, codewords, length = content.books[site.book].shape
@@ -106,22 +112,25 @@ def _encode(name: str, site: SharedTensor, content: Content, candidates: list[st
     stream = Stream(name, count, codewords)
     check_indices(site.indices, stream)
     codecs: list[Codec] = [site.codec] if site.codec else [codec_class(candidate)() for candidate in candidates]
-    able = [codec for codec in codecs if codewords <= codec.max_codewords]
-    if not able:
+    suitable = [codec for codec in codecs if codewords <= codec.max_codewords]
+    if not suitable:
         most = max(codec.max_codewords for codec in codecs)
         raise FormatError(f"{name!r} has {codewords} codewords, expected at most {most} with codec {codecs[0].id!r}")
-    return _smallest(able, site.indices, stream)
+    return _smallest(suitable, site.indices, stream)
 
 
 def _smallest(codecs: list[Codec], indices: Indices, stream: Stream) -> tuple[str, bytes]:
-    """Code with every codec that its code lengths do not rule out; give the shortest, ties to the first id."""
+    """Returns id and bytes of the codec with the fewest bytes; of equals, the first id.
+
+    Codecs are tried in the order of their lower bounds, and none whose bound exceeds the best size so far.
+    """
     if len(codecs) == 1:
         return codecs[0].id, codecs[0].encode(indices, stream)
     histogram = np.bincount(indices, minlength=stream.codewords)
-    least = {codec.id: float((codec.code_lengths(histogram) * histogram).sum()) / 8 - 1 for codec in codecs}
+    lower_bound = {codec.id: float((codec.code_lengths(histogram) * histogram).sum()) / 8 - 1 for codec in codecs}
     best: tuple[int, str, bytes] | None = None
-    for codec in sorted(codecs, key=lambda codec: least[codec.id]):
-        if best is None or least[codec.id] <= best[0]:
+    for codec in sorted(codecs, key=lambda codec: lower_bound[codec.id]):
+        if best is None or lower_bound[codec.id] <= best[0]:
             data = codec.encode(indices, stream)
             best = min(best or (len(data), codec.id, data), (len(data), codec.id, data))
     assert best is not None
@@ -129,22 +138,22 @@ def _smallest(codecs: list[Codec], indices: Indices, stream: Stream) -> tuple[st
 
 
 def _codebook_parts(content: Content, codecs: Mapping[str, str]) -> dict[Key, bytes]:
-    """Give codebooks, scales and offsets as stored, after checking that storing changes no value."""
+    """Returns the stored bytes of codebooks, scales and offsets, after checking that storing changes no value."""
     parts: dict[Key, bytes] = {}
     ascending = {site.book for name, site in content.sites.items() if CODECS[codecs[name]].general}
     for number, book in enumerate(content.books):
         check_book(book, f"codebook {number}", number in ascending)
         if isinstance(book, Table):
-            parts["codebook", number] = _exact(book.values, book.dtype, f"codebook {number}")
+            parts["codebook", number] = _exact_bytes(book.values, book.dtype, f"codebook {number}")
     for name, site in content.sites.items():
         for kind, values in (("scale", site.scale), ("offset", site.offset)):
             if values is not None:
-                parts[kind, name] = _exact(values, site.scale_dtype, f"{kind} of {name!r}")
+                parts[kind, name] = _exact_bytes(values, site.scale_dtype, f"{kind} of {name!r}")
     return parts
 
 
-def _exact(values: Any, dtype: str, what: str) -> bytes:
-    """Store finite float32 values; raises FormatError where ``dtype`` does not hold them exactly."""
+def _exact_bytes(values: Any, dtype: str, what: str) -> bytes:
+    """Returns float32 values as bytes of ``dtype``; FormatError where they are not finite or not exact in it."""
     if dtype not in FLOATS:
         raise FormatError(f"{what} is to be stored as {dtype!r}, expected {', '.join(FLOATS)}")
     with np.errstate(over="ignore"):
@@ -156,17 +165,18 @@ def _exact(values: Any, dtype: str, what: str) -> bytes:
     return data
 
 
-def _stored(name: str, raw: RawTensor) -> bytes:
+def _raw_bytes(name: str, raw: RawTensor) -> bytes:
+    """Returns the stored bytes of an untouched tensor; FormatError where its stored dtype changes a value."""
     if raw.stored in ("", raw.dtype):
         check_raw(raw.data, raw.dtype, f"untouched {name!r}")
         return raw.data
     if raw.dtype not in FLOATS:
-        raise FormatError(f"untouched {name!r} is {raw.dtype}, expected it stored as it is")
-    return _exact(from_storage(raw.data, raw.dtype), raw.stored, f"untouched {name!r}")
+        raise FormatError(f"untouched {name!r} is {raw.dtype} stored as {raw.stored}, expected stored as {raw.dtype}")
+    return _exact_bytes(from_storage(raw.data, raw.dtype), raw.stored, f"untouched {name!r}")
 
 
 def _metadata(content: Content, codecs: Mapping[str, str], parts: Mapping[Key, bytes]) -> dict[str, Any]:
-    """Give the metadata; what is empty is left out."""
+    """Returns the fields of the metadata; empty ones are omitted."""
     entries: dict[str, Any] = {
         "books": [book_fields(book) for book in content.books],
         "sites": [
@@ -176,11 +186,12 @@ def _metadata(content: Content, codecs: Mapping[str, str], parts: Mapping[Key, b
         "aliases": dict(content.aliases),
         **{key: getattr(content, key) for key in OBJECTS},
     }
-    kept = {key: value for key, value in entries.items() if value}
-    return {"version": VERSION, "requires": sorted({*codecs.values()}), **kept}
+    present = {key: value for key, value in entries.items() if value}
+    return {"version": VERSION, "requires": sorted({*codecs.values()}), **present}
 
 
 def _site_fields(name: str, site: SharedTensor, codec: str, size: int) -> list[Any]:
+    """Returns the metadata entry of a site, without options that have their default."""
     options = {
         "dtype": site.dtype if site.dtype != "F32" else None,
         "axis": site.axis,
@@ -189,12 +200,12 @@ def _site_fields(name: str, site: SharedTensor, codec: str, size: int) -> list[A
         "scale": site.scale_dtype if site.scale is not None else None,
         "offset": site.scale_dtype if site.offset is not None else None,
     }
-    kept = {key: value for key, value in options.items() if value is not None}
-    return [name, list(site.shape), site.book, codec, size, *([kept] if kept else [])]
+    present = {key: value for key, value in options.items() if value is not None}
+    return [name, list(site.shape), site.book, codec, size, *([present] if present else [])]
 
 
 def _untouched_fields(untouched: Mapping[str, RawTensor]) -> list[list[Any]]:
-    """Group the names by dtype, shape and stored dtype, groups in order of first appearance."""
+    """Returns the metadata entries of untouched tensors: one for each dtype, shape and stored dtype."""
     groups: dict[tuple[Any, ...], list[str]] = {}
     for name, raw in untouched.items():
         groups.setdefault((raw.dtype, raw.shape, raw.stored or raw.dtype), []).append(name)
@@ -205,27 +216,28 @@ def _untouched_fields(untouched: Mapping[str, RawTensor]) -> list[list[Any]]:
 
 
 def _verify(path: Path, content: Content) -> None:
-    """Raise IntegrityError unless the file says exactly what ``content`` says."""
+    """Raises IntegrityError unless the file holds exactly ``content``."""
     with PackedFile.open(path) as file:
         for name, site in content.sites.items():
             scaled = site.scale is not None or site.offset is not None
-            _same(file.shared(name), site if scaled else replace(site, scale_dtype="F32"), f"tensor {name!r}")
+            _check_same(file.shared(name), site if scaled else replace(site, scale_dtype="F32"), f"tensor {name!r}")
         for number, book in enumerate(content.books):
-            _same(file.book(number), book, f"codebook {number}")
+            _check_same(file.book(number), book, f"codebook {number}")
         for name, raw in content.untouched.items():
-            _same(file.raw(name), replace(raw, stored="") if raw.stored == raw.dtype else raw, f"tensor {name!r}")
+            _check_same(file.raw(name), replace(raw, stored="") if raw.stored == raw.dtype else raw, f"tensor {name!r}")
         for key in ("aliases", *OBJECTS):
             if canonical_json(getattr(file, key) or {}) != canonical_json(getattr(content, key) or {}):
                 raise IntegrityError(f"{key} read back differently from what was written: please report this")
 
 
-def _same(read: Any, given: Any, what: str) -> None:
-    """Compare two records field by field; which codec coded a site is the file's own affair."""
-    for field in fields(given):
-        one, two = getattr(read, field.name), getattr(given, field.name)
-        equal = (
-            np.array_equal(one, two) if isinstance(one, np.ndarray) and two is not None else one is two or one == two
-        )
+def _check_same(read: Any, written: Any, what: str) -> None:
+    """Compares two dataclass instances field by field, except ``codec``, which the writer may have chosen."""
+    for field in fields(written):
+        after, before = getattr(read, field.name), getattr(written, field.name)
+        if isinstance(after, np.ndarray) and before is not None:
+            equal = np.array_equal(after, before)
+        else:
+            equal = after is before or after == before
         if field.name != "codec" and not equal:
             raise IntegrityError(
                 f"{field.name} of {what} read back differently from what was written: please report this"

@@ -1,1 +1,1 @@
-"""Layers whose weights stay packed, or are generated, while they compute."""
+"""Layers whose weights stay packed, or are generated from a seed, while they compute."""

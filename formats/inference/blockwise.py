@@ -1,4 +1,4 @@
-"""Linear layers and convolutions whose weight exists a block of output channels at a time, forward and backward."""
+"""Linear layers and convolutions that generate their weight a chunk of output channels at a time, in both passes."""
 
 from __future__ import annotations
 
@@ -13,19 +13,20 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from compressor.formats.inference.generated import BLOCK, Generated
+from compressor.formats.inference.generated import WEIGHTS_PER_CHUNK, Generated
 
 __all__ = ["BLOCKWISE"]
 
-Pair = tuple[Tensor | None, Tensor | None]
+Gradients = tuple[Tensor | None, Tensor | None]
+"""The gradients of input and weight; None where not needed."""
 
 
 class GeneratedWeight(Protocol):
-    """A weight that does not exist as a whole: its codebook, and what generates its indices."""
+    """A weight that never exists as a whole: a codebook, and the source of its indices."""
 
     @property
     def source(self) -> Generated:
-        """What generates its indices."""
+        """The source of its indices."""
 
     @property
     def codebook(self) -> Tensor:
@@ -33,11 +34,17 @@ class GeneratedWeight(Protocol):
 
     @property
     def dtype(self) -> torch.dtype:
-        """What weights are cast to."""
+        """The dtype its weights are cast to."""
 
 
-class Block(NamedTuple):
-    """Output channels computed together, the input channels they need, None for all, and the groups these are."""
+class ChannelChunk(NamedTuple):
+    """Output channels that are computed together.
+
+    Args:
+        rows: these output channels.
+        channels: the input channels they depend on; None for all.
+        groups: the number of convolution groups that these are.
+    """
 
     rows: range
     channels: range | None
@@ -46,58 +53,68 @@ class Block(NamedTuple):
 
 @dataclass(frozen=True)
 class Layer:
-    """What is computed with a weight.
+    """The operation of a layer, with its gradients.
 
     Args:
-        operation: of (input, weight, bias, groups).
-        gradients: of (input, weight, gradient of the output, groups, which are wanted): those of input and weight.
-        axis: along which channels of input and output lie.
-        groups: that channels are parted into.
-        dtype: that weights are cast to when they are used.
+        operation: a function of (input, weight, bias, groups) that returns the output.
+        gradients: a function of (input, weight, gradient of the output, groups, needed) that returns the gradients of
+            input and weight; ``needed`` holds for each of them whether it is needed.
+        axis: the axis of the channels of input and output.
+        groups: the number of groups of the convolution; 1 for a linear layer.
+        dtype: the dtype that weights are cast to for the operation.
     """
 
     operation: Callable[[Tensor, Tensor, Tensor | None, int], Tensor]
-    gradients: Callable[[Tensor, Tensor, Tensor, int, tuple[bool, bool]], Pair]
+    gradients: Callable[[Tensor, Tensor, Tensor, int, tuple[bool, bool]], Gradients]
     axis: int
     groups: int
     dtype: torch.dtype
 
-    def blocks(self, source: Generated) -> Iterator[Block]:
-        """Cut the output channels into blocks of about ``BLOCK`` weights: runs of whole groups, or parts of one."""
-        outputs, inputs = source.shape[0] // self.groups, source.shape[1]
-        at_a_time = max(1, BLOCK // max(1, source.channel))
-        if outputs <= at_a_time:
-            step = max(1, at_a_time // max(1, outputs))
+    def chunks(self, source: Generated) -> Iterator[ChannelChunk]:
+        """Yields chunks of about ``WEIGHTS_PER_CHUNK`` weights at most, each of whole groups or within one group.
+
+        Args:
+            source: the weight, of shape [outputs, inputs / groups, ...].
+        """
+        outputs, inputs = source.shape[0] // self.groups, source.shape[1]  # of a group
+        channels_per_chunk = max(1, WEIGHTS_PER_CHUNK // max(1, source.channel))
+        if outputs <= channels_per_chunk:
+            step = max(1, channels_per_chunk // max(1, outputs))
             for first in range(0, self.groups, step):
                 last = min(first + step, self.groups)
-                needs = None if last - first == self.groups else range(first * inputs, last * inputs)
-                yield Block(range(first * outputs, last * outputs), needs, last - first)
+                needed = None if last - first == self.groups else range(first * inputs, last * inputs)
+                yield ChannelChunk(range(first * outputs, last * outputs), needed, last - first)
             return
         for group in range(self.groups):
-            needs = None if self.groups == 1 else range(group * inputs, (group + 1) * inputs)
-            for first in range(group * outputs, (group + 1) * outputs, at_a_time):
-                yield Block(range(first, min(first + at_a_time, (group + 1) * outputs)), needs, 1)
+            needed = None if self.groups == 1 else range(group * inputs, (group + 1) * inputs)
+            for first in range(group * outputs, (group + 1) * outputs, channels_per_chunk):
+                rows = range(first, min(first + channels_per_chunk, (group + 1) * outputs))
+                yield ChannelChunk(rows, needed, 1)
 
 
 class _Blockwise(Function):
-    """Saves input, codebook and bias for the backward pass, which generates the weights anew."""
+    """Computes a layer chunk by chunk.
+
+    Saves input, codebook and bias for the backward pass, which generates the weights again. With i(r) the index of
+    weight r, the gradient of codeword k is the sum of the gradients of all weights r with i(r) = k.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, codebook: Tensor, bias: Tensor | None, source: Generated, layer: Layer) -> Tensor:
         ctx.save_for_backward(x, codebook, bias)
         ctx.source, ctx.layer = source, layer
         output = None
-        for rows, channels, groups in layer.blocks(source):
+        for rows, channels, groups in layer.chunks(source):
             weight = source.rows(codebook, rows)[0].to(layer.dtype)
-            part_of_bias = None if bias is None else _part(bias, rows, 0)
-            part = layer.operation(_part(x, channels, layer.axis), weight, part_of_bias, groups)
+            chunk_bias = None if bias is None else _narrow(bias, rows, 0)
+            chunk = layer.operation(_narrow(x, channels, layer.axis), weight, chunk_bias, groups)
             if len(rows) == source.shape[0]:
-                return part
+                return chunk
             if output is None:
-                shape = list(part.shape)
+                shape = list(chunk.shape)
                 shape[layer.axis] = source.shape[0]
-                output = part.new_empty(shape)
-            _part(output, rows, layer.axis).copy_(part)
+                output = chunk.new_empty(shape)
+            _narrow(output, rows, layer.axis).copy_(chunk)
         assert output is not None
         return output
 
@@ -105,28 +122,29 @@ class _Blockwise(Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None]:
         x, codebook, bias = ctx.saved_tensors
-        source, layer, wanted = ctx.source, ctx.layer, ctx.needs_input_grad
-        to_x = torch.zeros_like(x) if wanted[0] else None
-        to_codebook = torch.zeros_like(codebook) if wanted[1] else None
-        for rows, channels, groups in layer.blocks(source) if any(wanted[:2]) else ():
+        source, layer, needed = ctx.source, ctx.layer, ctx.needs_input_grad
+        x_gradient = torch.zeros_like(x) if needed[0] else None
+        codebook_gradient = torch.zeros_like(codebook) if needed[1] else None
+        for rows, channels, groups in layer.chunks(source) if any(needed[:2]) else ():
             weight, indices = source.rows(codebook, rows)
-            given = _part(x, channels, layer.axis), weight.to(layer.dtype), _part(gradient, rows, layer.axis)
-            of_x, of_weight = layer.gradients(*given, groups, wanted[:2])
-            if to_x is not None:
-                _part(to_x, channels, layer.axis).add_(of_x)
-            if to_codebook is not None and of_weight is not None:
-                # index_add_ sums in order on a CPU; on a GPU that takes torch.use_deterministic_algorithms(True)
-                to_codebook.index_add_(0, indices, of_weight.reshape(-1).to(codebook.dtype))
-        to_bias = gradient.movedim(layer.axis, -1).reshape(-1, len(bias)).sum(0) if wanted[2] else None
-        return to_x, to_codebook, to_bias, None, None
+            inputs, outputs_gradient = _narrow(x, channels, layer.axis), _narrow(gradient, rows, layer.axis)
+            chunk_gradients = layer.gradients(inputs, weight.to(layer.dtype), outputs_gradient, groups, needed[:2])
+            if x_gradient is not None:
+                _narrow(x_gradient, channels, layer.axis).add_(chunk_gradients[0])
+            if codebook_gradient is not None and chunk_gradients[1] is not None:
+                # index_add_ sums in order on a CPU; on a GPU only with torch.use_deterministic_algorithms(True)
+                codebook_gradient.index_add_(0, indices, chunk_gradients[1].reshape(-1).to(codebook.dtype))
+        bias_gradient = gradient.movedim(layer.axis, -1).reshape(-1, len(bias)).sum(0) if needed[2] else None
+        return x_gradient, codebook_gradient, bias_gradient, None, None
 
 
-def _part(tensor: Tensor, channels: range | None, axis: int) -> Tensor:
+def _narrow(tensor: Tensor, channels: range | None, axis: int) -> Tensor:
+    """Returns a view of some channels of a tensor; the tensor itself for None."""
     return tensor if channels is None else tensor.narrow(axis, channels.start, len(channels))
 
 
 def _compute(x: Tensor, weight: GeneratedWeight, bias: Tensor | None, layer: Callable[[torch.dtype], Layer]) -> Tensor:
-    """Apply a layer in the dtype that autocast, where it is on, chooses."""
+    """Returns the output of a layer, computed in the dtype of autocast where that is enabled for the device."""
     kind = x.device.type
     if not torch.amp.is_autocast_available(kind) or not torch.is_autocast_enabled(kind):
         return _apply(x, weight, bias, layer(weight.dtype))
@@ -136,11 +154,12 @@ def _compute(x: Tensor, weight: GeneratedWeight, bias: Tensor | None, layer: Cal
 
 
 def _apply(x: Tensor, weight: GeneratedWeight, bias: Tensor | None, layer: Layer) -> Tensor:
-    computed: Tensor = _Blockwise.apply(x, weight.codebook, bias, weight.source, layer)
-    return computed
+    output: Tensor = _Blockwise.apply(x, weight.codebook, bias, weight.source, layer)
+    return output
 
 
 def _linear(input: Tensor, weight: GeneratedWeight, bias: Tensor | None = None) -> Tensor:  # noqa: A002
+    """Returns what ``torch.nn.functional.linear`` does, for a generated weight."""
     return _compute(input, weight, bias, partial(Layer, _apply_linear, _linear_gradients, -1, 1))
 
 
@@ -149,12 +168,12 @@ def _apply_linear(x: Tensor, weight: Tensor, bias: Tensor | None, groups: int) -
     return functional.linear(x, weight, bias)
 
 
-def _linear_gradients(x: Tensor, weight: Tensor, gradient: Tensor, groups: int, wanted: tuple[bool, bool]) -> Pair:
+def _linear_gradients(x: Tensor, weight: Tensor, gradient: Tensor, groups: int, needed: tuple[bool, bool]) -> Gradients:
     del groups
     flat = gradient.reshape(-1, gradient.shape[-1])
     return (
-        gradient @ weight if wanted[0] else None,
-        flat.T @ x.reshape(-1, x.shape[-1]) if wanted[1] else None,
+        gradient @ weight if needed[0] else None,
+        flat.T @ x.reshape(-1, x.shape[-1]) if needed[1] else None,
     )
 
 
@@ -168,8 +187,10 @@ def _conv(
     dilation: Any = 1,
     groups: int = 1,
 ) -> Tensor:
-    def operation(x: Tensor, block: Tensor, part_of_bias: Tensor | None, parted: int) -> Tensor:
-        return convolve(x, block, part_of_bias, stride, padding, dilation, parted)
+    """Returns what ``convolve``, a function of ``torch.nn.functional``, does, for a generated weight."""
+
+    def operation(x: Tensor, chunk: Tensor, chunk_bias: Tensor | None, chunk_groups: int) -> Tensor:
+        return convolve(x, chunk, chunk_bias, stride, padding, dilation, chunk_groups)
 
     layer = partial(Layer, operation, partial(_conv_gradients, operation), 1 - len(weight.source.shape), groups)
     return _compute(input, weight, bias, layer)
@@ -181,18 +202,19 @@ def _conv_gradients(
     weight: Tensor,
     gradient: Tensor,
     groups: int,
-    wanted: tuple[bool, bool],
-) -> Pair:
-    """Run a block once more and differentiate it: any padding and layout is autograd's own affair."""
-    x, weight = x.detach().requires_grad_(wanted[0]), weight.detach().requires_grad_(wanted[1])
+    needed: tuple[bool, bool],
+) -> Gradients:
+    """Computes a chunk again and differentiates it by autograd, which handles every padding and memory layout."""
+    x, weight = x.detach().requires_grad_(needed[0]), weight.detach().requires_grad_(needed[1])
     with torch.enable_grad():
         output = operation(x, weight, None, groups)
-    found = iter(torch.autograd.grad(output, [one for one in (x, weight) if one.requires_grad], gradient))
-    return next(found) if wanted[0] else None, next(found) if wanted[1] else None
+    differentiated = [tensor for tensor in (x, weight) if tensor.requires_grad]
+    gradients = iter(torch.autograd.grad(output, differentiated, gradient))
+    return next(gradients) if needed[0] else None, next(gradients) if needed[1] else None
 
 
 BLOCKWISE: Mapping[Any, Callable[..., Tensor]] = {
     functional.linear: _linear,
     **{convolve: partial(_conv, convolve) for convolve in (functional.conv1d, functional.conv2d, functional.conv3d)},
 }
-"""What computes with a virtual weight, by the function of torch that it stands for."""
+"""For each function of torch that takes a weight, the function that replaces it for generated weights."""

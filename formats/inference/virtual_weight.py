@@ -1,9 +1,9 @@
-"""Virtual weights: a codebook whose indices a codec generates; the matrix never exists, in training or inference.
+"""Virtual weights: codebooks whose indices a codec generates, so that the weight itself need never exist.
 
-Linear layers and convolutions compute a block of output channels at a time, forward and backward; whatever else reads
-such a weight is given all of it for the moment.
+Linear layers and convolutions compute a chunk of output channels at a time, forward and backward. Any other operation
+is given the expanded weight, which exists for the time of that operation.
 
-Chen, Wilson, Tyree, Weinberger, Chen, "Compressing Neural Networks with the Hashing Trick", ICML 2015, section 4.
+Chen, Wilson, Tyree, Weinberger and Chen, "Compressing Neural Networks with the Hashing Trick", ICML 2015, section 4.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ __all__ = ["ComputedWeight", "VirtualTensor", "VirtualWeight", "mirrored"]
 
 
 class VirtualTensor(Tensor):
-    """A weight that holds its codebook alone, and is differentiable in it.
+    """A weight that stores its codebook alone and is differentiable in it.
 
     Args:
-        source: what generates its indices.
-        codebook: float[codewords], mirrored ones included.
-        dtype: what weights are cast to, after they have been rounded to the source's dtype.
+        source: the source of its indices.
+        codebook: float[K], mirrored codewords included.
+        dtype: the dtype that weights are cast to, after they are rounded to the dtype of ``source``.
 
     Example:
         >>> from compressor.formats.codecs.base import Stream
@@ -45,67 +45,73 @@ class VirtualTensor(Tensor):
 
     @staticmethod
     def __new__(cls, source: Generated, codebook: Tensor, dtype: torch.dtype) -> VirtualTensor:  # noqa: D102
-        made: VirtualTensor = torch.Tensor._make_wrapper_subclass(
+        tensor: VirtualTensor = torch.Tensor._make_wrapper_subclass(
             cls, source.shape, dtype=dtype, device=codebook.device, requires_grad=codebook.requires_grad
         )
-        made.source, made.codebook = source, codebook
-        return made
+        tensor.source, tensor.codebook = source, codebook
+        return tensor
 
     def expand_weights(self) -> Tensor:
-        """Give all weights as an ordinary tensor, differentiable in the codebook."""
+        """Returns all weights as an ordinary tensor, differentiable in the codebook."""
         return self.source.expand(self.codebook).to(self.dtype)
 
     @classmethod
     def __torch_function__(
         cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        given = dict(kwargs or {})
-        if func in _KNOWN:
+        keywords = dict(kwargs or {})
+        if func in _VALUE_FREE:
             with torch._C.DisableTorchFunctionSubclass():
-                return func(*args, **given)
-        if func in BLOCKWISE and _is_the_weight(args, given):
-            return BLOCKWISE[func](*args, **given)
-        args, given = tree_map_only(VirtualTensor, VirtualTensor.expand_weights, (args, given))
-        return func(*args, **given)
+                return func(*args, **keywords)
+        if func in BLOCKWISE and _only_weight_is_virtual(args, keywords):
+            return BLOCKWISE[func](*args, **keywords)
+        args, keywords = tree_map_only(VirtualTensor, VirtualTensor.expand_weights, (args, keywords))
+        return func(*args, **keywords)
 
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
-        """Come here for what torch's overrides do not see, above all ``set_`` of ``remove_parametrizations``."""
-        met = [one for one in tree_leaves((args, kwargs)) if isinstance(one, VirtualTensor)]
-        if any(weight.requires_grad for weight in met):  # gradients would go no further than here
+        """Expands virtual weights for operations that skip ``__torch_function__``.
+
+        The most frequent is ``set_`` in ``remove_parametrizations``. Autograd is above this level, so a weight that
+        requires a gradient is refused: the gradient would not reach its codebook.
+        """
+        weights = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, VirtualTensor)]
+        if any(weight.requires_grad for weight in weights):
             raise TypeError(f"{func} does not see a virtual weight as torch's overrides do; give it expand_weights()")
-        args, given = tree_map_only(VirtualTensor, VirtualTensor.expand_weights, (args, dict(kwargs or {})))
-        return func(*args, **given)
+        args, keywords = tree_map_only(VirtualTensor, VirtualTensor.expand_weights, (args, dict(kwargs or {})))
+        return func(*args, **keywords)
 
 
-_KNOWN = {
+_VALUE_FREE = {
     getattr(Tensor, name).__get__ for name in ("shape", "dtype", "device", "ndim", "requires_grad", "is_meta", "layout")
-} | {Tensor.size, Tensor.dim, Tensor.numel, Tensor.is_floating_point}  # what a tensor can tell without its values
+} | {Tensor.size, Tensor.dim, Tensor.numel, Tensor.is_floating_point}  # need no values of the tensor
 
 
-def _is_the_weight(args: tuple[Any, ...], given: Mapping[str, Any]) -> bool:
-    """Tell whether the argument called weight, or the second, is virtual, and no other."""
-    weight = args[1] if len(args) > 1 else given.get("weight")
-    virtual = [one for one in (*args, *given.values()) if isinstance(one, VirtualTensor)]
+def _only_weight_is_virtual(args: tuple[Any, ...], keywords: Mapping[str, Any]) -> bool:
+    """Returns whether the weight, the second argument or the one of that name, is the only virtual argument."""
+    weight = args[1] if len(args) > 1 else keywords.get("weight")
+    virtual = [argument for argument in (*args, *keywords.values()) if isinstance(argument, VirtualTensor)]
     return len(virtual) == 1 and virtual[0] is weight
 
 
 def mirrored(values: Tensor) -> Tensor:
-    """Give codewords and after them their negatives, as a mirrored table has them: float[K] to float[2K]."""
+    """Returns codewords followed by their negatives, as in a mirrored table: float[2K] of float[K]."""
     return torch.cat([values, -values])
 
 
 class ComputedWeight(nn.Module):
-    """What a packed layer's weight is computed from: the parametrisation of an empty buffer.
+    """Base of modules that compute the weight of a packed layer, as parametrisations of an empty buffer.
 
-    ``codebook`` and other floats stay float32, whatever dtype the layer is cast to; ``dtype`` is the stored tensor's.
+    Attributes:
+        codebook: float32 buffer; like all float buffers it stays float32 when the layer is cast to another dtype.
+        dtype: the dtype of the stored tensor.
     """
 
     codebook: Tensor
     dtype: torch.dtype
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> ComputedWeight:
-        """Follow to a device, but keep float32: the weight is rounded to another dtype after it is computed."""
+        """Moves buffers to another device but keeps their dtype: the computed weight is cast, not the codebook."""
         before = dict(self._buffers)
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         for name, tensor in before.items():
@@ -114,11 +120,11 @@ class ComputedWeight(nn.Module):
 
 
 class VirtualWeight(ComputedWeight):
-    """A weight that is codebook and seed; ``forward`` gives a tensor that layers compute with block by block.
+    """A weight whose indices a codec generates; ``forward`` returns a tensor that layers expand chunk by chunk.
 
     Args:
-        source: what generates its indices.
-        codebook: float32[K] without mirrored codewords, its only buffer.
+        source: the source of its indices.
+        codebook: float32[K] without mirrored codewords; its only buffer.
         negatives: whether the codebook is mirrored.
     """
 
@@ -128,5 +134,5 @@ class VirtualWeight(ComputedWeight):
         self.register_buffer("codebook", codebook)
 
     def forward(self, like: Tensor) -> VirtualTensor:
-        """Give the weight in the dtype of ``like``."""
+        """Returns the weight in the dtype of ``like``."""
         return VirtualTensor(self.source, mirrored(self.codebook) if self.negatives else self.codebook, like.dtype)

@@ -1,1 +1,1 @@
-"""Files on disk: written whole or not at all, locked, and memory for what is read."""
+"""Atomic writing and locking of files on disk, and memory for decoded data."""

@@ -1,4 +1,4 @@
-"""Put a file in place whole or not at all, whatever happens meanwhile."""
+"""Atomic writing: a file appears complete or not at all, whatever happens in between."""
 
 from __future__ import annotations
 
@@ -19,19 +19,23 @@ from compressor.formats.io.locking import sweep_locks
 __all__ = ["check_writable", "write_atomically"]
 
 _ATTEMPTS = 3
-_WITHOUT = {errno.ENOSYS, errno.EXDEV, errno.EINVAL, errno.ENOTSUP}  # said by file systems that lack rename or fsync
+_UNSUPPORTED = {errno.ENOSYS, errno.EXDEV, errno.EINVAL, errno.ENOTSUP}  # of file systems without rename or fsync
 
-# A temporary file names its machine and process, so that the next writer can tell the litter of a dead one.
+# The name of a temporary file contains machine and process, so that the next writer can remove those of dead processes.
 _MACHINE = f"{zlib.crc32(platform.node().encode()):08x}"
 _TEMPORARY = re.compile(rf"\.timm-compressor-{_MACHINE}-(\d+)-[0-9a-f]{{16}}\.tmp")
 
 
 def check_writable(path: str | os.PathLike[str], force: bool) -> None:
-    """Tell, before the long work, whether ``path`` could be written: a temporary file is made beside it.
+    """Checks, before long work, that a file can be written, by creating and removing a temporary file beside it.
+
+    Args:
+        path: the file that is to be written.
+        force: whether it may exist.
 
     Raises:
-        UsageError: it exists, and ``force`` is not set.
-        ResourceError: it is no regular file, or its folder is missing or cannot be written.
+        UsageError: it exists and ``force`` is not set.
+        ResourceError: it is not a regular file, or its folder does not exist or cannot be written.
     """
     target = _target(path, force)
     descriptor, temporary = _create_beside(target)
@@ -45,47 +49,48 @@ def write_atomically(
     verify: Callable[[Path], None] | None = None,
     force: bool = False,
 ) -> None:
-    """Write ``data`` to a temporary file beside ``path``, verify it, put it in place.
+    """Writes a temporary file beside ``path``, verifies it and renames it.
 
-    On return the file is on disk under its name. On any error the old file, if any, is as it was and nothing
-    is left behind; what a killed process left is swept by the next call in the same folder. A link is followed
-    and kept. Without ``force`` a file that another process made meanwhile is not replaced either.
+    On return the file is on disk under its name. After an error the old file, if there was one, is unchanged, and no
+    temporary file remains; those of killed processes are removed by the next call for the same folder. A symbolic link
+    is followed and kept. Without ``force``, a file that another process creates in the meantime is not replaced either.
 
     Args:
         path: the file.
-        data: its bytes, in one piece or in several, for what would not fit into memory twice.
-        verify: called with the temporary file's path; what it raises stops the writing.
-        force: replace an existing file.
+        data: its bytes, in one piece, or in several so that large data need not be in memory twice.
+        verify: a function that is called with the path of the temporary file, and raises an error where it is wrong;
+            None, the default, for no check.
+        force: whether an existing file is replaced; by default it is an error.
 
     Raises:
-        UsageError: it exists, and ``force`` is not set.
-        ResourceError: folder, disk or permissions do not allow it.
+        UsageError: the file exists and ``force`` is not set.
+        ResourceError: the folder does not exist, or disk space or permissions do not suffice.
     """
-    parts = [memoryview(part).cast("B") for part in ([data] if isinstance(data, bytes) else data)]
+    pieces = [memoryview(piece).cast("B") for piece in ([data] if isinstance(data, bytes) else data)]
     target = _target(path, force)
-    _sweep(target.parent)
-    _check_space(target, sum(map(len, parts)))
+    _remove_stale(target.parent)
+    _check_space(target, sum(map(len, pieces)))
     descriptor, temporary = _create_beside(target)
     try:
-        with _explained(target):
+        with _resource_errors(target):
             try:
-                for part in parts:
-                    _write_all(descriptor, part)
+                for piece in pieces:
+                    _write_all(descriptor, piece)
                 os.fsync(descriptor)
             finally:
                 os.close(descriptor)
         if verify is not None:
             verify(temporary)
-        with _explained(target):
-            _put(temporary, target, force)
+        with _resource_errors(target):
+            _rename(temporary, target, force)
             _sync_folder(target.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
 
 def _target(path: str | os.PathLike[str], force: bool) -> Path:
-    """Follow links and check what is there."""
-    with _explained(Path(path)):
+    """Returns the path after following links, and checks that a file may be written there."""
+    with _resource_errors(Path(path)):
         target = Path(os.path.realpath(path))
         try:
             mode = target.stat().st_mode
@@ -100,13 +105,13 @@ def _target(path: str | os.PathLike[str], force: bool) -> Path:
 
 
 def _create_beside(target: Path) -> tuple[int, Path]:
-    """Make a temporary file that nobody else has; a name that is taken, be it by a planted link, is left alone."""
+    """Creates a new temporary file in the folder of a file; never opens an existing file or link of that name."""
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-    with _explained(target):
+    with _resource_errors(target):
         for attempt in range(1, _ATTEMPTS + 1):
             temporary = target.parent / f".timm-compressor-{_MACHINE}-{os.getpid()}-{secrets.token_hex(8)}.tmp"
             try:
-                return os.open(temporary, flags, 0o666), temporary  # the umask takes its part off
+                return os.open(temporary, flags, 0o666), temporary  # less the bits of the umask
             except FileExistsError:
                 if attempt == _ATTEMPTS:
                     raise
@@ -118,22 +123,22 @@ def _write_all(descriptor: int, view: memoryview) -> None:
         view = view[os.write(descriptor, view) :]
 
 
-def _put(temporary: Path, target: Path, force: bool) -> None:
-    """Give the temporary file its name: a rename replaces, a link refuses to."""
+def _rename(temporary: Path, target: Path, force: bool) -> None:
+    """Gives the temporary file its name: by a rename, which replaces a file, or by a hard link, which never does."""
     if not force:
         try:
             os.link(temporary, target)
             return
         except FileExistsError as error:
-            raise UsageError(f"{target} was made by another process meanwhile: kept as it is") from error
-        except OSError as error:
+            raise UsageError(f"{target} was created by another process in the meantime: left unchanged") from error
+        except OSError as error:  # the four errors of file systems without hard links
             if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK):
-                raise  # those four: a file system without hard links
+                raise
     os.replace(temporary, target)
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make the new name survive a power cut; a few file systems cannot, and say EINVAL."""
+    """Writes the entries of a folder to disk, so that a new name survives a power cut, where the file system can."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)
@@ -144,17 +149,17 @@ def _sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _sweep(folder: Path) -> None:
-    """Remove what writers that no longer run left in ``folder``."""
+def _remove_stale(folder: Path) -> None:
+    """Removes the temporary files and locks that processes which no longer run have left in a folder."""
     with contextlib.suppress(OSError):
         sweep_locks(folder)
         for entry in os.listdir(folder):
-            found = _TEMPORARY.fullmatch(entry)
-            if found and not _runs(int(found[1])):
+            match = _TEMPORARY.fullmatch(entry)
+            if match and not _is_running(int(match[1])):
                 (folder / entry).unlink(missing_ok=True)
 
 
-def _runs(process: int) -> bool:
+def _is_running(process: int) -> bool:
     try:
         os.kill(process, 0)
     except ProcessLookupError:
@@ -165,7 +170,8 @@ def _runs(process: int) -> bool:
 
 
 def _check_space(target: Path, size: int) -> None:
-    with _explained(target):
+    """Raises ResourceError where the disk of a file has less than ``size`` bytes free."""
+    with _resource_errors(target):
         status = os.statvfs(target.parent)
     free = status.f_bavail * status.f_frsize
     if free < size:
@@ -173,8 +179,8 @@ def _check_space(target: Path, size: int) -> None:
 
 
 @contextlib.contextmanager
-def _explained(target: Path) -> Iterator[None]:
-    """Turn an OSError into one line on ``target``."""
+def _resource_errors(target: Path) -> Iterator[None]:
+    """Raises ResourceError with a message of one line, which names ``target``, in place of an OSError."""
     try:
         yield
     except (OSError, ValueError) as error:
@@ -183,6 +189,6 @@ def _explained(target: Path) -> Iterator[None]:
         if isinstance(error, FileNotFoundError):
             raise ResourceError(f"folder {target.parent} does not exist: make it first") from error
         reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
-        lacks = isinstance(error, OSError) and error.errno in _WITHOUT
-        hint = "; this file system may lack what that takes: write to another one, then copy the file" if lacks else ""
+        unsupported = isinstance(error, OSError) and error.errno in _UNSUPPORTED
+        hint = "; this file system may not support it: write to another one, then copy the file" if unsupported else ""
         raise ResourceError(f"{target} cannot be written: {reason}{hint}") from error

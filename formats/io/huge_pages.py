@@ -1,4 +1,4 @@
-"""Memory for what is decoded, in large pages where the system has them: each page costs when it is first written."""
+"""Memory for decoded data, in huge pages where the system has them: fewer page faults when it is first written."""
 
 from __future__ import annotations
 
@@ -11,23 +11,30 @@ from numpy.typing import DTypeLike, NDArray
 
 __all__ = ["allocate"]
 
-_PAGE = 1 << 21  # bytes of a large page on x86-64, and on most of arm64
+_PAGE = 1 << 21  # bytes of a huge page on x86-64 and most arm64 systems
 
 
 def allocate(count: int, dtype: DTypeLike) -> NDArray[Any]:
-    """Give ``np.empty(count, dtype)``; of 2 MB and more it lies in large pages, on Linux, as far as it fills them.
+    """Returns an uninitialised array; on Linux, one of 2 MiB or more is in huge pages as far as it fills them.
 
-    numpy asks for such pages from 4 MB on, but its arrays begin and end anywhere in one. Here they begin with one.
+    numpy requests huge pages from 4 MiB on, but its arrays begin anywhere in a page; these begin at the start of one.
+
+    Args:
+        count: the number of items.
+        dtype: the dtype of the items.
+
+    Returns:
+        An array of shape [count].
 
     Raises:
-        MemoryError: there is not so much.
+        MemoryError: there is not enough memory.
 
     >>> allocate(3, np.float32).shape
     (3,)
     """
     size = count * np.dtype(dtype).itemsize
     if size >= _PAGE and hasattr(mmap, "MADV_HUGEPAGE"):
-        with suppress(OSError):  # too many mappings, or a system without large pages
+        with suppress(OSError):  # too many mappings, or a system without huge pages
             mapped = mmap.mmap(-1, size + _PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
             start = -np.frombuffer(mapped, np.uint8).ctypes.data % _PAGE
             mapped.madvise(mmap.MADV_HUGEPAGE, start, size // _PAGE * _PAGE)

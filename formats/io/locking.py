@@ -1,6 +1,6 @@
-"""Keep a file to be written for one process, from before the long work until it is written.
+"""Locks that reserve a file for one process, from before long work until the file is written.
 
-Not filelock's locks: where a file system has none, those become files that outlive a process that is killed.
+The filelock package is not used: on file systems without locks it falls back to files that outlive a killed process.
 """
 
 from __future__ import annotations
@@ -21,13 +21,16 @@ _LOCK = re.compile(r"\.timm-compressor-[0-9a-f]{16}\.lock")
 
 @contextlib.contextmanager
 def holding(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Hold ``path`` within the block; the kernel lets go of it too when the process is killed.
+    """Holds the lock of a file within the ``with`` block; the system releases it when the process is killed.
 
-    Only who asks is kept from writing: ``write_atomically`` itself does not. Where the file system has no locks, as on
-    Windows, or the folder cannot be written, nothing is held, and of two writers the last one's file stays.
+    The lock is advisory: it stops other users of ``holding``, not ``write_atomically``. Where there are no locks, as on
+    Windows and some file systems, or the folder cannot be written, nothing is locked: the last writer's file remains.
+
+    Args:
+        path: the file that is going to be written.
 
     Raises:
-        ResourceError: another process holds it.
+        ResourceError: another process holds the lock.
     """
     target = Path(os.path.realpath(path))
     lock = target.parent / f".timm-compressor-{hashlib.sha256(os.fsencode(target.name)).hexdigest()[:16]}.lock"
@@ -35,7 +38,7 @@ def holding(path: str | os.PathLike[str]) -> Iterator[None]:
         descriptor = _lock(lock)
     except BlockingIOError as error:
         raise ResourceError(
-            f"{path} is what another process is going to write: wait until it has ended, or give another name"
+            f"{path} is going to be written by another process: wait until it has ended, or give another name"
         ) from error
     except (OSError, ImportError):
         descriptor = None
@@ -47,7 +50,11 @@ def holding(path: str | os.PathLike[str]) -> Iterator[None]:
 
 
 def sweep_locks(folder: Path) -> None:
-    """Remove the locks of processes that no longer run; OSError where the folder cannot be read."""
+    """Removes the lock files of processes that no longer run.
+
+    Raises:
+        OSError: the folder cannot be read.
+    """
     for entry in os.listdir(folder):
         if _LOCK.fullmatch(entry):
             with contextlib.suppress(OSError, ImportError):
@@ -55,14 +62,14 @@ def sweep_locks(folder: Path) -> None:
 
 
 def _lock(path: Path) -> int:
-    """Give the descriptor that holds ``path``, made if need be; BlockingIOError where another holds it."""
-    import fcntl  # which Windows lacks
+    """Returns the descriptor of a lock file, created if need be and locked; BlockingIOError where another has it."""
+    import fcntl  # not on Windows
 
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if os.fstat(descriptor).st_nlink:  # else its last holder has removed it meanwhile
+            if os.fstat(descriptor).st_nlink:  # otherwise its last holder has removed it in the meantime
                 return descriptor
         except OSError:
             os.close(descriptor)
@@ -71,7 +78,7 @@ def _lock(path: Path) -> int:
 
 
 def _unlock(path: Path, descriptor: int) -> None:
-    """Remove the file while it is held, so that nobody can hold it under this name at the same time."""
+    """Removes a lock file before it is unlocked, so that nobody else can hold it under this name."""
     with contextlib.suppress(OSError):
         path.unlink()
     os.close(descriptor)

@@ -1,1 +1,1 @@
-"""A small language for machine code, compiled by LLVM through llvmlite."""
+"""A small language in which kernels are written in Python and compiled to machine code by LLVM, through llvmlite."""

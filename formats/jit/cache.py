@@ -1,4 +1,4 @@
-"""Machine code for what ``native`` can spell, compiled once a process; None where llvmlite is missing."""
+"""Compiled kernels, each compiled once in a process; there are none where llvmlite is not installed."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ if TYPE_CHECKING:
 __all__ = ["ARGUMENTS", "available", "compiled_kernel"]
 
 ARGUMENTS = 11
-"""How many numbers and addresses a function takes at most."""
+"""The most arguments that a kernel may have; every compiled function takes this many."""
 
 _lock = threading.Lock()
 
 
 @functools.cache
 def available() -> bool:
-    """Tell whether machine code can be had."""
+    """Returns whether kernels can be compiled: llvmlite is installed."""
     try:
         import compressor.formats.jit.builder  # noqa: F401
     except ImportError:
@@ -29,12 +29,22 @@ def available() -> bool:
 
 
 def compiled_kernel(write: Callable[..., Any], *constants: int, vectorise: bool = False) -> MachineCode | None:
-    """Compile what ``write(code, *constants)`` writes.
+    """Returns a compiled kernel, which is compiled at the first call with these arguments.
 
     Args:
-        write: a function of a module, which is what the code is remembered by.
-        constants: what the code is made for, such as the bits of the items it handles.
-        vectorise: as for ``compile_function``.
+        write: the function of a module that writes the kernel, called as ``write(code, *constants)``.
+        constants: integers that the machine code is specialised for, such as the bits of an array's items.
+        vectorise: as for ``compile_function``; False by default.
+
+    Returns:
+        The kernel; None where llvmlite is not installed.
+
+    >>> from compressor.formats.jit.builder import Code
+    >>> def write_product(code: Code, factor: int) -> None:
+    ...     code.give(code.number(0) * factor)
+    >>> kernel = compiled_kernel(write_product, 3)
+    >>> kernel(7), kernel is compiled_kernel(write_product, 3)
+    (21, True)
     """
     with _lock:
         return _compile(write, constants, vectorise)

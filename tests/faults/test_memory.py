@@ -60,8 +60,8 @@ def test_max_memory_admits_larger_files(tmp_path: Path, monkeypatch: pytest.Monk
         assert file.decoded_size == 20 << 30
     path.write_bytes(giant([9, 1024]))
     assert run(["verify", str(path)]) == 0
-    monkeypatch.setattr(reader, "ALWAYS", 1 << 10)
-    monkeypatch.setattr(reader, "EXPANSION", 2)
+    monkeypatch.setattr(reader, "ALWAYS_ALLOWED", 1 << 10)
+    monkeypatch.setattr(reader, "MAX_EXPANSION", 2)
     assert run(["verify", str(path)]) == 3
     assert run(["verify", str(path), "--max-memory", "1"]) == 0
 

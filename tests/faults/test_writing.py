@@ -34,7 +34,7 @@ __all__ = ["says"]  # the fixture
 
 UNPACK = ("unpack", "good.safetensors", "-o", "a.safetensors")
 PACK = ("pack", "test_resnet", "--checkpoint-path", "dense.safetensors", "--scheme", "kmeans", "--bits", "1")
-ELSEWHERE = "this file system may lack what that takes: write to another one, then copy the file"
+ELSEWHERE = "this file system may not support it: write to another one, then copy the file"
 COMMANDS = {"unpack": UNPACK, "pack": (*PACK, "-o", "a.safetensors")}
 
 
@@ -180,7 +180,7 @@ def test_the_second_of_two_commands_is_refused_before_the_work(
     with another_process(old.resolve()), monkeypatch.context() as patch:
         patch.setattr("compressor.cli.weights.create_model", forbidden)
         patch.setattr("compressor.formats.loader.load_state_dict", forbidden)
-        assert f"{old.name} is what another process is going to write: wait" in fails(
+        assert f"{old.name} is going to be written by another process: wait" in fails(
             capsys, 6, *COMMANDS[command], "--force"
         )
     assert old.read_bytes() == b"old"

@@ -19,7 +19,7 @@ CODEC = codec_class("hashed")()
 
 @pytest.fixture
 def never_whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Blocks of 64 weights, and no more than a channel, must do."""
+    """Chunks of 64 weights, or of one channel where that has more, must do."""
 
     def refuse(self: Generated, codebook: Tensor) -> Tensor:
         raise AssertionError(f"{self.stream.name} was expanded")
@@ -36,8 +36,8 @@ def never_whole(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def blocks_of(weights: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(blockwise, "BLOCK", weights)
-    monkeypatch.setattr(generated, "BLOCK", weights)
+    monkeypatch.setattr(blockwise, "WEIGHTS_PER_CHUNK", weights)
+    monkeypatch.setattr(generated, "WEIGHTS_PER_CHUNK", weights)
 
 
 def source_of(shape: tuple[int, ...], codewords: int = 10, dtype: torch.dtype = torch.float64) -> Generated:

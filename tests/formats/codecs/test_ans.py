@@ -229,7 +229,7 @@ def test_plain_python_agrees_with_machine_code(monkeypatch: pytest.MonkeyPatch, 
             return data, CODECS[codec]().lookup(memoryview(data), stream(len(indices), 5), values)
         return data, CODECS[codec]().decode(memoryview(data), stream(len(indices), 5))
 
-    monkeypatch.setattr(kernels, "_met", 1 << 40)
+    monkeypatch.setattr(kernels, "_indices_seen", 1 << 40)
     compiled = run()
     monkeypatch.setattr(kernels, "compiled_kernel", lambda write, item: None)
     slow = run()

@@ -21,7 +21,7 @@ ITEMS = st.sampled_from([np.uint8, np.uint16, np.uint32])
 def both(monkeypatch: pytest.MonkeyPatch, run: Callable[[], object]) -> tuple[object, object]:
     """Run once compiled and once in plain Python."""
     with monkeypatch.context() as patch:
-        patch.setattr(kernels, "_met", 1 << 40)
+        patch.setattr(kernels, "_indices_seen", 1 << 40)
         compiled = run()
         patch.setattr(kernels, "compiled_kernel", lambda write, item: None)
         return compiled, run()

@@ -128,7 +128,7 @@ def test_codebooks_that_cannot_be_written() -> None:
 def test_untouched_that_cannot_be_written() -> None:
     cannot("untouched of 'bn' has 8 bytes, expected 12", untouched={"bn": RawTensor("F32", (3,), RAW.data)})
     cannot("does not fit F16", untouched={"bn": RawTensor("F32", (1,), floats(1e6), "F16")})
-    cannot("expected it stored as it is", untouched={"bn": RawTensor("I32", (2,), RAW.data, "F16")})
+    cannot("I32 stored as F16, expected stored as I32", untouched={"bn": RawTensor("I32", (2,), RAW.data, "F16")})
     cannot("given twice", untouched={"fc.weight": RAW})
     cannot("dtype", untouched={"bn": RawTensor("C64", (1,), RAW.data)})
 

@@ -10,17 +10,18 @@ import pytest
 import torch
 
 from compressor.formats.content import Codebook, Grid, SharedTensor, Table, decode, index_count, index_dtype
-from compressor.formats.inference.packed_weight import DTYPES, PackedWeight
+from compressor.formats.inference.packed_weight import PackedWeight
+from compressor.formats.torch_tensors import TORCH_DTYPES
 
 RANDOM = np.random.default_rng(0)
 
 
 def expanded(site: SharedTensor, book: Codebook) -> None:
-    """Compare with ``record.decode`` to the bit."""
+    """Compare with ``content.decode`` to the bit."""
     wanted = torch.from_numpy(decode(site, book))
     if site.dtype == "BF16":
         wanted = wanted.view(torch.bfloat16)
-    weight = PackedWeight(site, torch.from_numpy(book.expand()))(torch.empty(0, dtype=DTYPES[site.dtype]))
+    weight = PackedWeight(site, torch.from_numpy(book.expand()))(torch.empty(0, dtype=TORCH_DTYPES[site.dtype]))
     assert weight.dtype == wanted.dtype
     assert weight.is_contiguous()
     assert torch.equal(weight, wanted)

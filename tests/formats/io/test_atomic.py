@@ -138,7 +138,7 @@ def test_file_made_meanwhile_is_kept(tmp_path: Path) -> None:
     def verify(path: Path) -> None:
         (tmp_path / "a").write_bytes(b"of another process")
 
-    with pytest.raises(UsageError, match="made by another process"):
+    with pytest.raises(UsageError, match="created by another process"):
         write_atomically(tmp_path / "a", b"new", verify)
     assert (tmp_path / "a").read_bytes() == b"of another process"
     assert names(tmp_path) == ["a"]

@@ -46,7 +46,7 @@ def test_another_process_is_refused_in_one_line(tmp_path: Path) -> None:
     link.symlink_to("a")
     with another_process(path):
         for one in (path, link, tmp_path / "." / "a"):
-            with pytest.raises(ResourceError, match="another process is going to write: wait") as caught, holding(one):
+            with pytest.raises(ResourceError, match="written by another process: wait") as caught, holding(one):
                 pytest.fail("two hold it")
             assert caught.value.exit_code == 6
             assert "\n" not in str(caught.value)
