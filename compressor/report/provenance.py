@@ -1,4 +1,4 @@
-"""The provenance of a packed file, validated as it is read, because it may be as malicious as any other part of the file."""
+"""The provenance of a packed file, validated as it is read: it may be as malicious as any other part of the file."""
 
 from __future__ import annotations
 

@@ -140,7 +140,7 @@ class Report:
         return "\n".join(line for text in (size, parameters) for line in wrap(text, width, subsequent_indent=" " * 12))
 
     def details(self, width: int = 120) -> str:
-        """Returns figures over all shared weights together, for comparison with papers, as text no wider than ``width``."""
+        """Returns figures over all shared weights together, as papers count them, as text no wider than ``width``."""
         w = self.weight_space
         figures = [f"{w.unique:,} values, entropy {w.entropy:.3f} bits"]
         if any(row.scheme == WEIGHT_FIXING for row in self.rows):
