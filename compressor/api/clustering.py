@@ -95,7 +95,7 @@ def cluster_weights(
         to_cluster: a model or layer; each of its Linear, convolution, embedding and attention weights is clustered
             separately.
         number_of_clusters: the most values of a tensor, including 0.0 if sparsity is preserved; 1 to 65,536.
-        cluster_centroids_init: where the k-means starts that finds the first centroids.
+        cluster_centroids_init: the start of the k-means that finds the first centroids.
         preserve_sparsity: whether weights that are zero now stay zero.
         cluster_per_channel: whether each output channel, a slice of axis 0, has values of its own.
 

@@ -20,7 +20,7 @@ from compressor.formats.errors import IntegrityError, MissingError, ResourceErro
 __all__ = ["Checkpoints"]
 
 _log = logging.getLogger(__name__)
-KEPT = 2
+KEPT = 2  # the newest checkpoints, in case the last one is damaged
 LOCK = ".lock"
 
 

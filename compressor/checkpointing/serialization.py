@@ -106,16 +106,16 @@ def broadcast_state(read: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         return read()
     tensors: dict[str, Tensor] = {}
 
-    def described() -> Any:
-        text = _encode(read(), "", tensors)
-        return text, {name: [str(tensor.dtype), list(tensor.shape)] for name, tensor in tensors.items()}
+    def describe() -> Any:
+        value = _encode(read(), "", tensors)
+        return value, {name: [str(tensor.dtype), list(tensor.shape)] for name, tensor in tensors.items()}
 
-    text, kinds = main_process_first(described)
-    known = {str(dtype): dtype for dtype in DTYPES}
-    for name, (dtype, shape) in kinds.items():
-        tensors.setdefault(name, torch.empty(shape, dtype=known[dtype]))
-    broadcast_tensors(tensors[name] for name in kinds)
-    state: dict[str, Any] = _decode(text, tensors)
+    value, types = main_process_first(describe)
+    dtypes = {str(dtype): dtype for dtype in DTYPES}
+    for name, (dtype, shape) in types.items():
+        tensors.setdefault(name, torch.empty(shape, dtype=dtypes[dtype]))
+    broadcast_tensors(tensors[name] for name in types)
+    state: dict[str, Any] = _decode(value, tensors)
     return state
 
 

@@ -82,15 +82,15 @@ class BadSplit:
 
     def __init__(self, all_splits: BadImages, name: str, images: int) -> None:
         self.all_splits, self.name = all_splits, name
-        self.found: Tensor = torch.zeros(images, dtype=torch.uint8).share_memory_()  # written by worker processes
+        self.unreadable: Tensor = torch.zeros(images, dtype=torch.uint8).share_memory_()  # written by worker processes
         self.explain: Callable[[int], str] = str
 
     def add(self, index: int) -> None:
         """Records the image at ``index`` as unreadable."""
-        self.found[index] = 1
+        self.unreadable[index] = 1
 
     def lines(self) -> list[str]:
         """Returns a line for each unreadable image: its split, its name and the reason."""
-        found = self.found.int()
-        all_reduce_sum([found])
-        return [f"{self.name}: {self.explain(index)}" for index in found.nonzero().flatten().tolist()]
+        reports = self.unreadable.int()
+        all_reduce_sum([reports])
+        return [f"{self.name}: {self.explain(index)}" for index in reports.nonzero().flatten().tolist()]

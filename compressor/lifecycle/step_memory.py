@@ -46,7 +46,7 @@ class StepMemory:
 
     @classmethod
     def of(
-        cls, model: nn.Module, groups: Sequence[Group], sketch: nn.Module, images: Tensor, opt: str, held: int
+        cls, model: nn.Module, groups: Sequence[Group], sketch: nn.Module, images: Tensor, opt: str, other_models: int
     ) -> StepMemory:
         """Predicts the memory of a step in which all weights are trained; schemes that train fewer need less.
 
@@ -56,13 +56,13 @@ class StepMemory:
             sketch: the dense model, on ``meta``.
             images: a batch of a step, on ``meta``: float32[batch, C, H, W].
             opt: timm's name of the optimiser.
-            held: bytes of the other models in memory, and of the dense weights that are kept.
+            other_models: bytes of the other models in memory, and of the dense weights that are kept.
         """
         trained = list(model.parameters())
         saved, largest = activations(sketch, images)
         gradients = size_of(trained) + TEMPORARIES * max(map(_bytes, trained), default=0)
         return cls(
-            models=size_of(model.state_dict().values()) + held,
+            models=size_of(model.state_dict().values()) + other_models,
             optimizer=round(_state_bytes(opt) * sum(p.numel() for p in trained)),
             shared=sum(group.weights * (VALUE + _index_bytes(group)) for group in groups),
             saved=saved,
