@@ -72,7 +72,7 @@ class Dataset:
 
         Args:
             batch_size: number of images.
-            seed: determines the order of all epochs, together with the number of epochs drawn before.
+            seed: of the generator that draws the order of one epoch after the other.
         """
         count = len(self.train)  # type: ignore[arg-type]
         order = torch.Generator().manual_seed(seed)
