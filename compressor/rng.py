@@ -1,4 +1,4 @@
-"""The random generators that a training draws from: their state, put back, and one seed for all of them."""
+"""The global random generators that training draws from: saving, restoring and seeding their state."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["random_state", "seed_all", "seeded", "set_random_state"]
 
 
 def random_state() -> dict[str, Any]:
-    """Give the state of the global generators of Python, NumPy and torch, on the GPUs too.
+    """Returns the state of the global generators of Python, NumPy and torch, those of the GPUs included.
 
     Example:
         >>> state = random_state()
@@ -35,7 +35,7 @@ def random_state() -> dict[str, Any]:
 
 
 def set_random_state(state: Mapping[str, Any]) -> None:
-    """Put back what ``random_state`` gave."""
+    """Restores the state that ``random_state`` returned."""
     random.setstate(state["python"])
     np.random.set_state(state["numpy"])  # noqa: NPY002
     torch.set_rng_state(state["torch"])
@@ -46,7 +46,11 @@ def set_random_state(state: Mapping[str, Any]) -> None:
 
 
 def seed_all(seed: int) -> None:
-    """Seed the global generators of Python, NumPy and torch, on the GPUs too; 0 to 2^32 - 1."""
+    """Seeds the global generators of Python, NumPy and torch, those of the GPUs included.
+
+    Args:
+        seed: 0 to 2^32 - 1.
+    """
     random.seed(seed)
     np.random.seed(seed)  # noqa: NPY002
     torch.manual_seed(seed)
@@ -54,7 +58,7 @@ def seed_all(seed: int) -> None:
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Let Python, NumPy and torch, on the CPU, draw by a seed inside, and go on as before after it.
+    """Seeds the CPU generators of Python, NumPy and torch inside a ``with`` block and restores their state afterwards.
 
     Args:
         seed: 0 to 2^32 - 1.
@@ -69,7 +73,7 @@ def seeded(seed: int) -> Iterator[None]:
     before = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
     random.seed(seed)
     np.random.seed(seed)  # noqa: NPY002
-    torch.default_generator.manual_seed(seed)  # torch.manual_seed would reach for the GPUs
+    torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed the GPUs too
     try:
         yield
     finally:

@@ -1,4 +1,4 @@
-"""The recipes and the packed checkpoints that ship with the package, by name."""
+"""The recipes and packed checkpoints that ship with the package."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _FOLDER = resources.files(__name__) / "recipes"
 
 
 def list_recipes() -> list[str]:
-    """Give the names of the shipped recipes, sorted.
+    """Returns the names of the shipped recipes, sorted.
 
     >>> "learnt4" in list_recipes()
     True
@@ -22,10 +22,17 @@ def list_recipes() -> list[str]:
 
 
 def recipe_text(name: str) -> str:
-    """Give the TOML text of a shipped recipe; raises MissingError with the nearest name.
+    """Returns the TOML text of a shipped recipe.
 
-    >>> "[[stage" in recipe_text("learnt4")
-    True
+    Args:
+        name: one of ``list_recipes``.
+
+    Raises:
+        MissingError: there is no such recipe; the message suggests the nearest name.
+
+    Example:
+        >>> "[[stage" in recipe_text("learnt4")
+        True
     """
     if name not in list_recipes():
         known = ", ".join(list_recipes())

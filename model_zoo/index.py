@@ -1,4 +1,4 @@
-"""The packed checkpoints that ship with the package, by name: ``index.toml`` says what each is and how it was made."""
+"""The packed checkpoints that ship with the package; ``index.toml`` describes each of them and how it was made."""
 
 from __future__ import annotations
 
@@ -23,24 +23,24 @@ PREFIX = "zoo:"
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What the index says of one packed file.
+    """The index entry of a packed file.
 
     Args:
         name: without ``zoo:``.
         model: timm's name.
-        dataset: what it was trained and measured on.
-        recipe: the shipped recipe.
-        seed: of everything random.
-        command: what wrote the file.
-        dense_sha256: of the file of dense weights that ``command`` names; "" where it trained them itself.
+        dataset: the data it was trained and measured on.
+        recipe: name of the shipped recipe.
+        seed: of all random numbers.
+        command: the command that wrote the file.
+        dense_sha256: of the file of dense weights that ``command`` names; "" if the command trained them itself.
         sha256: of the packed file.
-        bytes: of the packed file.
-        parameters: of the model.
+        bytes: size of the packed file.
+        parameters: number of parameters of the model.
         dense_top1: share of test images that the dense model classified correctly.
-        top1: that share for the packed file.
-        interval: its 95 % interval, by Wilson's score.
-        n: test images.
-        correct_of_first_200: how many of the first 200 test images the packed file's model classified correctly.
+        top1: share of test images that the packed model classified correctly.
+        interval: 95 % interval of ``top1``, by Wilson's score.
+        n: number of test images.
+        correct_of_first_200: how many of the first 200 test images the packed model classified correctly.
     """
 
     name: str
@@ -61,12 +61,12 @@ class Checkpoint:
 
     @property
     def bits_per_weight(self) -> float:
-        """Bits of the whole file, header and all, per parameter of the model."""
+        """Bits of the whole file, including its header, per parameter of the model."""
         return 8 * self.bytes / self.parameters
 
 
 def list_checkpoints() -> list[str]:
-    """Give the names of the shipped checkpoints, sorted.
+    """Returns the names of the shipped checkpoints, sorted.
 
     >>> "test_resnet-tiny" in list_checkpoints()
     True
@@ -75,10 +75,17 @@ def list_checkpoints() -> list[str]:
 
 
 def checkpoint(name: str) -> Checkpoint:
-    """Give what the index says of a checkpoint; raises MissingError with the nearest name.
+    """Returns the index entry of a checkpoint.
 
-    >>> checkpoint("test_resnet-tiny").bits_per_weight < 1.5
-    True
+    Args:
+        name: one of ``list_checkpoints``.
+
+    Raises:
+        MissingError: there is no such checkpoint; the message suggests the nearest name.
+
+    Example:
+        >>> checkpoint("test_resnet-tiny").bits_per_weight < 1.5
+        True
     """
     if name not in _index():
         known = ", ".join(list_checkpoints())
@@ -87,10 +94,13 @@ def checkpoint(name: str) -> Checkpoint:
 
 
 def packed_path(text: str) -> Path:
-    """Give the file that ``zoo:NAME`` stands for; any other text is a path already.
+    """Returns the file of ``zoo:NAME``; any other text is returned as a path.
+
+    Args:
+        text: ``zoo:NAME`` or a path.
 
     Raises:
-        MissingError: no such checkpoint, or its file is not where it was installed.
+        MissingError: there is no such checkpoint, or its file is missing from the installation.
         IntegrityError: the file is not the one of the index.
 
     Example:
@@ -111,14 +121,16 @@ def packed_path(text: str) -> Path:
 
 
 def load(name: str, weights: str = "dense") -> nn.Module:
-    """Give the timm model of a shipped checkpoint, in eval mode.
+    """Returns the timm model of a shipped checkpoint, in eval mode.
 
     Args:
-        name: as ``list_checkpoints`` gives it.
+        name: one of ``list_checkpoints``.
         weights: "dense" or "packed", as for ``compressor.load``.
 
     Raises:
-        UsageError, MissingError, IntegrityError: as ``compressor.load`` and ``packed_path`` do.
+        UsageError: as for ``compressor.load``.
+        MissingError: as for ``packed_path``.
+        IntegrityError: as for ``packed_path``.
 
     Example:
         >>> load("test_resnet-tiny").num_classes

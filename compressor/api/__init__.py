@@ -1,7 +1,7 @@
-"""The verbs of TensorFlow Model Optimization, with their names and argument names, over the same engine.
+"""The functions of TensorFlow Model Optimization, with its names and argument names, built on ``Compressor``.
 
 ``clustering``, ``sparsity`` and ``quantization`` wrap a model, which then trains in any loop with any optimiser, and
-strip it again. ``docs/from-tfmot.md`` has its tutorial, and what differs on purpose.
+strip it again. ``docs/from-tfmot.md`` repeats its tutorial and lists the intentional differences.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""``tfmot.clustering.keras`` for torch: cluster the weights of a model, train on, strip."""
+"""``tfmot.clustering.keras`` for torch: clusters the weights of a model, which then trains on and is stripped."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from compressor.policy.policy import Policy, Rule
 __all__ = ["CentroidInitialization", "ClusteringConfig", "cluster_weights", "cluster_weights_", "strip_clustering"]
 
 VERB = "cluster_weights"
-MOST_CLUSTERS = 65_536
+MAX_CLUSTERS = 65_536
 
 
 class CentroidInitialization(str, Enum):  # noqa: UP042  (as in TFMOT, a member equals its name)
-    """Where the centroids start. RANDOM is a name that is understood, and refused."""
+    """Where the centroids start. RANDOM exists as a name only: it is refused."""
 
     LINEAR = "LINEAR"
     RANDOM = "RANDOM"
@@ -27,8 +27,8 @@ class CentroidInitialization(str, Enum):  # noqa: UP042  (as in TFMOT, a member 
     KMEANS_PLUS_PLUS = "KMEANS_PLUS_PLUS"
 
 
-# What the engine has in their place. All of them are starts of k-means here, where TFMOT trains from the start itself;
-# k-means++ is one approximation of the optimum, and the engine's dynamic programme a better one.
+# The corresponding options of the learnt scheme. Each is where k-means starts here, whereas TFMOT trains from the start
+# itself; k-means++ approximates the optimum, and the dynamic program comes closer to it.
 INITS = {
     CentroidInitialization.LINEAR: "linear",
     CentroidInitialization.DENSITY_BASED: "density",
@@ -38,12 +38,16 @@ INITS = {
 
 @dataclass(frozen=True)
 class ClusteringConfig:
-    """How the weights that a pattern of ``cluster_weights_`` matches are clustered.
+    """How the weights matched by a pattern of ``cluster_weights_`` are clustered.
 
     Args:
-        number_of_clusters, cluster_centroids_init, preserve_sparsity, cluster_per_channel: as in ``cluster_weights``.
+        number_of_clusters: as in ``cluster_weights``.
+        cluster_centroids_init: as in ``cluster_weights``.
+        preserve_sparsity: as in ``cluster_weights``.
+        cluster_per_channel: as in ``cluster_weights``.
 
-    Raises UsageError for a number or start that cannot be.
+    Raises:
+        UsageError: the number of clusters or the initialisation is not a valid one.
     """
 
     number_of_clusters: int = 16
@@ -53,8 +57,8 @@ class ClusteringConfig:
 
     def __post_init__(self) -> None:
         number, start = self.number_of_clusters, self.cluster_centroids_init
-        if not isinstance(number, int) or isinstance(number, bool) or not 1 <= number <= MOST_CLUSTERS:
-            raise UsageError(f"number_of_clusters must be a whole number from 1 to {MOST_CLUSTERS:,}, got {number!r}")
+        if not isinstance(number, int) or isinstance(number, bool) or not 1 <= number <= MAX_CLUSTERS:
+            raise UsageError(f"number_of_clusters must be a whole number from 1 to {MAX_CLUSTERS:,}, got {number!r}")
         if start == CentroidInitialization.RANDOM:
             raise UsageError(
                 "cluster_centroids_init=RANDOM is not offered: take KMEANS_PLUS_PLUS, LINEAR or DENSITY_BASED"
@@ -64,11 +68,11 @@ class ClusteringConfig:
             raise UsageError(f"cluster_centroids_init must be a CentroidInitialization, got {start!r}.{near}")
 
     def rule(self, match: str) -> Rule:
-        """Give the rule that clusters what ``match`` matches so."""
+        """Returns the rule that clusters the tensors matched by ``match`` in this way."""
         return Rule(
             match,
-            # Assignments follow the weights, whose gradients pass straight through, as in TFMOT: not Deep Compression,
-            # where they are fixed.
+            # As in TFMOT, assignments follow the weights by straight-through gradients; in Deep Compression they are
+            # fixed.
             scheme="learnt",
             codewords=self.number_of_clusters,
             init=INITS[CentroidInitialization(self.cluster_centroids_init)],
@@ -83,18 +87,21 @@ def cluster_weights(
     preserve_sparsity: bool = False,
     cluster_per_channel: bool = False,
 ) -> nn.Module:
-    """Give a copy of a trained model or layer whose weights take no more than so many values while it trains on.
+    """Returns a copy of a trained model or layer that trains on with each weight tensor limited to a few values.
 
-    Any optimiser over its ``parameters()`` trains weights, centroids and assignments; nothing else is to be called.
+    Any optimiser over its ``parameters()`` trains weights, centroids and assignments; no callback is needed.
 
     Args:
-        to_cluster: Linear, convolution, embedding and attention weights in it are clustered, each for itself.
-        number_of_clusters: how many values a tensor may have, 0.0 among them where sparsity is preserved.
-        cluster_centroids_init: where the k-means starts that gives the first centroids.
-        preserve_sparsity: whether weights that are zero now stay so.
-        cluster_per_channel: so many values for each output channel, for each slice of axis 0, rather than each tensor.
+        to_cluster: a model or layer; each of its Linear, convolution, embedding and attention weights is clustered
+            separately.
+        number_of_clusters: the most values of a tensor, including 0.0 if sparsity is preserved; 1 to 65,536.
+        cluster_centroids_init: the start of the k-means that finds the first centroids.
+        preserve_sparsity: whether weights that are zero now stay zero.
+        cluster_per_channel: whether each output channel, a slice of axis 0, has values of its own.
 
-    Raises UsageError for an argument that cannot be, PolicyError where nothing can be clustered.
+    Raises:
+        UsageError: an argument is not valid.
+        PolicyError: nothing in the model can be clustered.
 
     Example:
         >>> clustered = cluster_weights(nn.Linear(16, 8), number_of_clusters=4)
@@ -108,14 +115,16 @@ def cluster_weights(
 
 
 def cluster_weights_(model: nn.Module, config: Mapping[str, ClusteringConfig]) -> None:
-    """Cluster the weights of a model in place, those alone that a pattern matches.
+    """Clusters in place those weights of a model that match a pattern.
 
     Args:
-        config: regular expressions, the first of which that matches all of a tensor's name, or that of a module above
-            it, decides how it is clustered.
+        model: the model.
+        config: how to cluster, by regular expression. The first expression that matches the whole name of a tensor, or
+            of a module above it, applies.
 
-    Raises UsageError where some configs preserve sparsity and others do not, PolicyError where a pattern is no regular
-    expression or matches nothing.
+    Raises:
+        UsageError: some configs preserve sparsity and others do not.
+        PolicyError: a pattern is no regular expression or matches nothing.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 8))
@@ -133,8 +142,9 @@ def cluster_weights_(model: nn.Module, config: Mapping[str, ClusteringConfig]) -
 
 
 def strip_clustering(to_strip: nn.Module) -> nn.Module:
-    """Give a copy of a clustered model that is an ordinary module again, its weights the values they were clustered to.
+    """Returns a copy of a clustered model that is an ordinary module again, with the clustered values as weights.
 
-    Raises UsageError for a model without clustered weights.
+    Raises:
+        UsageError: the model has no clustered weights.
     """
     return strip(VERB, to_strip)

@@ -1,4 +1,4 @@
-"""``tfmot.quantization.keras`` for torch: train with the weights, not the activations, rounded to a few bits."""
+"""``tfmot.quantization.keras`` for torch: training with weights, but not activations, rounded to a few bits."""
 
 from __future__ import annotations
 
@@ -23,26 +23,29 @@ __all__ = [
 ]
 
 MARK = "quantize_annotation"
-MOST_BITS = 16
+MAX_BITS = 16
 
 
 @dataclass(frozen=True)
 class DefaultNBitQuantizeScheme:
-    """Weights of so many bits: evenly spaced values between the ends of each run of 256 weights, found in every step.
+    """Weights of few bits: evenly spaced values between the extremes of every 256 weights, recomputed in each step.
 
     Args:
         num_bits_weight: 1 to 16.
+
+    Raises:
+        UsageError: the number of bits is not valid.
     """
 
     num_bits_weight: int = 8
 
     def __post_init__(self) -> None:
         bits = self.num_bits_weight
-        if not isinstance(bits, int) or isinstance(bits, bool) or not 1 <= bits <= MOST_BITS:
-            raise UsageError(f"num_bits_weight must be a whole number from 1 to {MOST_BITS}, got {bits!r}")
+        if not isinstance(bits, int) or isinstance(bits, bool) or not 1 <= bits <= MAX_BITS:
+            raise UsageError(f"num_bits_weight must be a whole number from 1 to {MAX_BITS}, got {bits!r}")
 
     def rule(self, match: str) -> Rule:
-        """Give the rule that quantises what ``match`` matches so."""
+        """Returns the rule that quantises the tensors matched by ``match`` in this way."""
         return Rule(match, scheme="uniform", bits=self.num_bits_weight)
 
 
@@ -51,15 +54,20 @@ EIGHT_BITS = DefaultNBitQuantizeScheme()
 
 @dataclass(frozen=True)
 class Annotation:
-    """The mark on a layer that is to be quantised: how, or as the scheme says."""
+    """The mark on a layer to be quantised, with its own configuration or None for that of ``quantize_apply``."""
 
     quantize_config: DefaultNBitQuantizeScheme | None
 
 
 def quantize_model(to_quantize: nn.Module) -> nn.Module:
-    """Give a copy of a model that trains with all its weights rounded to 8 bits.
+    """Returns a copy of a model that trains with all its weights rounded to 8 bits.
 
-    Raises UsageError for what is no module, PolicyError where nothing can be quantised.
+    Args:
+        to_quantize: the model.
+
+    Raises:
+        UsageError: the argument is no module.
+        PolicyError: nothing in the model can be quantised.
 
     Example:
         >>> quantized = quantize_model(nn.Sequential(nn.Linear(64, 64)))
@@ -72,11 +80,14 @@ def quantize_model(to_quantize: nn.Module) -> nn.Module:
 def quantize_annotate_layer(
     to_annotate: nn.Module, quantize_config: DefaultNBitQuantizeScheme | None = None
 ) -> nn.Module:
-    """Give a copy of a layer with a mark by which ``quantize_apply`` will quantise it.
+    """Returns a copy of a layer with a mark, so that ``quantize_apply`` quantises it.
 
     Args:
         to_annotate: a layer, or any module whose weights are to be quantised alike.
         quantize_config: how; None: as the scheme of ``quantize_apply`` says.
+
+    Raises:
+        UsageError: the argument is no module.
     """
     annotated = copy.deepcopy(_checked("quantize_annotate_layer", to_annotate))
     setattr(annotated, MARK, Annotation(quantize_config))
@@ -84,7 +95,14 @@ def quantize_annotate_layer(
 
 
 def quantize_annotate_model(to_annotate: nn.Module) -> nn.Module:
-    """Give a copy of a model with a mark on every layer that has weights to quantise and no mark yet."""
+    """Returns a copy of a model with a mark on every layer that has weights to quantise and no mark yet.
+
+    Args:
+        to_annotate: the model.
+
+    Raises:
+        UsageError: the argument is no module.
+    """
     annotated = copy.deepcopy(_checked("quantize_annotate_model", to_annotate))
     for site in find_tensors(annotated):
         for module, _ in site.owners:
@@ -94,9 +112,15 @@ def quantize_annotate_model(to_annotate: nn.Module) -> nn.Module:
 
 
 def quantize_apply(model: nn.Module, scheme: DefaultNBitQuantizeScheme = EIGHT_BITS) -> nn.Module:
-    """Give a copy of a model that trains with the weights of its marked layers rounded.
+    """Returns a copy of a model that trains with the weights of its marked layers rounded.
 
-    Raises UsageError for a model without marks, PolicyError where a marked layer has no weights to quantise.
+    Args:
+        model: the model.
+        scheme: applies to layers that are marked without a configuration.
+
+    Raises:
+        UsageError: no layer of the model is marked.
+        PolicyError: a marked layer has no weights to quantise.
 
     Example:
         >>> model = nn.Sequential(
@@ -115,7 +139,7 @@ def quantize_apply(model: nn.Module, scheme: DefaultNBitQuantizeScheme = EIGHT_B
             rules.append((annotation.quantize_config or scheme).rule(match))
     if not rules:
         raise UsageError("quantize_apply: no layer is marked; quantize_annotate_layer(layer) or _model(model) does")
-    # A mark on a layer counts before one on a module above it, whose name comes first.
+    # The first matching rule applies: in reversed order, the mark of a layer precedes those of modules above it.
     return wrap("quantize_apply", copied, Policy(rules[::-1]), inplace=True)
 
 

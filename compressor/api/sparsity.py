@@ -1,4 +1,4 @@
-"""``tfmot.sparsity.keras`` for torch: prune the smallest weights of a model while it trains, strip."""
+"""``tfmot.sparsity.keras`` for torch: prunes the smallest weights of a model while it trains, then strips it."""
 
 from __future__ import annotations
 
@@ -29,13 +29,16 @@ def _check_whole(name: str, value: int, least: int) -> None:
 
 @dataclass(frozen=True)
 class ConstantSparsity:
-    """One share of zeros from one step on.
+    """A constant share of zeros from a given step on.
 
-    What is pruned stays pruned, so that there is no ``end_step`` or ``frequency`` to be said.
+    Pruned weights stay pruned, so TFMOT's ``end_step`` and ``frequency`` have no meaning here.
 
     Args:
-        target_sparsity: share of zeros, 0 to 1.
+        target_sparsity: share of zeros, 0 to below 1.
         begin_step: number of optimiser steps before weights are pruned; 0: at once.
+
+    Raises:
+        UsageError: an argument is not valid.
     """
 
     target_sparsity: float
@@ -47,11 +50,11 @@ class ConstantSparsity:
 
     @property
     def last_step(self) -> int:
-        """The step after which nothing is pruned any more."""
+        """The step after which nothing more is pruned."""
         return self.begin_step
 
     def settings(self) -> dict[str, Any]:
-        """Give the settings of a rule; shares are of the steps up to the last."""
+        """Returns the settings of a rule; steps become shares of the last step."""
         begin = 1.0 if self.begin_step else 0.0
         return {"sparsity": self.target_sparsity, "sparsity_from": begin, "sparsity_by": begin}
 
@@ -63,10 +66,15 @@ class PolynomialDecay:
     After ``t`` steps it is ``final + (initial - final) (1 - (t - begin_step) / (end_step - begin_step))^power``.
 
     Args:
-        initial_sparsity, final_sparsity: share of zeros at either end, 0 to 1.
-        begin_step, end_step: numbers of optimiser steps; nothing is pruned before the first.
-        power: of the polynomial.
-        frequency: steps between two looks for the smallest weights; there is one more at ``end_step``.
+        initial_sparsity: share of zeros at ``begin_step``, 0 to below 1.
+        final_sparsity: share of zeros at ``end_step``, 0 to below 1, no less than ``initial_sparsity``.
+        begin_step: number of optimiser steps before weights are pruned.
+        end_step: number of optimiser steps after which the share is final.
+        power: of the polynomial, above 0, at most 100.
+        frequency: number of steps between prunings; a last one comes at ``end_step``.
+
+    Raises:
+        UsageError: an argument is not valid.
 
     Reference: Zhu, Gupta, "To Prune, or Not to Prune", 2017, equation 1.
     """
@@ -92,11 +100,11 @@ class PolynomialDecay:
 
     @property
     def last_step(self) -> int:
-        """The step after which nothing is pruned any more."""
+        """The step after which nothing more is pruned."""
         return self.end_step
 
     def settings(self) -> dict[str, Any]:
-        """Give the settings of a rule; shares are of the steps up to the last."""
+        """Returns the settings of a rule; steps become shares of the last step."""
         return {
             "sparsity": self.final_sparsity,
             "sparsity_start": self.initial_sparsity,
@@ -113,15 +121,18 @@ HALF_AT_ONCE = ConstantSparsity(0.5, 0)
 def prune_low_magnitude(
     to_prune: nn.Module, pruning_schedule: ConstantSparsity | PolynomialDecay = HALF_AT_ONCE
 ) -> nn.Module:
-    """Give a copy of a model or layer whose smallest weights are zero while it trains, more and more of them.
+    """Returns a copy of a model or layer in which more and more of the smallest weights are zero as it trains.
 
-    ``UpdatePruningStep(pruned, optimizer)`` lets the schedule follow the training.
+    ``UpdatePruningStep(pruned, optimizer)`` connects the schedule to the training.
 
     Args:
-        to_prune: Linear, convolution, embedding and attention weights in it are pruned, each for itself.
+        to_prune: a model or layer; each of its Linear, convolution, embedding and attention weights is pruned
+            separately.
         pruning_schedule: how many weights are zero, and when.
 
-    Raises UsageError for what is no module or no schedule, PolicyError where nothing can be pruned.
+    Raises:
+        UsageError: an argument is no module or no schedule.
+        PolicyError: nothing in the model can be pruned.
 
     Example:
         >>> pruned = prune_low_magnitude(nn.Linear(16, 8), ConstantSparsity(0.75, begin_step=0))
@@ -135,13 +146,14 @@ def prune_low_magnitude(
 
 
 class UpdatePruningStep:
-    """Let the schedule of a pruned model follow the steps of an optimiser; to be called once, before training.
+    """Connects the schedule of a pruned model to the steps of an optimiser; to be created once, before training.
 
     Args:
-        pruned: what ``prune_low_magnitude`` gave, or a model with such layers.
-        optimizer: whose steps count.
+        pruned: a model of ``prune_low_magnitude``, or one with such layers.
+        optimizer: its steps are counted.
 
-    Raises UsageError for a model without pruned weights.
+    Raises:
+        UsageError: the model has no pruned weights.
 
     Example:
         >>> import torch
@@ -161,14 +173,18 @@ class UpdatePruningStep:
 
     @property
     def step(self) -> int:
-        """How many steps there have been."""
+        """The number of steps so far."""
         return self._jobs[0].steps
 
 
 def strip_pruning(to_strip: nn.Module) -> nn.Module:
-    """Give a copy of a pruned model that is an ordinary module again, zeros where weights are pruned.
+    """Returns a copy of a pruned model that is an ordinary module again, with zeros where weights are pruned.
 
-    Raises UsageError for a model without pruned weights, or whose schedule is not at its end.
+    Args:
+        to_strip: the model, or one with pruned layers.
+
+    Raises:
+        UsageError: the model has no pruned weights, or its schedule has not ended.
     """
     for wrapping in jobs(VERB, to_strip):
         _check_finished(wrapping)
@@ -176,7 +192,7 @@ def strip_pruning(to_strip: nn.Module) -> nn.Module:
 
 
 def _check_finished(wrapping: Wrapping) -> None:
-    """Refuse to prune at a blow, without training after it, what the schedule has not come to."""
+    """Raises UsageError if the schedule has not ended: the rest would be pruned at once, with no training after it."""
     for group in wrapping.job.groups:
         assert group.pruning is not None
         wanted = group.pruning.sparsity

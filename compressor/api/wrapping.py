@@ -1,4 +1,4 @@
-"""What the verbs have in common: a wrapped model carries the Compressor that governs it."""
+"""Wrapping and stripping of models: a wrapped model carries the Compressor that controls it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["job_of", "jobs", "strip", "wrap"]
 
 @dataclass(frozen=True)
 class Wrapping:
-    """Which verb wrapped a module, the job that governs it, and at which step its schedule ends, 0 without one."""
+    """The function that wrapped a module, the Compressor that controls it, and the last step of its schedule, or 0."""
 
     verb: str
     job: Compressor
@@ -34,24 +34,39 @@ def wrap(
     preserve_sparsity: bool = False,
     last_step: int = 0,
 ) -> nn.Module:
-    """Let a model, or a copy of it, compute with shared weights while it trains; see ``Compressor``.
+    """Makes a model, or a copy of it, compute with shared weights while it trains; see ``Compressor``.
 
-    Raises UsageError for what is no module, or is wrapped already, PolicyError where nothing in it can be shared.
+    Args:
+        verb: name of the calling function, for messages and for ``strip``.
+        model: the model or layer to wrap.
+        policy: the rules by which its weights are shared.
+        inplace: whether the model itself is wrapped rather than a copy.
+        preserve_sparsity: whether weights that are zero now stay zero.
+        last_step: the step at which the pruning schedule ends; 0: there is none.
+
+    Raises:
+        UsageError: the argument is no module, or is wrapped already.
+        PolicyError: nothing in the model can be shared.
     """
     if not isinstance(model, nn.Module):
         raise UsageError(f"{verb} takes a torch.nn.Module, got {type(model).__name__}; wrap layers one by one")
     for name, wrapping in _wrappings(model):
         raise UsageError(f"{verb}: {name or 'the model'} is wrapped by {wrapping.verb} already: strip that first")
     job = Compressor(model, policy, copy=not inplace, teacher=None, preserve_sparsity=preserve_sparsity).prepare()
-    # The job goes where the model goes, deep copies included, and leaves no trace when it is finished.
+    # Stored in the container, the job is part of deep copies of the model and disappears when it is finished.
     getattr(job.model, CONTAINER).wrapping = Wrapping(verb, job, last_step)
     return job.model
 
 
 def strip(verb: str, to_strip: nn.Module) -> nn.Module:
-    """Give a copy without what a verb has wrapped: ordinary modules, every weight snapped to its value.
+    """Returns a copy in which all that a function has wrapped are ordinary modules, with the shared values as weights.
 
-    Raises UsageError where that verb has wrapped nothing.
+    Args:
+        verb: name of the function that wrapped the model or its layers.
+        to_strip: the model.
+
+    Raises:
+        UsageError: that function has wrapped nothing in the model.
     """
     stripped = copy.deepcopy(to_strip)
     for wrapping in jobs(verb, stripped):
@@ -60,23 +75,35 @@ def strip(verb: str, to_strip: nn.Module) -> nn.Module:
 
 
 def jobs(verb: str, model: nn.Module) -> list[Wrapping]:
-    """List what a verb has wrapped, the model or layers of it; raises UsageError where it is nothing."""
-    found = [wrapping for _, wrapping in _wrappings(model) if wrapping.verb == verb]
-    if not found:
+    """Returns the wrappings of a model and its layers by one function.
+
+    Args:
+        verb: name of the function.
+        model: the model.
+
+    Raises:
+        UsageError: that function has wrapped nothing in the model.
+    """
+    matching = [wrapping for _, wrapping in _wrappings(model) if wrapping.verb == verb]
+    if not matching:
         others = {wrapping.verb for _, wrapping in _wrappings(model)}
         instead = f"it is wrapped by {' and '.join(sorted(others))}" if others else "it is an ordinary module"
         raise UsageError(f"the model is not wrapped by {verb}: {instead}")
-    return found
+    return matching
 
 
 def job_of(wrapped: nn.Module) -> Compressor:
-    """Give the Compressor that governs a wrapped model.
+    """Returns the Compressor that controls a wrapped model.
 
-    Its ``finish()`` strips the model in place and gives what the packed file will hold; its ``attach(optimizer,
-    total_steps)`` tells the scheme how far training is. For a timm model built with arguments, put them into
-    ``model_args`` before the file is saved.
+    Its ``finish()`` strips the model in place and returns the content of the packed file; its ``attach(optimizer,
+    total_steps)`` tells the scheme how far training is. If a timm model was built with arguments, they have to be put
+    into ``model_args`` before the file is saved.
 
-    Raises UsageError for a model that no verb has wrapped, or of which only layers are.
+    Args:
+        wrapped: the model.
+
+    Raises:
+        UsageError: the model is not wrapped, or only layers of it are.
 
     Example:
         >>> from compressor.api.clustering import cluster_weights
@@ -85,15 +112,15 @@ def job_of(wrapped: nn.Module) -> Compressor:
         >>> len(clustered[0].weight.unique()), len(packed.to_bytes()) < 4 * 16 * 16
         (4, True)
     """
-    found = dict(_wrappings(wrapped))
-    if "" not in found:
-        layers = f", but {', '.join(found)} in it" if found else ", or has been stripped"
+    wrappings = dict(_wrappings(wrapped))
+    if "" not in wrappings:
+        layers = f", but {', '.join(wrappings)} in it" if wrappings else ", or has been stripped"
         raise UsageError(f"this model is not wrapped itself{layers}: wrap the whole model to pack it")
-    return found[""].job
+    return wrappings[""].job
 
 
 def _wrappings(model: nn.Module) -> Iterator[tuple[str, Wrapping]]:
-    """Give the names of all wrapped modules in a model, itself included, with what wraps them."""
+    """Yields name and wrapping of all wrapped modules of a model, the model itself included."""
     for name, module in model.named_modules():
         wrapping = getattr(getattr(module, CONTAINER, None), "wrapping", None)
         if wrapping is not None:

@@ -1,1 +1,1 @@
-"""The state of a training on disk, and what it depends on."""
+"""The state of a training run on disk, and the fingerprint of what that run depends on."""

@@ -1,4 +1,4 @@
-"""What a training depends on, as JSON values: what there is, and where two differ."""
+"""The fingerprint of a training run: the settings and versions its result depends on, as JSON values."""
 
 from __future__ import annotations
 
@@ -15,29 +15,35 @@ __all__ = ["as_json", "differences", "machine"]
 
 
 def differences(then: Any, now: Any, where: str = "") -> Iterator[str]:
-    """Tell where two nestings of JSON values differ.
+    """Yields a sentence for each place where two nestings of JSON values differ.
 
-    >>> list(differences({"seed": 0, "data": {"name": "digits"}}, {"seed": 1, "data": {"name": "digits"}}))
-    ['seed was 0, is 1']
+    Args:
+        then: the earlier values.
+        now: the values of today.
+        where: the path of the two values in the outermost nesting.
+
+    Example:
+        >>> list(differences({"seed": 0, "data": {"name": "digits"}}, {"seed": 1, "data": {"name": "digits"}}))
+        ['seed was 0, is 1']
     """
     if isinstance(then, dict) and isinstance(now, dict):
         for key in [*then, *(key for key in now if key not in then)]:
             yield from differences(then.get(key), now.get(key), f"{where}.{key}" if where else key)
     elif isinstance(then, list) and isinstance(now, list) and len(then) == len(now):
-        for number, (one, other) in enumerate(zip(then, now, strict=True), 1):
-            yield from differences(one, other, f"{where} {number}")
+        for number, (old, new) in enumerate(zip(then, now, strict=True), 1):
+            yield from differences(old, new, f"{where} {number}")
     elif then != now:
         yield f"{where} was {json.dumps(then)}, is {json.dumps(now)}"
 
 
 def machine() -> dict[str, Any]:
-    """Name what else decides on the last bits of a sum."""
+    """Returns the versions, the thread count and the device, on which the last bits of sums depend."""
     gpu = torch.accelerator.current_accelerator()
     versions = {"torch": torch.__version__, "timm": timm.__version__, "numpy": np.__version__}
     return {**versions, "threads": torch.get_num_threads(), "device": str(gpu or platform.machine())}
 
 
 def as_json(facts: Mapping[str, Any]) -> dict[str, Any]:
-    """Give what JSON makes of it: lists for tuples."""
-    made: dict[str, Any] = json.loads(json.dumps(facts))
-    return made
+    """Returns the values as they read back from JSON: lists in place of tuples."""
+    values: dict[str, Any] = json.loads(json.dumps(facts))
+    return values

@@ -1,4 +1,4 @@
-"""Checkpoints of a training: a folder of the newest ones, which a later process goes on from."""
+"""A folder with the newest checkpoints of a training run, from which a later process can resume it."""
 
 from __future__ import annotations
 
@@ -20,33 +20,34 @@ from compressor.formats.errors import IntegrityError, MissingError, ResourceErro
 __all__ = ["Checkpoints"]
 
 _log = logging.getLogger(__name__)
-KEPT = 2
+KEPT = 2  # the newest checkpoints, in case the last one is damaged
 LOCK = ".lock"
 
 
 class Checkpoints:
-    """The checkpoints of one training, or of several stages of it, in a folder that no other process may use meanwhile.
+    """The checkpoints of a training run of one or several stages, in a folder that is locked against other processes.
 
-    Of several processes that train together the first alone reads and writes; all have to make these, and call what
-    they call, alike.
+    With several training processes, only the first reads and writes; all of them must create this object and make the
+    same calls in the same order.
 
-    A training that is given them, as ``Compressor.finetune(..., checkpoints=...)``, saves one after every epoch, and
-    in between as the arguments say. With ``resume`` it goes on from the newest that is sound, and ends as if it had
-    never been interrupted. Call ``clear()`` when their work is done; ``close()`` lets the folder go and keeps them.
+    ``Compressor.finetune(..., checkpoints=...)`` saves a checkpoint after every epoch, and within epochs as ``minutes``
+    and ``steps`` say. With ``resume`` the training continues from the newest undamaged checkpoint and ends exactly as
+    if it had never been interrupted. ``clear()`` deletes the checkpoints when the work is done; ``close()`` releases
+    the folder and keeps them.
 
     Args:
-        folder: made where it is missing.
-        about: what the result depends on beside what the training knows itself; JSON values.
-        minutes: after which one is saved in the middle of an epoch; 0: never.
-        steps: after which one is saved; 0: never.
-        resume: go on from what is there.
-        force: where not to go on, drop what is there.
+        folder: created if missing.
+        about: what the result depends on beyond what the training records itself; JSON values.
+        minutes: time between checkpoints within an epoch; 0: none.
+        steps: number of steps between checkpoints; 0: none.
+        resume: whether to continue from the newest checkpoint in the folder.
+        force: whether existing checkpoints are deleted when ``resume`` is not set.
 
     Raises:
-        UsageError: there are some, and neither ``resume`` nor ``force`` is set; or ``about`` has changed since.
-        MissingError: there are none to resume from.
-        IntegrityError: all there are are damaged.
-        ResourceError: the folder cannot be written, or another process is at work in it.
+        UsageError: the folder holds checkpoints and neither ``resume`` nor ``force`` is set; or ``about`` has changed.
+        MissingError: ``resume`` is set and the folder holds no checkpoint.
+        IntegrityError: all checkpoints are damaged.
+        ResourceError: the folder cannot be written, or another process uses it.
 
     Example:
         >>> import tempfile
@@ -73,34 +74,35 @@ class Checkpoints:
         self.folder, self.about = Path(folder), as_json(about or {})
         self.minutes, self.steps = minutes, steps
         self.stage = 0
-        """Which training of several this is; their checkpoints are told apart by it."""
+        """The number of the current stage, which is part of the names of its checkpoints."""
         self.stop = False
-        """Set it, as from a signal, and the training saves one more after the step it is at, and ends."""
+        """Set, for example by a signal handler, to save a last checkpoint after the current step and stop training."""
         self.training = False
-        """Whether a training is running that will heed ``stop``."""
+        """Whether a training is running that will react to ``stop``."""
         self._lock: filelock.BaseFileLock | None = None
-        self._saved = time.monotonic()
-        self._found: dict[str, Any] | None = None
+        self._last_save = time.monotonic()
+        self._newest_content: dict[str, Any] | None = None
         init_processes()
-        where = main_process_first(lambda: self._opened(resume, force))
-        self.found: tuple[int, int] | None = None if where is None else tuple(where)
-        """Stage and step that the run is resumed from; None where it is not."""
+        start = main_process_first(lambda: self._open(resume, force))
+        self.found: tuple[int, int] | None = None if start is None else tuple(start)
+        """Stage and step that the run is resumed from; None if it starts anew."""
 
-    def _opened(self, resume: bool, force: bool) -> tuple[int, int] | None:
-        """Take the folder, in the first of several processes; give stage and step of what is found there."""
-        self._lock = self._locked()
+    def _open(self, resume: bool, force: bool) -> tuple[int, int] | None:
+        """Locks the folder, in the first of several processes; returns stage and step of the checkpoint to resume."""
+        self._lock = self._acquire_lock()
         try:
-            self._begin(resume, force)
+            self._load_or_clear(resume, force)
         except BaseException:
             self.close()
             raise
-        return None if self._found is None else (self._found["stage"], self._found["step"])
+        return None if self._newest_content is None else (self._newest_content["stage"], self._newest_content["step"])
 
-    def _begin(self, resume: bool, force: bool) -> None:
+    def _load_or_clear(self, resume: bool, force: bool) -> None:
+        """Reads the newest checkpoint with ``resume``; otherwise deletes existing ones, if ``force`` allows it."""
         if resume:
-            self._found = self._newest()
-            self._refuse_changes(self._found["about"], self.about)
-            for change in differences(self._found["machine"], machine()):
+            self._newest_content = self._newest()
+            self._refuse_changes(self._newest_content["about"], self.about)
+            for change in differences(self._newest_content["machine"], machine()):
                 _log.warning("%s: the file will not be the same to the last bit", change)
         elif self.paths() and not force:
             raise UsageError(
@@ -108,37 +110,41 @@ class Checkpoints:
                 "with --force (force=True)"
             )
         else:
-            self._drop(self.paths())
+            self._delete(self.paths())
 
     def paths(self) -> list[Path]:
-        """Give the files there are, oldest first."""
+        """Returns the checkpoint files, oldest first."""
         return sorted(self.folder.glob("[0-9]*-[0-9]*.safetensors"))
 
     def due(self, step: int) -> bool:
-        """Tell whether one is to be saved after so many steps of the training, in the middle of an epoch."""
-        late = self.minutes and time.monotonic() - self._saved >= 60 * self.minutes
+        """Returns whether a checkpoint within an epoch is due after the given number of steps."""
+        late = self.minutes and time.monotonic() - self._last_save >= 60 * self.minutes
         return bool(late or (self.steps and step % self.steps == 0))
 
     def save(self, step: int, state: Mapping[str, Any], training: Mapping[str, Any], keep: int | None = None) -> None:
-        """Save one: what ``state_file.write_state`` takes, and what the training depends on, as JSON values.
+        """Saves a checkpoint and deletes older ones.
 
         Args:
-            keep: the step of another that is to be kept as well; of the others, only the newest before this one is.
+            step: number of steps done in this stage.
+            state: what ``serialization.write_state`` accepts.
+            training: what the training depends on, as JSON values; compared on resuming.
+            keep: the step of an older checkpoint to keep; of the others, only the newest before this one is kept.
 
-        Raises ResourceError where disk or permissions do not allow it; the one before is then kept.
+        Raises:
+            ResourceError: disk or permissions do not allow it; the checkpoint before is then kept.
         """
         path, kept = self._path(step), None if keep is None else self._path(keep)
-        earlier = [other for other in self.paths() if other < path]
-        later = [other for other in self.paths() if other > path]  # of a way that was not gone on
-        old = [other for other in earlier[: 1 - KEPT] if other != kept]
-        self._drop(old + later)  # first: the disk may be near full
+        earlier = [file for file in self.paths() if file < path]
+        later = [file for file in self.paths() if file > path]  # from before a rollback, no longer valid
+        old = [file for file in earlier[: 1 - KEPT] if file != kept]
+        self._delete(old + later)  # before writing, because the disk may be nearly full
         facts = {"about": self.about, "training": as_json(training), "stage": self.stage, "step": step}
         facts["machine"] = machine()
         write_state(path, {**facts, "state": state})
-        self._saved = time.monotonic()
+        self._last_save = time.monotonic()
 
     def back_to(self, step: int) -> dict[str, Any] | None:
-        """Give the state after a step of this stage, or one before it where that is lost; None where all are."""
+        """Returns the state after a step of this stage, or an earlier one if that is damaged; None if all are."""
         for path in reversed(self.paths()):
             if self._path(0) <= path <= self._path(step):
                 try:
@@ -150,31 +156,35 @@ class Checkpoints:
         return None
 
     def take(self, training: Mapping[str, Any]) -> dict[str, Any] | None:
-        """Give the state to go on from, once; None where there is none for this stage.
+        """Returns the state to resume from and forgets it; None if there is none for this stage.
 
-        Raises UsageError where what the training depends on has changed.
+        Args:
+            training: what the training depends on now, as JSON values.
+
+        Raises:
+            UsageError: what the training depends on has changed since the checkpoint was saved.
         """
         if self.found is None or self.found[0] != self.stage:
             return None
-        state = broadcast_state(lambda: self._taken(training))
+        state = broadcast_state(lambda: self._checked_state(training))
         self.found = None
         return state
 
-    def _taken(self, training: Mapping[str, Any]) -> dict[str, Any]:
-        assert self._found is not None
-        self._refuse_changes(self._found["training"], as_json(training))
-        state: dict[str, Any] = self._found["state"]
-        self._found = None  # it holds all tensors
+    def _checked_state(self, training: Mapping[str, Any]) -> dict[str, Any]:
+        assert self._newest_content is not None
+        self._refuse_changes(self._newest_content["training"], as_json(training))
+        state: dict[str, Any] = self._newest_content["state"]
+        self._newest_content = None  # frees the memory of all its tensors
         return state
 
     def clear(self) -> None:
-        """Delete them: what they were for is done."""
+        """Deletes the checkpoints, which are of no more use when the training is done, and releases the folder."""
         if self._lock is not None:
-            self._drop(self.paths())
+            self._delete(self.paths())
         self.close()
 
     def close(self) -> None:
-        """Let other processes use the folder; it goes where it is empty."""
+        """Releases the folder to other processes and removes it if it is empty."""
         if self._lock is not None and self._lock.is_locked:
             (self.folder / LOCK).unlink(missing_ok=True)
             self._lock.release()
@@ -185,7 +195,7 @@ class Checkpoints:
         return self.folder / f"{self.stage:02}-{step:010}.safetensors"
 
     def _newest(self) -> dict[str, Any]:
-        """Read the newest that is sound."""
+        """Reads the newest checkpoint that is not damaged."""
         paths = self.paths()
         if not paths:
             raise MissingError(f"nothing to resume: no checkpoint in {self.folder}; leave out --resume (resume=True)")
@@ -197,7 +207,7 @@ class Checkpoints:
                 if not paths:
                     raise IntegrityError(f"{exc}; no other is left: begin anew with --force (force=True)") from exc
                 _log.warning("%s: going back to %s", exc, paths[-1].name)
-                self._drop([path])
+                self._delete([path])
 
     def _refuse_changes(self, then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
         changed = list(differences(then, now))
@@ -208,7 +218,7 @@ class Checkpoints:
                 "begin anew with --force (force=True)"
             )
 
-    def _locked(self) -> filelock.BaseFileLock:
+    def _acquire_lock(self) -> filelock.BaseFileLock:
         lock = filelock.FileLock(self.folder / LOCK)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -219,6 +229,6 @@ class Checkpoints:
             raise ResourceError(f"{self.folder} cannot be written: {exc.strerror or exc}") from exc
         return lock
 
-    def _drop(self, paths: list[Path]) -> None:
+    def _delete(self, paths: list[Path]) -> None:
         for path in paths:
             path.unlink(missing_ok=True)

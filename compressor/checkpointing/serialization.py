@@ -1,6 +1,6 @@
-"""The state of a training as one file: tensors as safetensors, all else as JSON beside them; no pickle.
+"""The state of a training run as one file: tensors as safetensors, everything else as JSON beside them; no pickle.
 
-State dicts of modules, optimisers and schedules fit, and so do the states of random generators.
+State dicts of modules, optimisers and schedules can be stored, and so can the states of random generators.
 """
 
 from __future__ import annotations
@@ -23,21 +23,23 @@ from compressor.formats.file.container import framed
 from compressor.formats.io.atomic import write_atomically
 from compressor.formats.torch_tensors import SAFETENSORS_NAMES
 
-__all__ = ["broadcast_state", "checksum", "read_state", "write_state"]
+__all__ = ["DAMAGE_ERRORS", "broadcast_state", "checksum", "read_checked", "read_state", "write_state"]
 
 KEY = "timm-compressor-state"
 DTYPES = {**SAFETENSORS_NAMES, torch.complex64: "C64"}
+DAMAGE_ERRORS = (safetensors.SafetensorError, OSError, ValueError, KeyError, TypeError, RecursionError)
+"""What reading a damaged file may raise."""
 
 
 def write_state(path: str | PathLike[str], state: Mapping[str, Any]) -> int:
-    """Write a state, in place of the file that may be there, and give the file's size in bytes.
+    """Writes a state, replacing an existing file, and returns the file's size in bytes.
 
     Args:
-        path: the file; it is the old one or the new one whole, whatever happens meanwhile.
+        path: the file; at any time it is either the old one or the new one, complete.
         state: any nesting of dict, list and tuple with tensors, arrays, numbers, strings, booleans, dtypes and None.
 
     Raises:
-        UsageError: something else is in it.
+        UsageError: the state contains anything else.
         ResourceError: folder, disk or permissions do not allow it.
 
     Example:
@@ -56,41 +58,74 @@ def write_state(path: str | PathLike[str], state: Mapping[str, Any]) -> int:
 
 
 def read_state(path: str | PathLike[str]) -> dict[str, Any]:
-    """Read what ``write_state`` wrote; raises IntegrityError where the file is damaged, or is none of these."""
+    """Reads what ``write_state`` wrote.
+
+    Raises:
+        IntegrityError: the file is damaged, or holds no such state.
+    """
     try:
-        with safetensors.safe_open(path, "pt") as file:
-            facts = json.loads((file.metadata() or {})[KEY])
-            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 (it is no mapping)
-        if facts["crc32"] != _checksum(facts["state"], tensors):
-            raise ValueError("its checksum differs")
+        facts, tensors = read_checked(path, KEY, lambda facts, tensors: _checksum(facts["state"], tensors))
         state: dict[str, Any] = _decode(json.loads(facts["state"]), tensors)
-    except (safetensors.SafetensorError, OSError, ValueError, KeyError, TypeError, RecursionError) as exc:
-        said = f"no {exc}" if isinstance(exc, KeyError) else " ".join(str(exc).split())
-        raise IntegrityError(f"{Path(path)} is damaged, or holds no state of a training ({said[:100]})") from exc
+    except DAMAGE_ERRORS as exc:
+        reason = f"no {exc}" if isinstance(exc, KeyError) else " ".join(str(exc).split())
+        raise IntegrityError(f"{Path(path)} is damaged, or holds no state of a training ({reason[:100]})") from exc
     return state
 
 
+def read_checked(
+    path: str | PathLike[str], key: str, compute_checksum: Callable[[Mapping[str, Any], Mapping[str, Tensor]], int]
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Reads the tensors of a safetensors file and the JSON facts in its metadata, and compares their checksum.
+
+    Args:
+        path: the file.
+        key: the metadata entry that holds the facts; among them is ``crc32``, the expected checksum.
+        compute_checksum: returns the checksum of facts and tensors.
+
+    Returns:
+        The facts, and the tensors by name.
+
+    Raises:
+        DAMAGE_ERRORS: one of these errors, if the file is damaged or not of this kind.
+    """
+    with safetensors.safe_open(path, "pt") as file:
+        facts = json.loads((file.metadata() or {})[key])
+        tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 (it is no mapping)
+    if facts["crc32"] != compute_checksum(facts, tensors):
+        raise ValueError("its checksum differs")
+    return facts, tensors
+
+
 def broadcast_state(read: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """Let the first of several processes read a state; give it in all, and raise in all what reading raises."""
+    """Reads a state in the first of several processes and returns it in all; an error of reading is raised in all.
+
+    Args:
+        read: returns the state; only called in the first process.
+    """
     if world_size() == 1:
         return read()
     tensors: dict[str, Tensor] = {}
 
-    def described() -> Any:
-        text = _encode(read(), "", tensors)
-        return text, {name: [str(tensor.dtype), list(tensor.shape)] for name, tensor in tensors.items()}
+    def describe() -> Any:
+        value = _encode(read(), "", tensors)
+        return value, {name: [str(tensor.dtype), list(tensor.shape)] for name, tensor in tensors.items()}
 
-    text, kinds = main_process_first(described)
-    known = {str(dtype): dtype for dtype in DTYPES}
-    for name, (dtype, shape) in kinds.items():
-        tensors.setdefault(name, torch.empty(shape, dtype=known[dtype]))
-    broadcast_tensors(tensors[name] for name in kinds)
-    state: dict[str, Any] = _decode(text, tensors)
+    value, types = main_process_first(describe)
+    dtypes = {str(dtype): dtype for dtype in DTYPES}
+    for name, (dtype, shape) in types.items():
+        tensors.setdefault(name, torch.empty(shape, dtype=dtypes[dtype]))
+    broadcast_tensors(tensors[name] for name in types)
+    state: dict[str, Any] = _decode(value, tensors)
     return state
 
 
 def checksum(tensors: Mapping[str, Tensor], start: int = 0) -> int:
-    """Give one CRC-32 of all names and values, in the order of the names."""
+    """Returns the CRC-32 of the names and values of tensors, in the order of the names.
+
+    Args:
+        tensors: the tensors by name.
+        start: the CRC-32 to continue from.
+    """
     crc = start
     for name in sorted(tensors):
         crc = zlib.crc32(name.encode(), crc)
@@ -99,8 +134,8 @@ def checksum(tensors: Mapping[str, Tensor], start: int = 0) -> int:
 
 
 def _checksum(text: str, tensors: Mapping[str, Tensor]) -> int:
-    kinds = [f"{name} {tensors[name].dtype} {tuple(tensors[name].shape)}" for name in sorted(tensors)]
-    return checksum(tensors, zlib.crc32("\n".join([text, *kinds]).encode()))
+    types = [f"{name} {tensors[name].dtype} {tuple(tensors[name].shape)}" for name in sorted(tensors)]
+    return checksum(tensors, zlib.crc32("\n".join([text, *types]).encode()))
 
 
 def _bytes(tensor: Tensor) -> memoryview:
@@ -108,8 +143,8 @@ def _bytes(tensor: Tensor) -> memoryview:
 
 
 def _safetensors(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> list[bytes | memoryview]:
-    """Give the parts of a safetensors file; the library would copy each tensor twice to give it whole."""
-    order = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))  # so that all are aligned
+    """Returns the parts of a safetensors file, because the library would copy each tensor twice to return it whole."""
+    order = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))  # wide types first, for alignment
     header: dict[str, Any] = {"__metadata__": dict(metadata)}
     start = 0
     for name in order:
@@ -121,9 +156,9 @@ def _safetensors(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> 
 
 
 def _encode(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
-    """Give a value as JSON in which tensors are named; what JSON does not know is a table of one entry."""
+    """Returns a value as JSON with names in place of tensors; types that JSON lacks become objects of one entry."""
     if isinstance(value, Tensor | np.ndarray) and (tensor := torch.as_tensor(value)).dtype in DTYPES:
-        while name in tensors:  # {"a.b": ...} and {"a": {"b": ...}}
+        while name in tensors:  # as for {"a.b": ..., "a": {"b": ...}}
             name += "'"
         tensors[name] = tensor.detach().cpu().contiguous()
         return {"tensor": name}
@@ -146,11 +181,11 @@ def _decode(value: Any, tensors: Mapping[str, Tensor]) -> Any:
         return [_decode(item, tensors) for item in value]
     if not isinstance(value, dict):
         return value
-    ((kind, held),) = value.items()
+    ((kind, content),) = value.items()
     if kind == "tensor":
-        return tensors[held]
+        return tensors[content]
     if kind == "dtype":
-        return {str(dtype).removeprefix("torch."): dtype for dtype in DTYPES}[held]
+        return {str(dtype).removeprefix("torch."): dtype for dtype in DTYPES}[content]
     if kind == "tuple":
-        return tuple(_decode(item, tensors) for item in held)
-    return {_decode(key, tensors): _decode(item, tensors) for key, item in held}
+        return tuple(_decode(item, tensors) for item in content)
+    return {_decode(key, tensors): _decode(item, tensors) for key, item in content}

@@ -1,1 +1,1 @@
-"""Codebooks for weights as they stand, without training."""
+"""Codebooks for given weights, found without training."""

@@ -1,7 +1,7 @@
-"""The dynamic programme that cuts sorted weights into runs of least squared error, exact or nearly so.
+"""The dynamic program that cuts sorted weights into clusters of least squared error, exactly or nearly so.
 
-All sums are float64 prefix sums over sorted data, so the same weights give the same runs on any machine and any
-number of threads.
+All sums are float64 prefix sums over sorted data, so the same weights give the same clusters on any machine and with
+any number of threads.
 """
 
 from __future__ import annotations
@@ -11,38 +11,43 @@ import copy
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["PrefixSums", "initial_borders", "refined"]
+__all__ = ["PrefixSums", "initial_borders", "refine_borders"]
 
-MIN_EDGES, EDGES_PER_CODEWORD, MAX_EDGES = 2_048, 32, 8_192  # candidate cluster borders of the dynamic programme
-MAX_CODEWORDS_PROGRAMMED, MAX_PASSES = 256, 100
+MIN_EDGES, EDGES_PER_CODEWORD, MAX_EDGES = 2_048, 32, 8_192  # candidate cluster borders of the dynamic program
+MAX_PROGRAM_CODEWORDS, MAX_PASSES = 256, 100
 WINDOW = 16  # candidates on either side of a border that is refined
-SAMPLED, SAMPLED_ENDS = 32_768, 512  # order statistics looked at, and all of so many at either end
+SAMPLED, SAMPLED_ENDS = 32_768, 512  # sampled order statistics; the outermost ones at either end are all taken
 
 
 class PrefixSums:
-    """Mass, first and second moment of every run of the sorted values."""
+    """Prefix sums of mass, first and second moment of sorted values, from which the error of any cluster follows.
+
+    Args:
+        values: float64[n], ascending.
+        mass: float64[n], the importance of each value.
+    """
 
     def __init__(self, values: NDArray[np.float64], mass: NDArray[np.float64]) -> None:
         self.centre = float(values.mean())
-        shifted = values - self.centre  # or the squares cancel when the spread is small beside the mean
+        shifted = values - self.centre  # against cancellation in the squares when the mean is large beside the spread
         self.mass, self.first, self.second = (
             np.concatenate([[0.0], np.cumsum(mass * shifted**power)]) for power in (0, 1, 2)
         )
 
     def means(self, borders: NDArray[np.int64]) -> NDArray[np.float64]:
-        """Mean of each run between neighbouring borders; empty runs are dropped."""
+        """Returns the mean of each cluster between neighbouring borders; empty clusters are dropped."""
         borders = np.unique(borders)
         mean: NDArray[np.float64] = np.diff(self.first[borders]) / np.diff(self.mass[borders]) + self.centre
         return mean
 
     def at(self, edges: NDArray[np.int64]) -> PrefixSums:
-        """Keep the sums at some positions only, which are numbered from 0."""
-        kept = copy.copy(self)
-        kept.mass, kept.first, kept.second = self.mass[edges], self.first[edges], self.second[edges]
-        return kept
+        """Returns the prefix sums at the positions ``edges`` alone, which are numbered from 0."""
+        chosen = copy.copy(self)
+        chosen.mass, chosen.first, chosen.second = self.mass[edges], self.first[edges], self.second[edges]
+        return chosen
 
     def run_costs(self, begins: NDArray[np.int64], ends: NDArray[np.int64]) -> NDArray[np.float64]:
-        """Squared error of every run begins[i]..ends[i] about its mean, broadcast; inf unless begins < ends."""
+        """Returns the squared error of each cluster begins[i]..ends[i] about its mean, broadcast; inf if empty."""
         mass, first, second = (s[ends] - s[begins] for s in (self.mass, self.first, self.second))
         with np.errstate(divide="ignore", invalid="ignore"):
             cost = np.maximum(second - first * first / mass, 0)
@@ -50,9 +55,18 @@ class PrefixSums:
 
 
 def initial_borders(values: NDArray[np.float64], sums: PrefixSums, codewords: int) -> NDArray[np.int64]:
-    """Find the best borders among candidates, by one row of the dynamic programme for each cluster."""
+    """Finds the best cluster borders among candidate positions, with one row of the dynamic program for each cluster.
+
+    Args:
+        values: float64[n], ascending.
+        sums: the prefix sums of ``values``.
+        codewords: K, the number of clusters; above 256 the clusters are of equal size, without a search.
+
+    Returns:
+        int64[K' + 1], ascending, from 0 to n, K' <= K.
+    """
     count = len(values)
-    if codewords > MAX_CODEWORDS_PROGRAMMED:
+    if codewords > MAX_PROGRAM_CODEWORDS:
         return np.linspace(0, count, codewords + 1).astype(np.int64)
     edges = _candidate_edges(values, min(MIN_EDGES + EDGES_PER_CODEWORD * codewords, MAX_EDGES))
     sums = sums.at(edges)
@@ -69,13 +83,14 @@ def initial_borders(values: NDArray[np.float64], sums: PrefixSums, codewords: in
 def _next_row(
     sums: PrefixSums, best: NDArray[np.float64], clusters: int
 ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """Give the least error of the runs that end at each edge in so many clusters, and where their last begins.
+    """Returns the least error of the clusters that end at each edge, and where the last of them begins.
 
-    Beginnings grow with ends, so those found for every second end bound the search for the ends between:
-    O(E log E), every grid of ends at once.
+    The best beginning grows with the end, so the beginnings found for every second end bound the search for the ends
+    between them: O(E log E) for E edges, with all ends of one stride computed at once.
 
     Args:
-        best: float64[E], the same with one cluster fewer.
+        best: float64[E], the least error with one cluster fewer.
+        clusters: the number of clusters of this row.
     """
     edges = len(best)
     row, begins = np.full(edges, np.inf), np.full(edges, clusters - 1)
@@ -97,10 +112,11 @@ def _next_row(
 
 
 def _candidate_edges(values: NDArray[np.float64], most: int) -> NDArray[np.int64]:
-    """Choose at most so many positions in the sorted values at which clusters may end, 0 and n among them.
+    """Returns at most ``most`` positions in the sorted values at which clusters may end, 0 and n among them.
 
-    The best codewords lie as densely as the cube root of the values' density; of what IEEE arithmetic gives alike
-    on all machines its square root comes nearest. Some lie by rank and some by value, for the odd shapes.
+    The density of the best codewords is the cube root of the density of the values. The square root is the nearest to
+    it that IEEE arithmetic computes alike on all machines. Some positions are spaced evenly by rank and some by value,
+    for distributions of unusual shape.
     """
     count = len(values)
     if count < most:
@@ -116,16 +132,23 @@ def _candidate_edges(values: NDArray[np.float64], most: int) -> NDArray[np.int64
     return np.unique(np.concatenate([by_density, by_rank, by_value]))
 
 
-def refined(sums: PrefixSums, borders: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Move all borders together to where the error is least, within a window about each, on ever finer grids.
+def refine_borders(sums: PrefixSums, borders: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Moves all borders together to where the error is least, within a window about each, on ever finer grids.
 
-    O(K * (2 * WINDOW + 1)^2) for each of the about log2(n) grids.
+    It costs O(K * (2 * WINDOW + 1)^2) for each of the about log2(n) grids.
+
+    Args:
+        sums: the prefix sums of the sorted values.
+        borders: int64[K + 1], ascending; the first and the last stay.
+
+    Returns:
+        int64[K + 1].
     """
     count = len(sums.mass) - 1
     stride = max(1, count // MAX_EDGES)
     for _ in range(MAX_PASSES):
         windows = np.clip(borders[:, None] + stride * np.arange(-WINDOW, WINDOW + 1), 0, count)
-        windows[[0, -1]] = borders[[0, -1], None]  # the first and the last stay
+        windows[[0, -1]] = borders[[0, -1], None]
         moved = _best_through(windows, sums.run_costs(windows[:-1, :, None], windows[1:, None, :]))
         if np.array_equal(moved, borders):
             if stride == 1:
@@ -136,7 +159,7 @@ def refined(sums: PrefixSums, borders: NDArray[np.int64]) -> NDArray[np.int64]:
 
 
 def _best_through(windows: NDArray[np.int64], costs: NDArray[np.float64]) -> NDArray[np.int64]:
-    """Choose one position from each of K + 1 windows, [K + 1, W], by the cost of each step, [K, W, W]."""
+    """Chooses one position from each of K + 1 windows, [K + 1, W], with the least sum of step costs, [K, W, W]."""
     best, choices = np.zeros(windows.shape[1]), []
     for cost in costs:
         total = best[:, None] + cost

@@ -1,7 +1,7 @@
-"""Codebooks for weights as they stand: one-dimensional k-means, near-optimal and reproducible.
+"""Codebooks for given weights: one-dimensional k-means, near-optimal and reproducible.
 
-All sums are float64 prefix sums over sorted data, so the same weights give the same codebook on any machine
-and any number of threads.
+All sums are float64 prefix sums over sorted data, so the same weights give the same codebook on any machine and with
+any number of threads.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from compressor.clustering.dynamic_program import PrefixSums, initial_borders, refined
+from compressor.clustering.dynamic_program import PrefixSums, initial_borders, refine_borders
 from compressor.sharing.group_state import GroupState
 from compressor.sharing.sites import Site
 
@@ -25,25 +25,25 @@ Init = Literal["optimal", "linear", "density", "quantile"]
 
 Floats = NDArray[np.floating[Any]]
 MAX_ITERATIONS = 100
-MOST = 1 << 24  # weights that are looked at one by one: the programme's sums take 70 bytes for each
+MAX_WEIGHTS = 1 << 24  # weights clustered one by one: the sums of the dynamic program take 70 bytes for each
 
 
 def optimal_codebook(
     weights: Floats, codewords: int, importance: Floats | None = None, init: Init = "optimal"
 ) -> NDArray[np.float32]:
-    """Find the K values with the least (weighted) squared error to ``weights``.
+    """Returns the K values with the least (weighted) squared error to ``weights``.
 
-    A dynamic programme over candidate borders finds the global shape, others over windows about the borders found
-    move them to where they belong. With no more than K distinct weights those are returned, and sharing is exact.
-    More than 2^24 weights are seen as so many runs of neighbours, by their means.
+    A dynamic program over candidate borders finds the global shape; further ones over windows about these borders then
+    move them to the optimum. With no more than K distinct weights, those are returned and sharing is exact. More than
+    2^24 weights are replaced by the means of short runs of neighbours.
 
     Args:
         weights: float[n], finite, n >= 1.
         codewords: K, at least 1.
         importance: float[n] >= 0, the weight of each squared error; None: all equal.
-        init: "optimal", the dynamic programme; or where Lloyd's iterations start: "linear", evenly from least to
-            largest; "density", evenly along the cumulative distribution, ends included; "quantile", in the middles of
-            K equal shares. These three stop at local optima, and lose codewords that no weight is near to.
+        init: "optimal", the dynamic program; or where Lloyd's iterations start: "linear", evenly from the least to the
+            largest weight; "density", evenly along the cumulative distribution, ends included; "quantile", in the
+            middles of K equal shares. These three stop at local optima and lose codewords that no weight is nearest to.
 
     Returns:
         float32[K'], ascending, K' <= K.
@@ -59,28 +59,28 @@ def optimal_codebook(
     first = np.concatenate([[True], ranked[1:] != ranked[:-1]])
     if np.count_nonzero(first) <= codewords:
         return np.asarray(ranked[first], dtype=np.float32)
-    values, mass = _in_runs(ranked, None if order is None or importance is None else importance[order])
+    values, mass = _merge_runs(ranked, None if order is None or importance is None else importance[order])
     sums = PrefixSums(values, mass)
-    centres = _start(values, sums, codewords, init)
+    centres = _initial_centres(values, sums, codewords, init)
     return np.asarray(np.unique(_lloyd(values, sums, centres).astype(np.float32)))
 
 
-def _in_runs(ranked: Floats, importance: Floats | None) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Give sorted weights and their importance, float64[n] both; of more than MOST the means and sums of short runs."""
-    step = -(-len(ranked) // MOST)
+def _merge_runs(ranked: Floats, importance: Floats | None) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Returns sorted weights and their importance, float64[n] both; above MAX_WEIGHTS, means and sums of short runs."""
+    step = -(-len(ranked) // MAX_WEIGHTS)
     mass = None if importance is None else _positive(importance.astype(np.float64))
     if step == 1:
         return ranked.astype(np.float64), np.ones(len(ranked)) if mass is None else mass
     starts = np.arange(0, len(ranked), step)
     total = np.diff(starts, append=len(ranked)).astype(np.float64) if mass is None else np.add.reduceat(mass, starts)
-    weighed = ranked if mass is None else ranked * mass
-    return np.add.reduceat(weighed, starts, dtype=np.float64) / total, total
+    weighted = ranked if mass is None else ranked * mass
+    return np.add.reduceat(weighted, starts, dtype=np.float64) / total, total
 
 
-def _start(values: NDArray[np.float64], sums: PrefixSums, codewords: int, init: Init) -> NDArray[np.float64]:
-    """Give the centres that Lloyd's iterations start from, ascending."""
+def _initial_centres(values: NDArray[np.float64], sums: PrefixSums, codewords: int, init: Init) -> NDArray[np.float64]:
+    """Returns the centres that Lloyd's iterations start from, ascending."""
     if init == "optimal":
-        return sums.means(refined(sums, np.unique(initial_borders(values, sums, codewords))))
+        return sums.means(refine_borders(sums, np.unique(initial_borders(values, sums, codewords))))
     if init == "linear":
         return np.linspace(values[0], values[-1], codewords)
     even = np.linspace(0, 1, codewords) if init == "density" else (np.arange(codewords) + 0.5) / codewords
@@ -95,10 +95,17 @@ def fit_codebook(
     init: Init = "optimal",
     scales: Mapping[Site, float] | None = None,
 ) -> Tensor:
-    """Find the best codebook for all weights of a group that are not pruned; float32[K'] on the group's device.
+    """Returns the best codebook for all weights of a group that are not pruned.
 
-    Where weights are pruned, one of the codewords is left for zero, which ``export`` adds. With ``scales`` it is for
-    each site's weights divided by its scale.
+    Args:
+        group: the tensors that share the codebook.
+        codewords: K; if weights are pruned, one codeword is reserved for the zero that ``export`` adds.
+        importance: the weight of each squared error, by tensor; None: all equal.
+        init: as in ``optimal_codebook``.
+        scales: divisors of the weights of each tensor; None: 1.
+
+    Returns:
+        float32[K'], ascending, K' <= K, on the group's device.
     """
     divided = scales or dict.fromkeys(group.sites, 1.0)
     weights = torch.cat([group.survivors(site).float() / divided[site] for site in group.sites])
@@ -106,47 +113,53 @@ def fit_codebook(
         codewords = max(1, codewords - 1)
     if not len(weights):
         return weights.new_zeros(1)
-    weighing = None
+    mass = None
     if importance is not None:
-        kept = [importance[site][~group.pruned(site)] for site in group.sites]
-        weighing = torch.cat([part.float() for part in kept]).cpu().numpy()
-    return torch.from_numpy(optimal_codebook(weights.cpu().numpy(), codewords, weighing, init)).to(weights.device)
+        unpruned = [importance[site][~group.pruned(site)] for site in group.sites]
+        mass = torch.cat([part.float() for part in unpruned]).cpu().numpy()
+    return torch.from_numpy(optimal_codebook(weights.cpu().numpy(), codewords, mass, init)).to(weights.device)
 
 
 def fit_codebook_of_each_slice(
     group: GroupState, codewords: int, importance: Mapping[Site, Tensor] | None, init: Init = "optimal"
 ) -> Tensor:
-    """Find the best codebook for the weights in each slice of axis 0 of a group's one tensor.
+    """Returns the best codebook for each slice of axis 0 of a group's only tensor.
+
+    Args:
+        group: a group of one tensor; its pruned weights are left out.
+        codewords: K for each slice; if weights are pruned, one codeword is reserved for zero.
+        importance: the weight of each squared error, by tensor; None: all equal.
+        init: as in ``optimal_codebook``.
 
     Returns:
-        float32[slices, K'], ascending; where a slice needs fewer codewords than others its largest is repeated.
+        float32[slices, K'], ascending; a slice that needs fewer codewords than others repeats its largest.
     """
     (site,) = group.sites
     master = group.master_weight(site).detach()
     rows = master.float().reshape(len(master), -1).cpu().numpy()
-    kept = ~group.pruned(site).reshape(rows.shape).cpu().numpy()
+    unpruned = ~group.pruned(site).reshape(rows.shape).cpu().numpy()
     mass = None if importance is None else importance[site].float().reshape(rows.shape).cpu().numpy()
     if group.has_zeros:
         codewords = max(1, codewords - 1)
-    found = [
+    codebooks = [
         optimal_codebook(row[keep], codewords, None if mass is None else mass[number][keep], init)
         if keep.any()
         else np.zeros(1, np.float32)
-        for number, (row, keep) in enumerate(zip(rows, kept, strict=True))
+        for number, (row, keep) in enumerate(zip(rows, unpruned, strict=True))
     ]
-    most = max(map(len, found))
-    filled = np.stack([np.pad(codebook, (0, most - len(codebook)), mode="edge") for codebook in found])
-    return torch.from_numpy(filled).to(master.device)
+    longest = max(map(len, codebooks))
+    padded = np.stack([np.pad(codebook, (0, longest - len(codebook)), mode="edge") for codebook in codebooks])
+    return torch.from_numpy(padded).to(master.device)
 
 
 def _positive(importance: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Lift zero importance a little, so that every cluster has a mean; all zero means all equal."""
+    """Adds a little to every importance, so that every cluster has a mean; if all are zero, returns ones."""
     mean = float(importance.mean())
     return importance / mean + 1e-3 if mean > 0 else np.ones_like(importance)
 
 
 def _lloyd(values: NDArray[np.float64], sums: PrefixSums, centres: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Alternate nearest centre and mean until the borders stand still."""
+    """Alternates between the nearest centre of each value and the mean of each cluster, until nothing changes."""
     borders = np.empty(0, dtype=np.int64)
     for _ in range(MAX_ITERATIONS):
         inner = np.searchsorted(values, (centres[1:] + centres[:-1]) / 2, side="right")
@@ -159,6 +172,9 @@ def _lloyd(values: NDArray[np.float64], sums: PrefixSums, centres: NDArray[np.fl
 
 
 def spread(weights: Tensor) -> float:
-    """Give the power of two nearest to the root mean square, which leaves every digit of the weights as it is."""
-    size = float(weights.double().square().mean().sqrt()) if len(weights) else 0.0
-    return 2.0 ** max(-100, min(100, round(math.log2(size)))) if size > 0 else 1.0
+    """Returns the power of two nearest to the root mean square of the weights, by which they divide without rounding.
+
+    The exponent is limited to -100 to 100; the result is 1 for no weights or only zeros.
+    """
+    rms = float(weights.double().square().mean().sqrt()) if len(weights) else 0.0
+    return 2.0 ** max(-100, min(100, round(math.log2(rms)))) if rms > 0 else 1.0

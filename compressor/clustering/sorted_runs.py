@@ -1,4 +1,4 @@
-"""Sorted weights of which windows are taken out one after the other."""
+"""Sorted weights of which some have been removed, stored as runs of neighbouring positions."""
 
 from __future__ import annotations
 
@@ -7,16 +7,22 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Remaining", "sort_order"]
+__all__ = ["SortedRuns", "sort_order"]
 
 Floats = NDArray[np.floating[Any]]
 Integers = NDArray[np.integer[Any]]
 
 
 def sort_order(weights: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.uint32]]:
-    """Sort weights, equal ones in order of position; gives values and positions, n < 2^32.
+    """Sorts weights; equal weights keep the order of their positions.
 
-    Values and positions are packed into one int64 each: numpy sorts those six times as fast as by ``argsort``.
+    Each weight is packed with its position into one int64, because numpy sorts those six times as fast as ``argsort``.
+
+    Args:
+        weights: float32[n], n < 2^32.
+
+    Returns:
+        The sorted weights, float32[n], and the position that each had before, uint32[n].
 
     Example:
         >>> [part.tolist() for part in sort_order(np.float32([0.5, -2.0, 0.5, 0.25]))]
@@ -32,12 +38,14 @@ def sort_order(weights: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArr
 
 
 def _ordered_bits(bits: NDArray[np.int32]) -> NDArray[np.int32]:
-    """Turn the bits of floats into integers of the same order, or back."""
+    """Maps the bits of floats to integers that sort in the same order, or back: the mapping is its own inverse."""
     return bits ^ ((bits >> 31) & np.int32(0x7FFFFFFF))
 
 
-class Remaining:
-    """Sorted weights and which of them are left, as runs of positions; *rank* counts what is left before a position.
+class SortedRuns:
+    """The weights that remain of a sorted array, stored as runs of neighbouring positions.
+
+    The *rank* of a position is the number of remaining weights before it.
 
     Args:
         values: float32[n], ascending.
@@ -55,38 +63,38 @@ class Remaining:
         return int(self._before[-1])
 
     def largest(self) -> float:
-        """Give the largest magnitude that is left."""
+        """Returns the largest magnitude that remains."""
         return float(np.abs(self.values[[self._starts[0], self._stops[-1] - 1]]).max())
 
     def rank(self, positions: Integers) -> Integers:
-        """Count the weights left before each position."""
+        """Returns the number of remaining weights before each position."""
         run = np.searchsorted(self._starts, positions, side="right") - 1
         inside = np.minimum(positions, self._stops[run]) - self._starts[run]
         return np.where(run < 0, 0, self._before[run] + inside)
 
     def spans(self, first: int, last: int) -> list[tuple[int, int]]:
-        """Give the positions of ranks ``first`` to ``last - 1`` as runs (start, stop)."""
+        """Returns the positions of the ranks ``first`` to ``last - 1`` as a list of runs (start, stop)."""
         if first >= last:
             return []
         begin = int(np.searchsorted(self._before, first, side="right")) - 1
         end = int(np.searchsorted(self._before, last, side="left"))
-        shift = self._starts[begin:end] - self._before[begin:end]  # from ranks to positions
+        shift = self._starts[begin:end] - self._before[begin:end]  # position minus rank within each run
         starts = np.maximum(self._before[begin:end], first) + shift
         stops = np.minimum(self._before[begin + 1 : end + 1], last) + shift
         return list(zip(starts.tolist(), stops.tolist(), strict=True))
 
     def between(self, first: int, last: int) -> Floats:
-        """Give the values of ranks ``first`` to ``last - 1``."""
+        """Returns the values of the ranks ``first`` to ``last - 1``."""
         parts = [self.values[start:stop] for start, stop in self.spans(first, last)]
         return np.concatenate(parts) if parts else self.values[:0]
 
     def take(self, first: int, last: int) -> list[tuple[int, int]]:
-        """Remove ranks ``first`` to ``last - 1``, at least one, and give their positions as runs."""
+        """Removes the ranks ``first`` to ``last - 1``, at least one, and returns their positions as runs."""
         spans = self.spans(first, last)
         start, stop = spans[0][0], spans[-1][1]
-        left, right = self._starts < start, self._stops > stop
+        below, above = self._starts < start, self._stops > stop
         self._set_runs(
-            np.concatenate([self._starts[left], np.maximum(self._starts[right], stop)]),
-            np.concatenate([np.minimum(self._stops[left], start), self._stops[right]]),
+            np.concatenate([self._starts[below], np.maximum(self._starts[above], stop)]),
+            np.concatenate([np.minimum(self._stops[below], start), self._stops[above]]),
         )
         return spans

@@ -1,7 +1,7 @@
-"""Clustering by relative distance: which weights are fixed to which sums of a few powers of two.
+"""Weight fixing: clusters of weights within a relative distance of a sum of a few powers of two.
 
-The weights are sorted once. What lies within a relative distance of a codeword is then a window of them, so that a
-cluster costs little more than reading the weights it takes, and never a table of weights by codewords.
+The weights are sorted once. Those within a relative distance of a codeword then form a window of the sorted array, so
+a cluster costs little more than reading its weights, and no table of weights by codewords is ever built.
 
 Reference: Subia-Waud, Dasmahapatra, "Weight Fixing Networks", ECCV 2022.
 """
@@ -14,31 +14,31 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from compressor.clustering.sorted_runs import Remaining, sort_order
+from compressor.clustering.sorted_runs import SortedRuns, sort_order
 
 __all__ = ["candidates", "fix", "nearest_window"]
 
 Floats = NDArray[np.floating[Any]]
 Integers = NDArray[np.integer[Any]]
 
-MAX_ORDER = 20  # after which more terms cannot help, and the tolerance is doubled instead
-CHUNK, MAX_CHUNK = 256, 1 << 20  # weights looked at on either side at a time
+MAX_ORDER = 20  # more terms than this add no precision, so the tolerance is doubled instead
+CHUNK, MAX_CHUNK = 256, 1 << 20  # weights read at a time on each side of a codeword
 
 
 def candidates(largest: float, smallest: float, tolerance: float, order: int) -> NDArray[np.float64]:
-    """Give the values that weights may be fixed to: a geometric grid, each of at most ``order + 1`` powers of two.
+    """Returns the values that weights may be fixed to: a geometric grid of sums of at most ``order + 1`` powers of two.
 
-    Neighbours on the grid are apart by ``(1 + tolerance) / (1 - tolerance)``, so that between them no weight is
-    further than the tolerance from one; rounding to few terms then moves them.
+    The ratio of neighbouring grid values is ``(1 + tolerance) / (1 - tolerance)``, so every weight between them is
+    within the relative tolerance of one of them; rounding to few powers of two then moves the grid values.
 
     Args:
-        largest: the largest magnitude there is; the grid ends below it.
-        smallest: where the grid starts, above 0, taken down to a power of two.
-        tolerance: relative, 0 to 1.
-        order: how many powers of two may follow the first.
+        largest: the largest magnitude of the weights; the grid ends below it.
+        smallest: where the grid starts, above 0, rounded down to a power of two.
+        tolerance: relative distance, 0 to 1.
+        order: how many powers of two may be added to the first.
 
     Returns:
-        float64, ascending, 0 and negatives among them.
+        float64, ascending, with 0 and the negatives of all values.
 
     Example:
         >>> candidates(1.0, 0.25, tolerance=0.2, order=0).tolist()
@@ -57,36 +57,43 @@ def candidates(largest: float, smallest: float, tolerance: float, order: int) ->
 
 
 def _geometric(first: float, largest: float, ratio: float) -> NDArray[np.float64]:
-    """Give ``first * ratio^j`` while below ``largest``, and the first at any rate; by multiplying, alike everywhere."""
-    steps = np.full(max(0, int(np.log(largest / first) / np.log(ratio))) + 2, ratio)
-    steps[0] = first
-    targets = np.multiply.accumulate(steps)
+    """Returns ``first * ratio^j`` while below ``largest``, but ``first`` in any case.
+
+    The values are products, not powers, because multiplication rounds alike on all machines.
+    """
+    factors = np.full(max(0, int(np.log(largest / first) / np.log(ratio))) + 2, ratio)
+    factors[0] = first
+    targets = np.multiply.accumulate(factors)
     kept: NDArray[np.float64] = targets[: max(1, int(np.searchsorted(targets, largest)))]
     return kept
 
 
 def _power_of_two(values: NDArray[np.float64], lowest: int) -> NDArray[np.float64]:
-    """Round to signed powers of two, nearest in the logarithm, no smaller than ``2^lowest``."""
+    """Rounds to signed powers of two, nearest in the logarithm, no smaller than ``2^lowest``."""
     mantissa, exponent = np.frexp(np.abs(values))
     exponent = np.maximum(exponent - (mantissa < np.sqrt(0.5)), lowest)
     rounded: NDArray[np.float64] = np.copysign(np.ldexp(1.0, exponent), values)
     return rounded
 
 
-def nearest_window(remaining: Remaining, codeword: float, tolerance: float, wanted: int) -> tuple[int, int]:
-    """Find the most weights, nearest first, whose mean relative distance ``|w - c| / |w|`` is within the tolerance.
+def nearest_window(remaining: SortedRuns, codeword: float, tolerance: float, wanted: int) -> tuple[int, int]:
+    """Finds the most weights, nearest first, whose mean relative distance ``|w - c| / |w|`` is within the tolerance.
 
-    Distances of 0 do not count in the mean. Both sides of the codeword are read outwards in growing chunks and
-    merged, so the cost is that of the weights taken and no sum loses digits.
+    Distances of 0 do not count in the mean. The weights on both sides of the codeword are read outwards in growing
+    chunks and merged by distance, so the cost is proportional to the weights taken and the sums lose no digits.
 
     Args:
-        codeword: c, not 0, float32.
-        wanted: how many at most.
+        remaining: the weights to choose from.
+        codeword: c, not 0, a float32 value.
+        tolerance: largest mean relative distance.
+        wanted: the most weights to take.
 
     Returns:
-        Ranks (first, last) of a window of what remains, ``last`` not included; empty if the nearest is too far.
+        The ranks (first, last) of a window of the remaining weights, ``last`` not included; empty if even the nearest
+        weight is too far.
     """
-    # Divergence: a weight never changes sign; the paper's distance to a codeword of the other sign is above 1.
+    # Divergence from the paper: only weights of the codeword's sign are considered; for others the paper's distance is
+    # above 1.
     edges = np.searchsorted(remaining.values, np.array([0, codeword], dtype=np.float32))
     zero, middle = remaining.rank(edges).tolist()
     low, high = (zero, len(remaining)) if codeword > 0 else (0, zero)
@@ -99,7 +106,7 @@ def nearest_window(remaining: Remaining, codeword: float, tolerance: float, want
         reach = min(below[-1] if first - chunk > low else np.inf, above[-1] if last + chunk < high else np.inf)
         distance, is_below = _merged(below, above, reach)
         sums, counts = total + np.cumsum(distance), counted + np.cumsum(distance > 0)
-        fits = sums <= tolerance * counts  # a mean of ascending distances only grows
+        fits = sums <= tolerance * counts  # monotone, because the mean of ascending distances never falls
         accepted = min(len(fits) if fits.all() else int(fits.argmin()), wanted - (last - first))
         if not accepted:
             break
@@ -112,7 +119,7 @@ def nearest_window(remaining: Remaining, codeword: float, tolerance: float, want
 
 
 def _merged(below: Floats, above: Floats, reach: float) -> tuple[Floats, NDArray[np.bool_]]:
-    """Merge ascending distances up to ``reach``, those below the codeword first where equal, and tell them apart."""
+    """Merges two ascending lists of distances up to ``reach`` and returns also which of them are from below."""
     below, above = (side[: np.searchsorted(side, reach, side="right")] for side in (below, above))
     both = np.concatenate([below, above])
     order = np.argsort(both, kind="stable")
@@ -128,23 +135,26 @@ def _distances(weights: Floats, codeword: float) -> NDArray[np.float64]:
 def fix(
     weights: NDArray[np.float32], wanted: int, tolerance: float, smallest: float, dtype: torch.dtype = torch.float32
 ) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
-    """Fix so many weights to few codewords: again and again the weights nearest to the candidate with most of them.
+    """Fixes weights to few codewords, one cluster after the other.
+
+    Each round chooses the candidate that is nearest to most of the remaining weights and fixes the weights within the
+    tolerance of it. If there are none, the next grid of candidates has one more power of two per value.
 
     Args:
         weights: float32[n], none of them 0.
-        wanted: how many are fixed, at most n.
-        tolerance: of the mean relative distance within a cluster.
-        smallest: where the grid of candidates starts.
-        dtype: in which codewords must be exact.
+        wanted: how many weights are fixed, at most n.
+        tolerance: largest mean relative distance within a cluster.
+        smallest: where the grid of candidates starts, above 0.
+        dtype: the type in which every codeword must be exact.
 
     Returns:
-        codewords, float32[K], in order of choice, perhaps one twice; and which each weight is fixed to, int32[n], -1
-        for none.
+        The codewords, float32[K], in the order of choice, where a value may occur twice; and the index of the codeword
+        of each weight, int32[n], -1 for weights that are not fixed.
 
     Reference: Subia-Waud, Dasmahapatra, "Weight Fixing Networks", ECCV 2022, algorithm 1.
     """
     values, order = sort_order(weights)
-    remaining = Remaining(values)
+    remaining = SortedRuns(values)
     chosen = np.full(len(weights), -1, dtype=np.int32)
     codewords: list[float] = []
     terms, largest = 0, 0.0
@@ -154,10 +164,10 @@ def fix(
             grid, borders = _grid(values, largest, smallest, tolerance, min(terms, MAX_ORDER), dtype)
         ranks = np.concatenate([[0], remaining.rank(borders), [len(remaining)]])
         codeword = float(grid[np.argmax(np.diff(ranks))])
-        lenient = tolerance * 2.0 ** max(0, terms - MAX_ORDER)
-        first, last = nearest_window(remaining, codeword, lenient, wanted)
+        relaxed = tolerance * 2.0 ** max(0, terms - MAX_ORDER)
+        first, last = nearest_window(remaining, codeword, relaxed, wanted)
         if first == last:
-            # As in the authors' code, the order goes down again only in the next round; in the paper, for each cluster.
+            # As in the authors' code, the order is reset only in the next round; the paper resets it for each cluster.
             terms, largest = terms + 1, 0.0
             continue
         for start, stop in remaining.take(first, last):
@@ -170,10 +180,10 @@ def fix(
 def _grid(
     values: Floats, largest: float, smallest: float, tolerance: float, order: int, dtype: torch.dtype
 ) -> tuple[NDArray[np.float64], Integers]:
-    """Give the candidates but for 0, rounded to ``dtype``, and where in the sorted weights the nearest one changes."""
+    """Returns the candidates other than 0, rounded to ``dtype``, and the positions where the nearest one changes."""
     rounded = torch.from_numpy(candidates(largest, smallest, tolerance, order)).to(dtype).double().numpy()
     grid = np.unique(rounded[np.isfinite(rounded) & (rounded != 0)])
     borders = (grid[1:] + grid[:-1]) / 2
-    downwards = borders.astype(np.float32)  # in the weights' own dtype, or the search would copy them all
-    downwards = np.where(downwards > borders, np.nextafter(downwards, np.float32(-np.inf)), downwards)
-    return grid, np.searchsorted(values, downwards, side="right")
+    floored = borders.astype(np.float32)  # in the dtype of the weights, or searchsorted would convert all of them
+    floored = np.where(floored > borders, np.nextafter(floored, np.float32(-np.inf)), floored)
+    return grid, np.searchsorted(values, floored, side="right")

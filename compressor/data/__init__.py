@@ -1,1 +1,1 @@
-"""Data sets: what they are, how they are split, read and shared out among processes."""
+"""Data sets: opening, splitting and reading them, and sharing them out among processes."""

@@ -1,4 +1,4 @@
-"""Pictures that cannot be read: counted, listed, and never replaced by others."""
+"""Images that cannot be read: they are counted and listed, and never replaced by others."""
 
 from __future__ import annotations
 
@@ -19,31 +19,37 @@ _log = logging.getLogger(__name__)
 
 
 class BadImages:
-    """The unreadable pictures of a data set.
+    """The unreadable images of a data set.
 
     Args:
         most: how many there may be, in all splits together.
-        path: of a list of them, a line each; made when the first is found. None for no list.
+        path: the file that lists them, one per line, written when the first is found; None for no list.
     """
 
     def __init__(self, most: int = 0, path: Path | None = None) -> None:
         self.most, self.path = most, path
         self.splits: list[BadSplit] = []
-        self._known = 0
+        self._listed = 0
 
-    def of(self, name: str, pictures: int) -> BadSplit:
-        """Make the record of a split."""
-        self.splits.append(BadSplit(self, name, pictures))
+    def add_split(self, name: str, images: int) -> BadSplit:
+        """Creates and returns the record of one split.
+
+        Args:
+            name: the split's name.
+            images: its number of images.
+        """
+        self.splits.append(BadSplit(self, name, images))
         return self.splits[-1]
 
     def check(self) -> None:
-        """List what has been found since the last time, in all processes.
+        """Writes the list if more unreadable images have been found, in any process, since the last call.
 
-        Raises MissingError where there are more than there may be.
+        Raises:
+            MissingError: there are more than ``most``.
         """
         lines = [line for split in self.splits for line in split.lines()]
-        if len(lines) > self._known:
-            self._known = len(lines)
+        if len(lines) > self._listed:
+            self._listed = len(lines)
             main_process_first(lambda: self._write(lines))
         where = "" if self.path is None else f"; see {self.path}"
         if len(lines) > self.most:
@@ -66,25 +72,25 @@ class BadImages:
 
 
 class BadSplit:
-    """Which pictures of a split could not be read, as found in whatever process opens them.
+    """The unreadable images of one split, recorded by whichever process opens them.
 
     Args:
-        all_splits: that it is part of.
-        name: of the split.
-        pictures: how many it has.
+        all_splits: the record that this one is part of.
+        name: the split's name.
+        images: its number of images.
     """
 
-    def __init__(self, all_splits: BadImages, name: str, pictures: int) -> None:
+    def __init__(self, all_splits: BadImages, name: str, images: int) -> None:
         self.all_splits, self.name = all_splits, name
-        self.found: Tensor = torch.zeros(pictures, dtype=torch.uint8).share_memory_()  # loaders' processes write it
+        self.unreadable: Tensor = torch.zeros(images, dtype=torch.uint8).share_memory_()  # written by worker processes
         self.explain: Callable[[int], str] = str
 
     def add(self, index: int) -> None:
-        """Note one."""
-        self.found[index] = 1
+        """Records the image at ``index`` as unreadable."""
+        self.unreadable[index] = 1
 
     def lines(self) -> list[str]:
-        """Tell of each one its split, its name, and why."""
-        found = self.found.int()
-        all_reduce_sum([found])
-        return [f"{self.name}: {self.explain(index)}" for index in found.nonzero().flatten().tolist()]
+        """Returns a line for each unreadable image: its split, its name and the reason."""
+        reports = self.unreadable.int()
+        all_reduce_sum([reports])
+        return [f"{self.name}: {self.explain(index)}" for index in reports.nonzero().flatten().tolist()]

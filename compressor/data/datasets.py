@@ -1,7 +1,7 @@
-"""Image data sets: the built-in digits, Fashion-MNIST's files, and whatever timm can open.
+"""Image data sets: the built-in digits, the files of Fashion-MNIST, and all that timm can open.
 
-``load_data`` gives a ``Dataset``: its preprocessing, its splits and loaders of batches
-(images float32[n, C, H, W], labels int64[n]).
+``load_data`` returns a ``Dataset`` with preprocessing, splits and loaders of batches (images float32[n, C, H, W],
+labels int64[n]).
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from torch.utils.data import DataLoader, RandomSampler, default_collate
 from torch.utils.data import Dataset as TorchDataset
 
 from compressor.data.bad_images import BadImages
-from compressor.data.images import open_pictures
-from compressor.data.splits import ArraySplit, Batch, ImageSplit, PictureOrder, readable
+from compressor.data.images import open_images
+from compressor.data.splits import ArraySplit, Batch, ImageSplit, SeededRandomSampler, collate_readable
 from compressor.formats.errors import MissingError, UsageError
 
 __all__ = ["FASHION_MNIST_DIR", "Dataset", "load_data"]
@@ -40,11 +40,14 @@ class Dataset:
         name: as given on the command line.
         version: changes whenever splits, preprocessing or augmentation do; part of cache keys.
         input_size: (C, H, W) of one image.
-        mean, std: of the normalisation, one value per channel.
+        mean: of the normalisation, one value per channel.
+        std: of the normalisation, one value per channel.
         num_classes: number of labels.
-        train, validation, test: the splits; ``test`` is None where the data has none.
-        workers: processes that open pictures; 0 for data held in memory.
-        channels_last: give images whose channels lie together in memory, in which GPUs are faster in half precision.
+        train: the training split.
+        validation: the split for choices made during training.
+        test: the split for final figures; None if the data has none.
+        workers: number of processes that open images; 0 for data held in memory.
+        channels_last: whether batches use the channels-last memory format, in which GPUs are faster in half precision.
     """
 
     name: str
@@ -61,36 +64,53 @@ class Dataset:
 
     @property
     def evaluated(self) -> str:
-        """The split that final figures are measured on: test, or validation where there is no test split."""
+        """The split that final figures are measured on: test, or validation if there is no test split."""
         return "validation" if self.test is None else "test"
 
     def train_loader(self, batch_size: int, seed: int) -> DataLoader[Any]:
-        """Give shuffled training batches; the order follows ``seed`` alone, and goes on from epoch to epoch."""
+        """Returns a loader of shuffled training batches.
+
+        Args:
+            batch_size: number of images.
+            seed: of the generator that draws the order of one epoch after the other.
+        """
         count = len(self.train)  # type: ignore[arg-type]
         order = torch.Generator().manual_seed(seed)
-        pictures = isinstance(self.train, ImageSplit)
+        from_files = isinstance(self.train, ImageSplit)
+        sampler = SeededRandomSampler if from_files else RandomSampler
+        collate = collate_readable if from_files else default_collate
         return DataLoader(
             self.train,
             batch_size,
-            sampler=(PictureOrder if pictures else RandomSampler)(self.train, generator=order),  # type: ignore[arg-type]
+            sampler=sampler(self.train, generator=order),  # type: ignore[arg-type]
             drop_last=count > batch_size and count % batch_size == 1,  # batch norm cannot train on one image
-            **{"generator": order, **self._loading(self.train, readable if pictures else default_collate)},
+            **{"generator": order, **self._loader_args(self.train, collate)},
         )
 
     def eval_loader(self, batch_size: int, split: str | None = None) -> DataLoader[Any]:
-        """Give all images of a split in order; by default of the ``evaluated`` one."""
+        """Returns a loader of all images of a split, in order.
+
+        Args:
+            batch_size: number of images.
+            split: "train", "validation" or "test"; None: the ``evaluated`` one.
+
+        Raises:
+            UsageError: the data has no such split.
+        """
         data = {"train": self.train, "validation": self.validation, "test": self.test}[split or self.evaluated]
         if data is None:
             raise UsageError(f"{self.name} has no {split} split")
-        return DataLoader(data, batch_size, **self._loading(data))
+        return DataLoader(data, batch_size, **self._loader_args(data))
 
-    def _loading(self, data: TorchDataset[Any], collate: Callable[[Any], Batch] = default_collate) -> dict[str, Any]:
-        collate = _as_it_is if isinstance(data, ArraySplit) else collate
-        # For workers that persist a loader draws once, at first, otherwise each epoch: from a generator that nothing
-        # else draws from, or a training that is resumed, maybe with others, would not draw what it would have drawn.
-        own = {"generator": torch.Generator()} if isinstance(data, ImageSplit) else {}
+    def _loader_args(
+        self, data: TorchDataset[Any], collate: Callable[[Any], Batch] = default_collate
+    ) -> dict[str, Any]:
+        collate = _already_collated if isinstance(data, ArraySplit) else collate
+        # A loader draws a base seed for its workers: once if they persist, else in each epoch. It gets a generator of
+        # its own for that, so that a resumed training, whose workers may differ, draws the same numbers elsewhere.
+        generator = {"generator": torch.Generator()} if isinstance(data, ImageSplit) else {}
         collate = partial(_channels_last, collate) if self.channels_last else collate
-        return {"num_workers": self.workers, "persistent_workers": self.workers > 0, "collate_fn": collate, **own}
+        return {"num_workers": self.workers, "persistent_workers": self.workers > 0, "collate_fn": collate, **generator}
 
 
 def _channels_last(collate: Callable[[Any], Batch], items: Any) -> Batch:
@@ -98,7 +118,7 @@ def _channels_last(collate: Callable[[Any], Batch], items: Any) -> Batch:
     return images.contiguous(memory_format=torch.channels_last), labels
 
 
-def _as_it_is(batch: Batch) -> Batch:
+def _already_collated(batch: Batch) -> Batch:
     return batch
 
 
@@ -111,18 +131,19 @@ def load_data(
     bad: BadImages | None = None,
     augment: Mapping[str, Any] | None = None,
 ) -> Dataset:
-    """Open a data set: ``digits``, ``fashion-mnist``, a name of timm's, or ``""`` for a folder of pictures.
+    """Opens a data set: ``digits``, ``fashion-mnist``, a name of timm's, or ``""`` for a folder of images.
 
     Args:
         name: for timm's names see ``timm.data.create_dataset``.
         data_dir: where the files are.
-        config: for pictures, the preprocessing as ``timm.data.resolve_data_config`` gives it.
-        download: let torchvision fetch a data set of its own into ``data_dir``.
-        bad: how many pictures may be unreadable, and where they are listed; None for none at all.
-        augment: for pictures, more of ``timm.data.create_transform`` in training, such as ``auto_augment``.
+        config: for image files, the preprocessing as ``timm.data.resolve_data_config`` returns it.
+        download: whether torchvision may download a data set of its own into ``data_dir``.
+        bad: how many images may be unreadable, and where they are listed; None: none may be.
+        augment: for image files, further arguments of ``timm.data.create_transform`` in training, such as
+            ``auto_augment``.
 
     Raises:
-        UsageError: ``augment`` that timm does not know, or for data in memory, which are augmented in their own way.
+        UsageError: timm does not know ``augment``, or the data is held in memory and has an augmentation of its own.
         MissingError: files are absent, damaged or not laid out as expected.
 
     Example:
@@ -136,8 +157,8 @@ def load_data(
         return _digits()
     if name == "fashion-mnist":
         return _fashion_mnist(Path(data_dir) if data_dir else FASHION_MNIST_DIR)
-    pictures = open_pictures(name, data_dir, config or {}, download, bad or BadImages(), augment or {})
-    return Dataset(name or "folder", **pictures)
+    fields = open_images(name, data_dir, config or {}, download, bad or BadImages(), augment or {})
+    return Dataset(name or "folder", **fields)
 
 
 def _digits() -> Dataset:
@@ -148,13 +169,13 @@ def _digits() -> Dataset:
     images = F.interpolate(small, size=(32, 32), mode="bilinear", align_corners=False)
     labels = torch.from_numpy(bunch.target).long()
     order = torch.from_numpy(np.random.RandomState(0).permutation(1797))
-    parts = order[:1078], order[1078:1437], order[1437:]
+    subsets = order[:1078], order[1078:1437], order[1437:]
     mean, std = 0.3056, 0.3231  # of the training split
 
-    def split(part: Tensor, shift: int = 0) -> ArraySplit:
-        return ArraySplit(images[part], labels[part], mean=mean, std=std, fill=-mean / std, shift=shift)
+    def split(subset: Tensor, shift: int = 0) -> ArraySplit:
+        return ArraySplit(images[subset], labels[subset], mean=mean, std=std, fill=-mean / std, shift=shift)
 
-    train, validation, test = split(parts[0], shift=2), split(parts[1]), split(parts[2])
+    train, validation, test = split(subsets[0], shift=2), split(subsets[1]), split(subsets[2])
     return Dataset("digits", "digits-1", (1, 32, 32), (mean,), (std,), 10, train, validation, test)
 
 
@@ -171,14 +192,14 @@ def _fashion_mnist(folder: Path) -> Dataset:
 
 
 def _idx_pair(folder: Path, part: str, count: int) -> tuple[Tensor, Tensor]:
-    """Read images uint8[n, 1, 28, 28] and labels int64[n]."""
+    """Reads images uint8[n, 1, 28, 28] and labels int64[n]."""
     images = _idx(folder / f"{part}-images-idx3-ubyte.gz", (count, 28, 28))
     labels = _idx(folder / f"{part}-labels-idx1-ubyte.gz", (count,))
     return images.unsqueeze(1), labels.long()
 
 
 def _idx(path: Path, shape: tuple[int, ...]) -> Tensor:
-    """Read one gzipped IDX file of bytes: 0, 0, type 8, number of axes, then each axis as a big-endian uint32."""
+    """Reads a gzipped IDX file of bytes: 0, 0, type 8, number of axes, then each axis as a big-endian uint32."""
     if not path.is_file():
         raise MissingError(
             f"Fashion-MNIST: no file {path}; install it (apt-get install dataset-fashion-mnist) or name its folder "

@@ -1,4 +1,4 @@
-"""How the images of a data set are shared out among collectives."""
+"""Sharing the batches of a data set out among training processes."""
 
 from __future__ import annotations
 
@@ -13,19 +13,20 @@ from compressor.distributed import collectives
 from compressor.distributed.devices import init_processes
 from compressor.formats.errors import UsageError
 
-__all__ = ["ShardedBatchSampler", "rank_share", "shard_for_evaluation", "shard_loader"]
+__all__ = ["ShardedBatchSampler", "rank_share", "shard_for_evaluation", "shard_loader", "with_batches"]
 
 
 class ShardedBatchSampler(Sampler[list[Any]]):
-    """This process's part of the batches of a sampler: of as many as there are processes it takes one.
+    """This process's share of the batches of a sampler: one of every ``count`` consecutive batches.
 
-    All processes draw all batches, alike, and at once, so that nothing random comes in between. The batches left over
-    in the end are pooled and dealt out evenly; each process takes the whole of them where there are too few.
+    All processes draw all batches in the same way, and those of a step at once, so that no other random draw comes
+    between them. An incomplete last step, or one of unequal batches, is pooled and divided evenly by item; if it has no
+    more items than there are processes, each process takes all of them.
 
     Args:
         batches: a batch sampler.
         rank: number of this process, from 0.
-        count: how many processes there are.
+        count: number of processes.
 
     Example:
         >>> [list(ShardedBatchSampler([[0, 1], [2, 3], [4, 5], [6, 7], [8, 9], [10]], rank, 2)) for rank in (0, 1)]
@@ -45,7 +46,13 @@ class ShardedBatchSampler(Sampler[list[Any]]):
 
 
 def rank_share(step: Sequence[list[Any]], rank: int, count: int) -> list[Any]:
-    """Give what one process takes of the batches of a step."""
+    """Returns what one process takes of the batches of a step.
+
+    Args:
+        step: the batches of the step, at most ``count``.
+        rank: number of the process, from 0.
+        count: number of processes.
+    """
     if len(step) == count and len({len(batch) for batch in step}) == 1:
         return step[rank]
     pooled = [item for batch in step for item in batch]
@@ -53,12 +60,14 @@ def rank_share(step: Sequence[list[Any]], rank: int, count: int) -> list[Any]:
 
 
 def shard_loader(loader: DataLoader[Any], device: str | None = None) -> DataLoader[Any]:
-    """Give a loader of this process's share; the loader itself where there is one process, or it is shared out.
+    """Returns a loader of this process's share of the batches.
 
     Args:
-        device: that the processes will train on; they meet here.
+        loader: the loader of all batches; returned itself if there is one process, or if it is sharded already.
+        device: where the processes will train; they are connected here if they are not yet.
 
-    Raises UsageError for one that cannot be, or has a sampler that does so too.
+    Raises:
+        UsageError: the loader has no batch sampler, or its sampler distributes the data itself.
     """
     init_processes(device)
     batches = loader.batch_sampler
@@ -72,19 +81,24 @@ def shard_loader(loader: DataLoader[Any], device: str | None = None) -> DataLoad
 
 
 def with_batches(loader: DataLoader[Any], batches: Iterable[Any]) -> DataLoader[Any]:
-    """Give a copy of a loader with other batches."""
-    other = copy.copy(loader)
-    other._iterator = None  # with its own workers, where they persist
-    object.__setattr__(other, "batch_sampler", batches)  # which a DataLoader refuses once it is made
-    return other
+    """Returns a copy of a loader that loads other batches.
+
+    Args:
+        loader: the loader to copy.
+        batches: the batch sampler, or any iterable of lists of indices, of the copy.
+    """
+    copied = copy.copy(loader)
+    copied._iterator = None  # persistent workers belong to the original
+    object.__setattr__(copied, "batch_sampler", batches)  # DataLoader.__setattr__ refuses it after construction
+    return copied
 
 
 def shard_for_evaluation(loader: Iterable[Any]) -> tuple[Iterable[Any], list[slice], int] | None:
-    """Deal the batches of a loader out for evaluation.
+    """Shares the batches of a loader out for evaluation.
 
     Returns:
-        This process's batches, where their images are among all, and how many there are in all; None where every
-        process has to take all of them: there is one, or they come in no order that can be dealt out.
+        This process's batches, their places among all images, and the number of all images; None if every process has
+        to evaluate all batches, because there is one process or the loader's order cannot be divided.
     """
     if collectives.world_size() == 1 or not isinstance(loader, DataLoader):
         return None

@@ -1,4 +1,4 @@
-"""Pictures of a folder, or of any data set that timm can open, with timm's preprocessing."""
+"""Images of a folder, or of any data set that timm can open, with timm's preprocessing."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from compressor.data.splits import ImageSplit
 from compressor.data.webdataset import open_shards
 from compressor.formats.errors import MissingError, UsageError
 
-__all__ = ["open_pictures"]
+__all__ = ["open_images"]
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
-def open_pictures(
+def open_images(
     name: str,
     data_dir: str | Path | None,
     config: Mapping[str, Any],
@@ -27,51 +27,61 @@ def open_pictures(
     bad: BadImages,
     augment: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Give the fields of a ``datasets.Dataset`` of pictures; arguments and errors as for ``datasets.load_data``."""
+    """Returns the fields of a ``datasets.Dataset`` of images; takes and raises what ``datasets.load_data`` does."""
     from timm.data import create_transform
 
     if data_dir is not None and not Path(data_dir).is_dir():
         raise MissingError(f"--data-dir {data_dir}: no such folder")
-    known = _preprocessing(config)
-    size = known["input_size"]
+    preprocessing = _preprocessing(config)
+    size = preprocessing["input_size"]
     mode = "L" if size[0] == 1 else "RGB"
     sources = _sources(name, data_dir, mode, download)
     classes = _class_count(sources, data_dir)
     views: dict[str, ImageSplit] = {}
     for split, source in sources.items():
         try:
-            transform = create_transform(**known, **(augment if split == "train" else {}), is_training=split == "train")
-        except (AssertionError, ValueError, TypeError, KeyError) as exc:  # timm asserts what it is given
+            extra = augment if split == "train" else {}
+            transform = create_transform(**preprocessing, **extra, is_training=split == "train")
+        except (AssertionError, ValueError, TypeError, KeyError) as exc:  # timm checks its arguments by assertions
             raise UsageError(f"{dict(augment)}: timm makes no augmentation of it ({exc})") from exc
-        views[split] = ImageSplit(source, transform, mode, size, bad.of(split, len(source)))
+        views[split] = ImageSplit(source, transform, mode, size, bad.add_split(split, len(source)))
     return {
-        "version": _fingerprint(sources, augment), "num_classes": classes, "input_size": size, "mean": known["mean"],
-        "std": known["std"],
-        "train": views["train"], "validation": views["validation"], "test": views.get("test"),
+        "version": _fingerprint(sources, augment),
+        "num_classes": classes,
+        "input_size": size,
+        "mean": preprocessing["mean"],
+        "std": preprocessing["std"],
+        "train": views["train"],
+        "validation": views["validation"],
+        "test": views.get("test"),
         "workers": min(4, os.cpu_count() or 1),
-    }  # fmt: skip
+    }
 
 
 def _preprocessing(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Choose what ``timm.data.create_transform`` needs of a model's configuration; raises UsageError for 2 channels.
+    """Returns the part of a model's configuration that ``timm.data.create_transform`` needs.
 
-    >>> _preprocessing({"input_size": (1, 32, 32), "mean": (0.25, 0.5, 0.75), "std": (0.5, 0.5, 0.5)})
-    {'mean': (0.5,), 'std': (0.5,), 'input_size': (1, 32, 32)}
+    Raises:
+        UsageError: the model takes neither 1 channel nor 3.
+
+    Example:
+        >>> _preprocessing({"input_size": (1, 32, 32), "mean": (0.25, 0.5, 0.75), "std": (0.5, 0.5, 0.5)})
+        {'mean': (0.5,), 'std': (0.5,), 'input_size': (1, 32, 32)}
     """
     keys = ("input_size", "mean", "std", "interpolation", "crop_pct", "crop_mode")
-    known: dict[str, Any] = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD, "input_size": (3, 224, 224)}
-    known |= {key: config[key] for key in keys if key in config}
-    channels = known["input_size"][0]
+    chosen: dict[str, Any] = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD, "input_size": (3, 224, 224)}
+    chosen |= {key: config[key] for key in keys if key in config}
+    channels = chosen["input_size"][0]
     if channels not in (1, 3):
         raise UsageError(f"--in-chans {channels}: pictures are opened with 1 channel or with 3")
-    for key in ("mean", "std"):  # of colours, for a model that takes grey: their mean
-        values = tuple(known[key])
-        known[key] = values if len(values) == channels else (sum(values) / len(values),) * channels
-    return {**known, "input_size": tuple(known["input_size"])}
+    for key in ("mean", "std"):  # a model of grey images takes the mean over the colours
+        values = tuple(chosen[key])
+        chosen[key] = values if len(values) == channels else (sum(values) / len(values),) * channels
+    return {**chosen, "input_size": tuple(chosen["input_size"])}
 
 
 def _sources(name: str, data_dir: str | Path | None, mode: str, download: bool) -> dict[str, Any]:
-    """Open train and validation, and test where there is one."""
+    """Opens train and validation, and test if there is one."""
     if name.partition("/")[0].lower() == "wds":
         if data_dir is None:
             raise MissingError(f"data set {name}: name the folder of its shards with --data-dir")
@@ -101,7 +111,7 @@ def _source(name: str, data_dir: str | Path | None, split: str, mode: str, downl
 
 
 def _class_count(sources: Mapping[str, Any], data_dir: str | Path | None) -> int:
-    """Count the classes, having made sure that the splits are apart and name the same ones."""
+    """Returns the number of classes; raises MissingError unless the splits are separate and have the same classes."""
     readers = {split: getattr(source, "reader", source) for split, source in sources.items()}
     maps = {split: getattr(reader, "class_to_idx", None) for split, reader in readers.items()}
     for split, reader in readers.items():
@@ -109,15 +119,15 @@ def _class_count(sources: Mapping[str, Any], data_dir: str | Path | None) -> int
         if hasattr(reader, "samples") and root is not None and data_dir is not None and Path(root) == Path(data_dir):
             raise MissingError(f"{data_dir}: no folder for {split}; expected train/CLASS/*.jpg and val/CLASS/*.jpg")
         if maps[split] != maps["train"]:
-            odd = sorted(set(maps[split] or {}) ^ set(maps["train"] or {}))
-            raise MissingError(f"{data_dir}: train and {split} have different classes: {', '.join(odd[:5])}")
+            unmatched = sorted(set(maps[split] or {}) ^ set(maps["train"] or {}))
+            raise MissingError(f"{data_dir}: train and {split} have different classes: {', '.join(unmatched[:5])}")
     if not maps["train"]:
         raise MissingError("the data set does not say its classes")
     return len(maps["train"])
 
 
 def _fingerprint(sources: Mapping[str, Any], augment: Mapping[str, Any]) -> str:
-    """Give a short hash of which pictures, with which labels, are in which split, and how they are augmented."""
+    """Returns a short hash of the images and labels of each split and of their augmentation."""
     digest = hashlib.sha256(repr(sorted(augment.items())).encode() if augment else b"")
     for split, source in sources.items():
         reader = getattr(source, "reader", source)
@@ -125,5 +135,5 @@ def _fingerprint(sources: Mapping[str, Any], augment: Mapping[str, Any]) -> str:
         root = str(getattr(reader, "root", ""))
         for path, target in getattr(reader, "samples", ()):
             line = f"{os.path.relpath(path, root)} {target}\n"
-            digest.update(line.encode(errors="surrogateescape"))  # a name may be no UTF-8
+            digest.update(line.encode(errors="surrogateescape"))  # file names need not be UTF-8
     return f"pictures-{digest.hexdigest()[:16]}"

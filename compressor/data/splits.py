@@ -1,4 +1,4 @@
-"""One split of a data set: in memory, a whole batch at a time, or picture by picture."""
+"""The splits of a data set: images held in memory, read a batch at a time, or images opened one by one."""
 
 from __future__ import annotations
 
@@ -15,10 +15,18 @@ from compressor.data.bad_images import BadSplit
 from compressor.formats.errors import MissingError, ResourceError
 from compressor.rng import seeded
 
-__all__ = ["UNREADABLE", "ArraySplit", "Batch", "ImageSplit", "PictureOrder", "check_pictures", "readable"]
+__all__ = [
+    "UNREADABLE",
+    "ArraySplit",
+    "Batch",
+    "ImageSplit",
+    "SeededRandomSampler",
+    "check_pictures",
+    "collate_readable",
+]
 
 UNREADABLE = -(1 << 40)
-"""The class of a picture that could not be read, and of nothing else."""
+"""The class of an image that could not be read, and of no other."""
 
 Batch = tuple[Tensor, Tensor]
 
@@ -26,16 +34,17 @@ Batch = tuple[Tensor, Tensor]
 class ArraySplit(Dataset[Any]):
     """Images held in memory; a whole batch is normalised, padded and augmented at once.
 
+    Random numbers come from torch's global generator.
+
     Args:
         images: uint8 in 0..255 or float32 in 0..1, [n, C, H, W].
         labels: int64[n].
-        mean, std: per image value, after scaling to 0..1.
-        pad: pixels of ``fill`` added on each side, after normalising.
+        mean: subtracted from every pixel after scaling to 0..1.
+        std: divides every pixel after that.
+        pad: pixels of ``fill`` added on each side after normalising.
         fill: the normalised value of the border.
         shift: each image moves by up to this many pixels along both axes.
         flip: whether half of the images are mirrored, left to right.
-
-    Random numbers come from torch's global generator.
     """
 
     def __init__(
@@ -62,7 +71,7 @@ class ArraySplit(Dataset[Any]):
         return images[0], labels[0]
 
     def __getitems__(self, indices: Sequence[int]) -> Batch:
-        """Give the batch of these images and labels."""
+        """Returns the batch of the images and labels at the given indices."""
         chosen = torch.as_tensor(indices)
         images = self.images[chosen]
         if images.dtype == torch.uint8:
@@ -75,29 +84,29 @@ class ArraySplit(Dataset[Any]):
 
 
 def _shifted(images: Tensor, shift: int) -> Tensor:
-    """Cut each image out of its border at a random place; [n, C, H + 2s, W + 2s] -> [n, C, H, W]."""
-    count, _, high, wide = images.shape
+    """Crops each image at a random place of its border; [n, C, H + 2s, W + 2s] -> [n, C, H, W]."""
+    count, _, height, width = images.shape
     top, left = torch.randint(0, 2 * shift + 1, (2, count))
-    rows = top[:, None] + torch.arange(high - 2 * shift)
-    columns = left[:, None] + torch.arange(wide - 2 * shift)
-    picture = torch.arange(count)[:, None, None]
-    cut = images[picture, :, rows[:, :, None], columns[:, None, :]]
-    return cut.permute(0, 3, 1, 2).contiguous()
+    rows = top[:, None] + torch.arange(height - 2 * shift)
+    columns = left[:, None] + torch.arange(width - 2 * shift)
+    image = torch.arange(count)[:, None, None]
+    cropped = images[image, :, rows[:, :, None], columns[:, None, :]]
+    return cropped.permute(0, 3, 1, 2).contiguous()
 
 
 class ImageSplit(Dataset[Any]):
-    """Pictures opened one by one from a data set that timm made.
+    """Images opened one by one from a data set that timm created.
 
-    One that cannot be read is noted, and given as zeros of the class ``UNREADABLE``, for others to leave out: timm
-    would put its neighbour in its place. An index may come with a seed, which all that is random about the picture
-    then follows from, in whatever process it is opened.
+    An image that cannot be read is recorded and returned as zeros of the class ``UNREADABLE``, to be left out of the
+    batch; timm would replace it by its neighbour. An index may come with a seed, from which all randomness of the image
+    then follows, whichever process opens it.
 
     Args:
-        source: the data set, or its reader.
-        transform: of a picture of Pillow's.
-        mode: that pictures are brought to, "RGB" or "L".
-        size: (C, H, W) that ``transform`` gives.
-        bad: where those are noted that cannot be read.
+        source: timm's data set, or its reader.
+        transform: turns a Pillow image into a tensor.
+        mode: the Pillow mode that images are converted to, "RGB" or "L".
+        size: (C, H, W) of the tensors that ``transform`` returns.
+        bad: the record of unreadable images.
     """
 
     def __init__(
@@ -115,11 +124,11 @@ class ImageSplit(Dataset[Any]):
             with seeded(index[1]):
                 return self[index[0]]
         try:
-            picture, target = self._open(index)
+            image, target = self._open(index)
         except UnreadableError:
             self.bad.add(index)
             return torch.zeros(self.size), UNREADABLE
-        return self.transform(picture), int(target)
+        return self.transform(image), int(target)
 
     def _open(self, index: int) -> tuple[Any, Any]:
         from PIL import Image
@@ -129,10 +138,10 @@ class ImageSplit(Dataset[Any]):
             with image, image if isinstance(image, Image.Image) else Image.open(image) as opened:
                 return opened.convert(self.mode), target
         except OSError as exc:
-            if exc.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):  # not the picture's fault
+            if exc.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):  # not a fault of the image
                 raise ResourceError(f"picture {index} of the {self.bad.name} split: {exc.strerror}") from exc
             raise UnreadableError(f"{type(exc).__name__}: {exc}") from exc
-        except Exception as exc:  # Pillow's readers raise anything, from SyntaxError to struct.error, on damaged files
+        except Exception as exc:  # on damaged files Pillow raises anything, from SyntaxError to struct.error
             raise UnreadableError(f"{type(exc).__name__}: {exc}") from exc
 
     def _why_unreadable(self, index: int) -> str:
@@ -145,35 +154,50 @@ class ImageSplit(Dataset[Any]):
 
 
 class UnreadableError(Exception):
-    """A picture cannot be read; its message says why."""
+    """An image cannot be read; the message gives the reason."""
 
 
-def readable(pictures: Sequence[tuple[Tensor, int]]) -> Batch:
-    """Make a batch of those pictures that could be read; raises MissingError where none could."""
-    kept = [picture for picture in pictures if picture[1] != UNREADABLE]
-    if not kept:
-        raise MissingError(f"none of the {len(pictures)} pictures of a batch can be read; is the data set damaged?")
-    images, labels = default_collate(kept)
+def collate_readable(items: Sequence[tuple[Tensor, int]]) -> Batch:
+    """Collates the images that could be read into a batch.
+
+    Args:
+        items: pairs of an image, float32[C, H, W], and its label, which is ``UNREADABLE`` for one to leave out.
+
+    Returns:
+        Images, float32[n, C, H, W], and labels, int64[n].
+
+    Raises:
+        MissingError: none of the images could be read.
+    """
+    readable = [item for item in items if item[1] != UNREADABLE]
+    if not readable:
+        raise MissingError(f"none of the {len(items)} pictures of a batch can be read; is the data set damaged?")
+    images, labels = default_collate(readable)
     return images, labels
 
 
 def check_pictures(loader: Any) -> None:
-    """Raise MissingError where a loader, or others of its data set, met more unreadable pictures than there may be."""
+    """Raises MissingError if a loader's data set has more unreadable images than allowed; see ``BadImages.check``."""
     split = getattr(loader, "dataset", None)
     if isinstance(split, ImageSplit):
         split.bad.all_splits.check()
 
 
-class PictureOrder(Sampler[tuple[int, int]]):
-    """Each picture once an epoch, in random order, with a seed for what is random about it."""
+class SeededRandomSampler(Sampler[tuple[int, int]]):
+    """Samples each image once an epoch, in random order, together with a seed for its augmentation.
 
-    def __init__(self, pictures: ImageSplit, generator: torch.Generator) -> None:
-        self.pictures, self.generator = pictures, generator
+    Args:
+        images: the split to sample from.
+        generator: draws order and seeds.
+    """
+
+    def __init__(self, images: ImageSplit, generator: torch.Generator) -> None:
+        self.images, self.generator = images, generator
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
-        order = torch.randperm(len(self.pictures), generator=self.generator)
+        order = torch.randperm(len(self.images), generator=self.generator)
         seeds = torch.randint(1 << 32, (len(order),), generator=self.generator)
         yield from zip(order.tolist(), seeds.tolist(), strict=True)
 
     def __len__(self) -> int:
-        return len(self.pictures)
+        return len(self.images)

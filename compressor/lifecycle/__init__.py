@@ -1,1 +1,1 @@
-"""The way of a model from its plan to the packed file."""
+"""The stages of a compression: the plan of a policy, groups, plain weights, the packed model."""

@@ -1,4 +1,4 @@
-"""From groups in training to plain weights: the values that the file will decode to."""
+"""Conversion of groups in training to plain weights: the values that the file will decode to."""
 
 from __future__ import annotations
 
@@ -17,17 +17,29 @@ __all__ = ["convert", "decode_tensor", "halve_untouched"]
 
 
 def decode_tensor(tensor: SharedTensor, book: Codebook) -> Tensor:
-    """Expand a shared tensor by the file's own decoder."""
+    """Returns the dense values of a shared tensor, computed by the file's own decoder.
+
+    Args:
+        tensor: the shared tensor.
+        book: its codebook.
+    """
     weights = np.ascontiguousarray(decode(tensor, book))
-    found = torch.from_numpy(weights.view(np.int16) if tensor.dtype == "BF16" else weights)
-    return found.view(torch.bfloat16) if tensor.dtype == "BF16" else found
+    values = torch.from_numpy(weights.view(np.int16) if tensor.dtype == "BF16" else weights)
+    return values.view(torch.bfloat16) if tensor.dtype == "BF16" else values
 
 
 @torch.no_grad()
 def convert(
     groups: Sequence[Group],
 ) -> tuple[dict[str, SharedTensor], tuple[Codebook, ...], dict[Site, Tensor]]:
-    """End the last rounds; give shared tensors, books, and every site's values: as the file will decode them."""
+    """Ends the last rounds of all groups and returns what they have learnt.
+
+    Args:
+        groups: the groups of the model.
+
+    Returns:
+        The shared tensors by name, their codebooks, and the values of every site as the file will decode them.
+    """
     tensors: dict[str, SharedTensor] = {}
     books: list[Codebook] = []
     values: dict[Site, Tensor] = {}
@@ -46,10 +58,14 @@ def convert(
 
 @torch.no_grad()
 def halve_untouched(model: nn.Module, shared: Collection[str]) -> frozenset[str]:
-    """Round the float32 tensors that are not shared to float16, in place; those beyond its range stay as they are.
+    """Rounds the float32 tensors that are not shared to float16, in place, unless they exceed its range.
+
+    Args:
+        model: holds the tensors.
+        shared: names of the tensors that are shared.
 
     Returns:
-        Names of the tensors that float16 now holds exactly.
+        The names of the tensors that float16 now represents exactly.
     """
     names = set()
     for name, tensor in model.state_dict().items():

@@ -1,4 +1,4 @@
-"""How much the loss minds an error in each weight, estimated from a few batches."""
+"""The importance of weights: the sensitivity of the loss to an error in each, estimated from a few batches."""
 
 from __future__ import annotations
 
@@ -16,12 +16,15 @@ Batches = Iterable[tuple[Tensor, Tensor]]
 
 
 def squared_gradients(model: nn.Module, sites: Sequence[Site], batches: Batches) -> dict[Site, Tensor]:
-    """Estimate how much the loss minds an error in each weight: the diagonal of the Fisher information.
+    """Estimates how sensitive the loss is to an error in each weight: the diagonal of the Fisher information.
 
     Args:
-        sites: those asked about; each gets float32[shape], the sum over batches of the squared gradient of
-            their mean cross entropy.
-        batches: (inputs, targets).
+        model: in any mode, which is restored; its gradients are not touched.
+        sites: the tensors to estimate it for.
+        batches: pairs of inputs and targets.
+
+    Returns:
+        For each site float32[shape], the sum over batches of the squared gradient of their mean cross entropy.
 
     Reference: LeCun, Denker, Solla, "Optimal Brain Damage", NIPS 1990, with gradients in place of curvatures.
     """

@@ -1,4 +1,4 @@
-"""From a model whose weights are shared to the content of a packed file, and its report."""
+"""Packed models: from a model with shared weights to the content of a packed file, and its report."""
 
 from __future__ import annotations
 
@@ -32,17 +32,17 @@ PREPROCESSING = ("input_size", "mean", "std", "interpolation", "crop_pct", "crop
 
 @dataclass(frozen=True)
 class SharedModel:
-    """A model whose weights are snapped, and how it came to be.
+    """A finished model with shared weights, and the settings of its training.
 
     Args:
         model: an ordinary module.
-        tensors: its shared tensors, by name.
+        tensors: its shared tensors by name.
         books: their codebooks.
-        halved: names of the other tensors that float16 holds exactly.
-        model_args: the arguments of ``timm.create_model`` it was built with.
-        policy: by which its weights are shared.
-        fates: what that made of each tensor.
-        original: the weights by name that noise is measured against.
+        halved: names of the other tensors that float16 represents exactly.
+        model_args: the arguments of ``timm.create_model`` that it was built with.
+        policy: the rules by which its weights are shared.
+        plans: the rule, or the reason for none, of each tensor.
+        original: the dense weights by name, against which noise is measured.
         seed: of its training.
     """
 
@@ -61,7 +61,7 @@ class Packed:
     """A compressed model, ready to be saved and reported on.
 
     Args:
-        content: what the file will hold.
+        content: what the file will contain.
     """
 
     def __init__(self, content: Content) -> None:
@@ -70,7 +70,7 @@ class Packed:
 
     @classmethod
     def of(cls, shared: SharedModel) -> Packed:
-        """Gather everything from a finished model."""
+        """Collects the content of the file from a finished model."""
         states = _states(shared.model)
         aliases = _aliases(states)
         _warn_of_views({name: tensor for name, tensor in states.items() if name not in aliases})
@@ -85,7 +85,7 @@ class Packed:
                     if name not in shared.tensors and name not in aliases
                 },
                 aliases=aliases,
-                model=_named(cfg, shared.model_args),
+                model=_timm_model(cfg, shared.model_args),
                 preprocessing=_preprocessing(cfg),
                 recipe={"stage": [{"rule": [rule.to_dict() for rule in shared.policy.rules]}]},
                 provenance=_provenance(shared),
@@ -93,34 +93,52 @@ class Packed:
         )
 
     def note(self, **facts: Any) -> None:
-        """Add facts to the provenance: JSON values, such as the accuracy measured; and the recipe, if named so."""
+        """Adds facts to the provenance, such as the accuracy measured; a fact named ``recipe`` replaces the recipe.
+
+        Args:
+            facts: JSON values.
+        """
         recipe = facts.pop("recipe", self.content.recipe)
         self.content = replace(self.content, recipe=recipe, provenance={**self.content.provenance, **facts})
         self._bytes = None
 
     def save(self, path: str | PathLike[str], codec: str = "auto", force: bool = False) -> int:
-        """Write the file, verified, and give its size in bytes.
+        """Writes and verifies the file and returns its size in bytes.
 
-        Raises UsageError where it exists and ``force`` is not set, MissingError where the model cannot be rebuilt
-        from its name and ``model_args``.
+        Args:
+            path: the file.
+            codec: how indices are coded; "auto": the smallest for each tensor.
+            force: whether an existing file is replaced.
+
+        Raises:
+            UsageError: the file exists and ``force`` is not set.
+            MissingError: the model cannot be rebuilt from its name and ``model_args``.
         """
         if self.content.model is not None:
-            _rebuilds(self.content)
+            _check_rebuild(self.content)
         return write(path, self.content, codec=codec, force=force)
 
     def to_bytes(self, codec: str = "auto") -> bytes:
-        """Give the bytes of the file."""
+        """Returns the bytes of the file.
+
+        Args:
+            codec: how indices are coded, as in ``save``.
+        """
         if self._bytes is None or self._bytes[0] != codec:
             self._bytes = codec, pack(self.content, codec)
         return self._bytes[1]
 
     def report(self, codec: str = "auto") -> Report:
-        """Give sizes, entropies and errors, all read off the file's bytes."""
+        """Returns sizes, entropies and errors, all computed from the bytes of the file.
+
+        Args:
+            codec: how indices are coded, as in ``save``.
+        """
         with PackedFile.from_bytes(self.to_bytes(codec)) as file:
             return Report.of(file)
 
 
-def _rebuilds(content: Content) -> None:
+def _check_rebuild(content: Content) -> None:
     assert content.model is not None
     name, args = content.model["name"], content.model["args"]
     try:
@@ -142,7 +160,7 @@ def _states(model: nn.Module) -> dict[str, Tensor]:
 
 
 def _aliases(states: Mapping[str, Tensor]) -> dict[str, str]:
-    """Find names that show the very same memory: tied tensors."""
+    """Returns the names of tied tensors, which have exactly the same memory as another, with the name of the first."""
     first: dict[Any, str] = {}
     aliases = {}
     for name, tensor in states.items():
@@ -154,7 +172,7 @@ def _aliases(states: Mapping[str, Tensor]) -> dict[str, str]:
 
 
 def _warn_of_views(states: Mapping[str, Tensor]) -> None:
-    """Warn of tensors whose memory overlaps without being the same: the file holds each in full, no longer joined."""
+    """Warns of tensors whose memory overlaps without being identical: the file stores each in full, untied."""
     reach, holder = 0, ""
     for start, name in sorted((tensor.data_ptr(), name) for name, tensor in states.items() if tensor.numel()):
         tensor = states[name]
@@ -173,17 +191,17 @@ def _raw(tensor: Tensor, stored: str) -> RawTensor:
     )
 
 
-def _named(cfg: Any, args: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Give timm's name and arguments, where the model is timm's."""
-    known = isinstance(cfg, dict) and cfg.get("architecture")
-    return {"name": cfg["architecture"], "args": dict(args)} if known else None
+def _timm_model(cfg: Any, args: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Returns timm's name and arguments of the model; None if it is not timm's."""
+    is_timm = isinstance(cfg, dict) and cfg.get("architecture")
+    return {"name": cfg["architecture"], "args": dict(args)} if is_timm else None
 
 
 def _preprocessing(cfg: Any) -> dict[str, Any] | None:
     if not isinstance(cfg, dict):
         return None
-    known = {key: cfg[key] for key in PREPROCESSING if cfg.get(key) is not None}
-    return {key: list(value) if isinstance(value, tuple) else value for key, value in known.items()} or None
+    chosen = {key: cfg[key] for key in PREPROCESSING if cfg.get(key) is not None}
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in chosen.items()} or None
 
 
 def _provenance(shared: SharedModel) -> dict[str, Any]:
@@ -200,7 +218,7 @@ def _provenance(shared: SharedModel) -> dict[str, Any]:
 
 
 def _sqnr(dense: Tensor | None, shared: Tensor) -> float | None:
-    """Signal to quantisation noise in dB, to two digits; None where nothing was lost, or the dense weights are gone."""
+    """Returns the signal to quantisation noise in dB, to two digits; None if nothing was lost or ``dense`` is None."""
     if dense is None:
         return None
     signal = noise = 0.0

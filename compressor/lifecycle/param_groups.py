@@ -1,4 +1,4 @@
-"""Which parameters an optimiser treats alike."""
+"""Parameter groups for optimisers, by scheme, weight decay and learning rate."""
 
 from __future__ import annotations
 
@@ -16,27 +16,41 @@ __all__ = ["param_groups"]
 def param_groups(
     model: nn.Module, groups: Sequence[Group], lr: float, weight_decay: float, layer_decay: float = 1.0
 ) -> list[dict[str, Any]]:
-    """Sort a model's parameters for an optimiser: what a scheme trains by scheme, whose rounds may restart the rate.
+    """Divides a model's parameters into groups for an optimiser.
 
-    Weight decay is for the rest, but for norms and biases.
+    Parameters that a scheme trains are grouped by scheme, because the rounds of a scheme restart their learning rate,
+    and have no weight decay; neither have norms and biases.
+
+    Args:
+        model: its parameters are divided.
+        groups: its groups of shared tensors.
+        lr: the learning rate.
+        weight_decay: of the other parameters.
+        layer_decay: factor between the learning rates of neighbouring layers; 1: all equal.
+
+    Returns:
+        Dicts of ``params``, ``lr`` and ``weight_decay``, as ``torch.optim`` takes them.
     """
-    owned = {id(tensor): group.scheme for group in groups for tensor in group.trained()}
-    shares = {} if layer_decay == 1 else _shares_of_rate(model, groups, layer_decay)
-    alike: dict[tuple[Any, float, float], list[Tensor]] = {}
+    schemes = {id(tensor): group.scheme for group in groups for tensor in group.trained()}
+    scales = {} if layer_decay == 1 else _lr_scales(model, groups, layer_decay)
+    divided: dict[tuple[Any, float, float], list[Tensor]] = {}
     for parameter in model.parameters():
-        decay = 0.0 if parameter.ndim < 2 or id(parameter) in owned else weight_decay
-        alike.setdefault((owned.get(id(parameter)), decay, shares.get(id(parameter), 1.0)), []).append(parameter)
-    return [{"params": params, "lr": lr * share, "weight_decay": decay} for (_, decay, share), params in alike.items()]
+        decay = 0.0 if parameter.ndim < 2 or id(parameter) in schemes else weight_decay
+        key = schemes.get(id(parameter)), decay, scales.get(id(parameter), 1.0)
+        divided.setdefault(key, []).append(parameter)
+    return [
+        {"params": params, "lr": lr * scale, "weight_decay": decay} for (_, decay, scale), params in divided.items()
+    ]
 
 
-def _shares_of_rate(model: nn.Module, groups: Sequence[Group], layer_decay: float) -> dict[int, float]:
-    """Give what each parameter has of the learning rate, by id: a codebook as much as the last of its layers."""
-    shares = {
-        id(parameter): alike["lr_scale"]
-        for alike in param_groups_layer_decay(model, layer_decay=layer_decay)
-        for parameter in alike["params"]
+def _lr_scales(model: nn.Module, groups: Sequence[Group], layer_decay: float) -> dict[int, float]:
+    """Returns the factor of the learning rate of each parameter, by id; a codebook has that of its last layer."""
+    scales = {
+        id(parameter): layer["lr_scale"]
+        for layer in param_groups_layer_decay(model, layer_decay=layer_decay)
+        for parameter in layer["params"]
     }
     for group in groups:
-        most = max(shares.get(id(group.master_weight(site)), 1.0) for site in group.sites)
-        shares |= {id(codebook): most for codebook in group.parameters()}
-    return shares
+        largest = max(scales.get(id(group.master_weight(site)), 1.0) for site in group.sites)
+        scales |= {id(codebook): largest for codebook in group.parameters()}
+    return scales

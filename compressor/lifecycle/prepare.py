@@ -1,4 +1,4 @@
-"""From the plan of a policy to fitted groups, and what they do as training progresses."""
+"""Preparation: from the plan of a policy to fitted groups, and what all groups do as training progresses."""
 
 from __future__ import annotations
 
@@ -28,30 +28,37 @@ def fit_groups(
     from_scratch: bool = False,
     virtual: bool = False,
 ) -> list[Group]:
-    """Make a group of each shared tensor, or of all under one scheme where it wants the whole network, and fit it.
+    """Creates and fits a group for each shared tensor, or for all tensors of a scheme that spans the network.
 
     Args:
-        preserve_sparsity: pin weights that are zero now to zero.
-        from_scratch: the weights are random; those on ``meta`` are drawn now. Of trained ones, a scheme may have a word
-            of caution.
-        virtual: groups whose scheme generates its indices let go of their dense weights, each before the next is made.
+        plans: what the policy plans for each tensor.
+        importance: the weight of each squared error, by site; None: all equal.
+        preserve_sparsity: whether weights that are zero now stay zero.
+        from_scratch: whether the weights are random; those on ``meta`` are initialised here. For trained weights, a
+            scheme may log a caution.
+        virtual: whether groups whose scheme generates its indices free their dense weights, each before the next is
+            created.
 
-    Raises UsageError for ``virtual`` where no scheme generates its indices, or weights are pruned.
+    Returns:
+        The groups.
+
+    Raises:
+        UsageError: ``virtual`` is set but no scheme generates its indices, or weights are pruned.
     """
     schemes = [plan.scheme for plan in plans if plan.scheme]
     cautions = {scheme.id: scheme.caution for scheme in schemes if scheme.caution and not from_scratch}
     for name, caution in cautions.items():
         _log.warning("scheme %s: %s", name, caution)
     if virtual and not any(scheme.generator() for scheme in schemes):
-        known = ", ".join(sorted({scheme.id for scheme in schemes}))
-        raise UsageError(f"virtual=True: no scheme here generates its indices: {known}")
-    together: dict[Any, list[Site]] = {}
+        used = ", ".join(sorted({scheme.id for scheme in schemes}))
+        raise UsageError(f"virtual=True: no scheme here generates its indices: {used}")
+    grouped: dict[Any, list[Site]] = {}
     for number, plan in enumerate(plans):
         if plan.scheme:
-            alone = None if plan.scheme.whole_network else number
-            together.setdefault((alone, plan.scheme, plan.pruning), []).append(plan.site)
+            own_group = None if plan.scheme.whole_network else number
+            grouped.setdefault((own_group, plan.scheme, plan.pruning), []).append(plan.site)
     groups = []
-    for (_, scheme, pruning), sites in together.items():
+    for (_, scheme, pruning), sites in grouped.items():
         for site in sites:
             initialise_site(site)
         group = Group(scheme, sites, pruning, from_scratch, virtual and scheme.generator() is not None)
@@ -64,7 +71,11 @@ def fit_groups(
 
 
 def _pin_zeros(group: Group, preserve_sparsity: bool) -> None:
-    """Pin weights that are zero, where asked; a virtual weight can have none: their mask would be as large as it."""
+    """Prunes the weights that are zero, if asked.
+
+    Raises:
+        UsageError: a virtual group is pruned, whose mask would be as large as its dense weights.
+    """
     zeros = {site: site.tensor.detach() == 0 for site in group.sites} if preserve_sparsity else {}
     if any(bool(zero.any()) for zero in zeros.values()):
         for site, zero in zeros.items():
@@ -75,7 +86,15 @@ def _pin_zeros(group: Group, preserve_sparsity: bool) -> None:
 
 @torch.no_grad()
 def start_rounds(groups: Sequence[Group], progress: float) -> list[tuple[float, list[Tensor]]]:
-    """Let the groups do what is due; give the rounds that begin: where each ends, and the parameters it is about."""
+    """Advances all groups and returns the rounds that begin.
+
+    Args:
+        groups: the groups of the model.
+        progress: of the training, 0 to 1.
+
+    Returns:
+        For each round the progress at which it ends, and the parameters that it trains.
+    """
     started: dict[float, list[Tensor]] = {}
     for group in groups:
         end = group.on_step(progress)
@@ -85,6 +104,11 @@ def start_rounds(groups: Sequence[Group], progress: float) -> list[tuple[float, 
 
 
 def penalties(groups: Sequence[Group], task: Tensor) -> Tensor:
-    """Give the sum of the schemes' own terms of the loss, 0 where they have none; ``task`` as for their ``penalty``."""
+    """Returns the sum of the schemes' penalties on the loss, 0 if there are none.
+
+    Args:
+        groups: the groups of the model.
+        task: the loss of the task, as for ``Scheme.penalty``.
+    """
     terms = [term for group in groups if (term := group.scheme.penalty(group, task)) is not None]
     return torch.stack(terms).sum() if terms else torch.zeros(())

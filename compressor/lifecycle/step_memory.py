@@ -1,4 +1,4 @@
-"""The memory that the steps of a fine-tuning will take, predicted without taking it."""
+"""The memory that a fine-tuning step will need, predicted without allocating it."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from compressor.training.optim import make_optimizer
 __all__ = ["StepMemory", "activations", "size_of"]
 
 VALUE = 4  # bytes of a float32
-SCRATCH = 3  # times the largest tensor: the gradient of what is looked up, and two an optimiser may make on its way
-PROBED = 64  # rows and columns of the parameter that an optimiser is tried on
+TEMPORARIES = 3  # copies of the largest tensor: the gradient of its gathered values, and two of the optimiser
+PROBE_SIZE = 64  # rows and columns of the parameter that an optimiser is tried on
 
 
 @dataclass(frozen=True)
 class StepMemory:
-    """Bytes at the peak of a step, in float32, beside those of Python, torch and the data.
+    """Bytes at the peak of a step, in float32, without those of Python, torch and the data.
 
     Args:
-        models: parameters and buffers of all models held, indices and codebooks among them.
-        optimizer: what the optimiser remembers of the trained values.
-        shared: the values looked up for shared weights, and an index of each that waits for the backward pass.
-        saved: activations that wait for the backward pass; None where the model cannot be tried without memory.
-        passing: gradients of all trained values, and what an optimiser's arithmetic takes of the largest tensor; or, if
-            that is more, what passes through the largest layer.
+        models: parameters and buffers of all models in memory, including indices and codebooks.
+        optimizer: the optimiser's state.
+        shared: the values gathered for shared weights, and an index of each, stored for the backward pass.
+        saved: activations stored for the backward pass; None if the model cannot run on ``meta``.
+        passing: gradients of all trained values plus the optimiser's temporary copies of the largest tensor; or, if
+            that is more, the inputs and outputs of the largest layer.
     """
 
     models: int
@@ -41,29 +41,29 @@ class StepMemory:
 
     @property
     def total(self) -> int:
-        """Sum of all; a C library that does not give memory back at once was seen to keep a fifth more."""
+        """The sum of all. A C library that returns freed memory late was measured to need a fifth more."""
         return self.models + self.optimizer + self.shared + (self.saved or 0) + self.passing
 
     @classmethod
     def of(
-        cls, model: nn.Module, groups: Sequence[Group], sketch: nn.Module, images: Tensor, opt: str, held: int
+        cls, model: nn.Module, groups: Sequence[Group], sketch: nn.Module, images: Tensor, opt: str, other_models: int
     ) -> StepMemory:
-        """Predict it, as if all weights were trained: less, by their gradients and moments, where a scheme does not.
+        """Predicts the memory of a step in which all weights are trained; schemes that train fewer need less.
 
         Args:
-            model: with its weights shared.
+            model: the model, its weights shared.
             groups: its groups.
             sketch: the dense model, on ``meta``.
-            images: what a step gives the model at a time, on ``meta``: float32[batch, C, H, W].
+            images: a batch of a step, on ``meta``: float32[batch, C, H, W].
             opt: timm's name of the optimiser.
-            held: bytes of the models that are held beside it, and of the dense weights that are kept.
+            other_models: bytes of the other models in memory, and of the dense weights that are kept.
         """
         trained = list(model.parameters())
         saved, largest = activations(sketch, images)
-        gradients = size_of(trained) + SCRATCH * max(map(_bytes, trained), default=0)
+        gradients = size_of(trained) + TEMPORARIES * max(map(_bytes, trained), default=0)
         return cls(
-            models=size_of(model.state_dict().values()) + held,
-            optimizer=round(_remembered(opt) * sum(p.numel() for p in trained)),
+            models=size_of(model.state_dict().values()) + other_models,
+            optimizer=round(_state_bytes(opt) * sum(p.numel() for p in trained)),
             shared=sum(group.weights * (VALUE + _index_bytes(group)) for group in groups),
             saved=saved,
             passing=max(gradients, largest),
@@ -76,10 +76,15 @@ def _index_bytes(group: Group) -> int:
 
 
 def activations(sketch: nn.Module, images: Tensor) -> tuple[int | None, int]:
-    """Give the bytes that wait for the backward pass, parameters apart, and those in and out of the largest layer.
+    """Returns the bytes that are stored for the backward pass, without parameters, and those of the largest layer.
 
     Args:
-        sketch, images: on ``meta``, where nothing is computed. (None, 0) where the model cannot be run there.
+        sketch: the model, on ``meta``, where nothing is computed.
+        images: a batch, on ``meta``.
+
+    Returns:
+        Bytes stored for the backward pass, and bytes of inputs and outputs of the largest layer; (None, 0) if the model
+        cannot run on ``meta``.
 
     Example:
         >>> with torch.device("meta"):
@@ -87,17 +92,17 @@ def activations(sketch: nn.Module, images: Tensor) -> tuple[int | None, int]:
         >>> activations(net, images)  # the images, the sigmoid's output; in and out of the sigmoid
         (480, 640)
     """
-    own = {parameter.untyped_storage()._cdata for parameter in sketch.parameters()}
-    kept: dict[int, Tensor] = {}  # alive, so that no storage takes the place of another
+    parameters = {parameter.untyped_storage()._cdata for parameter in sketch.parameters()}
+    saved: dict[int, Tensor] = {}  # keeps the tensors alive, so that no two storages get the same address
     sizes: list[int] = [0]
 
     def pack(tensor: Tensor) -> Tensor:
-        if tensor.untyped_storage()._cdata not in own:
-            kept[tensor.untyped_storage()._cdata] = tensor
+        if tensor.untyped_storage()._cdata not in parameters:
+            saved[tensor.untyped_storage()._cdata] = tensor
         return tensor
 
-    def measure(_: nn.Module, given: tuple[Any, ...], output: Any) -> None:
-        sizes.append(size_of(value for value in (*given, output) if isinstance(value, Tensor)))
+    def measure(_: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        sizes.append(size_of(value for value in (*inputs, output) if isinstance(value, Tensor)))
 
     leaves = [module for module in sketch.modules() if not list(module.children())]
     hooks = [module.register_forward_hook(measure) for module in leaves]
@@ -105,18 +110,18 @@ def activations(sketch: nn.Module, images: Tensor) -> tuple[int | None, int]:
     try:
         with saved_tensors_hooks(pack, lambda tensor: tensor):
             sketch.train()(images)
-    except RuntimeError:  # torch's word for it where a model asks for a value, or an operator knows no ``meta``
+    except RuntimeError:  # the model reads a value, or an operator does not support ``meta``
         return None, 0
     finally:
         sketch.train(was_training)
         for hook in hooks:
             hook.remove()
-    return sum(tensor.untyped_storage().nbytes() for tensor in kept.values()), max(sizes)
+    return sum(tensor.untyped_storage().nbytes() for tensor in saved.values()), max(sizes)
 
 
-def _remembered(opt: str) -> float:
-    """Give the bytes an optimiser keeps of each value, found by letting it take a step."""
-    values = nn.Parameter(torch.zeros(PROBED, PROBED))
+def _state_bytes(opt: str) -> float:
+    """Returns the bytes that an optimiser stores per value, measured by a step on a small parameter."""
+    values = nn.Parameter(torch.zeros(PROBE_SIZE, PROBE_SIZE))
     optimizer, _ = make_optimizer([{"params": [values]}], opt, 1e-3, "cosine", 1, 2)
     values.grad = torch.ones_like(values)
     optimizer.step()
@@ -125,7 +130,7 @@ def _remembered(opt: str) -> float:
 
 
 def size_of(tensors: Iterable[Tensor]) -> int:
-    """Add up the bytes of some tensors."""
+    """Returns the total size of some tensors in bytes."""
     return sum(map(_bytes, tensors))
 
 

@@ -1,8 +1,8 @@
-"""The cache of dense baselines, one file each, used by one process at a time.
+"""The cache of dense baselines: one file for each, used by one process at a time.
 
-In ``$TIMM_COMPRESSOR_CACHE``, else ``$XDG_CACHE_HOME/timm-compressor``, else ``~/.cache/timm-compressor``, as
-``<key>.safetensors``; the key is the SHA-256 of all that the result depends on. Of several processes that train
-together the first one reads and writes.
+It lies in ``$TIMM_COMPRESSOR_CACHE``, else ``$XDG_CACHE_HOME/timm-compressor``, else ``~/.cache/timm-compressor``. A
+file is named ``<key>.safetensors``, where the key is the SHA-256 of all that the result depends on. With several
+training processes, only the first reads and writes.
 """
 
 from __future__ import annotations
@@ -18,11 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import filelock
-import safetensors
 import safetensors.torch
 from torch import nn
 
-from compressor.checkpointing.serialization import checksum
+from compressor.checkpointing.serialization import DAMAGE_ERRORS, checksum, read_checked
 from compressor.distributed.collectives import broadcast_tensors, main_process_first
 from compressor.formats.errors import ResourceError
 from compressor.formats.io.atomic import write_atomically
@@ -35,14 +34,18 @@ _MINUTE = 60.0
 
 
 def cache_dir() -> Path:
-    """Give the folder baselines are kept in."""
-    if own := os.environ.get("TIMM_COMPRESSOR_CACHE"):
-        return Path(own)
+    """Returns the folder of the cache."""
+    if folder := os.environ.get("TIMM_COMPRESSOR_CACHE"):
+        return Path(folder)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "timm-compressor"
 
 
 def path_of(identity: Mapping[str, Any]) -> Path:
-    """Give the file of the baseline that all this, JSON values, makes."""
+    """Returns the cache file of a baseline.
+
+    Args:
+        identity: all that the baseline depends on, as JSON values.
+    """
     return cache_dir() / f"{hashlib.sha256(_canonical(identity).encode()).hexdigest()[:16]}.safetensors"
 
 
@@ -52,10 +55,17 @@ def _canonical(value: Any) -> str:
 
 @contextmanager
 def locked(path: Path) -> Iterator[bool]:
-    """Hold the entry's lock; where the folder cannot be written, say so and go on without."""
+    """Holds the lock of a cache entry inside a ``with`` block, waiting for it as long as needed.
+
+    Args:
+        path: the file of the entry.
+
+    Yields:
+        Whether the entry can be written; if not, a warning is logged and there is no lock.
+    """
     lock, seconds = filelock.FileLock(path.with_suffix(".lock")), 0.0
     try:
-        # asked again every minute, lest the others take the first, which waits, for one that hangs
+        # The first process asks again every minute, or the other processes would take its waiting for a hang.
         while (usable := main_process_first(partial(_acquired, lock, path, seconds))) is None:
             if not seconds:
                 _log.warning("another process is training this baseline: waiting for it")
@@ -66,7 +76,7 @@ def locked(path: Path) -> Iterator[bool]:
 
 
 def _acquired(lock: filelock.BaseFileLock, path: Path, seconds: float) -> bool | None:
-    """Tell whether the lock is held; None while another process holds it, False where there can be none."""
+    """Returns whether the lock is held; None while another process holds it, False if the folder cannot be written."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=seconds)
@@ -79,7 +89,16 @@ def _acquired(lock: filelock.BaseFileLock, path: Path, seconds: float) -> bool |
 
 
 def read_baseline(path: Path, identity: Mapping[str, Any], model: nn.Module) -> dict[str, Any] | None:
-    """Load a kept baseline into the model, and give its figures; None where there is none, or it is damaged."""
+    """Loads a cached baseline into the model.
+
+    Args:
+        path: the cache file.
+        identity: all that the baseline depends on, as JSON values; the file must hold the same.
+        model: receives the weights.
+
+    Returns:
+        The figures stored with the baseline; None if there is no such file or it is damaged.
+    """
     figures: dict[str, Any] | None = main_process_first(lambda: _read(path, identity, model))
     if figures is not None:
         broadcast_tensors(model.state_dict().values())
@@ -90,13 +109,11 @@ def _read(path: Path, identity: Mapping[str, Any], model: nn.Module) -> dict[str
     if not path.exists():
         return None
     try:
-        with safetensors.safe_open(path, "pt") as file:
-            facts = json.loads((file.metadata() or {})[_KEY])
-            state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (a file is no mapping)
-        if facts["crc32"] != checksum(state) or facts["identity"] != json.loads(_canonical(identity)):
-            raise ValueError("checksum or key differ")
+        facts, state = read_checked(path, _KEY, lambda _, state: checksum(state))
+        if facts["identity"] != json.loads(_canonical(identity)):
+            raise ValueError("it is of another baseline")
         model.load_state_dict(state)
-    except (safetensors.SafetensorError, OSError, ValueError, KeyError, TypeError, RuntimeError) as exc:
+    except (*DAMAGE_ERRORS, RuntimeError) as exc:
         _log.warning("%s is damaged (%s): training the baseline anew", path, " ".join(str(exc).split())[:100])
         return None
     figures: dict[str, Any] = facts["figures"]
@@ -104,15 +121,25 @@ def _read(path: Path, identity: Mapping[str, Any], model: nn.Module) -> dict[str
 
 
 def keep_baseline(path: Path, identity: Mapping[str, Any], model: nn.Module, figures: Mapping[str, Any]) -> bool:
-    """Write a trained model; tell whether it could be."""
-    kept: bool = main_process_first(lambda: _kept(path, identity, model, figures))
-    return kept
+    """Writes a trained model to the cache.
+
+    Args:
+        path: the cache file.
+        identity: all that the baseline depends on, as JSON values.
+        model: the trained model.
+        figures: measured results, as JSON values.
+
+    Returns:
+        Whether it could be written; if not, a warning is logged.
+    """
+    written: bool = main_process_first(lambda: _write(path, identity, model, figures))
+    return written
 
 
-def _kept(path: Path, identity: Mapping[str, Any], model: nn.Module, figures: Mapping[str, Any]) -> bool:
+def _write(path: Path, identity: Mapping[str, Any], model: nn.Module, figures: Mapping[str, Any]) -> bool:
     state = {key: value.detach().cpu().clone().contiguous() for key, value in model.state_dict().items()}
     facts = {"identity": identity, "figures": figures, "crc32": checksum(state)}
-    try:  # one metadata key: safetensors writes several in random order
+    try:  # a single metadata key, because safetensors writes several in random order
         write_atomically(path, safetensors.torch.save(state, {_KEY: _canonical(facts)}), force=True)
     except ResourceError as exc:
         _log.warning("%s: the baseline will not be kept", exc)

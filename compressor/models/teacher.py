@@ -1,4 +1,4 @@
-"""A bigger model to distil from: its own checkpoint, checked and read, and its own preprocessing."""
+"""Teachers for distillation: loading a bigger model from its own checkpoint, with its own preprocessing."""
 
 from __future__ import annotations
 
@@ -23,11 +23,12 @@ _SHOWN = 3
 
 
 class Renormalised(nn.Module):
-    """A model for images normalised by ``theirs``, given images normalised by ``ours``.
+    """A model trained on images of one normalisation, wrapped to accept images of another.
 
     Args:
-        model: of float[n, C, H, W].
-        ours, theirs: mean and standard deviation, one value per channel each.
+        model: takes float[n, C, H, W].
+        ours: mean and standard deviation of the images that will be given, one value per channel each.
+        theirs: mean and standard deviation that ``model`` was trained with, one value per channel each.
 
     Example:
         >>> model = Renormalised(nn.Identity(), ours=([0.5], [0.5]), theirs=([0.0], [1.0]))
@@ -51,7 +52,7 @@ class Renormalised(nn.Module):
         self.register_buffer("shift", ((mean - its_mean) / its_std).view(-1, 1, 1))
 
     def forward(self, images: Tensor) -> Tensor:
-        """Give the model's output."""
+        """Returns the model's output for images of our normalisation, float[n, C, H, W]."""
         output: Tensor = self.model(images * self.scale + self.shift)
         return output
 
@@ -59,42 +60,51 @@ class Renormalised(nn.Module):
 def with_normalization(
     model: nn.Module, mean: Sequence[float], std: Sequence[float], own: Mapping[str, Any]
 ) -> nn.Module:
-    """Let a model that was trained under a normalisation of its own see images normalised by ``mean`` and ``std``.
+    """Wraps a model that was trained with its own normalisation to accept images normalised by ``mean`` and ``std``.
 
     Args:
-        own: its ``mean`` and ``std``. Where they are absent, or for other channels, as timm leaves them when a model is
-            built for ``in_chans``, it was trained under those given.
+        model: takes float[n, C, H, W].
+        mean: of the images that will be given, one value per channel.
+        std: of the images that will be given, one value per channel.
+        own: the model's own ``mean`` and ``std``. If they are absent, or for another number of channels, as timm leaves
+            them when a model is built with ``in_chans``, the model was trained with ``mean`` and ``std``.
 
-    Raises MissingError where its own are no numbers that can be.
+    Returns:
+        The wrapped model; the model itself if both normalisations are the same, or its own is for other channels.
+
+    Raises:
+        MissingError: the model's own normalisation is not one of finite numbers with a standard deviation above 0.
     """
     theirs = own.get("mean", mean), own.get("std", std)
-    for values, least in zip(theirs, (-math.inf, 0), strict=True):
-        numbers = isinstance(values, list | tuple) and all(isinstance(value, float | int) for value in values)
-        if not numbers or not all(least < value < math.inf for value in values):
+    for values, bound in zip(theirs, (-math.inf, 0), strict=True):
+        numeric = isinstance(values, list | tuple) and all(isinstance(value, float | int) for value in values)
+        if not numeric or not all(bound < value < math.inf for value in values):
             raise MissingError(f"it is for images normalised by {ascii(values)[:80]}, expected numbers, std above 0")
-    apart = any(len(values) != len(mean) for values in theirs)
+    other_channels = any(len(values) != len(mean) for values in theirs)
     same = [list(values) for values in theirs] == [list(mean), list(std)]
-    return model if apart or same else Renormalised(model, (mean, std), theirs)
+    return model if other_channels or same else Renormalised(model, (mean, std), theirs)
 
 
 def load_teacher(
     path: Path, name: str, args: Mapping[str, Any], mean: Sequence[float], std: Sequence[float]
 ) -> nn.Module:
-    """Give a timm model with the weights of a safetensors checkpoint or a packed file, in eval mode.
+    """Returns a timm model in eval mode with the weights of a safetensors checkpoint or a packed file.
 
     Args:
         path: the checkpoint; never a pickle.
-        name, args: of ``timm.create_model``; of the arguments those that ``compressor.formats.loader`` allows.
-        mean, std: of the images it will be given. A packed file knows which its model was trained on.
+        name: the model's name, of ``timm.create_model``.
+        args: the arguments of ``timm.create_model``, of which ``compressor.formats.loader`` allows some.
+        mean: of the images that will be given, one value per channel. A packed file states its own.
+        std: of the images that will be given, one value per channel.
 
     Raises:
-        MissingError: no such file, no safetensors file, or the weights of another model.
+        MissingError: there is no such file, it is no safetensors file, or it holds the weights of another model.
         FileError: a packed file that is damaged.
     """
     model = build_model(name, args, device="cpu")
-    state, made, own = _read(path)
-    if made is not None and str(made).partition(".")[0] != name.partition(".")[0]:  # a tag is no architecture
-        raise MissingError(f"{path} holds a {ascii(made)[:80]}, expected a {name!r}")
+    state, stored_name, own = _read(path)
+    if stored_name is not None and str(stored_name).partition(".")[0] != name.partition(".")[0]:  # tags may differ
+        raise MissingError(f"{path} holds a {ascii(stored_name)[:80]}, expected a {name!r}")
     _check(path, state, model, name)
     model.load_state_dict(state)
     try:
@@ -104,7 +114,7 @@ def load_teacher(
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], Any, Mapping[str, Any]]:
-    """Read the weights; of a packed file also the name of its model, and its preprocessing."""
+    """Reads the weights; of a packed file also the name of its model and its preprocessing."""
     if not path.is_file():
         raise MissingError(f"{path}: no such file")
     try:
@@ -113,28 +123,28 @@ def _read(path: Path) -> tuple[dict[str, Tensor], Any, Mapping[str, Any]]:
         if not packed:
             return safetensors.torch.load_file(path), None, {}
     except (safetensors.SafetensorError, OSError) as exc:
-        said = " ".join(str(exc).split())
+        reason = " ".join(str(exc).split())
         raise MissingError(
-            f"{path}: damaged, or no safetensors file ({said}); a pickle such as .pth is never read: "
+            f"{path}: damaged, or no safetensors file ({reason}); a pickle such as .pth is never read: "
             "write its state dict by safetensors.torch.save_file"
         ) from exc
     with PackedFile.open(path) as opened:
-        made, own = (opened.model or {}).get("name"), dict(opened.preprocessing or {})
-    return load_state_dict(path), made, own
+        name, own = (opened.model or {}).get("name"), dict(opened.preprocessing or {})
+    return load_state_dict(path), name, own
 
 
 def _check(path: Path, state: Mapping[str, Tensor], model: nn.Module, name: str) -> None:
-    """Raise MissingError unless names and shapes are the model's; say so first where the classes alone differ."""
+    """Raises MissingError unless names and shapes are the model's; a different number of classes is reported first."""
     wanted = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
     stored = {key: tuple(tensor.shape) for key, tensor in state.items()}
-    unlike = [key for key in wanted.keys() & stored.keys() if wanted[key] != stored[key]]
-    if wanted.keys() == stored.keys() and unlike and all(key in _head(model) for key in unlike):
-        classes = stored[unlike[0]][0] if stored[unlike[0]] else 1
+    reshaped = [key for key in wanted.keys() & stored.keys() if wanted[key] != stored[key]]
+    if wanted.keys() == stored.keys() and reshaped and all(key in _head(model) for key in reshaped):
+        classes = stored[reshaped[0]][0] if stored[reshaped[0]] else 1
         raise MissingError(
-            f"{path}: its head tells {classes:,} classes apart, expected {wanted[unlike[0]][0]:,}; "
+            f"{path}: its head tells {classes:,} classes apart, expected {wanted[reshaped[0]][0]:,}; "
             "a teacher needs the classes of its student"
         )
-    faults = [f"{key} {stored[key]}, expected {wanted[key]}" for key in sorted(unlike)]
+    faults = [f"{key} {stored[key]}, expected {wanted[key]}" for key in sorted(reshaped)]
     faults += [f"{key} is missing" for key in wanted if key not in stored]
     faults += [f"{key} is unknown" for key in stored if key not in wanted]
     if faults:
@@ -145,6 +155,6 @@ def _check(path: Path, state: Mapping[str, Tensor], model: nn.Module, name: str)
 
 
 def _head(model: nn.Module) -> set[str]:
-    """Name the tensors of the classifier, where timm says which it is."""
-    named = (getattr(model, "pretrained_cfg", None) or {}).get("classifier") or ()
-    return {f"{head}.{kind}" for head in ([named] if isinstance(named, str) else named) for kind in ("weight", "bias")}
+    """Returns the names of the classifier's tensors, if timm's configuration names the classifier."""
+    heads = (getattr(model, "pretrained_cfg", None) or {}).get("classifier") or ()
+    return {f"{head}.{kind}" for head in ([heads] if isinstance(heads, str) else heads) for kind in ("weight", "bias")}

@@ -1,4 +1,4 @@
-"""What a packed file says of its making, checked as it is read: it is hostile input like the rest of the file."""
+"""The provenance of a packed file, validated as it is read: it may be as malicious as any other part of the file."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["Provenance", "printable", "read_provenance", "rule_of"]
 
 
 def printable(text: str) -> str:
-    r"""Escape control characters, which could drive the terminal the text is shown on.
+    r"""Escapes control characters, which could drive the terminal the text is shown on.
 
     >>> printable("fc\x1b[2J")
     'fc\\x1b[2J'
@@ -35,14 +35,14 @@ class Measured(BaseModel):
 
 
 class Accuracy(BaseModel):
-    """Top-1 of the packed model, and of the dense one where it was measured."""
+    """Top-1 accuracy of the packed model, and of the dense one if it was measured."""
 
     packed: Share
     dense: Share | None = None
 
 
 class Provenance(BaseModel):
-    """Facts about the making of a file; none of them is needed to load it.
+    """Facts about how a file was provenance; none of them is needed to load it.
 
     ``sqnr`` (dB) and ``rules`` (position in the last stage of the recipe) are in the order of the shared tensors.
     """
@@ -59,7 +59,11 @@ class Provenance(BaseModel):
 
 
 def read_provenance(file: PackedFile) -> Provenance:
-    """Read and check the provenance; raises FormatError where it is not what this program writes."""
+    """Reads and validates the provenance of a file.
+
+    Raises:
+        FormatError: it is not of the form that this program writes.
+    """
     try:
         return Provenance.model_validate(file.provenance)
     except ValidationError as error:
@@ -68,12 +72,18 @@ def read_provenance(file: PackedFile) -> Provenance:
         raise FormatError(f"{file.label}: {printable(where)}: {first['msg']}") from None
 
 
-def rule_of(file: PackedFile, made: Provenance, position: int) -> tuple[str, str]:
-    """Give pattern and scheme of the rule a shared tensor was shared by, "" where the file does not tell."""
-    if position >= len(made.rules):
+def rule_of(file: PackedFile, provenance: Provenance, position: int) -> tuple[str, str]:
+    """Returns pattern and scheme of the rule by which a tensor was shared, "" for both if the file does not say.
+
+    Args:
+        file: the packed file.
+        provenance: its provenance.
+        position: the tensor's position among the shared tensors.
+    """
+    if position >= len(provenance.rules):
         return "", ""
     try:
-        rule: Any = (file.recipe or {})["stage"][-1]["rule"][made.rules[position]]
+        rule: Any = (file.recipe or {})["stage"][-1]["rule"][provenance.rules[position]]
         return printable(str(rule["match"])), printable(str(rule.get("scheme", "")))
     except (LookupError, TypeError, AttributeError):
         return "", ""

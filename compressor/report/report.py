@@ -1,6 +1,6 @@
-"""What a packed file holds, tensor by tensor: every figure is computed from the bytes that were written.
+"""The report of a packed file, tensor by tensor: every figure is computed from the bytes that were written.
 
-Nothing here imports torch, so that ``compress inspect`` answers at once.
+This module does not import torch, so that ``compress inspect`` starts at once.
 """
 
 from __future__ import annotations
@@ -26,8 +26,9 @@ __all__ = ["Report", "Totals"]
 
 SCHEMA_VERSION = 1
 FLOATING = ("F64", "F32", "F16", "BF16")
-DTYPE_ORDER = list(ITEM_SIZES)  # safetensors lays wide dtypes first
-LARGEST, FEW = 10, 4  # rows shown, and reasons for what was left alone, unless all are asked for
+DTYPE_ORDER = list(ITEM_SIZES)  # safetensors stores wide dtypes first
+MAX_ROWS, MAX_REASONS = 10, 4  # tensors, and reasons for tensors left alone, in a table that does not show everything
+WEIGHT_FIXING = "wfn"  # the scheme whose paper counts weights without zeros and down-sampling layers
 
 
 @dataclass(frozen=True)
@@ -53,8 +54,8 @@ class Report:
         rows: one per shared tensor, in the file's order.
         totals: of the whole file.
         weight_space: all shared weights together.
-        gap_coded: bytes the indices would take in Deep Compression's form, computed; None where zeros are few.
-        provenance: what the file says of its making: seed, accuracy, what was left alone and why.
+        gap_coded: bytes that the indices would take in Deep Compression's form, computed; None if zeros are few.
+        provenance: what the file says about how it was provenance: seed, accuracy, the tensors left alone and why.
     """
 
     def __init__(
@@ -70,8 +71,12 @@ class Report:
 
     @classmethod
     def of(cls, file: PackedFile) -> Report:
-        """Read the figures off an open packed file."""
-        made = read_provenance(file)
+        """Computes the report of an open packed file.
+
+        Raises:
+            FormatError: the file or its provenance is malformed.
+        """
+        provenance = read_provenance(file)
         rows, values, gap_coded = [], [], 0
         users = [sum(site.book == number for site in file.sites.values()) for number in range(len(file.books))]
         for position, name in enumerate(file.sites):
@@ -79,20 +84,21 @@ class Report:
             book = file.books[shared.book]
             histogram = _histogram(shared, book)
             values.append(Values.of(name, shared, book, histogram))
-            rows.append(_row(file, made, position, shared, book, histogram, users[shared.book], values[-1].zeros))
+            rows.append(_row(file, provenance, position, shared, book, histogram, users[shared.book], values[-1].zeros))
             gap_coded += _gap_coded(rows[-1], shared, book, histogram)
         sparse = any(row.zeros > MANY_ZEROS for row in rows)
-        return cls(rows, _totals(file, made, rows), WeightSpace.of(values), gap_coded if sparse else None, made)
+        totals = _totals(file, provenance, rows)
+        return cls(rows, totals, WeightSpace.of(values), gap_coded if sparse else None, provenance)
 
     def __str__(self) -> str:
         return self.table()
 
     def to_json(self) -> str:
-        """Give all figures as one JSON document with a schema version."""
+        """Returns all figures as one JSON document with a schema version."""
         return json.dumps(self.to_dict(), indent=2)
 
     def to_dict(self) -> dict[str, Any]:
-        """Give all figures as JSON-ready values."""
+        """Returns all figures as JSON-ready values."""
         return {
             "schema_version": SCHEMA_VERSION,
             "sites": [{**asdict(row), "shape": list(row.shape)} for row in self.rows],
@@ -104,39 +110,44 @@ class Report:
         }
 
     def to_markdown(self) -> str:
-        """Give the table of all tensors and the totals as Markdown."""
+        """Returns the table of all tensors and the totals as Markdown."""
         return f"{markdown_table(self.rows)}\n\n{self.summary()}"
 
     def table(self, width: int = 120, everything: bool = False) -> str:
-        """Give the table as text no wider than ``width`` characters, the largest tensors only unless ``everything``.
+        """Returns the table and the totals as text no wider than ``width``; columns are dropped until it fits.
 
-        Columns are dropped from the least telling on until it fits.
+        Args:
+            width: the most characters of a line.
+            everything: whether all tensors and details are shown rather than the largest tensors only.
         """
-        largest = sorted(self.rows, key=lambda row: -row.indices)[: None if everything else LARGEST]
+        largest = sorted(self.rows, key=lambda row: -row.indices)[: None if everything else MAX_ROWS]
         shown = [row for row in self.rows if row in largest]
         more = [f"({len(self.rows) - len(shown)} more: --all)"] if len(shown) < len(self.rows) else []
         left = [f"left alone: {name}: {reason}" for name, reason in self.provenance.left.items()]
-        few = left if everything or len(left) <= FEW else [f"{len(left)} tensors left alone: --all says why"]
-        notes = [line for note in [*more, *few] for line in wrap(note, width, subsequent_indent="  ")]
-        extra = [self.details(width)] if everything else []
-        return "\n".join([text_table(shown, width), *notes, self.summary(width), *extra])
+        if len(left) > MAX_REASONS and not everything:
+            left = [f"{len(left)} tensors left alone: --all says why"]
+        notes = [line for note in [*more, *left] for line in wrap(note, width, subsequent_indent="  ")]
+        details = [self.details(width)] if everything else []
+        return "\n".join([text_table(shown, width), *notes, self.summary(width), *details])
 
     def summary(self, width: int = 120) -> str:
-        """Give the totals as text no wider than ``width``: the whole file, what it consists of, what it holds."""
+        """Returns the totals as text no wider than ``width``: the size of the file, its parts and its parameters."""
         t, unique = self.totals, self.weight_space.unique
-        parts = "codebooks", "untouched", "header", "checksums"
-        split = " + ".join([f"indices {t.indices:,}", *(f"{part} {getattr(t, part):,}" for part in parts)])
-        whole = f"whole file  {t.dense:,} -> {t.file:,} bytes ({t.ratio:.2f}x) = {split}"
-        held = f"{t.parameters:,} parameters at {t.bits_per_parameter:.3f} bits, {unique:,} unique weight values"
-        return "\n".join(line for text in (whole, held) for line in wrap(text, width, subsequent_indent=" " * 12))
+        names = "indices", "codebooks", "untouched", "header", "checksums"
+        parts = " + ".join(f"{name} {getattr(t, name):,}" for name in names)
+        size = f"whole file  {t.dense:,} -> {t.file:,} bytes ({t.ratio:.2f}x) = {parts}"
+        parameters = f"{t.parameters:,} parameters at {t.bits_per_parameter:.3f} bits, {unique:,} unique weight values"
+        return "\n".join(line for text in (size, parameters) for line in wrap(text, width, subsequent_indent=" " * 12))
 
     def details(self, width: int = 120) -> str:
-        """Give the figures over all shared weights together, as other papers count them."""
+        """Returns figures over all shared weights together, as papers count them, as text no wider than ``width``."""
         w = self.weight_space
-        texts = [
-            f"shared weights  {w.unique:,} values, entropy {w.entropy:.3f} bits; without zeros and down-sampling "
-            f"{w.unique_nonzero:,} values, {w.entropy_nonzero:.3f} bits; {w.power_terms:.2f} powers of two a weight"
-        ]
+        figures = [f"{w.unique:,} values, entropy {w.entropy:.3f} bits"]
+        if any(row.scheme == WEIGHT_FIXING for row in self.rows):
+            nonzero = f"{w.unique_nonzero:,} values, {w.entropy_nonzero:.3f} bits"
+            figures.append(f"without zeros and down-sampling {nonzero}")
+        figures.append(f"{w.power_terms:.2f} powers of two a weight")
+        texts = [f"shared weights  {'; '.join(figures)}"]
         if self.gap_coded is not None:
             texts.append(f"gap-coded as in Deep Compression  indices {self.gap_coded:,} bytes (computed, not stored)")
         return "\n".join(line for text in texts for line in wrap(text, width, subsequent_indent=" " * 12))
@@ -148,7 +159,7 @@ def _histogram(shared: SharedTensor, book: Codebook) -> NDArray[np.int64]:
 
 def _row(
     file: PackedFile,
-    made: Provenance,
+    provenance: Provenance,
     position: int,
     shared: SharedTensor,
     book: Codebook,
@@ -158,9 +169,9 @@ def _row(
 ) -> Row:
     entry = list(file.sites.values())[position]
     weights = math.prod(entry.shape)
-    book_bytes = _book_bytes(shared, book) // users  # a book several tensors share is split evenly
+    book_bytes = _book_bytes(shared, book) // users  # a codebook of several tensors is divided evenly
     overhead = file.site_overhead(entry.name)
-    rule, scheme = rule_of(file, made, position)
+    rule, scheme = rule_of(file, provenance, position)
     return Row(
         site=entry.name,
         shape=entry.shape,
@@ -177,13 +188,13 @@ def _row(
         codebook=book_bytes,
         overhead=overhead,
         ratio=weights * ITEM_SIZES[entry.dtype] / (entry.size + book_bytes + overhead),
-        sqnr=made.sqnr[position] if position < len(made.sqnr) else None,
+        sqnr=provenance.sqnr[position] if position < len(provenance.sqnr) else None,
         rule=rule,
     )
 
 
 def _gap_coded(row: Row, shared: SharedTensor, book: Codebook, histogram: NDArray[np.int64]) -> int:
-    """Compute a tensor's bytes in Deep Compression's form; those of the file where zeros are few."""
+    """Returns a tensor's size in Deep Compression's form in bytes; its size in the file if zeros are few."""
     zero = np.flatnonzero(book.expand().reshape(-1) == 0)
     scalars = book.shape[0] == 1 and book.shape[2] == 1 and shared.offset is None
     if row.zeros <= MANY_ZEROS or not scalars or len(zero) != 1:
@@ -193,15 +204,15 @@ def _gap_coded(row: Row, shared: SharedTensor, book: Codebook, histogram: NDArra
 
 def _book_bytes(shared: SharedTensor, book: Codebook) -> int:
     table = book.values.size * ITEM_SIZES[book.dtype] if isinstance(book, Table) else 0
-    spread = sum(part.size for part in (shared.scale, shared.offset) if part is not None)
-    return table + spread * ITEM_SIZES[shared.scale_dtype]
+    per_group = sum(values.size for values in (shared.scale, shared.offset) if values is not None)
+    return table + per_group * ITEM_SIZES[shared.scale_dtype]
 
 
-def _totals(file: PackedFile, made: Provenance, rows: Sequence[Row]) -> Totals:
+def _totals(file: PackedFile, provenance: Provenance, rows: Sequence[Row]) -> Totals:
     sizes = file.sizes()
     weights = sum(row.weights for row in rows)
-    kept = sum(math.prod(raw.shape) for raw in file.untouched.values() if raw.dtype in FLOATING)
-    parameters = weights + kept if made.parameters is None else made.parameters
+    untouched = sum(math.prod(raw.shape) for raw in file.untouched.values() if raw.dtype in FLOATING)
+    parameters = weights + untouched if provenance.parameters is None else provenance.parameters
     dense = dense_size(file)
     return Totals(
         dense=dense,
@@ -218,7 +229,7 @@ def _totals(file: PackedFile, made: Provenance, rows: Sequence[Row]) -> Totals:
 
 
 def dense_size(file: PackedFile) -> int:
-    """Give the bytes of the plain ``.safetensors`` file that would hold the same tensors dense."""
+    """Returns the size in bytes of the plain ``.safetensors`` file that would hold the same tensors dense."""
     tensors = [(name, e.dtype, e.shape) for entries in (file.sites, file.untouched) for name, e in entries.items()]
     header, offset = {}, 0
     for name, dtype, shape in sorted(tensors, key=lambda t: (-DTYPE_ORDER.index(t[1]), t[0])):

@@ -1,4 +1,4 @@
-"""Tables of shared tensors, as text that fits a width and as Markdown."""
+"""Tables of shared tensors, as text of limited width and as Markdown."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["Row", "markdown_table", "text_table"]
 
 @dataclass(frozen=True)
 class Row:
-    """One shared tensor. Sizes in bytes; entropy and coded in bits per weight; SQNR in dB, None where exact."""
+    """One shared tensor. Sizes in bytes; entropy and coded in bits per weight; SQNR in dB, None if it is exact."""
 
     site: str
     shape: tuple[int, ...]
@@ -56,10 +56,15 @@ LEFT_ALIGNED = ("site", "shape", "scheme", "codec", "rule")
 
 
 def text_table(rows: Sequence[Row], width: int) -> str:
-    """Lay rows out as plain text; columns are dropped, the least telling first, until it fits ``width``."""
+    """Returns rows as plain text; columns are dropped, the least important first, until it fits ``width``.
+
+    Args:
+        rows: the rows.
+        width: the most characters of a line.
+    """
     columns = list(COLUMNS)
     for column in (None, *DROPPED_FIRST):
-        columns = [kept for kept in columns if kept != column]
+        columns = [name for name in columns if name != column]
         text = _table(rows, columns, "plain")
         if max(map(len, text.splitlines())) <= width:
             break
@@ -67,13 +72,13 @@ def text_table(rows: Sequence[Row], width: int) -> str:
 
 
 def markdown_table(rows: Sequence[Row]) -> str:
-    """Lay rows out in Markdown, with all columns."""
+    """Returns rows as a Markdown table with all columns."""
     return _table(rows, list(COLUMNS), "pipe")
 
 
 def _table(rows: Sequence[Row], columns: Sequence[str], form: str) -> str:
     align = ["left" if column in LEFT_ALIGNED else "right" for column in columns]
     cells = [[COLUMNS[column](row) for column in columns] for row in rows]
-    if form == "plain":  # the headers as a row like the others, for tabulate pads real headers by two
+    if form == "plain":  # the headers are an ordinary row, because tabulate pads real headers by two
         return tabulate([columns, *cells], tablefmt=form, colalign=align, disable_numparse=True)
     return tabulate(cells, columns, form, colalign=align if cells else None, disable_numparse=True)

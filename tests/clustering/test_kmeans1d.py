@@ -137,7 +137,7 @@ def test_a_huge_tensor_is_seen_in_runs(monkeypatch: pytest.MonkeyPatch, weighed:
     importance = random.random(40_001).astype(np.float32) if weighed else None
 
     exact = error(weights, optimal_codebook(weights, 16, importance), importance)
-    monkeypatch.setattr("compressor.clustering.kmeans1d.MOST", 3_000)
+    monkeypatch.setattr("compressor.clustering.kmeans1d.MAX_WEIGHTS", 3_000)
     found = error(weights, optimal_codebook(weights, 16, importance), importance)
     assert found == pytest.approx(exact, rel=1e-3)
     assert optimal_codebook(np.repeat(np.array([0.5, -1, 2], np.float32), 5_000), 16).tolist() == [-1, 0.5, 2]

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from compressor.clustering.sorted_runs import Remaining, sort_order
+from compressor.clustering.sorted_runs import SortedRuns, sort_order
 from compressor.clustering.weight_fixing import candidates, fix, nearest_window
 
 Floats = NDArray[np.floating[Any]]
@@ -84,7 +84,7 @@ def test_window_is_brute_force(seed: int) -> None:
     weights = (rng.standard_normal(700) * 10.0 ** rng.integers(-2, 1, 700)).astype(np.float32)
     weights[::7] = np.round(weights[::7], 1) + np.float32(0.01)  # equal ones
     weights = weights[weights != 0]
-    remaining = Remaining(np.sort(weights))
+    remaining = SortedRuns(np.sort(weights))
     for codeword in rng.choice(weights, 12):
         tolerance, wanted = float(rng.uniform(0.001, 0.4)), int(rng.integers(1, 300))
         left = remaining.between(0, len(remaining))
@@ -104,7 +104,7 @@ def test_window_is_brute_force(seed: int) -> None:
 )
 def test_window_is_brute_force_among_ties(whole: list[int], codeword: float, tolerance: float, wanted: int) -> None:
     weights = np.sort(np.array(whole, dtype=np.float32))
-    remaining = Remaining(weights)
+    remaining = SortedRuns(weights)
     first, last = nearest_window(remaining, codeword, tolerance, wanted)
     assert np.array_equal(remaining.between(first, last), brute_force(weights, codeword, tolerance, wanted))
 
@@ -113,7 +113,7 @@ def test_window_is_brute_force_among_ties(whole: list[int], codeword: float, tol
 @given(st.data())
 def test_what_remains_is_counted_right(data: st.DataObject) -> None:
     values = np.arange(1, 51, dtype=np.float32)
-    remaining, left = Remaining(values), np.ones(50, dtype=bool)
+    remaining, left = SortedRuns(values), np.ones(50, dtype=bool)
     while left.any():
         kept = values[left]
         assert len(remaining) == len(kept)
@@ -227,14 +227,14 @@ def test_no_table_of_weights_by_candidates() -> None:
 def test_reads_each_weight_a_few_times(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is read outwards from the codewords is in proportion to what is taken, however many weights there are."""
     read = 0
-    between = Remaining.between
+    between = SortedRuns.between
 
-    def counted(self: Remaining, first: int, last: int) -> Floats:
+    def counted(self: SortedRuns, first: int, last: int) -> Floats:
         nonlocal read
         read += last - first
         return between(self, first, last)
 
-    monkeypatch.setattr(Remaining, "between", counted)
+    monkeypatch.setattr(SortedRuns, "between", counted)
     per_weight = []
     for count in (20_000, 320_000):
         read = 0

@@ -157,7 +157,7 @@ from compressor.clustering import kmeans1d
 
 ROWS, WIDTH, FILE = 62_500, 64, sys.argv[1]
 torch.set_num_threads(1)
-kmeans1d.MOST = 1 << 18  # so that these four million weights are as many as a billion are otherwise
+kmeans1d.MAX_WEIGHTS = 1 << 18  # so that these four million weights are as many as a billion are otherwise
 
 def status(field):
     (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field + ":"))

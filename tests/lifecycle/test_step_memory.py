@@ -78,7 +78,7 @@ def test_every_part_is_counted(opt: str, each: int) -> None:
     net = nn.Sequential(nn.Linear(100, 100), nn.ReLU(), nn.Linear(100, 100))
     job = Compressor(net, Policy([Rule("*", scheme="kmeans", bits=2)]), teacher=None).prepare()
     weights, values = 2 * 100**2, 2 * (100**2 + 100)
-    found = StepMemory.of(job.model, job.groups, sketch, images, opt, held=size_of(job.dense.values()) + 7)
+    found = StepMemory.of(job.model, job.groups, sketch, images, opt, other_models=size_of(job.dense.values()) + 7)
     # master weights and biases, a byte for each index, two codebooks with their units; dense weights
     assert found.models == 4 * values + weights + 2 * 4 * (4 + 1) + 4 * weights + 7
     assert found.optimizer == pytest.approx(each * (values + 8), abs=100)

@@ -50,6 +50,17 @@ def test_both_conventions() -> None:
     assert space.power_terms == pytest.approx((2 * 1 + 4 * 0 + 2 * 1 + 4 * 2) / 12)
 
 
+def test_figures_as_published_for_weight_fixing_are_printed_for_its_files_alone() -> None:
+    shared = SharedTensor((8,), 0, np.array([0, 0, 1, 1, 1, 1, 2, 2], np.uint8))
+    for scheme in ("wfn", "learnt"):
+        recipe = {"stage": [{"rule": [{"match": "*", "scheme": scheme}]}]}
+        content = Content({"w": shared}, (Table.of([-1.0, 0.0, 0.5]),), recipe=recipe, provenance={"rules": [0]})
+        with PackedFile.from_bytes(pack(content)) as file:
+            report = Report.of(file)
+        assert ("without zeros and down-sampling 2 values" in report.details()) == (scheme == "wfn")
+        assert report.to_dict()["weight_space"]["unique_nonzero"] == 2
+
+
 def test_the_same_value_in_two_books_or_by_a_scale_counts_once() -> None:
     one = SharedTensor((2,), 0, np.array([0, 1], np.uint8))
     two = SharedTensor((2,), 1, np.array([0, 1], np.uint8), scale=np.array([2.0], np.float32))
