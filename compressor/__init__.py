@@ -1,6 +1,6 @@
 """Weight sharing for any torch model: a few learnt values per layer, one small safetensors file.
 
-The names below are imported on first use, so that ``compress --help`` and ``compress inspect`` need no torch.
+The public names are imported on first use, so that ``compress --help`` and ``compress inspect`` need no torch.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = ["SCHEMES", "Compressor", "Policy", "Recipe", "Rule", "Stage", "__version__", "load", "load_state_dict"]
 
-_HOME = {
+_MODULE_OF = {
     "Compressor": "compressor.compressor",
     "Policy": "compressor.policy.policy",
     "Recipe": "compressor.policy.recipe",
@@ -31,12 +31,12 @@ _HOME = {
 
 
 def __getattr__(name: str) -> object:
-    """Import the module of a public name on first use."""
-    if name not in _HOME:
+    """Returns a public name, importing its module on first use."""
+    if name not in _MODULE_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_HOME[name]), name)
+    return getattr(import_module(_MODULE_OF[name]), name)
 
 
 def __dir__() -> list[str]:
-    """List the public names, imported or not."""
+    """Returns the public names, imported or not."""
     return sorted(__all__)

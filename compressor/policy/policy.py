@@ -1,4 +1,4 @@
-"""Policies: which tensor is shared by which scheme. Ordered rules, the first that matches wins."""
+"""Policies: ordered rules that say which tensor is shared by which scheme; the first rule that matches wins."""
 
 from __future__ import annotations
 
@@ -21,16 +21,18 @@ __all__ = ["Policy", "Rule", "TensorPlan"]
 
 @dataclass(frozen=True, init=False)
 class Rule:
-    """What to do with the tensors a pattern matches.
+    """A pattern, and the scheme and settings of the tensors it matches.
 
     Args:
-        match: a glob (``*`` matches dots too), or a regular expression after ``re:``; it is held against the
-            tensor's name and the names of all modules above it. Norms, biases and embeddings of places are
-            matched only by a glob that spells out the tensor's own last name, such as ``*.norm1.weight``.
-        scheme: id of a scheme; None: that of the policy's last rule, with its settings.
-        types: class names of which the tensor's module must be one; empty: any.
-        settings: settings of the scheme, or ``bits``; and for any scheme those of ``Pruning``: ``sparsity``,
-            ``sparsity_by`` and the others.
+        match: a glob (``*`` matches dots too), or a regular expression after ``re:``. It is compared with the name of
+            the tensor and the names of all modules above it. Norms, biases and position embeddings are matched only by
+            a glob that spells out the last part of the tensor's name, such as ``*.norm1.weight``.
+        scheme: id of a scheme; None: the scheme of the policy's last rule, with its settings.
+        types: class names, one of which the tensor's module must be an instance of; empty: any.
+        settings: settings of the scheme, or ``bits``; with any scheme also those of ``Pruning``, such as ``sparsity``.
+
+    Raises:
+        PolicyError: ``match`` is not a valid regular expression.
 
     Example:
         >>> Rule("layer4", scheme="learnt", bits=2)
@@ -54,17 +56,22 @@ class Rule:
 
     @classmethod
     def ignore(cls, match: str, types: Sequence[str] = ()) -> Rule:
-        """Leave what matches as it is.
+        """Returns a rule that leaves the tensors it matches dense.
 
-        >>> Rule.ignore("conv1")
-        Rule.ignore('conv1')
+        Args:
+            match: a pattern, as in ``Rule``.
+            types: class names, as in ``Rule``.
+
+        Example:
+            >>> Rule.ignore("conv1")
+            Rule.ignore('conv1')
         """
         rule = cls(match, types=types)
         object.__setattr__(rule, "ignored", True)
         return rule
 
     def matches(self, site: Site) -> bool:
-        """Whether the rule speaks of this tensor."""
+        """Returns whether the rule applies to this tensor."""
         if self.types and not site.types & set(self.types):
             return False
         if not site.default:
@@ -77,7 +84,7 @@ class Rule:
         return fnmatchcase(path, self.match)
 
     def to_dict(self) -> dict[str, Any]:
-        """Give the rule as TOML-ready values."""
+        """Returns the rule as values that TOML can hold, as a recipe has them."""
         head: dict[str, Any] = {"match": self.match}
         if self.types:
             head["types"] = list(self.types)
@@ -86,15 +93,23 @@ class Rule:
         return {**head, **({"scheme": self.scheme} if self.scheme else {}), **self.settings}
 
     def __repr__(self) -> str:
-        said: dict[str, Any] = {"types": self.types} if self.types else {}
-        said |= {} if self.ignored or self.scheme is None else {"scheme": self.scheme}
-        parts = [repr(self.match), *(f"{key}={value!r}" for key, value in {**said, **self.settings}.items())]
+        options: dict[str, Any] = {"types": self.types} if self.types else {}
+        options |= {} if self.ignored or self.scheme is None else {"scheme": self.scheme}
+        parts = [repr(self.match), *(f"{key}={value!r}" for key, value in {**options, **self.settings}.items())]
         return f"Rule{'.ignore' if self.ignored else ''}({', '.join(parts)})"
 
 
 @dataclass(frozen=True)
 class TensorPlan:
-    """What becomes of one tensor: the scheme that shares it, or why it is left alone; and by which rule."""
+    """The decision of a policy about one tensor.
+
+    Args:
+        site: the tensor.
+        rule: position of the rule that matched it; None: no rule did.
+        scheme: the scheme that shares it; None: it stays dense.
+        reason: why it stays dense; "": it is shared.
+        pruning: how it is pruned; None: not at all.
+    """
 
     site: Site
     rule: int | None
@@ -104,9 +119,14 @@ class TensorPlan:
 
 
 class Policy:
-    """Ordered rules; the first that matches a tensor wins.
+    """Ordered rules, of which the first that matches a tensor decides about it.
 
-    Raises PolicyError for a scheme or setting that does not exist, at once.
+    Args:
+        rules: at least one. ``given`` holds them as they were written, ``schemes`` and ``prunings`` what each resolves
+            to, None for a rule that ignores.
+
+    Raises:
+        PolicyError: there is no rule, a scheme or setting does not exist, or a value is out of range.
 
     Example:
         >>> policy = Policy([Rule("fc", bits=8), Rule("*", scheme="kmeans", bits=4)])
@@ -123,35 +143,37 @@ class Policy:
 
     @property
     def rules(self) -> tuple[Rule, ...]:
-        """The rules with scheme and all settings spelt out."""
-        spelt = []
+        """The rules with their scheme and all its settings spelt out, inherited and default ones included."""
+        explicit = []
         for rule, scheme, pruning in zip(self.given, self.schemes, self.prunings, strict=True):
-            said = {**scheme_settings(scheme), **(asdict(pruning) if pruning else {})} if scheme else {}
-            spelt.append(Rule(rule.match, scheme.id, types=rule.types, **said) if scheme else rule)
-        return tuple(spelt)
+            settings = {**scheme_settings(scheme), **(asdict(pruning) if pruning else {})} if scheme else {}
+            explicit.append(Rule(rule.match, scheme.id, types=rule.types, **settings) if scheme else rule)
+        return tuple(explicit)
 
     def plan(self, model: nn.Module) -> list[TensorPlan]:
-        """Give the fate of every tensor that is shared by default or named by a rule, in state-dict order.
+        """Returns the plan of every tensor that is a site by default or named by a rule, in state-dict order.
 
-        Raises PolicyError where a rule matches nothing, or nothing at all is shared.
+        Raises:
+            PolicyError: a rule matches no tensor, no tensor is shared, or one needs more values than can be stored.
         """
         tensors = find_tensors(model)
         plans = [plan for site in tensors if (plan := self._plan_tensor(site)) is not None]
         if plans:
-            self._all_rules_match(tensors)
+            self._check_all_rules_match(tensors)
         if not any(plan.scheme for plan in plans):
             raise PolicyError(_nothing_shared(plans))
         return plans
 
     def _plan_tensor(self, site: Site) -> TensorPlan | None:
+        """Returns the plan of one tensor; None: it is no site."""
         for number, (rule, scheme) in enumerate(zip(self.given, self.schemes, strict=True)):
             if rule.matches(site):
                 if scheme is None:
                     return TensorPlan(site, number, None, f"ignored by rule {number + 1} ({rule.match})")
-                return TensorPlan(site, number, *_worth_sharing(site, scheme), self.prunings[number])
+                return TensorPlan(site, number, *_scheme_or_reason(site, scheme), self.prunings[number])
         return TensorPlan(site, None, None, "no rule matches it") if site.default else None
 
-    def _all_rules_match(self, tensors: Sequence[Site]) -> None:
+    def _check_all_rules_match(self, tensors: Sequence[Site]) -> None:
         for number, rule in enumerate(self.given, 1):
             if not any(rule.matches(site) for site in tensors):
                 known = {path for site in tensors for path in site.paths() if site.default}
@@ -167,32 +189,36 @@ def _compile(match: str) -> re.Pattern[str]:
 
 
 def _scheme_of(rule: Rule, last: Rule) -> Scheme:
+    """Returns the scheme a rule names, or that of the last rule with the settings this rule changes."""
     if rule.scheme is not None:
         return make_scheme(rule.scheme, split_settings(rule.settings)[0])
     if last.scheme is None:
         raise PolicyError(f"rule {rule.match!r} names no scheme, and neither does the last rule")
     inherited = scheme_settings(make_scheme(last.scheme, split_settings(last.settings)[0]))
     changed = make_scheme(last.scheme, split_settings(rule.settings)[0])
-    own = {key: value for key, value in scheme_settings(changed).items() if _says(rule, changed, key)}
-    return make_scheme(last.scheme, {**inherited, **own})
+    overrides = {key: value for key, value in scheme_settings(changed).items() if _sets(rule, changed, key)}
+    return make_scheme(last.scheme, {**inherited, **overrides})
 
 
 def _pruning_of(rule: Rule, last: Rule) -> Pruning | None:
+    """Returns the pruning of a rule; one that names no scheme inherits the settings of the last rule."""
     inherited = {} if rule.scheme is not None else split_settings(last.settings)[1]
     return make_pruning({**inherited, **split_settings(rule.settings)[1]}, f"rule {rule.match!r}")
 
 
-def _says(rule: Rule, changed: Scheme, key: str) -> bool:
+def _sets(rule: Rule, scheme: Scheme, key: str) -> bool:
+    """Returns whether a rule sets this setting of its scheme, by name or by ``bits``."""
     bits = rule.settings.get("bits")
-    return key in rule.settings or (bits is not None and key in changed.settings_for_bits(bits))
+    return key in rule.settings or (bits is not None and key in scheme.settings_for_bits(bits))
 
 
-def _worth_sharing(site: Site, scheme: Scheme) -> tuple[Scheme | None, str]:
+def _scheme_or_reason(site: Site, scheme: Scheme) -> tuple[Scheme | None, str]:
+    """Returns the scheme where sharing the tensor is possible and makes it smaller, else None and the reason."""
     tensor = site.tensor
     if not tensor.is_floating_point():
         return None, f"holds {tensor.dtype}, not floating point"
     if tensor.element_size() > 4:
-        return None, f"holds {tensor.dtype}, which a packed file keeps as it is"
+        return None, f"holds {tensor.dtype}, which a packed file stores untouched"
     try:
         values = scheme.stored_values(tensor.numel())
     except PolicyError as error:
@@ -203,6 +229,7 @@ def _worth_sharing(site: Site, scheme: Scheme) -> tuple[Scheme | None, str]:
 
 
 def _nothing_shared(plans: Sequence[TensorPlan]) -> str:
+    """Returns the message for a policy that shares no tensor of a model."""
     if not plans:
         return "nothing to share: no Linear, Conv, Embedding or attention weights, and no rule names other tensors"
     return f"nothing to share: all {len(plans)} tensors are left alone; {plans[0].site.name}: {plans[0].reason}"

@@ -1,1 +1,1 @@
-"""Schemes, one a file: how codebook and indices are found while training."""
+"""The schemes, one a file: each a way to find the codebook and the indices of a group while training."""

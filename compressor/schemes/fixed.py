@@ -1,4 +1,4 @@
-"""Fixed point: weights are whole multiples of a power of two, rounded to nearest or at random."""
+"""Fixed point: the weights are whole multiples of a power of two, rounded to nearest or stochastically."""
 
 from __future__ import annotations
 
@@ -21,95 +21,121 @@ from compressor.sharing.registry import register
 from compressor.sharing.scheme import Scheme
 from compressor.sharing.sites import Site
 
-LEAST_BITS, MOST_BITS = 2, 16
-FINEST, COARSEST = 126, -112  # fraction bits: 2^-FL and its inverse are normal numbers of float32
+# Buffers of the group; the names are in checkpoints. Stochastic rounding depends on nothing else, so that a resumed
+# training draws as one that was not interrupted does: the state of a torch generator would not be saved.
+FRACTION_BITS = "fraction_bits"  # int64[sites]: FL of each site
+SEED = "seed"  # int64 scalar: the seed that torch had when training began
+STEPS = "steps"  # int64 scalar: calls of on_step
+TRAINED = "settled"  # bool scalar: whether training is over, from where on rounding is to nearest
+
+MIN_BITS, MAX_BITS = 2, 16
+MAX_FRACTION_BITS, MIN_FRACTION_BITS = 126, -112  # 2^-FL and its inverse are then normal numbers of float32
 
 
 @register
 @dataclass(frozen=True)
 class Fixed(Scheme):
-    """Keep weights on the grid of two's complement fixed point: ``eps k`` for whole ``k``, with ``eps = 2^-FL``.
+    """Rounds weights to fixed-point numbers of so many bits, to nearest or stochastically.
 
-    Of ``bits``, FL are behind the point and ``IL = bits - FL`` before it, the sign among them. The values are
-    ``-2^(IL-1)`` to ``2^(IL-1) - eps``; what is beyond takes the nearest end. To nearest, halves round up. At random, a
-    weight rounds up with the probability of its distance from the value below, so that its mean is itself.
+    With FL fraction bits, ``IL = bits - FL`` integer bits, the sign among them, and ``eps = 2^-FL``, the values are::
 
-    With a master copy the optimiser moves float weights, and the network computes with them rounded, gradients passing
-    straight through. Without, the weights are rounded after every step and nothing else remembers them, as in the
-    paper: to nearest, steps below ``eps / 2`` are then lost for ever, and at random they count on average.
+        -2^(IL-1), ..., -eps, 0, eps, ..., 2^(IL-1) - eps
+
+    A weight beyond them takes the nearest end. With ``|_w_|`` the largest value not above the weight ``w``::
+
+        nearest       |_w_| where w - |_w_| < eps / 2, else |_w_| + eps
+        stochastic    |_w_| + eps with probability (w - |_w_|) / eps, else |_w_|: the mean is w
+
+    With a master copy the optimiser moves dense weights, the network computes with them rounded, and gradients pass
+    straight through. Without one the weights themselves are rounded after each step, as in the paper: to nearest, steps
+    below ``eps / 2`` are lost for ever; stochastically they count on average.
 
     Args:
-        bits: of a weight.
-        fraction_bits: FL; "auto": for each tensor the most with which its largest weight is less than ``2^(IL-1)``.
-        rounding: "nearest" or "stochastic".
-        master_copy: whether training keeps the weights in floating point beside the rounded ones.
+        bits: bits of a weight, 2 to 16.
+        fraction_bits: FL, -112 to 126; "auto": of each tensor the most with which its largest weight is in range.
+        rounding: "nearest", halves up, or "stochastic".
+        master_copy: whether training keeps dense weights beside the rounded ones.
+
+    Example:
+        >>> from compressor import Compressor, Policy, Rule
+        >>> layer = torch.nn.Linear(4, 1, bias=False)
+        >>> layer.weight.data = torch.tensor([[0.75, -0.3, 0.125, 0.1]])
+        >>> job = Compressor(layer, Policy([Rule("*", scheme="fixed", bits=3)]), teacher=None).prepare()
+        >>> job.model.weight.tolist()  # multiples of 1/4 from -1 to 3/4
+        [[0.75, -0.25, 0.25, 0.0]]
 
     Reference: Gupta, Agrawal, Gopalakrishnan, Narayanan, "Deep Learning with Limited Numerical Precision", ICML 2015.
     """
 
     id: ClassVar[str] = "fixed"
     paper: ClassVar[str] = 'Gupta et al., "Deep Learning with Limited Numerical Precision", ICML 2015'
-    bits_taken: ClassVar[tuple[int, int]] = LEAST_BITS, MOST_BITS
+    bits_range: ClassVar[tuple[int, int]] = MIN_BITS, MAX_BITS
 
-    bits: Annotated[int, Field(ge=LEAST_BITS, le=MOST_BITS, strict=True)] = 8
-    fraction_bits: Annotated[int, Field(ge=COARSEST, le=FINEST, strict=True)] | Literal["auto"] = "auto"
+    bits: Annotated[int, Field(ge=MIN_BITS, le=MAX_BITS, strict=True)] = 8
+    fraction_bits: Annotated[int, Field(ge=MIN_FRACTION_BITS, le=MAX_FRACTION_BITS, strict=True)] | Literal["auto"] = (
+        "auto"
+    )
     rounding: Literal["nearest", "stochastic"] = "nearest"
     master_copy: bool = True
 
     def stored_values(self, weights: int) -> int:
-        """The grid's least value, its step, and how many there are."""
+        """Returns 3: the grid is stored as its smallest value, its step and its length."""
         del weights
         return 3
 
     def fit(self, group: GroupState, importance: Mapping[Site, Tensor] | None) -> None:
-        """Choose the place of the point."""
+        """Sets the fraction bits of each tensor."""
         del importance  # the range follows from the largest weight alone
-        places = [_fraction_bits(group, site, self) for site in group.sites]
-        group.register_buffer("fraction_bits", torch.tensor(places))
-        # All that random rounding depends on is in buffers, so that a resumed training rounds as one that was not
-        # interrupted: a torch generator's state would not be among what is saved.
-        group.register_buffer("seed", torch.tensor(_seed()))
-        group.register_buffer("steps", torch.zeros((), dtype=torch.int64))
-        group.register_buffer("settled", torch.zeros((), dtype=torch.bool))
+        fraction_bits = [_fraction_bits(group, site, self) for site in group.sites]
+        group.register_buffer(FRACTION_BITS, torch.tensor(fraction_bits))
+        group.register_buffer(SEED, torch.tensor(_torch_seed()))
+        group.register_buffer(STEPS, torch.zeros((), dtype=torch.int64))
+        group.register_buffer(TRAINED, torch.zeros((), dtype=torch.bool))
 
     def weight(self, group: GroupState, site: Site, master: Tensor) -> Tensor:
-        """Round the master weights; at random where a network in training has a master copy of them."""
-        # The paper rounds at random after updates only. With a master copy the forward pass does: so it is to nearest
-        # in evaluation and from the last step on, that what is evaluated is what is stored.
-        drawn = self.master_copy and group.training and not bool(group.get_buffer("settled"))
-        rounded = _rounded(group, site, master, self, drawn)
+        """Returns the master weights rounded, with the gradient passed straight through to them."""
+        # Divergence: the paper rounds stochastically after updates only; with a master copy the forward pass does. In
+        # evaluation and after the last step it rounds to nearest, so that what is evaluated is what is stored.
+        stochastic = self.master_copy and group.training and not bool(group.get_buffer(TRAINED))
+        rounded = _round(group, site, master, self, stochastic)
         result: Tensor = _StraightThrough.apply(master, rounded)
         return result
 
     def on_step(self, group: GroupState, progress: float) -> float | None:
-        """Draw anew; without a master copy, round the weights that the optimiser has moved."""
+        """Begins a new draw; without a master copy, rounds the weights that the optimiser has moved."""
         if progress == 0:
-            group.get_buffer("seed").fill_(_seed())
-        group.get_buffer("steps").add_(1)
-        group.get_buffer("settled").fill_(progress >= 1)
+            group.get_buffer(SEED).fill_(_torch_seed())
+        group.get_buffer(STEPS).add_(1)
+        group.get_buffer(TRAINED).fill_(progress >= 1)
         if not self.master_copy:
             for site in group.sites:
-                # The optimiser's own state stays in floating point; the paper has plain gradient descent.
+                # Divergence: the paper has plain gradient descent; an optimiser's state stays in floating point here.
                 master = group.master_weight(site)
-                master.copy_(_rounded(group, site, master, self, drawn=progress > 0))
+                master.copy_(_round(group, site, master, self, stochastic=progress > 0))
         return None
 
     def export(self, group: GroupState) -> SharedTensors:
-        """Give a grid for each tensor: three numbers."""
+        """Returns a grid for each tensor, stored as three numbers, and the steps of its weights."""
         books: list[Grid] = []
         tensors: dict[str, SharedTensor] = {}
         for site in group.sites:
-            master, point = group.master_weight(site).detach(), _point(group, site, self)
-            steps = _to_nearest(master.float(), point).masked_fill(group.pruned(site), 0) - point.least
-            indices = steps.cpu().numpy().reshape(-1).astype(index_dtype(point.count))
+            master, grid = group.master_weight(site).detach(), _grid(group, site, self)
+            steps = _nearest_steps(master.float(), grid).masked_fill(group.pruned(site), 0) - grid.least
+            indices = steps.cpu().numpy().reshape(-1).astype(index_dtype(grid.count))
             tensors[site.name] = SharedTensor(tuple(master.shape), len(books), indices, DTYPE_NAMES[master.dtype])
-            books.append(Grid(point.least * point.step, point.step, point.count))
+            books.append(Grid(grid.least * grid.step, grid.step, grid.count))
         return SharedTensors(tuple(books), tensors)
 
 
 @plain_dataclass(frozen=True)
-class Point:
-    """The values of a tensor: ``step`` times the whole numbers from ``least`` to ``most``."""
+class FixedPointGrid:
+    """The values of a tensor: ``step`` times the whole numbers from ``least`` to ``most``.
+
+    Args:
+        step: eps, a power of two.
+        least: the smallest value in steps, <= 0.
+        most: the largest value in steps, >= 0.
+    """
 
     step: float
     least: int
@@ -117,12 +143,12 @@ class Point:
 
     @property
     def count(self) -> int:
-        """How many values there are."""
+        """The number of values."""
         return self.most - self.least + 1
 
 
 class _StraightThrough(Function):
-    """Give the second in place of the first, and the gradient to the first; beyond the ends of the grid too."""
+    """The rounded weights; their gradient goes to the master weights, to those beyond the ends of the grid too."""
 
     @staticmethod
     def forward(ctx: Any, master: Tensor, rounded: Tensor) -> Tensor:
@@ -135,44 +161,53 @@ class _StraightThrough(Function):
 
 
 def round_nearest(scaled: Tensor) -> Tensor:
-    """Round to whole numbers, halves up; ``floor(x + 0.5)`` would not, where the sum is rounded itself.
+    """Returns the nearest whole numbers, halves rounded up: float32[shape].
 
-    >>> round_nearest(torch.tensor([-1.5, -0.5, 0.49999997, 0.5, 1.5, 2.5])).tolist()
-    [-1.0, 0.0, 0.0, 1.0, 2.0, 3.0]
+    Args:
+        scaled: float32[shape], weights in steps.
+
+    Example:
+        >>> round_nearest(torch.tensor([-1.5, -0.5, 0.49999997, 0.5, 1.5, 2.5])).tolist()
+        [-1.0, 0.0, 0.0, 1.0, 2.0, 3.0]
     """
     below = scaled.floor()
-    return below + (scaled - below >= 0.5)
+    return below + (scaled - below >= 0.5)  # floor(x + 0.5) is 1 for 0.49999997, because the sum is rounded itself
 
 
 def round_stochastic(scaled: Tensor, uniform: Tensor) -> Tensor:
-    """Round up to whole numbers where the distance from the one below is more than a number drawn from [0, 1).
+    """Returns whole numbers next to the given ones, rounded up where the fraction exceeds the drawn number.
 
-    >>> round_stochastic(torch.tensor([-1.0, 0.25, 0.25]), torch.tensor([0.0, 0.2, 0.3])).tolist()
-    [-1.0, 1.0, 0.0]
+    Args:
+        scaled: float32[shape], weights in steps.
+        uniform: float32[shape], drawn uniformly from [0, 1).
+
+    Example:
+        >>> round_stochastic(torch.tensor([-1.0, 0.25, 0.25]), torch.tensor([0.0, 0.2, 0.3])).tolist()
+        [-1.0, 1.0, 0.0]
     """
     below = scaled.floor()
     return below + (uniform < scaled - below)
 
 
-def _rounded(group: GroupState, site: Site, master: Tensor, scheme: Fixed, drawn: bool) -> Tensor:
-    """Round a site's weights, at random if ``drawn`` and the scheme says so: float32 of its shape."""
-    master, point = master.detach().float(), _point(group, site, scheme)
-    if not drawn or scheme.rounding == "nearest":
-        return _to_nearest(master, point) * point.step
-    # One draw for each step and tensor, and the same on all devices; torch takes 32 bits of a seed.
-    seed, steps = int(group.get_buffer("seed")), int(group.get_buffer("steps"))
-    drawn_from = zlib.crc32(f"{seed} {steps} {site.name}".encode())
-    uniform = torch.rand(master.shape, generator=torch.Generator().manual_seed(drawn_from)).to(master.device)
-    return round_stochastic(master / point.step, uniform).clamp_(point.least, point.most) * point.step
+def _round(group: GroupState, site: Site, master: Tensor, scheme: Fixed, stochastic: bool) -> Tensor:
+    """Returns the rounded weights of a site, float32[shape]; to nearest unless both flag and scheme are stochastic."""
+    master, grid = master.detach().float(), _grid(group, site, scheme)
+    if not stochastic or scheme.rounding == "nearest":
+        return _nearest_steps(master, grid) * grid.step
+    # One draw for each step and tensor, the same on all devices. A CRC because torch takes 32 bits of a seed.
+    seed, steps = int(group.get_buffer(SEED)), int(group.get_buffer(STEPS))
+    draw_seed = zlib.crc32(f"{seed} {steps} {site.name}".encode())
+    uniform = torch.rand(master.shape, generator=torch.Generator().manual_seed(draw_seed)).to(master.device)
+    return round_stochastic(master / grid.step, uniform).clamp_(grid.least, grid.most) * grid.step
 
 
-def _to_nearest(master: Tensor, point: Point) -> Tensor:
-    """Give the number of steps of each weight: whole float32."""
-    return round_nearest(master / point.step).clamp_(point.least, point.most)
+def _nearest_steps(master: Tensor, grid: FixedPointGrid) -> Tensor:
+    """Returns the weights rounded to nearest, in steps of the grid: float32[shape]."""
+    return round_nearest(master / grid.step).clamp_(grid.least, grid.most)
 
 
-def _seed() -> int:
-    """Give what torch was last seeded with, in the range of int64."""
+def _torch_seed() -> int:
+    """Returns the number torch was last seeded with, cut to the range of int64."""
     return torch.initial_seed() & (1 << 63) - 1
 
 
@@ -181,12 +216,12 @@ def _fraction_bits(group: GroupState, site: Site, scheme: Fixed) -> int:
         return scheme.fraction_bits
     weights = group.survivors(site)
     exponent = math.frexp(float(weights.abs().max()) if len(weights) else 0.0)[1]  # the largest is below 2^exponent
-    return min(scheme.bits - 1 - exponent, FINEST)
+    return min(scheme.bits - 1 - exponent, MAX_FRACTION_BITS)
 
 
-def _point(group: GroupState, site: Site, scheme: Fixed) -> Point:
-    step = 2.0 ** -int(group.get_buffer("fraction_bits")[group.sites.index(site)])
+def _grid(group: GroupState, site: Site, scheme: Fixed) -> FixedPointGrid:
+    step = 2.0 ** -int(group.get_buffer(FRACTION_BITS)[group.sites.index(site)])
     half = 1 << (scheme.bits - 1)
-    most = torch.finfo(group.master_weight(site).dtype).max  # what is beyond would be stored as infinity
-    finite = int(min(most / step, half))
-    return Point(step, -finite, min(finite, half - 1))
+    largest_finite = torch.finfo(group.master_weight(site).dtype).max  # beyond it values would be stored as infinity
+    steps = int(min(largest_finite / step, half))
+    return FixedPointGrid(step, -steps, min(steps, half - 1))

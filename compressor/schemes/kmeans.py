@@ -1,4 +1,4 @@
-"""k-means, then trained centroids: indices never change, the codewords are fine-tuned."""
+"""k-means, then trained centroids: the indices never change, the codewords are fine-tuned."""
 
 from __future__ import annotations
 
@@ -22,15 +22,29 @@ from compressor.sharing.sites import Site
 @register
 @dataclass(frozen=True)
 class KMeans(Scheme):
-    """Cluster the weights once; fine-tune the cluster centres with the assignment fixed.
+    """Clusters the weights of each tensor once, then trains the centroids with the assignment fixed.
 
-    With ``c`` the codebook and ``a`` the indices, the weight is ``c[a]`` and ``dL/dc_k`` the sum of ``dL/dw_i``
-    over ``a_i = k``. The start is the near-optimal codebook, where the paper starts Lloyd from evenly spaced
-    centres (``init="linear"``): those stop at 1.6 to 6 times the error on heavy tails.
+    With ``w`` the N weights of a tensor before training, ``c`` its K centroids, ``a`` the N indices and L the loss::
+
+        a_i = argmin_k |w_i - c_k|                      once, before training
+        weight_i = c[a_i]
+        dL/dc_k = sum of dL/dweight_i over a_i = k      section 3.3
+
+    The master weights take no further part. Where weights are pruned, one of the K codewords is 0.0.
 
     Args:
-        codewords: K, the number of values a tensor may take.
-        init: where k-means starts: "optimal", "linear", "density" or "quantile".
+        codewords: K, the number of values a tensor may take, 1 to 65,536.
+        init: the centroids before training: "optimal", the near-optimal codebook of a dynamic program; or where
+            Lloyd's iterations start: "linear", "density" or "quantile", see ``kmeans1d.optimal_codebook``.
+
+    Example:
+        >>> import torch
+        >>> from compressor import Compressor, Policy, Rule
+        >>> layer = torch.nn.Linear(4, 1, bias=False)
+        >>> layer.weight.data = torch.tensor([[0.0, 0.25, 1.0, 1.25]])
+        >>> job = Compressor(layer, Policy([Rule("*", scheme="kmeans", codewords=2)]), teacher=None).prepare()
+        >>> job.model.weight.tolist()
+        [[0.125, 0.125, 1.125, 1.125]]
 
     Reference: Han, Mao, Dally, "Deep Compression", ICLR 2016, section 3.
     """
@@ -39,25 +53,27 @@ class KMeans(Scheme):
     paper: ClassVar[str] = 'Han, Mao, Dally, "Deep Compression", ICLR 2016'
 
     codewords: Annotated[int, Field(ge=1, le=65536, strict=True)] = 16
+    # The paper starts Lloyd's iterations from "linear" centroids: on heavy-tailed weights those stop at 1.6 to 6 times
+    # the squared error of the optimum.
     init: Init = "optimal"
 
     def stored_values(self, weights: int) -> int:
-        """One per codeword."""
+        """Returns K, one value a codeword."""
         del weights
         return self.codewords
 
     def fit(self, group: GroupState, importance: Mapping[Site, Tensor] | None) -> None:
-        """Cluster the group's weights."""
+        """Clusters the weights and sets centroids and indices."""
         codebook = fit_codebook(group, self.codewords, importance, self.init)
         group.set_codebook(codebook, learnt=True)
         for site in group.sites:
             group.set_indices(site, nearest(group.master_weight(site).detach().float(), codebook), len(codebook))
 
     def weight(self, group: GroupState, site: Site, master: Tensor) -> Tensor:
-        """Look the fixed indices up; the master weights no longer matter."""
+        """Returns the centroid of each weight's fixed index; the gradient is the centroids' alone."""
         del master
         return lookup(group.codebook(), group.indices(site))
 
     def export(self, group: GroupState) -> SharedTensors:
-        """Give the trained codebook and the indices."""
+        """Returns the trained centroids and the fixed indices."""
         return export_scalars(group, group.codebook(), {site: group.indices(site) for site in group.sites})

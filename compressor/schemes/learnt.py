@@ -1,4 +1,4 @@
-"""Learnt hash: weights, codebook and the assignment between them are trained together."""
+"""Learnt assignment: weights, codebook and the assignment between them are trained together."""
 
 from __future__ import annotations
 
@@ -24,36 +24,68 @@ from compressor.sharing.scheme import Scheme
 from compressor.sharing.sites import Site
 
 _log = logging.getLogger(__name__)
-RESEEDS = 10  # times in a training run that unused codewords are put to use again
-LAST_RESEED = 0.8  # after which they no longer are, so that the network can settle
-COLDEST = 0.01  # of the first temperature, reached at the end
+
+# Buffers of the group; the names are in checkpoints.
+SCALES = "scales"  # float32[sites]: what the weights of each site are divided by; only with group="network"
+RESEEDS_DONE = "reseeds"  # int64 scalar
+TEMPERATURE = "temperature"  # float64 scalar, in halves of the mean squared spacing of the codewords
+
+RESEEDS = 10  # times in a training run that unused codewords are moved to where weights are
+LAST_RESEED = 0.8  # progress after which they are not moved any more, so that the network can adapt
+FINAL_TEMPERATURE = 0.01  # at the end of training, as a share of the first
 
 
 @register
 @dataclass(frozen=True)
 class Learnt(Scheme):
-    """Hash each weight to its nearest codeword inside the network, and learn weights and codewords together.
+    """Assigns each weight to its nearest codeword in every step, and trains weights and codewords together.
 
-    The hash is a layer: logits ``-(w - c_k)^2``, a max over k, a lookup of ``c``; as stock operators a 1x1
-    convolution, a max-pooling over channels and a deconvolution. It computes exactly what the file will hold,
-    so nothing changes when training ends. Backwards, a codeword gets the gradients of its weights, and the
-    master weight gets its own straight through.
+    With ``w`` the N master weights of a tensor, ``c`` its K codewords, ``a`` the N indices and L the loss::
 
-    The soft hash of DKM (softmax instead of max) has slope ``2 Var(c) / tau``: near 1 for every weight where
-    ``tau`` is half the squared spacing, and for 2 % of the weights at its customary cold 1e-4. Straight-through is
-    the first, at the cost of one lookup; see docs/decisions. ``soft`` gives the soft hash's own gradients instead.
+        a_i = argmin_k (w_i - c_k)^2                    in every step
+        weight_i = c[a_i]
+        dL/dc_k = sum of dL/dweight_i over a_i = k
+        dL/dw_i = dL/dweight_i                          straight-through
+
+    Stock operators compute the same: a 1x1 convolution to the logits ``2 w c_k - c_k^2``, a max-pooling over channels,
+    a deconvolution by ``c``. The network computes with exactly what the file will hold, so nothing changes when
+    training ends.
+
+    ``soft`` keeps the forward pass and takes the gradients of DKM's soft assignment, at temperature tau::
+
+        p_ik = softmax over k of -(w_i - c_k)^2 / tau
+        soft_i = sum of p_ik c_k over k                 dsoft_i/dw_i = 2 Var_i(c) / tau,  Var_i under p_i
+
+    That slope is near 1 for every weight where tau is half the squared spacing of the codewords, which straight-through
+    has at the cost of one lookup. At DKM's customary 1e-4 it is below 0.1 for 98 % of the weights.
 
     Args:
-        codewords: K, the number of values a tensor may take.
+        codewords: K, the number of values a tensor may take, 1 to 65,536.
         group: "site": a codebook for each tensor; "channel": for each slice of its axis 0, the output channels of all
-            but transposed convolutions, if those have more weights than codewords; "network": one for all, of weights
-            divided by a power of two that is near each tensor's spread, and that the file stores.
-        soft: 0: gradients pass straight through; above: the exact gradients of the soft hash, at first at this
-            temperature in halves of the mean squared spacing of the codewords, cooled to a hundredth of it.
-        init: where the k-means starts that gives the first codebook: "optimal", "linear", "density" or "quantile".
+            but transposed convolutions, if those have more weights than codewords; "network": one for all tensors, of
+            weights divided by a power of two near each tensor's spread, which the file stores.
+        soft: 0: straight-through; above, to 100: tau at the start of training, in halves of the mean squared spacing
+            of the codewords. It is cooled to a hundredth of that.
+        init: the k-means of the first codebook: "optimal", "linear", "density" or "quantile", see
+            ``kmeans1d.optimal_codebook``.
+
+    Example:
+        >>> from compressor import Compressor, Policy, Rule
+        >>> layer = torch.nn.Linear(4, 1, bias=False)
+        >>> layer.weight.data = torch.tensor([[0.0, 0.25, 1.0, 1.25]])
+        >>> job = Compressor(layer, Policy([Rule("*", scheme="learnt", codewords=2)]), teacher=None).prepare()
+        >>> job.model.weight.tolist()
+        [[0.125, 0.125, 1.125, 1.125]]
+        >>> group = job.groups[0]
+        >>> group.master_weight(group.sites[0]).data[0, 1] = 0.75  # training may carry a weight to another codeword
+        >>> job.model.weight.tolist()
+        [[0.125, 1.125, 1.125, 1.125]]
 
     Reference: Cho, Alizadeh-Vahid, Adya, Rastegari, "DKM: Differentiable k-Means Clustering Layer", ICLR 2022.
     """
+
+    # Divergence from DKM, whose layer finds the codewords of each step by soft k-means iterations: here they are
+    # parameters, learnt from the loss. docs/decisions/0003 has the reasons for straight-through.
 
     id: ClassVar[str] = "learnt"
     paper: ClassVar[str] = 'after Cho et al., "DKM", ICLR 2022; Chen et al., "HashedNets", ICML 2015'
@@ -65,116 +97,122 @@ class Learnt(Scheme):
 
     @property
     def whole_network(self) -> bool:
-        """Whether one codebook serves all."""
+        """Whether one codebook serves all tensors."""
         return self.group == "network"
 
     def stored_values(self, weights: int) -> int:
-        """One per codeword."""
+        """Returns K, one value a codeword."""
         del weights
         return self.codewords
 
     def fit(self, group: GroupState, importance: Mapping[Site, Tensor] | None) -> None:
-        """Start from the codebook with the least error."""
+        """Sets the codebook to that of least squared error, and begins the schedules of reseeding and temperature."""
         if self.whole_network:
-            group.register_buffer("scales", torch.tensor([spread(group.survivors(site)) for site in group.sites]))
+            group.register_buffer(SCALES, torch.tensor([spread(group.survivors(site)) for site in group.sites]))
             group.unit.fill_(1.0)
-        if self._books(group) > 1:
+        if self._codebook_count(group) > 1:
             codebook = fit_codebook_of_each_slice(group, self.codewords, importance, self.init).reshape(-1)
         else:
             codebook = fit_codebook(group, self.codewords, importance, self.init, _scales(group))
         group.set_codebook(codebook, learnt=True)
-        group.register_buffer("reseeds", torch.zeros((), dtype=torch.int64))
-        group.register_buffer("temperature", torch.tensor(self.soft, dtype=torch.float64))
+        group.register_buffer(RESEEDS_DONE, torch.zeros((), dtype=torch.int64))
+        group.register_buffer(TEMPERATURE, torch.tensor(self.soft, dtype=torch.float64))
 
     def weight(self, group: GroupState, site: Site, master: Tensor) -> Tensor:
-        """Hash the master weights to their nearest codewords."""
+        """Returns the codeword nearest to each master weight, with gradients to both."""
         if self.whole_network:
-            scale = group.get_buffer("scales")[group.sites.index(site)]
-            return self._hash(group, master / scale) * scale
-        return self._hash(group, master)
+            scale = group.get_buffer(SCALES)[group.sites.index(site)]
+            return self._assign(group, master / scale) * scale
+        return self._assign(group, master)
 
-    def _books(self, group: GroupState) -> int:
-        """Count the codebooks of a group, which lie one after the other in its values."""
+    def _codebook_count(self, group: GroupState) -> int:
+        """Returns the number of codebooks of a group, which lie one after the other in its values."""
         shape = group.master_weight(group.sites[0]).shape
-        alone = self.group == "channel" and math.prod(shape[1:]) > self.codewords
-        return shape[0] if alone else 1
+        by_channel = self.group == "channel" and math.prod(shape[1:]) > self.codewords
+        return shape[0] if by_channel else 1
 
-    def _hash(self, group: GroupState, master: Tensor) -> Tensor:
-        units = group.codebook_scale(
-            self._books(group)
-        )  # ascending: training may have let codewords overtake each other
+    def _assign(self, group: GroupState, master: Tensor) -> Tensor:
+        """Returns the codeword nearest to each weight, by straight-through or soft gradients."""
+        # The codebook is sorted here, because training may have let codewords overtake each other.
+        units = group.codebook_scale(self._codebook_count(group))
         rows, codewords = units.rows, len(group.values) // units.rows
         if not self.soft or codewords == 1:
-            several = nearest_by_row(master.detach().float(), group.codebook(rows).detach()) if rows > 1 else None
-            return straight_through(master, group.values, several, units)
+            indices = nearest_by_row(master.detach().float(), group.codebook(rows).detach()) if rows > 1 else None
+            return straight_through(master, group.values, indices, units)
         pairs = zip(master.reshape(rows, -1), group.codebook(rows), strict=True)
-        return torch.stack([self._soft(group, *pair) for pair in pairs]).view(master.shape)
+        return torch.stack([self._assign_softly(group, *pair) for pair in pairs]).view(master.shape)
 
-    def _soft(self, group: GroupState, master: Tensor, codebook: Tensor) -> Tensor:
+    def _assign_softly(self, group: GroupState, master: Tensor, codebook: Tensor) -> Tensor:
+        """Returns the codeword nearest to each weight, with the gradients of the soft assignment."""
         indices = nearest(master.detach().float(), codebook.detach())
-        halved = float(codebook.detach().diff().square().mean()) / 2
-        coldest = torch.finfo(torch.float32).tiny  # codewords may all have met
-        return soft_gradient(master, codebook, indices, max(float(group.get_buffer("temperature")) * halved, coldest))
+        half_spacing = float(codebook.detach().diff().square().mean()) / 2
+        smallest = torch.finfo(torch.float32).tiny  # all codewords may have become equal
+        tau = max(float(group.get_buffer(TEMPERATURE)) * half_spacing, smallest)
+        return soft_gradient(master, codebook, indices, tau)
 
     def on_step(self, group: GroupState, progress: float) -> float | None:
-        """Cool; and at every tenth of a run, put codewords that no weight uses back to use."""
-        group.get_buffer("temperature").fill_(self.soft * COLDEST**progress)
-        due = math.floor(min(progress, LAST_RESEED) * RESEEDS)
-        if due > int(group.get_buffer("reseeds")) and progress < 1:  # what is trained is what is stored
-            group.get_buffer("reseeds").fill_(due)
-            _reseed(group, self._books(group))
+        """Cools the temperature, and at every tenth of the training moves codewords that no weight uses."""
+        group.get_buffer(TEMPERATURE).fill_(self.soft * FINAL_TEMPERATURE**progress)
+        due, done = math.floor(min(progress, LAST_RESEED) * RESEEDS), group.get_buffer(RESEEDS_DONE)
+        if due > int(done) and progress < 1:  # at the end it would change what was trained
+            done.fill_(due)
+            _reseed(group, self._codebook_count(group))
         return None
 
     def export(self, group: GroupState) -> SharedTensors:
-        """Give the codebook and each weight's nearest codeword in it."""
-        codebooks = group.codebook(self._books(group)).detach()
+        """Returns the codebook or codebooks, and the index of each weight's nearest codeword."""
+        codebooks = group.codebook(self._codebook_count(group)).detach()
         if len(codebooks) > 1:
             rows = group.master_weight(group.sites[0]).detach().float()
             return export_slices(group, codebooks, nearest_by_row(rows, codebooks) % codebooks.shape[1])
         codebook, scales = codebooks[0], _scales(group)
         masters = {site: group.master_weight(site).detach() / (scales[site] if scales else 1) for site in group.sites}
-        nearest_now = {site: nearest(master.float(), codebook) for site, master in masters.items()}
-        return export_scalars(group, codebook, nearest_now, scales)
+        indices = {site: nearest(master.float(), codebook) for site, master in masters.items()}
+        return export_scalars(group, codebook, indices, scales)
 
 
 def _scales(group: GroupState) -> dict[Site, float] | None:
-    """Give what each site's weights are divided by; None where every site has its own codebook."""
-    if "scales" not in dict(group.named_buffers()):
+    """Returns what the weights of each site are divided by; None where each site has its own codebook."""
+    if SCALES not in dict(group.named_buffers()):
         return None
-    return dict(zip(group.sites, group.get_buffer("scales").tolist(), strict=True))
+    return dict(zip(group.sites, group.get_buffer(SCALES).tolist(), strict=True))
 
 
-def _reseed(group: GroupState, books: int) -> None:
-    """Split the cluster with the largest squared error of its codebook for each codeword that no weight uses.
+def _reseed(group: GroupState, codebook_count: int) -> None:
+    """Splits a cluster for each codeword that no weight uses: the one with most squared error in the same codebook.
 
-    An unused codeword has no gradient for ever. The halves of a bell or a box have their means about 0.8
-    standard deviations from the middle, and an eighth of the squared error each.
+    An unused codeword has no gradient, so training alone would never use it again. The halves of a normal or uniform
+    cluster have their means about 0.8 standard deviations from the middle, and an eighth of the squared error each.
     """
     values = group.values.detach()
-    codewords = len(values) // books
+    codewords = len(values) // codebook_count
     first = torch.arange(0, len(values), codewords, device=values.device)
-    order = (values.view(books, -1).argsort() + first[:, None]).reshape(-1)
-    count, mean, error = _clusters(group, (values[order] * group.unit).view(books, -1))
-    reused = 0
+    order = (values.view(codebook_count, -1).argsort() + first[:, None]).reshape(-1)
+    count, mean, error = _clusters(group, (values[order] * group.unit).view(codebook_count, -1))
+    reseeded = 0
     for unused in torch.nonzero(count == 0).flatten().tolist():
         start = unused // codewords * codewords
         widest = start + int(error[start : start + codewords].argmax())
         if float(error[widest]) <= 0:
             continue
-        spread = 0.8 * (error[widest] / count[widest]).sqrt()
-        mean[unused], mean[widest] = mean[widest] - spread, mean[widest] + spread
+        offset = 0.8 * (error[widest] / count[widest]).sqrt()
+        mean[unused], mean[widest] = mean[widest] - offset, mean[widest] + offset
         for half in (unused, widest):
             values[order[half]] = (mean[half] / group.unit).to(values.dtype)
         count[unused] = count[widest] = count[widest] / 2
         error[unused] = error[widest] = error[widest] / 8
-        reused += 1
-    if reused:
+        reseeded += 1
+    if reseeded:
         names = group.sites[0].name if len(group.sites) == 1 else f"{len(group.sites)} tensors"
-        _log.info("%s: %s of %s codewords were unused and are put back to use", names, reused, len(values))
+        _log.info("%s: %s of %s codewords were unused and are put back to use", names, reseeded, len(values))
 
 
 def _clusters(group: GroupState, codebooks: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Count, mean and squared error of the weights nearest to each codeword, float64[B K] each."""
+    """Returns count, mean and squared error of the weights nearest to each codeword, float64[B K] each.
+
+    Args:
+        codebooks: float32[B, K], each ascending.
+    """
     flat = codebooks.reshape(-1).double()
     count, first, second = torch.zeros(3, len(flat), dtype=torch.float64, device=flat.device)
     scales = _scales(group)
@@ -182,13 +220,12 @@ def _clusters(group: GroupState, codebooks: Tensor) -> tuple[Tensor, Tensor, Ten
         master = group.master_weight(site).detach() / (scales[site] if scales else 1)
         kept = ~group.pruned(site).reshape(-1)
         indices, weights = nearest_by_row(master.float(), codebooks).reshape(-1), master.reshape(-1)
-        for block in cache_chunks(
-            weights
-        ):  # in double precision all of a layer would be a large part of a step's memory
-            found = indices[block][kept[block]]
-            offset = weights[block][kept[block]].double() - flat[found]
-            count += torch.bincount(found, minlength=len(flat))
-            first += torch.bincount(found, offset, len(flat))
-            second += torch.bincount(found, offset.square(), len(flat))
+        # In chunks, because a layer in double precision would be a large part of a step's memory.
+        for chunk in cache_chunks(weights):
+            nearest_here = indices[chunk][kept[chunk]]
+            offset = weights[chunk][kept[chunk]].double() - flat[nearest_here]
+            count += torch.bincount(nearest_here, minlength=len(flat))
+            first += torch.bincount(nearest_here, offset, len(flat))
+            second += torch.bincount(nearest_here, offset.square(), len(flat))
     shift = first / count.clamp(min=1)
     return count, flat + shift, (second - first * shift).clamp(min=0)

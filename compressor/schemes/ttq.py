@@ -23,23 +23,39 @@ from compressor.sharing.registry import register
 from compressor.sharing.scheme import Scheme
 from compressor.sharing.sites import Site
 
-NEGATIVE, ZERO, POSITIVE = 0, 1, 2
-UNUSED = 2.0**-7  # of the tensor's unit: the scales where no weight says what they should be
-LEAST = 1e-30  # importance: where all have none, all count alike
+NEGATIVE, ZERO, POSITIVE = 0, 1, 2  # the codes of a weight
+SCALE_WITHOUT_WEIGHTS = 2.0**-7  # both scales where no weight is beyond the threshold, in the group's unit
+MIN_IMPORTANCE = 1e-30  # where no weight has any importance, all count alike
 
 
 @register
 @dataclass(frozen=True)
 class TTQ(Scheme):
-    """Let a weight be ``-Wn``, 0 or ``Wp``, by which side of a threshold it is on; learn ``Wn`` and ``Wp``.
+    """Makes each weight -Wn, 0 or Wp by a threshold, and trains both scales together with the weights.
 
-    With ``D = threshold * max |w|`` the weight is ``Wp`` where ``w > D``, ``-Wn`` where ``w < -D``, else 0. Its
-    gradient ``g`` goes to ``Wp`` as the sum over the first, to ``Wn`` as minus the sum over the second, and to the
-    master weights as ``Wp g``, ``Wn g`` and, at the zeros, ``g``: weights change sides, and zeros come and go.
+    With ``w`` the N master weights of a tensor, ``Wn`` and ``Wp`` its two scales >= 0, D its threshold, L the loss and
+    ``g_i = dL/dweight_i``::
+
+        D = threshold max |w|
+        weight_i = -Wn where w_i < -D, Wp where w_i > D, else 0
+        dL/dWp = sum of g_i over w_i > D
+        dL/dWn = -(sum of g_i over w_i < -D)
+        dL/dw_i = Wn g_i where w_i < -D, Wp g_i where w_i > D, else g_i
+
+    Master weights go on changing sides of the threshold, so zeros come and go. A scale starts at the mean magnitude of
+    its weights.
 
     Args:
-        threshold: share of the largest magnitude up to which a weight is 0.
-        zeros: share of the weights that are 0, the smallest, whatever the largest is; 0: the threshold decides.
+        threshold: share of the largest magnitude up to which a weight is 0, 0 to below 1.
+        zeros: share of the weights that are 0, the smallest, 0 to below 1; above 0 it replaces the threshold.
+
+    Example:
+        >>> from compressor import Compressor, Policy, Rule
+        >>> layer = torch.nn.Linear(4, 1, bias=False)
+        >>> layer.weight.data = torch.tensor([[-1.0, 0.125, 0.5, 0.75]])
+        >>> job = Compressor(layer, Policy([Rule("*", scheme="ttq", threshold=0.25)]), teacher=None).prepare()
+        >>> job.model.weight.tolist()
+        [[-1.0, 0.0, 0.625, 0.625]]
 
     Reference: Zhu, Han, Mao, Dally, "Trained Ternary Quantization", ICLR 2017.
     """
@@ -52,46 +68,51 @@ class TTQ(Scheme):
 
     @classmethod
     def settings_for_bits(cls, bits: int) -> dict[str, Any]:
-        """Take 2, which say nothing: there are three values."""
+        """Returns no settings for 2 bits, which three values take.
+
+        Raises:
+            PolicyError: ``bits`` is not 2.
+        """
         if bits != 2:
             raise PolicyError(f"scheme {cls.id!r} has three values, which are 2 bits, got {bits}")
         return {}
 
     def stored_values(self, weights: int) -> int:
-        """Both scales, and zero."""
+        """Returns 3: both scales, and zero."""
         del weights
         return 3
 
     def fit(self, group: GroupState, importance: Mapping[Site, Tensor] | None) -> None:
-        """Start each scale at the mean of its weights."""
-        # The paper's code starts both at 1.0, of whatever size the weights are; the means lose least.
+        """Sets each scale to the mean magnitude of its weights."""
+        # Divergence: the paper's code starts both at 1.0, whatever the size of the weights; the means have least error.
         means = [_mean(group, self, code, importance) for code in (NEGATIVE, POSITIVE)]
-        known = [mean for mean in means if mean is not None]
-        other = known[0] if known else UNUSED * float(group.unit)
-        group.set_codebook(torch.tensor([other if mean is None else mean for mean in means]), learnt=True)
+        defined = [mean for mean in means if mean is not None]
+        default = defined[0] if defined else SCALE_WITHOUT_WEIGHTS * float(group.unit)
+        group.set_codebook(torch.tensor([default if mean is None else mean for mean in means]), learnt=True)
 
     def weight(self, group: GroupState, site: Site, master: Tensor) -> Tensor:
-        """Give three values, by the side of the threshold each master weight is on now."""
+        """Returns the value of each master weight's side of the threshold, with the paper's gradients."""
         return ternary(master, group.codebook(), self.codes(group, site, master))
 
     def codes(self, group: GroupState, site: Site, master: Tensor) -> Tensor:
-        """Tell which of ``-Wn``, 0 and ``Wp`` each weight is, as 0, 1 and 2: int32 of the shape of ``master``."""
+        """Returns which of ``-Wn``, 0 and ``Wp`` each weight is, as 0, 1 and 2: int32[shape]."""
         master = master.detach().float()
         if group.has_zeros:
             master = master.masked_fill(group.pruned(site), 0)
         if self.zeros:
-            return _sides(master, 0.0).masked_fill_(_smallest(master, math.floor(self.zeros * master.numel())), ZERO)
+            smallest = _smallest_mask(master, math.floor(self.zeros * master.numel()))
+            return _sides(master, 0.0).masked_fill_(smallest, ZERO)
         least, most = torch.aminmax(master)
         return _sides(master, self.threshold * torch.maximum(-least, most))
 
     def on_step(self, group: GroupState, progress: float) -> float | None:
-        """Keep the scales from changing their signs."""
+        """Raises negative scales to 0, so that ``-Wn`` and ``Wp`` keep their signs."""
         del progress
-        group.values.clamp_(min=0)  # from 0 a scale may grow again, for its gradient does not depend on it
+        group.values.clamp_(min=0)  # a scale can grow from 0 again, because its gradient does not depend on it
         return None
 
     def export(self, group: GroupState) -> SharedTensors:
-        """Give the three values and the codes."""
+        """Returns the three values and the code of each weight."""
         codes = {site: self.codes(group, site, group.master_weight(site)) for site in group.sites}
         return export_scalars(group, _codebook(group.codebook()), codes)
 
@@ -117,12 +138,15 @@ class _Scaled(Function):
 
 
 def ternary(master: Tensor, scales: Tensor, codes: Tensor) -> Tensor:
-    """Give ``-Wn``, 0 or ``Wp`` by code, with the paper's gradients of master weights and scales.
+    """Returns ``-Wn``, 0 or ``Wp`` by code, with the paper's gradients of master weights and scales.
 
     Args:
-        master: float, the trained dense weights.
+        master: float[shape], the master weights.
         scales: float32[2], ``Wn`` and ``Wp``.
-        codes: int32 of the shape of ``master``: 0, 1 and 2.
+        codes: int32[shape]: 0, 1 and 2.
+
+    Returns:
+        float32[shape].
 
     Example:
         >>> master, scales = torch.tensor([-0.9, 0.0, 0.7], requires_grad=True), torch.tensor([0.5, 0.25])
@@ -139,7 +163,7 @@ def ternary(master: Tensor, scales: Tensor, codes: Tensor) -> Tensor:
 
 
 def _codebook(scales: Tensor) -> Tensor:
-    # The minus sign here gives Wn its own in the gradient, which the paper's formula, as printed, lacks.
+    # This minus sign gives the gradient of Wn its sign, which the paper's formula, as printed, lacks.
     return torch.stack([-scales[0], torch.zeros_like(scales[0]), scales[1]])
 
 
@@ -147,24 +171,25 @@ def _sides(master: Tensor, threshold: Tensor | float) -> Tensor:
     return (master > threshold).int().add_(ZERO).sub_((master < -threshold).int())
 
 
-def _smallest(master: Tensor, count: int) -> Tensor:
-    """Mark the ``count`` weights of least magnitude, of equals the first in order; without sorting all of them."""
-    size = master.abs().reshape(-1)
+def _smallest_mask(master: Tensor, count: int) -> Tensor:
+    """Returns a mask of the ``count`` weights of least magnitude, of equal ones the first in order, without a sort."""
+    magnitude = master.abs().reshape(-1)
     if count == 0:
         return torch.zeros_like(master, dtype=torch.bool)
-    border = size.kthvalue(count).values
-    below, equal = size < border, size == border
-    marked = below | (equal & (equal.cumsum(0) <= count - below.sum()))
-    return marked.view_as(master)
+    border = magnitude.kthvalue(count).values
+    below, equal = magnitude < border, magnitude == border
+    mask = below | (equal & (equal.cumsum(0) <= count - below.sum()))
+    return mask.view_as(master)
 
 
 def _mean(group: GroupState, scheme: TTQ, code: int, importance: Mapping[Site, Tensor] | None) -> float | None:
-    """Give the mean magnitude of the weights with this code, by importance; None where there are none."""
+    """Returns the mean magnitude of the weights with this code, by importance; None where there are none."""
     total = count = 0.0
     for site in group.sites:
         master = group.master_weight(site).detach()
         chosen = scheme.codes(group, site, master) == code
         size = master[chosen].double().abs()
-        factor = torch.ones_like(size) if importance is None else importance[site][chosen].double().clamp(min=LEAST)
-        total, count = total + float((size * factor).sum()), count + float(factor.sum())
+        mass = torch.ones_like(size) if importance is None else importance[site][chosen].double()
+        mass.clamp_(min=MIN_IMPORTANCE)
+        total, count = total + float((size * mass).sum()), count + float(mass.sum())
     return total / count if count > 0 else None

@@ -1,4 +1,4 @@
-"""Weight Fixing Networks: round by round, more weights of the whole network are fixed to a few values."""
+"""Weight Fixing Networks: in rounds, more and more weights of the whole network are fixed to a few values."""
 
 from __future__ import annotations
 
@@ -23,26 +23,54 @@ from compressor.sharing.registry import register
 from compressor.sharing.scheme import Scheme
 from compressor.sharing.sites import Site
 
+# Buffers of the group; the names are in checkpoints.
+ZERO_BELOW = "zero_below"  # float64[sites]: the magnitude below which weights of a site are fixed to 0
+ROUNDS_DONE = "rounds"  # int64 scalar
+DISTANCES = "pulled"  # float64[sites, 2]: the summed relative distance of a site's free weights, and their number
+
 FRACTIONS = (0.3, 0.6, 0.8, 0.9, 0.95, 0.975, 0.99, 0.9975, 0.999, 1.0)
-LARGEST_TOLERANCE = 0.75  # ten times the largest delta of the paper; at 1 the grid of candidates would end
-SETTLED = 1e-6  # mean relative distance, float32's precision, below which there is nothing to pull
+MAX_TOLERANCE = 0.75  # ten times the largest delta of the paper; at 1 the grid of candidates has infinite spacing
+NEGLIGIBLE_DISTANCE = 1e-6  # mean relative distance, the precision of float32, below which there is no penalty
 
 
 @register
 @dataclass(frozen=True)
 class WeightFixing(Scheme):
-    """Fix more and more weights, all layers', to one set of sums of few powers of two; train the rest to follow.
+    """Fixes more weights in each round to one network-wide set of values, sums of few powers of two.
 
-    Each round fixes the weights that are nearest to a value in relation to their own size, the value with most
-    weights first, and lets the others train on, drawn to the values there are. What is fixed stays fixed.
+    With ``w`` the weights of all tensors, ``c`` the values chosen so far and T rounds, round t = 0..T-1 fixes weights
+    until the share ``fractions[t]`` of all is fixed. It chooses one value after another, that with most weights nearest
+    to it first, and fixes the weights nearest to it while the mean of their relative distances allows::
+
+        D_ij = |w_i - c_j| / |w_i|        mean of D_ij over the cluster of c_j <= delta max(1, T - t)      algorithm 1
+
+    A value has as few powers of two as it can. A fixed weight reads its value from the codebook and no longer changes;
+    a free weight is its master weight and is trained. The first round comes before the first step and the last after
+    the last step. Between them a penalty draws the free weights to the values there are::
+
+        R = sum over free i of sum over j of softmin_j(D_ij / 0.05) D_ij        section 3
+        loss = task + penalty_ratio task R / [R]                                [.]: as a constant
 
     Args:
-        delta: how far a cluster's weights may be from its value, relative to each weight, in the mean. Rounds begin
-            with as many times this as there are rounds. The number of values is an outcome.
-        fractions: of all weights that are fixed after each round; the first before training, the last after it.
-        zero_distance: weights smaller than this are fixed to 0: in standard deviations of their tensor.
-        zero_absolute: take ``zero_distance`` as it is; the paper's is 2^-7, more than some networks' whole layers.
-        penalty_ratio: value of the term that draws weights to the values, as a share of the task's loss.
+        delta: the mean relative distance within a cluster of the last round, 0.0001 to 0.5. The number of values
+            is an outcome.
+        fractions: shares of all weights that are fixed after each round, ascending, the last 1.0.
+        zero_distance: weights of smaller magnitude are fixed to 0, in standard deviations of their tensor, >= 0.
+        zero_absolute: whether ``zero_distance`` is in the unit of the weights instead.
+        penalty_ratio: the value of the penalty as a share of the task's loss, >= 0; 0: no penalty.
+
+    Example:
+        >>> from compressor import Compressor, Policy, Rule
+        >>> layer = torch.nn.Linear(4, 1, bias=False)
+        >>> layer.weight.data = torch.tensor([[1.0, 0.51, 0.5, 0.01]])
+        >>> rule = Rule("*", scheme="wfn", delta=0.05, fractions=[0.5, 1.0])
+        >>> group = Compressor(layer, Policy([rule]), teacher=None).prepare().groups[0]
+        >>> end_of_round = group.on_step(0.0)  # half of the weights are fixed before the first step
+        >>> group.codebook().tolist(), group.indices(group.sites[0]).tolist()
+        ([0.0, 0.5], [[-1, -1, 1, 0]])
+        >>> end_of_round = group.on_step(1.0)
+        >>> group.codebook().tolist(), group.indices(group.sites[0]).tolist()
+        ([0.0, 0.5, 1.0], [[2, 1, 1, 0]])
 
     Reference: Subia-Waud, Dasmahapatra, "Weight Fixing Networks", ECCV 2022.
     """
@@ -65,39 +93,39 @@ class WeightFixing(Scheme):
 
     @property
     def whole_network(self) -> bool:
-        """Always: the set of values is one for all tensors."""
+        """Always true: the set of values is one for all tensors."""
         return True
 
     @classmethod
     def settings_for_bits(cls, bits: int) -> dict[str, Any]:
-        """Refuse: the number of values is an outcome."""
+        """Raises PolicyError: the number of values is an outcome of ``delta``."""
         raise PolicyError(f"scheme 'wfn' takes delta and no bits, got {bits}: how many values there are is an outcome")
 
     def stored_values(self, weights: int) -> int:
-        """One: a tensor adds few values, if any, to those of the whole network."""
+        """Returns 1: a tensor adds few values, if any, to those of the whole network."""
         del weights
         return 1
 
     def fit(self, group: GroupState, importance: Mapping[Site, Tensor] | None) -> None:
-        """Begin with all weights free and 0 the only value; how near to 0 is zero stays as it is now."""
+        """Sets every weight free, 0 as the only value, and how small the weights fixed to it are."""
         del importance
-        near = [self._zero_below(group.survivors(site)) for site in group.sites]
+        zero_below = [self._zero_below(group.survivors(site)) for site in group.sites]
         device = group.unit.device
         group.set_codebook(torch.zeros(1), learnt=False)
-        group.register_buffer("zero_below", torch.tensor(near, dtype=torch.float64, device=device))
-        group.register_buffer("rounds", torch.zeros((), dtype=torch.int64, device=device))
-        group.register_buffer("pulled", torch.zeros(len(group.sites), 2, dtype=torch.float64, device=device))
+        group.register_buffer(ZERO_BELOW, torch.tensor(zero_below, dtype=torch.float64, device=device))
+        group.register_buffer(ROUNDS_DONE, torch.zeros((), dtype=torch.int64, device=device))
+        group.register_buffer(DISTANCES, torch.zeros(len(group.sites), 2, dtype=torch.float64, device=device))
         for site in group.sites:
             group.set_indices(site, torch.full_like(group.master_weight(site), -1), len(group.values))
 
     def _zero_below(self, weights: Tensor) -> float:
-        # Divergence: relative to the tensor, for 2^-7 is more than whole layers of other networks.
+        # Divergence: relative to the tensor. The paper's 2^-7 is more than all weights of some networks' layers.
         if self.zero_absolute or not len(weights):
             return self.zero_distance
         return self.zero_distance * float(weights.double().std(correction=0))
 
     def weight(self, group: GroupState, site: Site, master: Tensor) -> Tensor:
-        """Give fixed weights their values; free ones are themselves."""
+        """Returns the value of each fixed weight and the master weight where free; caches what ``penalty`` needs."""
         group.step_cache.pop(site, None)
         if not (self.penalty_ratio and torch.is_grad_enabled()):
             return frozen_lookup(master, group.codebook(), _indices(group, site))
@@ -105,120 +133,136 @@ class WeightFixing(Scheme):
         return weight
 
     def _with_distance(self, group: GroupState, site: Site, master: Tensor) -> tuple[Tensor, Tensor]:
-        pulled = group.get_buffer("pulled")[group.sites.index(site)]
-        return frozen_lookup_with_distance(master, *_drawn(group, site), pulled)
+        """Returns the weight, and the number 0 that has the gradient of the site's summed relative distance."""
+        measured = group.get_buffer(DISTANCES)[group.sites.index(site)]
+        return frozen_lookup_with_distance(master, *_distance_arguments(group, site), measured)
 
     def on_step(self, group: GroupState, progress: float) -> float | None:
-        """Do the rounds that are due: the first before the first step, the last after the last."""
+        """Does the rounds that are due; each but the last begins a round of training."""
         steps = len(self.fractions) - 1
-        due = math.floor(progress * steps + 1e-9) + 1
-        done = int(group.get_buffer("rounds"))
+        due = math.floor(progress * steps + 1e-9) + 1  # progress is steps / total steps, rounded
+        done = int(group.get_buffer(ROUNDS_DONE))
         if due <= done:
             return None
         group.step_cache.clear()
         for number in range(done, due):
             self._fix_round(group, number)
-        _measure(group)
-        group.get_buffer("rounds").fill_(due)
+        _measure_distances(group)
+        group.get_buffer(ROUNDS_DONE).fill_(due)
         return due / steps if due <= steps else None
 
     def _fix_round(self, group: GroupState, number: int) -> None:
-        # Divergence from the authors' code, which clusters all weights anew in each round: what is fixed stays so.
+        """Fixes weights of the whole network until the share of this round is fixed."""
+        # Divergence: the authors' code clusters all weights anew in each round; here what is fixed stays fixed.
         free = [(_indices(group, site) < 0).cpu().reshape(-1) for site in group.sites]
         masters = [group.master_weight(site).detach().float().cpu().reshape(-1) for site in group.sites]
-        weights = torch.cat([master[chosen] for master, chosen in zip(masters, free, strict=True)]).numpy()
-        sizes = [int(chosen.sum()) for chosen in free]
+        weights = torch.cat([master[is_free] for master, is_free in zip(masters, free, strict=True)]).numpy()
+        sizes = [int(is_free.sum()) for is_free in free]
         wanted = int(group.weights * self.fractions[number]) - (group.weights - len(weights))
         if wanted > 0:
-            codewords, found = self._choose(group, weights, sizes, wanted, number)
-            parts = torch.from_numpy(_positions(group, codewords)[found]).split(sizes)
-            for site, chosen, part in zip(group.sites, free, parts, strict=True):
-                indices = group.indices(site).reshape(-1).cpu().int().masked_scatter(chosen, part)
+            codewords, chosen = self._choose(group, weights, sizes, wanted, number)
+            by_site = torch.from_numpy(_add_codewords(group, codewords)[chosen]).split(sizes)
+            for site, is_free, new in zip(group.sites, free, by_site, strict=True):
+                indices = group.indices(site).reshape(-1).cpu().int().masked_scatter(is_free, new)
                 shaped = indices.view(group.master_weight(site).shape).to(group.unit.device)
                 group.set_indices(site, shaped, len(group.values))
 
     def _choose(
         self, group: GroupState, weights: NDArray[np.float32], sizes: list[int], wanted: int, number: int
     ) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
-        """Fix the weights near 0 to it, and of the others as many as are wanted still; -1 for none, codeword 0 is 0."""
-        # Divergence: zeros first. Near zero is another interval in each tensor, so no window of the sorted weights.
-        near = np.repeat(group.get_buffer("zero_below").cpu().numpy().astype(np.float64), sizes)
-        size = np.abs(weights)
-        is_zero = (size < near) | (weights == 0)
-        found = np.full(len(weights), -1, dtype=np.int32)
+        """Chooses values for weights: 0 for those near 0, then others until enough weights have one.
+
+        Args:
+            weights: float32[n], the free weights of all sites in a row.
+            sizes: how many of them each site has.
+            wanted: how many are to be fixed, 1 to n.
+            number: of the round, t.
+
+        Returns:
+            float32[K], the values, the first of them 0; int32[n], the value of each weight, -1 for none.
+        """
+        # Divergence: zeros first. The interval about 0 differs from tensor to tensor, so that it is no window of the
+        # sorted weights.
+        zero_below = np.repeat(group.get_buffer(ZERO_BELOW).cpu().numpy().astype(np.float64), sizes)
+        magnitude = np.abs(weights)
+        is_zero = (magnitude < zero_below) | (weights == 0)
+        chosen = np.full(len(weights), -1, dtype=np.int32)
         zeros = np.flatnonzero(is_zero)
         if len(zeros) >= wanted:
-            nearest = size[zeros] / np.maximum(near[zeros], np.finfo(np.float64).tiny)
-            found[zeros[np.argsort(nearest, kind="stable")[:wanted]]] = 0
-            return np.zeros(1, np.float32), found
-        found[zeros] = 0
-        del near, size
+            relative = magnitude[zeros] / np.maximum(zero_below[zeros], np.finfo(np.float64).tiny)
+            chosen[zeros[np.argsort(relative, kind="stable")[:wanted]]] = 0
+            return np.zeros(1, np.float32), chosen
+        chosen[zeros] = 0
+        del zero_below, magnitude  # as large as the network, and clustering needs as much
         others = weights[~is_zero]
-        rounds = len(self.fractions)
-        tolerance = min(self.delta * max(1, rounds - number), LARGEST_TOLERANCE)
+        tolerance = min(self.delta * max(1, len(self.fractions) - number), MAX_TOLERANCE)
         smallest = self.zero_distance if self.zero_absolute and self.zero_distance else float(np.abs(others).min())
         dtypes = {group.master_weight(site).dtype for site in group.sites}
         dtype = dtypes.pop() if len(dtypes) == 1 else torch.float32
-        codewords, chosen = fix(others, wanted - len(zeros), tolerance, smallest, dtype)
-        found[~is_zero] = np.where(chosen < 0, -1, chosen + 1)
-        return np.concatenate([np.zeros(1, np.float32), codewords]), found
+        codewords, clusters = fix(others, wanted - len(zeros), tolerance, smallest, dtype)
+        chosen[~is_zero] = np.where(clusters < 0, -1, clusters + 1)
+        return np.concatenate([np.zeros(1, np.float32), codewords]), chosen
 
     def penalty(self, group: GroupState, task: Tensor) -> Tensor | None:
-        """Draw the free weights to the values there are; always ``penalty_ratio`` of the task's loss in value."""
+        """Returns a term that draws free weights to the values, ``penalty_ratio`` times the task's loss in value."""
         if not self.penalty_ratio:
             return None
-        # Of the weights as they went through the network; of those that did not, as they are.
+        # The distances of this step's forward pass; for a layer that was not part of it, that of its master weight.
         for site in group.sites:
             if site not in group.step_cache:
                 group.step_cache[site] = self._with_distance(group, site, group.master_weight(site))[1]
-        drawn = torch.stack([group.step_cache.pop(site) for site in group.sites]).sum()
-        # Divergence: the gradient is divided by the pull that the step before this one found, in the same pass as its
-        # gradient; by this one's it would take a pass more.
-        if _settled(group):
-            _measure(group)  # what is not drawn may drift
-            if _settled(group):
+        distance = torch.stack([group.step_cache.pop(site) for site in group.sites]).sum()
+        # Divergence: the gradient is divided by the distance at the step before, which was measured in the same pass as
+        # that step's gradient. Dividing by the distance at this step would need a pass over the weights more.
+        if _nothing_to_draw(group):
+            _measure_distances(group)  # weights that are not drawn may have drifted
+            if _nothing_to_draw(group):
                 return None
-        scaled: Tensor = (1 + drawn / group.get_buffer("pulled")[:, 0].sum()).to(task)
-        return scaled * (self.penalty_ratio * task)
+        one: Tensor = (1 + distance / group.get_buffer(DISTANCES)[:, 0].sum()).to(task)  # distance is 0 in value
+        return one * (self.penalty_ratio * task)
 
     def export(self, group: GroupState) -> SharedTensors:
-        """Give the values that are used, and which weight has which."""
+        """Returns the values that some weight has, and the value of each weight."""
         indices = {site: group.indices(site).cpu().int() for site in group.sites}
-        used = torch.cat([found[found >= 0].unique() for found in indices.values()]).unique()
-        renamed = torch.zeros(len(group.values), dtype=torch.int32)
-        renamed[used] = torch.arange(len(used), dtype=torch.int32)
+        used = torch.cat([index[index >= 0].unique() for index in indices.values()]).unique()
+        new_index = torch.zeros(len(group.values), dtype=torch.int32)
+        new_index[used] = torch.arange(len(used), dtype=torch.int32)
         codebook = group.codebook().detach()[used.to(group.unit.device)]
-        return export_scalars(group, codebook, {site: renamed[found.clamp(min=0)] for site, found in indices.items()})
+        return export_scalars(group, codebook, {site: new_index[index.clamp(min=0)] for site, index in indices.items()})
 
 
-def _measure(group: GroupState) -> None:
-    """Find out how far the free weights are from the values there are."""
-    found = [relative_distance(group.master_weight(site).detach(), *_drawn(group, site)) for site in group.sites]
-    group.get_buffer("pulled").copy_(torch.stack(found))
+def _measure_distances(group: GroupState) -> None:
+    """Sets the buffer of distances from the master weights and values of this moment."""
+    sites = [(group.master_weight(site).detach(), *_distance_arguments(group, site)) for site in group.sites]
+    group.get_buffer(DISTANCES).copy_(torch.stack([relative_distance(*site) for site in sites]))
 
 
-def _settled(group: GroupState) -> bool:
-    """Tell whether no weight is free, or all that are have come to a value."""
-    total, count = group.get_buffer("pulled").sum(0).tolist()
-    return bool(total < SETTLED * count or not count)
+def _nothing_to_draw(group: GroupState) -> bool:
+    """Returns whether no weight is free, or all free weights lie on a value."""
+    total, count = group.get_buffer(DISTANCES).sum(0).tolist()
+    return bool(total < NEGLIGIBLE_DISTANCE * count or not count)
 
 
-def _drawn(group: GroupState, site: Site) -> tuple[Tensor, Tensor, Tensor]:
-    """What draws the weights of a site, and which: codebook, indices, and below which magnitude 0 is no distance."""
-    zero_below: Tensor = group.get_buffer("zero_below")[group.sites.index(site)]
+def _distance_arguments(group: GroupState, site: Site) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns codebook, indices and ``ZERO_BELOW`` of a site: all its distances depend on but the weights."""
+    zero_below: Tensor = group.get_buffer(ZERO_BELOW)[group.sites.index(site)]
     return group.codebook().detach(), _indices(group, site), zero_below
 
 
 def _indices(group: GroupState, site: Site) -> Tensor:
-    """The indices of a site, below 0 where a weight is neither fixed nor pruned, int[shape]."""
+    """Returns the indices of a site, int[shape], below 0 where a weight is neither fixed nor pruned."""
     indices = group.indices(site)
     return indices.masked_fill(group.pruned(site), 0) if group.has_zeros else indices
 
 
-def _positions(group: GroupState, codewords: NDArray[np.float32]) -> NDArray[np.int32]:
-    """Give the position of each codeword in the group's codebook, new ones at its end, float32[K]; and at last -1."""
-    book = group.codebook().detach().cpu().tolist()
-    where = {value: position for position, value in enumerate(book)}
-    positions = [where.setdefault(value, len(where)) for value in codewords.tolist()]
-    group.set_codebook(torch.tensor(list(where), dtype=torch.float32), learnt=False)
-    return np.array([*positions, -1], dtype=np.int32)  # index -1 finds the last
+def _add_codewords(group: GroupState, codewords: NDArray[np.float32]) -> NDArray[np.int32]:
+    """Adds the codewords that are new to the end of the group's codebook.
+
+    Returns:
+        int32[K + 1]: the index of each codeword in the codebook, then -1, so that looking up -1 gives -1.
+    """
+    codebook = group.codebook().detach().cpu().tolist()
+    index_of = {value: index for index, value in enumerate(codebook)}
+    indices = [index_of.setdefault(value, len(index_of)) for value in codewords.tolist()]
+    group.set_codebook(torch.tensor(list(index_of), dtype=torch.float32), learnt=False)
+    return np.array([*indices, -1], dtype=np.int32)

@@ -1,4 +1,4 @@
-"""What a scheme hands to the file half: shared tensors in canonical form."""
+"""The hand-over from a scheme to the file format: codebooks and indices in canonical form."""
 
 from __future__ import annotations
 
@@ -24,7 +24,12 @@ DTYPE_NAMES = {TORCH_DTYPES[name]: name for name in FLOATS}
 
 @dataclass(frozen=True)
 class SharedTensors:
-    """What a scheme hands to the file half: books, and the tensors by name that refer to them by position."""
+    """The codebooks of a group, and its tensors in terms of them.
+
+    Args:
+        books: the codebooks.
+        tensors: by name; ``SharedTensor.book`` is a position in ``books``.
+    """
 
     books: tuple[Codebook, ...]
     tensors: Mapping[str, SharedTensor]
@@ -33,29 +38,33 @@ class SharedTensors:
 def export_scalars(
     group: GroupState, codebook: Tensor, indices: Mapping[Site, Tensor], scales: Mapping[Site, float] | None = None
 ) -> SharedTensors:
-    """Bring a scalar codebook and its indices into canonical form: ascending, nothing twice, 0.0 where pruned.
+    """Returns tensors that share one scalar codebook in canonical form.
+
+    Canonical means: rounded to the dtype it is stored in, ascending, no value twice, and 0.0 among the values where
+    weights are pruned.
 
     Args:
-        codebook: float32[K].
+        group: the group of the sites; it is not changed.
+        codebook: float[K], any order.
         indices: int[shape] by site of ``group``, each in 0..K-1; any number where the weight is pruned.
-        scales: what the codewords of a site are multiplied by.
+        scales: the factor that the codewords of each site are multiplied by; None: no factor.
     """
-    codebook = codebook.detach().float()  # the model may have been moved to another dtype, codebooks and all
+    codebook = codebook.detach().float()  # moving the model to another dtype moves the codebook too
     if group.has_zeros:
-        indices = {site: found.masked_fill(group.pruned(site), len(codebook)) for site, found in indices.items()}
+        indices = {site: index.masked_fill(group.pruned(site), len(codebook)) for site, index in indices.items()}
         codebook = torch.cat([codebook, codebook.new_zeros(1)])
     masters = {site: group.master_weight(site) for site in indices}
     dtypes = {DTYPE_NAMES[master.dtype] for master in masters.values()}
-    dtype = dtypes.pop() if len(dtypes) == 1 else "F32"  # one dtype: the codebook needs no more digits than it
-    given = Table.of(codebook.cpu().numpy(), dtype)
-    values, position = np.unique(given.values.reshape(-1), return_inverse=True)
-    renamed = np.empty(len(position), dtype=index_dtype(len(values)))
-    renamed[np.argsort(codebook.cpu().numpy(), kind="stable")] = position
+    dtype = dtypes.pop() if len(dtypes) == 1 else "F32"  # tensors of one dtype need no more digits than it has
+    rounded = Table.of(codebook.cpu().numpy(), dtype).values
+    values, rank = np.unique(rounded.reshape(-1), return_inverse=True)
+    new_index = np.empty(len(rank), dtype=index_dtype(len(values)))
+    new_index[np.argsort(codebook.cpu().numpy(), kind="stable")] = rank
     tensors = {
         site.name: SharedTensor(
             shape=tuple(master.shape),
             book=0,
-            indices=take(renamed, indices[site].detach().cpu().numpy().reshape(-1)),
+            indices=take(new_index, indices[site].detach().cpu().numpy().reshape(-1)),
             dtype=DTYPE_NAMES[master.dtype],
             scale=None if scales is None else np.array([scales[site]], np.float32),
         )
@@ -65,11 +74,15 @@ def export_scalars(
 
 
 def export_slices(group: GroupState, codebooks: Tensor, indices: Tensor) -> SharedTensors:
-    """Bring the codebooks of the slices of a tensor's axis 0 into canonical form: ascending, 0.0 where pruned.
+    """Returns a tensor whose slices along axis 0 have a codebook each, in canonical form.
+
+    Canonical means: rounded to the dtype of the tensor, ascending in each slice, and 0.0 among the values where weights
+    are pruned.
 
     Args:
-        codebooks: float32[slices, K].
-        indices: int[shape] of the group's one tensor, into its slice's codebook; any number where it is pruned.
+        group: a group of one tensor; it is not changed.
+        codebooks: float[slices, K], any order.
+        indices: int[shape] into the codebook of the entry's slice, 0..K-1; any number where the weight is pruned.
     """
     (site,) = group.sites
     dtype, shape = DTYPE_NAMES[group.master_weight(site).dtype], tuple(indices.shape)
@@ -77,9 +90,9 @@ def export_slices(group: GroupState, codebooks: Tensor, indices: Tensor) -> Shar
     if group.has_zeros:
         indices = indices.masked_fill(group.pruned(site), codebooks.shape[1])
         codebooks = torch.cat([codebooks, codebooks.new_zeros(len(codebooks), 1)], dim=1)
-    given = round_to(codebooks.cpu().numpy(), dtype) + np.float32(0)  # -0.0 becomes 0.0
-    order = np.argsort(given, axis=1, kind="stable")
-    position = np.argsort(order, axis=1).astype(index_dtype(given.shape[1]))
-    renamed = np.take_along_axis(position, indices.cpu().numpy().reshape(len(given), -1), axis=1)
-    table = Table(np.take_along_axis(given, order, axis=1)[:, :, None], dtype)
-    return SharedTensors((table,), {site.name: SharedTensor(shape, 0, renamed.reshape(-1), dtype, axis=0)})
+    rounded = round_to(codebooks.cpu().numpy(), dtype) + np.float32(0)  # -0.0 becomes 0.0
+    order = np.argsort(rounded, axis=1, kind="stable")
+    new_index = np.argsort(order, axis=1).astype(index_dtype(rounded.shape[1]))
+    renumbered = np.take_along_axis(new_index, indices.cpu().numpy().reshape(len(rounded), -1), axis=1)
+    table = Table(np.take_along_axis(rounded, order, axis=1)[:, :, None], dtype)
+    return SharedTensors((table,), {site.name: SharedTensor(shape, 0, renumbered.reshape(-1), dtype, axis=0)})

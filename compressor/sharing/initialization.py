@@ -12,9 +12,12 @@ __all__ = ["initialise", "initialise_site"]
 
 
 def initialise(model: nn.Module) -> None:
-    """Give all tensors that are on ``meta`` memory, and the values of their module's ``reset_parameters()``.
+    """Allocates all tensors that are on ``meta`` and draws their values by their module's ``reset_parameters()``.
 
-    Raises MissingError where a module has none.
+    Modules without tensors on ``meta`` are left untouched.
+
+    Raises:
+        MissingError: a module with tensors on ``meta`` has no ``reset_parameters()``.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(3, 2, device="meta"), nn.BatchNorm1d(2))
@@ -23,20 +26,24 @@ def initialise(model: nn.Module) -> None:
         (False, True)
     """
     for name, module in model.named_modules():
-        _initialise(module, name)
+        _initialise_module(module, name)
 
 
 def initialise_site(site: Site) -> None:
-    """Do so for the modules that hold a site; tied tensors stay tied."""
+    """Initialises the modules that hold a site, as ``initialise`` does; tied tensors stay tied.
+
+    Raises:
+        MissingError: as in ``initialise``.
+    """
     first, name = site.owners[0]
     for owner, attribute in site.owners:
         owner._parameters[attribute] = first._parameters[name]
-        _initialise(owner, site.name.removesuffix(name).removesuffix("."))
+        _initialise_module(owner, site.name.removesuffix(name).removesuffix("."))
 
 
-def _initialise(module: nn.Module, name: str) -> None:
-    own = {**module._parameters, **module._buffers}
-    absent = [f"{name}.{key}" if name else key for key, tensor in own.items() if tensor is not None and tensor.is_meta]
+def _initialise_module(module: nn.Module, name: str) -> None:
+    tensors = {**module._parameters, **module._buffers}
+    absent = [f"{name}.{key}" if name else key for key, value in tensors.items() if value is not None and value.is_meta]
     if not absent:
         return
     reset = getattr(module, "reset_parameters", None) or getattr(module, "_reset_parameters", None)

@@ -1,4 +1,4 @@
-"""Magnitude pruning: the smallest weights become the codeword 0.0, under any scheme, and stay so."""
+"""Magnitude pruning: the smallest weights become the codeword 0.0 under any scheme, and stay so."""
 
 from __future__ import annotations
 
@@ -15,25 +15,29 @@ from torch import Tensor
 from compressor.formats.errors import PolicyError
 from compressor.sharing.group_state import GroupState
 
-__all__ = ["Pruning", "make_pruning", "smallest", "split_settings"]
+__all__ = ["Pruning", "make_pruning", "smallest_mask", "split_settings"]
 
-ROUNDING = 1e-9  # of shares of the training that were computed from steps
+ROUNDING = 1e-9
+"""Tolerance of a progress that was computed as steps / total steps and meets a multiple of ``sparsity_every``."""
 
 
 @dataclass(frozen=True)
 class Pruning:
-    """How many weights of a tensor are zero, and by when.
+    """The share of a tensor's weights that is zero as training progresses, a polynomial that levels off.
 
-    Between ``sparsity_from`` and ``sparsity_by`` the share of zeros rises from ``sparsity_start`` along
-    ``s_end + (s_start - s_end) (1 - t)^power``: many at first, when many are superfluous, few at the end.
+    With progress ``p`` the share is 0 before ``sparsity_from``, ``sparsity`` from ``sparsity_by`` on, and between::
+
+        s(p) = s_end + (s_start - s_end) (1 - t)^power      t = (p - from) / (by - from)
+
+    Many weights are pruned early, while many are superfluous, and few towards the end. A pruned weight stays pruned.
 
     Args:
-        sparsity: share of zeros at the end, 0 to 1.
-        sparsity_by: when it is reached, as a share of the training; 0: at once.
-        sparsity_start: share of zeros when pruning begins.
-        sparsity_from: when pruning begins, as a share of the training; nothing is pruned before.
-        sparsity_power: of the polynomial.
-        sparsity_every: share of the training between two looks for the smallest weights; 0: after each step.
+        sparsity: s_end, the share of zeros at the end, 0 to below 1.
+        sparsity_by: progress at which it is reached, 0 to 1; 0: before training.
+        sparsity_start: s_start, the share of zeros when pruning begins, 0 to below 1.
+        sparsity_from: progress at which pruning begins, 0 to ``sparsity_by``.
+        sparsity_power: exponent, above 0 to 100.
+        sparsity_every: progress between two updates of the mask, 0 to 1; 0: after each step.
 
     Example:
         >>> pruning = Pruning(sparsity=0.8, sparsity_by=0.5)
@@ -51,7 +55,7 @@ class Pruning:
     sparsity_every: Annotated[float, Field(ge=0, le=1)] = 0.01
 
     def level(self, progress: float) -> float:
-        """Give the share of zeros at this point of the training, 0 to 1."""
+        """Returns the share of zeros, 0 to 1, that is due at this progress."""
         if progress < self.sparsity_from:
             return 0.0
         if progress >= self.sparsity_by:
@@ -59,64 +63,79 @@ class Pruning:
         left = (self.sparsity_by - progress) / (self.sparsity_by - self.sparsity_from)
         return self.sparsity + (self.sparsity_start - self.sparsity) * math.pow(left, self.sparsity_power)
 
-    def last_look(self, progress: float) -> float:
-        """Give when the smallest weights were looked for last: from the begin on, and when the end is reached."""
+    def last_update(self, progress: float) -> float:
+        """Returns the progress at which the mask was to be updated last, no later than ``progress``."""
         since = progress - self.sparsity_from
         if since < 0 or progress >= self.sparsity_by or not self.sparsity_every:
             return progress
         return self.sparsity_from + math.floor(since / self.sparsity_every + ROUNDING) * self.sparsity_every
 
     def on_step(self, group: GroupState, progress: float) -> None:
-        """Prune each tensor of the group to the level due; what is pruned stays pruned."""
-        level = self.level(self.last_look(progress))
+        """Prunes each tensor of the group to the share due at this progress; what is pruned stays pruned."""
+        level = self.level(self.last_update(progress))
         for site in group.sites:
             pruned = group.pruned(site)
-            wanted = round(level * pruned.numel())
-            if int(pruned.sum()) < wanted:
-                group.prune(site, smallest(group.master_weight(site), wanted, pruned))
+            due = round(level * pruned.numel())
+            if int(pruned.sum()) < due:
+                group.prune(site, smallest_mask(group.master_weight(site), due, pruned))
 
 
-KEYS = tuple(setting.name for setting in fields(Pruning))
+PRUNING_SETTINGS = tuple(setting.name for setting in fields(Pruning))
 
 
 def split_settings(settings: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Part a rule's settings into the scheme's and those of its pruning.
+    """Returns the settings of a rule in two parts: those of its scheme, and those of its pruning.
 
-    >>> split_settings({"bits": 4, "sparsity": 0.9})
-    ({'bits': 4}, {'sparsity': 0.9})
+    Example:
+        >>> split_settings({"bits": 4, "sparsity": 0.9})
+        ({'bits': 4}, {'sparsity': 0.9})
     """
-    return tuple({k: v for k, v in settings.items() if (k in KEYS) is ours} for ours in (False, True))  # type: ignore[return-value]
+    scheme = {name: value for name, value in settings.items() if name not in PRUNING_SETTINGS}
+    pruning = {name: value for name, value in settings.items() if name in PRUNING_SETTINGS}
+    return scheme, pruning
 
 
 def make_pruning(settings: Mapping[str, Any], where: str) -> Pruning | None:
-    """Build a pruning from settings; None for none. Raises PolicyError, naming ``where``, for values it cannot take."""
+    """Returns the pruning that settings ask for, or None where there are none.
+
+    Args:
+        settings: settings of ``Pruning`` by name; empty: no pruning.
+        where: the start of error messages, such as ``"rule 'fc'"``.
+
+    Raises:
+        PolicyError: ``sparsity`` is missing, a value is out of range, or pruning ends before it begins.
+    """
     if not settings:
         return None
     if "sparsity" not in settings:
         raise PolicyError(f"{where} has {', '.join(settings)} without sparsity")
     try:
-        made = TypeAdapter(Pruning).validate_python(dict(settings))
+        pruning = TypeAdapter(Pruning).validate_python(dict(settings))
     except ValidationError as error:
         first = error.errors()[0]
         raise PolicyError(f"{where}, {first['loc'][0]}: {first['msg']}, got {first['input']!r}") from None
-    if made.sparsity_by < made.sparsity_from:
-        raise PolicyError(f"{where}: sparsity_by {made.sparsity_by:g} is before sparsity_from {made.sparsity_from:g}")
-    return made
+    if pruning.sparsity_by < pruning.sparsity_from:
+        begin, end = pruning.sparsity_from, pruning.sparsity_by
+        raise PolicyError(f"{where}: sparsity_by {end:g} is before sparsity_from {begin:g}")
+    return pruning
 
 
-def smallest(master: Tensor, count: int, pruned: Tensor) -> Tensor:
-    """Mark the ``count`` weights of least magnitude, those pruned before first; of equals, the first in order.
+def smallest_mask(master: Tensor, count: int, pruned: Tensor) -> Tensor:
+    """Returns a mask of the ``count`` weights of least magnitude, bool[shape].
+
+    Weights that are pruned already come first, whatever their magnitude; of equal weights the first in C order.
 
     Args:
-        master: float, any shape.
-        pruned: bool of that shape.
+        master: float[shape].
+        count: how many weights to mark, 0 to N.
+        pruned: bool[shape].
 
     Example:
-        >>> smallest(torch.tensor([3.0, -1.0, 2.0]), 1, torch.zeros(3, dtype=torch.bool)).tolist()
+        >>> smallest_mask(torch.tensor([3.0, -1.0, 2.0]), 1, torch.zeros(3, dtype=torch.bool)).tolist()
         [False, True, False]
     """
-    size = master.detach().abs().masked_fill(pruned, -1).reshape(-1)
-    order = torch.sort(size, stable=True).indices
-    marked = torch.zeros_like(size, dtype=torch.bool)
-    marked[order[:count]] = True
-    return marked.view_as(pruned)
+    magnitude = master.detach().abs().masked_fill(pruned, -1).reshape(-1)
+    order = torch.sort(magnitude, stable=True).indices
+    mask = torch.zeros_like(magnitude, dtype=torch.bool)
+    mask[order[:count]] = True
+    return mask.view_as(pruned)

@@ -1,4 +1,4 @@
-"""Sites: the tensors of a model that can share values, under all the names they have."""
+"""Sites, the target parameters: the tensors of a model that can share values, under all the names they have."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ LEAVES_BY_DEFAULT = ("weight", "in_proj_weight", "q_proj_weight", "k_proj_weight
 
 @dataclass(eq=False)
 class Site:
-    """One parameter of a model.
+    """One parameter of a model, identified by its object and not by its name.
 
     Args:
-        names: its names in ``state_dict()``, first the one it is stored under; several where it is tied.
-        owners: the (module, attribute) pairs that hold it, without repetition.
+        names: its names in ``state_dict()``; several where the tensor is tied. The first is the one it is stored under.
+        owners: the (module, attribute) pairs that hold it, each once.
     """
 
     names: list[str]
@@ -38,31 +38,31 @@ class Site:
 
     @property
     def tensor(self) -> Tensor:
-        """The tensor as its first owner shows it."""
+        """The tensor that its first owner holds; while the model is shared, the parametrised weight."""
         module, attribute = self.owners[0]
-        found: Tensor = getattr(module, attribute)
-        return found
+        tensor: Tensor = getattr(module, attribute)
+        return tensor
 
     @property
     def default(self) -> bool:
-        """Whether it is shared without being named: a weight matrix or kernel, not a norm, bias or table of places."""
+        """Whether a rule need not spell out its name: true of weight matrices and kernels, not of norms and biases."""
         tensor = self.tensor
         usual = any(isinstance(m, SHARED_BY_DEFAULT) and a in LEAVES_BY_DEFAULT for m, a in self.owners)
         return usual and tensor.is_floating_point() and tensor.ndim >= 2
 
     @property
     def types(self) -> set[str]:
-        """Class names of its modules, base classes included."""
+        """The class names of its modules, base classes included."""
         return {kind.__name__ for module, _ in self.owners for kind in type(module).__mro__}
 
     def named_by(self, pattern: str) -> bool:
-        """Whether a glob spells out the tensor's own last name, which makes any tensor a site."""
+        """Returns whether a glob matches a name and spells out its last part, which makes any tensor a site."""
         return any(
             fnmatchcase(name, pattern) and pattern.rpartition(".")[2] == name.rpartition(".")[2] for name in self.names
         )
 
     def paths(self) -> Iterator[str]:
-        """Every name a rule may match it by: the tensor's, and those of all modules above it."""
+        """Yields every name a rule may match it by: those of the tensor and of all modules above it."""
         for name in self.names:
             parts = name.split(".")
             yield from (".".join(parts[:end]) for end in range(len(parts), 0, -1))
@@ -72,27 +72,31 @@ class Site:
 
 
 def find_tensors(model: nn.Module) -> list[Site]:
-    """List the parameters of a model in state-dict order, tied ones once.
+    """Returns the parameters of a model in state-dict order, a tied one once.
 
     Example:
         >>> [site.name for site in find_tensors(nn.Sequential(nn.Linear(2, 3), nn.ReLU()))]
         ['0.weight', '0.bias']
     """
-    found: dict[int, Site] = {}
+    sites: dict[int, Site] = {}
     for prefix, module in model.named_modules(remove_duplicate=False):
         for attribute, parameter in module.named_parameters(recurse=False):
-            site = found.setdefault(id(parameter), Site([], []))
+            site = sites.setdefault(id(parameter), Site([], []))
             site.names.append(f"{prefix}.{attribute}" if prefix else attribute)
-            if not any(owner is module and held == attribute for owner, held in site.owners):
+            if not any(owner is module and leaf == attribute for owner, leaf in site.owners):
                 site.owners.append((module, attribute))
-    return list(found.values())
+    return list(sites.values())
 
 
 def finite_weights(site: Site) -> Tensor:
-    """Give a site's weights; raises MissingError, naming it, where any is NaN or infinite, or there are none."""
+    """Returns the weights of a site without gradient, all of them finite.
+
+    Raises:
+        MissingError: the tensor is on ``meta`` and has no values, or some of them are NaN or infinite.
+    """
     tensor = site.tensor.detach()
     if tensor.is_meta:
-        raise MissingError(f"{site.name} is on meta and has no values: load weights, or say from_scratch=True")
+        raise MissingError(f"{site.name} is on meta and has no values: load weights, or pass from_scratch=True")
     bad = int((~torch.isfinite(tensor)).sum())
     if bad:
         first = tuple(torch.nonzero(~torch.isfinite(tensor))[0].tolist())

@@ -14,7 +14,7 @@ from compressor.compressor import Compressor
 from compressor.formats.errors import PolicyError
 from compressor.formats.file.reader import PackedFile
 from compressor.policy.policy import Policy, Rule
-from compressor.sharing.pruning import Pruning, smallest
+from compressor.sharing.pruning import Pruning, smallest_mask
 from compressor.sharing.registry import SCHEMES
 
 SHARING = sorted(name for name, scheme in SCHEMES.items() if scheme.shares)
@@ -68,7 +68,7 @@ def test_a_schedule_in_steps_is_the_same_in_shares_of_them(
     """Shares are rounded quotients of steps; the looks are nevertheless after just the steps they are due."""
     last = begin + length
     pruning = Pruning(end, 1.0, start, begin / last, power, min(1.0, every / last))
-    found = pruning.level(pruning.last_look(min(1.0, step / last)))
+    found = pruning.level(pruning.last_update(min(1.0, step / last)))
     looked = min(step, last) if step >= last else begin + (step - begin) // every * every
     left = 1 - (looked - begin) / length
     assert found == pytest.approx(0.0 if step < begin else end + (start - end) * left**power, abs=1e-9)
@@ -92,9 +92,9 @@ def zeros_of(job: Compressor) -> float:
 
 def test_the_smallest_are_pruned_and_stay_so() -> None:
     master = torch.tensor([0.5, -0.1, 0.1, 3.0])
-    first = smallest(master, 1, torch.zeros(4, dtype=torch.bool))
+    first = smallest_mask(master, 1, torch.zeros(4, dtype=torch.bool))
     assert first.tolist() == [False, True, False, False], "of equals the first"
-    assert smallest(torch.tensor([0.5, 9.0, 0.1, 3.0]), 2, first).tolist() == [False, True, True, False]
+    assert smallest_mask(torch.tensor([0.5, 9.0, 0.1, 3.0]), 2, first).tolist() == [False, True, True, False]
 
 
 @pytest.mark.parametrize("scheme", sorted(SCHEMES))
