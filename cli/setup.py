@@ -159,8 +159,8 @@ def _teacher(options: Options, recipe: Recipe, data: Dataset | None) -> Teacher 
 
 def _check_names(codec: str, recipe: Recipe) -> None:
     """Try codec, optimiser and schedule, which are not asked for before the end of the long work."""
-    if codec != "auto" and not (codec in CODECS and CODECS[codec].general):
-        known = ["auto", *(name for name in sorted(CODECS) if CODECS[name].general)]
+    known = ["auto", *(name for name in sorted(CODECS) if CODECS[name].general)]
+    if codec not in known:
         raise UsageError(f"--codec {codec}: no such codec.{did_you_mean(codec, known)} Known: {', '.join(known)}")
     for training in (stage.training for stage in recipe.stages if stage.training.epochs):
         parameter = [{"params": [nn.Parameter(torch.zeros(2, 2))]}]
