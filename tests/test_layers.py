@@ -105,10 +105,14 @@ def test_the_page_lists_every_room_with_its_own_sentence() -> None:
     existing = {f"{folder.relative_to(ROOT)}/" for folder in folders()} - {"compressor/"}
     alone = {str(path.relative_to(ROOT)) for path in (ROOT / "compressor").glob("*.py")} - {"compressor/__init__.py"}
     assert {*ROOMS} == existing | alone
-    for place, sentence in ROOMS.items():
-        text = (ROOT / place / "__init__.py" if place.endswith("/") else ROOT / place).read_text(encoding="utf-8")
-        docstring = (ast.get_docstring(ast.parse(text)) or "").split("\n\n")[0]
-        assert " ".join(docstring.split()).replace("``", "`") == sentence
+    assert {place: summary(ROOT / place) for place in ROOMS} == ROOMS
+
+
+def summary(path: Path) -> str:
+    """Returns the first paragraph of a module's or folder's docstring in one line, as Markdown."""
+    text = (path / "__init__.py" if path.is_dir() else path).read_text(encoding="utf-8")
+    paragraph = (ast.get_docstring(ast.parse(text)) or "").split("\n\n")[0]
+    return " ".join(paragraph.split()).replace("``", "`")
 
 
 @pytest.mark.parametrize("folder", folders(), ids=lambda folder: str(folder.relative_to(ROOT)))
