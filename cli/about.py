@@ -1,4 +1,4 @@
-"""``compress schemes``, ``compress env`` and ``compress zoo``: what is there."""
+"""``compress schemes``, ``compress env`` and ``compress zoo list``: what this installation has."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from compressor.cli.show import print_json, print_table, width
+from compressor.cli.show import print_json, print_table, say, width
 
 if TYPE_CHECKING:
     from compressor.model_zoo import Checkpoint
@@ -32,17 +32,23 @@ as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON d
 def schemes(as_json: bool) -> None:
     """List the schemes: settings with their defaults, and the paper."""
     from compressor import SCHEMES
+    from compressor.formats.errors import UsageError
     from compressor.sharing.registry import describe
 
-    found = [describe(SCHEMES[name]) for name in sorted(SCHEMES)]
+    listed = []
+    for name in sorted(SCHEMES):
+        try:
+            listed.append(describe(SCHEMES[name]))
+        except UsageError as error:  # one broken package must not hide the schemes of all others
+            say(f"warning: {error}")
     if as_json:
-        print_json({"schemes": found})
+        print_json({"schemes": listed})
         return
-    for scheme in found:
+    for scheme in listed:
         settings = ", ".join(f"{key}={value}" for key, value in scheme["settings"].items())
-        said = f"settings  {settings}  (--set KEY=VALUE)" if settings else "settings  none"
+        usage = f"settings  {settings}  (--set KEY=VALUE)" if settings else "settings  none"
         click.echo(fill(f"{scheme['id']}: {scheme['summary']}", width(), subsequent_indent=INDENT))
-        for line in (said, f"paper     {scheme['paper']}"):
+        for line in (usage, f"paper     {scheme['paper']}"):
             click.echo(fill(line, width(), initial_indent=INDENT, subsequent_indent=3 * INDENT))
 
 
@@ -90,9 +96,9 @@ def zoo_list(as_json: bool) -> None:
     recipes = {name: recipe_text(name).splitlines()[0].lstrip("# ") for name in list_recipes()}
     checkpoints = [checkpoint(name) for name in list_checkpoints()]
     if as_json:
-        found = [{**asdict(entry), "bits_per_weight": entry.bits_per_weight} for entry in checkpoints]
+        figures = [{**asdict(entry), "bits_per_weight": entry.bits_per_weight} for entry in checkpoints]
         summaries = [{"name": name, "summary": text} for name, text in recipes.items()]
-        print_json({"recipes": summaries, "checkpoints": found})
+        print_json({"recipes": summaries, "checkpoints": figures})
         return
     columns = width()
     indent = max(map(len, recipes)) + 2

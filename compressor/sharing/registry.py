@@ -1,4 +1,4 @@
-"""The schemes there are, by id: the modules of ``schemes/``, and those of other packages (CONTRIBUTING.md)."""
+"""The schemes by id: the modules of ``schemes/``, and those of other packages (see CONTRIBUTING.md)."""
 
 from __future__ import annotations
 
@@ -15,11 +15,17 @@ from compressor.sharing.scheme import Scheme
 __all__ = ["SCHEMES", "describe", "make_scheme", "register", "scheme_settings"]
 
 SCHEMES: Registry[Scheme] = Registry("scheme", "compressor.schemes", "timm_compressor.schemes", PolicyError)
+"""Every scheme class by its id."""
+
 S = TypeVar("S")
 
 
 def register(cls: type[S]) -> type[S]:
-    """Adds a scheme class to ``SCHEMES`` under its id, which must be free; a class decorator."""
+    """Adds a scheme class to ``SCHEMES`` under its id; a class decorator.
+
+    Raises:
+        UsageError: the id is taken or cannot be used, or the class leaves out a function of the contract.
+    """
     scheme = cast(type[Scheme], cls)  # pydantic's decorator hides the base class from the type checker
     SCHEMES.register(scheme.id, scheme)
     scheme.__repr__ = _brief  # type: ignore[method-assign,assignment]
@@ -27,16 +33,22 @@ def register(cls: type[S]) -> type[S]:
 
 
 def _brief(scheme: Scheme) -> str:
-    """Show the first setting, and those that are not at their defaults."""
+    """Shows the first setting, and those that differ from their defaults."""
     settings = fields(scheme)  # type: ignore[arg-type]
-    said = [f for n, f in enumerate(settings) if n == 0 or getattr(scheme, f.name) != f.default]
-    return f"{type(scheme).__name__}({', '.join(f'{f.name}={getattr(scheme, f.name)!r}' for f in said)})"
+    shown = [f for n, f in enumerate(settings) if n == 0 or getattr(scheme, f.name) != f.default]
+    return f"{type(scheme).__name__}({', '.join(f'{f.name}={getattr(scheme, f.name)!r}' for f in shown)})"
 
 
 def make_scheme(name: str, settings: Mapping[str, Any]) -> Scheme:
-    """Build a scheme from its id and settings, ``bits`` among them if wished.
+    """Returns a scheme by its id, with these settings in place of its defaults.
 
-    Raises PolicyError, naming the nearest known word, for what no scheme or setting is called.
+    Args:
+        name: id of the scheme.
+        settings: value by field name; ``bits`` stands for what ``Scheme.settings_for_bits`` says.
+
+    Raises:
+        PolicyError: no scheme or no setting has this name (the message names the nearest), or a value is out of range.
+        UsageError: another package offers the scheme, and cannot be imported.
 
     Example:
         >>> make_scheme("kmeans", {"bits": 2})
@@ -68,13 +80,14 @@ def _whole(name: str, bits: Any) -> int:
 
 
 def scheme_settings(scheme: Scheme) -> dict[str, Any]:
-    """Give all settings of a scheme as TOML-ready values; ``make_scheme`` gives the scheme back."""
+    """Returns all settings of a scheme by field name, as values that TOML can hold: the inverse of ``make_scheme``."""
     settings = asdict(scheme)  # type: ignore[call-overload]
     return {name: list(value) if isinstance(value, tuple) else value for name, value in settings.items()}
 
 
 def describe(cls: type[Scheme]) -> dict[str, Any]:
-    """Give id, first docstring line, settings with defaults, and paper of a scheme."""
-    known = {f.name: f.default for f in fields(cls) if f.default is not MISSING}  # type: ignore[arg-type]
-    defaults = {name: list(value) if isinstance(value, tuple) else value for name, value in known.items()}
-    return {"id": cls.id, "summary": (cls.__doc__ or "").splitlines()[0], "settings": defaults, "paper": cls.paper}
+    """Returns id, first docstring line (``summary``), settings with their defaults, and paper of a scheme class."""
+    given = {f.name: f.default for f in fields(cls) if f.default is not MISSING}  # type: ignore[arg-type]
+    defaults = {name: list(value) if isinstance(value, tuple) else value for name, value in given.items()}
+    summary = (cls.__doc__ or cls.__name__).strip().splitlines()[0]
+    return {"id": cls.id, "summary": summary, "settings": defaults, "paper": cls.paper}

@@ -96,7 +96,8 @@ def _check_version(fields: dict[str, Any]) -> None:
         raise FormatError("metadata: 'requires' is not a list of features")
     unknown = [feature for feature in requires if feature not in CODECS]
     if unknown:
-        raise UnsupportedError(f"the file needs {unknown[0][:80]!r}, unknown to this release: upgrade timm-compressor")
+        what = f"the file needs the codec {unknown[0][:80]!r}, unknown to this release"
+        raise UnsupportedError(f"{what}: upgrade timm-compressor, or install the package that this codec comes from")
 
 
 def _check_whole(metadata: Metadata, max_memory: int) -> None:

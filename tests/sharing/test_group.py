@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from compressor import Compressor, Policy, Rule
-from compressor.formats.errors import PolicyError
+from compressor.formats.errors import UsageError
 from compressor.ops.gather_scatter import lookup
 from compressor.ops.nearest import nearest
 from compressor.sharing.export import SharedTensors, export_scalars
@@ -157,5 +157,5 @@ def test_a_taken_id_is_refused() -> None:
     class Impostor(FreezeBySize):
         id: ClassVar[str] = taken
 
-    with pytest.raises(PolicyError, match=r"is taken by compressor\.schemes"):
+    with pytest.raises(UsageError, match=r"is taken by compressor\.schemes"):
         register(Impostor)

@@ -36,7 +36,7 @@ def test_newer_version() -> None:
 
 
 def test_unknown_required_feature() -> None:
-    lie("needs 'lzma', unknown to this release: upgrade", UnsupportedError, requires=["bits", "lzma"])
+    lie("needs the codec 'lzma', unknown to this release: upgrade", UnsupportedError, requires=["bits", "lzma"])
 
 
 @pytest.mark.parametrize("requires", ["bits", [1], None, {"bits": 1}])
