@@ -1,12 +1,12 @@
-"""Pack timm architectures of many families after training, load them back, and compare bit for bit.
+"""Packs timm architectures of many families without training, loads them again and compares bit for bit.
 
     python benchmarks/architectures.py [--minutes 10] [--model NAME]
 
-Each model is built at random weights (seed 0), its weights share 16 values per tensor (k-means), the file is saved
-and loaded again. "bit-equal" says that every tensor of the state dict, every buffer that is computed rather than
-saved, and the logits of one random image are those of the model before saving, bit for bit. Each row is appended to
-``results/architectures.jsonl`` as soon as it is measured; only failures are measured again, so the run can be cut
-into slices. ``README.md`` between the markers is rewritten from all rows.
+Each model is built with random weights (seed 0) and shares 16 values per tensor (k-means); the file is saved and
+loaded again. "bit-equal" means that every tensor of the state dict, every buffer that is computed rather than saved,
+and the logits of one random image equal those of the model before saving, bit for bit. Each row is appended to
+``results/architectures.jsonl`` as soon as it is measured. A later call measures only missing and failed rows, so the
+run can be cut into slices. The table between the markers of ``README.md`` is rewritten from all rows.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "architectures.jsonl"
 POLICY = Policy([Rule("*", scheme="kmeans", bits=4)])
 EQUAL = "bit-equal"
-SMALL = 128  # height and width of the image where the model takes any
+SMALL = 128  # height and width of the image where the model accepts any size
 
 FAMILIES = {
     "ResNet": "resnet10t resnet18 resnet26d resnext26ts seresnext26ts resnet34 ecaresnet26t resnetblur18",
@@ -58,7 +58,7 @@ FAMILIES = {
 
 
 def measure(family: str, name: str, folder: Path) -> dict[str, Any]:
-    """Pack, save, load and compare one model."""
+    """Packs, saves, loads and compares one model, and returns its row; an exception becomes the outcome."""
     row: dict[str, Any] = {"model": name, "family": family}
     path = folder / "model.safetensors"
     start = time.process_time()
@@ -72,13 +72,13 @@ def measure(family: str, name: str, folder: Path) -> dict[str, Any]:
         row |= {"pack_seconds": round(saved - start, 2), "load_seconds": round(time.process_time() - saved, 2)}
         row |= figures(path)
         row["outcome"] = compare(job.model, loaded)
-    except Exception as error:  # whatever it is, it is a result
+    except Exception as error:  # a benchmark reports every failure as a row
         row["outcome"] = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
     return row
 
 
 def figures(path: Path) -> dict[str, Any]:
-    """Give the counts and sizes of a packed file."""
+    """Returns the counts and sizes of a packed file."""
     with PackedFile.open(path) as file:
         dense = dense_size(file)
         return {
@@ -92,7 +92,7 @@ def figures(path: Path) -> dict[str, Any]:
 
 
 def compare(model: nn.Module, loaded: nn.Module) -> str:
-    """Say what differs first: names, a tensor, a tie, the logits; or that nothing does."""
+    """Returns a description of the first difference (names, a tensor, a tie, the logits), or ``EQUAL``."""
     before, after = (dict(net.state_dict(keep_vars=True)) | dict(net.named_buffers()) for net in (model, loaded))
     if list(before) != list(after):
         return "names or their order differ"
@@ -100,7 +100,7 @@ def compare(model: nn.Module, loaded: nn.Module) -> str:
         if not same(tensor, after[name]):
             return f"{name} differs"
     if ties(before) != ties(after):
-        return "tied tensors have come apart"
+        return "tied tensors are no longer tied"
     with torch.no_grad():
         image = torch.randn(1, *input_size(model))
         old, new = model.eval()(image), loaded(image)
@@ -110,7 +110,7 @@ def compare(model: nn.Module, loaded: nn.Module) -> str:
 
 
 def input_size(model: nn.Module) -> tuple[int, int, int]:
-    """Give the shape of an image the model takes, a small one where it may."""
+    """Returns the channels, height and width of an image for the model, a small one where its size is not fixed."""
     config: Any = model.pretrained_cfg
     channels, height, width = config["input_size"]
     if config.get("fixed_input_size"):
@@ -120,20 +120,20 @@ def input_size(model: nn.Module) -> tuple[int, int, int]:
 
 
 def same(one: Tensor, two: Tensor) -> bool:
-    """Compare bits, so that -0.0 is not 0.0 and NaN is itself."""
+    """Returns whether two tensors have the same bits: -0.0 differs from 0.0, and a NaN equals itself."""
     alike = one.shape == two.shape and one.dtype == two.dtype
     bits = (tensor.detach().contiguous().reshape(-1).view(torch.uint8) for tensor in (one, two))
     return alike and torch.equal(*bits)
 
 
 def ties(states: dict[str, Tensor]) -> list[int]:
-    """Give for each tensor the position of the first name it goes by."""
+    """Returns, for each name, the position of the first name of the same tensor."""
     first: dict[int, int] = {}
     return [first.setdefault(id(tensor), position) for position, tensor in enumerate(states.values())]
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """Lay out the rows as Markdown, in the order of the list, failures with their reason."""
+    """Returns the rows as a Markdown table, in the order given; failures show their reason."""
     equal = sum(row["outcome"] == EQUAL for row in rows)
     lines = [
         f"{equal} of {len(rows)} architectures come back bit-equal.",
@@ -152,16 +152,16 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 
 def read_rows() -> dict[str, dict[str, Any]]:
-    """Give the rows measured so far by model, the newest of each."""
+    """Returns the newest row of each model measured so far, by model name."""
     lines = RESULTS.read_text().splitlines() if RESULTS.exists() else []
     return {row["model"]: row for row in map(json.loads, lines)}
 
 
 @click.command()
-@click.option("--minutes", default=float("inf"), help="Start no further model after so many minutes.")
+@click.option("--minutes", default=float("inf"), help="Start no further model after this many minutes.")
 @click.option("--model", "only", help="Only this model.")
 def main(minutes: float, only: str | None) -> None:
-    """Measure the models that are missing or failed, and rewrite the table."""
+    """Measures the models that are missing or failed, and rewrites the table."""
     start = time.perf_counter()
     models = {name: family for family, names in FAMILIES.items() for name in names.split()}
     rows = read_rows()

@@ -1,14 +1,15 @@
-"""Decoding speed of the codecs beside the dense safetensors load, in one process, page cache warm.
+"""Decoding speed of the codecs compared with the dense safetensors load, in one process, page cache warm.
 
     python benchmarks/codec_speed.py [--model resnet34] [--repeat 7] [--threads 2] [--cpu] [--json FILE]
 
-The weights are the model's random ones on 16 evenly spaced values over +-3 standard deviations of each tensor.
-"Decode" is ``load_state_dict(file)`` and the copy into a ready-made model, as the dense load has it; "indices" is
-the index streams alone, one after the other in one thread; "first load" is ``load(file)``, model building included,
-in a new process that has imported torch and timm, with what the codec imports and compiles on first use; the row
-"create_model" is timm's own building with its random start, to tell a slow machine from a slow load. Where
-``nncodec`` is installed (ISO NNC), its arithmetic coder codes the same indices, counted from the middle codeword.
-``--cpu`` counts processor time instead of time on the wall (first load excepted), for a machine with other work.
+The weights are the model's random weights, on 16 evenly spaced values over +-3 standard deviations of each tensor.
+"Decode" is ``load_state_dict(file)`` and the copy into an existing model, which the dense load includes too.
+"Indices" decodes the index streams alone, one after the other in one thread. "First load" is ``load(file)`` in a new
+process that has imported torch and timm; it includes building the model and what the codec imports and compiles on
+first use. The row "create_model" is timm's construction of the model with its random initialisation: it separates a
+slow machine from a slow load. Where ``nncodec`` (ISO NNC) is installed, its arithmetic coder codes the same indices,
+counted from the middle codeword. ``--cpu`` measures processor time instead of wall time (except for the first load),
+for a machine that has other work.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ clock = time.perf_counter
 
 
 def median(act: Callable[[], object], repeat: int) -> float:
-    """Give the median seconds of several runs, after one that is not counted."""
+    """Returns the median seconds of ``repeat`` calls, after one call that is not counted."""
     act()
     seconds = []
     for _ in range(repeat):
@@ -60,7 +61,7 @@ def median(act: Callable[[], object], repeat: int) -> float:
 
 
 def to_content(model: nn.Module, name: str) -> Content:
-    """Share 16 evenly spaced values in every tensor of two or more dimensions."""
+    """Returns the content of a packed file whose tensors of two or more dimensions share 16 evenly spaced values."""
     sites: dict[str, SharedTensor] = {}
     books: list[Table] = []
     untouched: dict[str, RawTensor] = {}
@@ -79,19 +80,19 @@ def to_content(model: nn.Module, name: str) -> Content:
 
 
 def fill(model: nn.Module, path: Path) -> None:
-    """Decode a packed file into a ready-made model."""
+    """Decodes a packed file into an existing model."""
     model.load_state_dict(load_state_dict(path))
 
 
 def decode_indices(path: Path) -> None:
-    """Decode the index streams alone."""
+    """Decodes the index streams of a packed file alone."""
     with PackedFile.open(path) as file:
         for name in file.sites:
             file.indices(name)
 
 
 def measure_codec(codec: str, content: Content, model: nn.Module, folder: Path, repeat: int) -> dict[str, Any]:
-    """Measure one codec on the whole model."""
+    """Returns the sizes and times of one codec on the whole model."""
     path = folder / f"{codec}.safetensors"
     weights = sum(int(np.prod(site.shape)) for site in content.sites.values())
     pack = median(lambda: write(path, content, codec, force=True), 1)
@@ -112,7 +113,7 @@ def measure_codec(codec: str, content: Content, model: nn.Module, folder: Path, 
 
 
 def measure_nncodec(content: Content, repeat: int) -> dict[str, Any]:
-    """Measure the arithmetic coder of NNCodec, set as its own compress_model sets it, without codebooks or files."""
+    """Returns size and times of NNCodec's arithmetic coder, set as its compress_model sets it, without codebooks."""
     from nncodec.extensions import deepCABAC
     from nncodec.nnc_core.hdsp.hdsp_tool import HDSP_OPTS_OFF
 
@@ -150,8 +151,8 @@ def measure_nncodec(content: Content, repeat: int) -> dict[str, Any]:
 
 
 def measure(name: str, repeat: int) -> dict[str, dict[str, Any]]:
-    """Measure the dense load, every general codec, and the smallest of them."""
-    np.ones(1 << 28).sum()  # 2 GB, given back at once: a virtual machine is slow to hand out memory for the first time
+    """Returns the rows of the dense load, of every general codec, of the smallest codec per tensor, and of NNCodec."""
+    np.ones(1 << 28).sum()  # 2 GB, freed at once: a virtual machine is slow to provide memory for the first time
     torch.manual_seed(0)
     model = timm.create_model(name)
     content = to_content(model, name)
@@ -171,7 +172,7 @@ def measure(name: str, repeat: int) -> dict[str, dict[str, Any]]:
 
 
 def main() -> None:
-    """Print a table, and write JSON where asked."""
+    """Prints the table, and writes JSON if ``--json`` is given."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="resnet34")
     parser.add_argument("--repeat", type=int, default=7)

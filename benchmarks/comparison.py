@@ -1,7 +1,7 @@
-"""The comparison of methods under ``rounds.py`` and ``schemes.py``: one row each, equal epochs and distillation.
+"""The comparison of methods that ``rounds.py`` and ``schemes.py`` run: equal epochs and distillation in every row.
 
 Each row is appended to ``results/NAME.jsonl`` as soon as it is measured and is not measured again, so a run can be cut
-into slices; ``README.md`` between the markers of that name is rewritten from all rows.
+into slices. The table between the markers of that name in ``README.md`` is rewritten from all rows.
 """
 
 from __future__ import annotations
@@ -28,21 +28,29 @@ from compressor.training.distillation import distillation
 from compressor.training.evaluation import evaluate
 
 HERE = Path(__file__).parent
-Stages = list[tuple[list[Rule], int]]  # rules and epochs, one after the other; none for the dense network trained on
+Stages = list[tuple[list[Rule], int]]  # rules and epochs of each stage; empty for the dense network trained further
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Methods by name, the rows to measure (network, method, seed), epochs of each and images to train on."""
+    """A benchmark that compares methods under equal conditions.
+
+    Args:
+        name: of the results file, and of the markers in ``README.md``.
+        methods: the stages of each method, by the name of the method.
+        runs: the rows to measure, as (network, method, seed).
+        epochs: of each row, over all stages.
+        images: how many of the first training images a network is trained on; a network not named uses all.
+    """
 
     name: str
     methods: dict[str, Stages]
     runs: list[tuple[str, str, int]]
     epochs: int
-    images: dict[str, int] = field(default_factory=dict)  # by network: the first so many; all, where it is not named
+    images: dict[str, int] = field(default_factory=dict)
 
     def batches(self, bench: Bench, net: str, seed: int) -> DataLoader[Any]:
-        """Give the training batches of a row."""
+        """Returns the training batches of a row."""
         train = bench.data.train
         assert isinstance(train, ArraySplit)
         first = copy.copy(train)
@@ -50,7 +58,7 @@ class Comparison:
         return replace(bench.data, train=first).train_loader(BATCH, seed)
 
     def measure(self, bench: Bench, net: str, method: str, seed: int) -> dict[str, Any]:
-        """Train, pack and evaluate one row."""
+        """Trains, packs and evaluates one row."""
         torch.manual_seed(seed)
         start = time.process_time()
         model, packed = (
@@ -75,7 +83,7 @@ class Comparison:
         return row
 
     def compressed(self, bench: Bench, net: str, method: str, seed: int) -> tuple[nn.Module, Packed]:
-        """Run the stages of a method, each from the weights the one before it left, distilling from the dense net."""
+        """Runs the stages of a method, each from the weights of the one before, distilling from the dense network."""
         teacher = bench.dense(net)
         model, pruned = copy.deepcopy(teacher), False
         for rules, epochs in self.methods[method]:
@@ -89,7 +97,7 @@ class Comparison:
         return model, packed
 
     def continued(self, bench: Bench, net: str, seed: int) -> tuple[nn.Module, None]:
-        """Train the dense network on, distilling from itself."""
+        """Trains the dense network further, distilling from itself."""
         model, teacher = bench.dense(net), bench.dense(net).requires_grad_(False)
 
         def loss(output: Tensor, target: Tensor, inputs: Tensor) -> Tensor:
@@ -100,7 +108,7 @@ class Comparison:
         return model, None
 
     def table(self, rows: list[dict[str, Any]]) -> str:
-        """Average the seeds of each row and lay them out as Markdown; intervals are of the first seed."""
+        """Returns a Markdown table of the means over the seeds; intervals are those of the first seed."""
         lines = [f"| {' | '.join(HEADERS)} |", "|" + "|".join(["---"] * 2 + ["--:"] * (len(HEADERS) - 2)) + "|"]
         for net in ("test_resnet", "resnet18"):
             for method in self.methods:
@@ -109,16 +117,16 @@ class Comparison:
         return "\n".join(lines)
 
     def command(self) -> click.Command:
-        """Give the command line of the benchmark."""
+        """Returns the command line of the benchmark."""
 
         @click.command(name=self.name)
         @click.option("--dense", type=click.Path(exists=True, file_okay=False, path_type=Path), help="Dense weights.")
-        @click.option("--minutes", default=float("inf"), help="Start no further row after so many minutes.")
+        @click.option("--minutes", default=float("inf"), help="Start no further row after this many minutes.")
         @click.option("--net", help="Only rows of this network.")
         @click.option("--seed", type=int, help="Only rows of this seed.")
-        @click.option("--method", help="Only methods that begin so.")
+        @click.option("--method", help="Only methods whose name begins with this.")
         def main(dense: Path | None, minutes: float, net: str | None, seed: int | None, method: str | None) -> None:
-            """Measure the rows that are missing, and rewrite the table."""
+            """Measures the rows that are missing, and rewrites the table."""
             end = time.perf_counter() + 60 * minutes
             wanted = [
                 run
@@ -130,7 +138,7 @@ class Comparison:
         return main
 
     def run(self, bench: Bench, wanted: list[tuple[str, str, int]], end: float) -> None:
-        """Measure those of the wanted rows that are missing until the time is up, and rewrite the table."""
+        """Measures the missing rows among those wanted until the time is up, and rewrites the table."""
         results = HERE / "results" / f"{self.name}.jsonl"
         results.parent.mkdir(exist_ok=True)
         results.touch()
@@ -157,7 +165,7 @@ HEADERS = (
 
 
 def cells(same: list[dict[str, Any]], epochs: int) -> list[str]:
-    """Give the cells of one line after the names: means of all seeds, the interval of the first."""
+    """Returns the cells of one line after the names: means of all seeds, and the interval of the first seed."""
 
     def mean(name: str, form: str = ",.0f") -> str:
         values = [row[name] for row in same if row.get(name) is not None]

@@ -1,11 +1,11 @@
-"""Fashion-MNIST: dense, dense-continued, kmeans and learnt at 2, 3, 4 and 16 codewords; hashing from scratch or after.
+"""Fashion-MNIST: kmeans and learnt at 2, 3, 4 and 16 codewords against dense; sharing from scratch or afterwards.
 
     python benchmarks/fashion_mnist.py [--dense FOLDER] [--minutes 10]
 
 Each row is appended to ``results/fashion_mnist.jsonl`` as soon as it is measured and is not measured again, so the
-run can be cut into slices; ``README.md`` between the markers is rewritten from all rows. The test images are looked
-at once per row. ``--dense`` names a folder with trained ``MODEL-fashion-mnist.safetensors``; without it the dense
-networks are trained here first.
+run can be cut into slices. The table between the markers of ``README.md`` is rewritten from all rows. The test images
+are used once per row. ``--dense`` names a folder with trained ``MODEL-fashion-mnist.safetensors``; without it the
+dense networks are trained first.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ SCRATCH_EPOCHS, SCRATCH_LR = 4, 3e-3
 
 @dataclass(frozen=True)
 class Run:
-    """One row: network, method, codewords (0 for none) and seed."""
+    """One row: network, method, number of codewords (0 for none) and seed."""
 
     net: str
     method: str
@@ -54,7 +54,7 @@ class Run:
 
 
 def runs() -> Iterator[Run]:
-    """List all rows, the small network first."""
+    """Yields all rows, those of the small network first."""
     for net, seeds in (("test_resnet", (0, 1, 2)), ("resnet18", (0,))):
         yield Run(net, "dense", 0, 0)
         for seed in seeds:
@@ -67,7 +67,11 @@ def runs() -> Iterator[Run]:
 
 
 class Bench:
-    """The data, and the dense networks trained or found."""
+    """The data and the dense networks of a benchmark.
+
+    Args:
+        dense: the folder of dense weights; None trains the dense networks when they are first needed.
+    """
 
     def __init__(self, dense: Path | None) -> None:
         self.dense_folder = dense
@@ -76,7 +80,7 @@ class Bench:
         self.trained: dict[tuple[int, int], dict[str, Any]] = {}
 
     def dense(self, net: str) -> nn.Module:
-        """Give the dense network, from the folder or trained here."""
+        """Returns the dense network, in eval mode, from the folder or trained here."""
         model = timm.create_model(net, **ARGS)
         if self.dense_folder is not None:
             model.load_state_dict(load_file(self.dense_folder / f"{net}-fashion-mnist.safetensors"))
@@ -85,7 +89,7 @@ class Bench:
         return model.eval()
 
     def measure(self, run: Run) -> dict[str, Any]:
-        """Train, pack and evaluate one row."""
+        """Trains, packs and evaluates one row."""
         torch.manual_seed(run.seed)
         start = time.process_time()
         model, packed = (self.from_scratch if run.method.startswith("scratch") else self.from_dense)(run)
@@ -113,7 +117,7 @@ class Bench:
         return row
 
     def from_dense(self, run: Run) -> tuple[nn.Module, Packed | None]:
-        """Fine-tune the dense network for one epoch with distillation from itself, shared or not."""
+        """Fine-tunes the dense network for one epoch with distillation from itself, with or without sharing."""
         model = self.dense(run.net)
         if run.method == "dense":
             return model, None
@@ -133,7 +137,7 @@ class Bench:
         return job.model, packed
 
     def from_scratch(self, run: Run) -> tuple[nn.Module, Packed | None]:
-        """Train from random weights for the same number of epochs: shared all along, or dense and hashed then."""
+        """Trains from random weights for the same number of epochs: shared throughout, or dense first."""
         model = timm.create_model(run.net, **ARGS)
         loader = self.data.train_loader(BATCH, run.seed)
 
@@ -160,12 +164,12 @@ class Bench:
 
 
 def policy(scheme: str, codewords: int) -> Policy:
-    """Share every Linear and Conv weight, first and last layer included."""
+    """Returns the policy that shares every Linear and Conv weight, first and last layer included."""
     return Policy([Rule("*", scheme=scheme, codewords=codewords)])
 
 
 def train_dense(model: nn.Module, loader: Any, loss: Any, lr: float, epochs: int, seed: int) -> None:
-    """Train without sharing, by the same optimiser and schedule."""
+    """Trains without sharing, by the optimiser and schedule of the shared rows."""
     torch.manual_seed(seed)
     parameters = [{"params": list(model.parameters()), "weight_decay": 0.0}]
     optimizer, schedule = make_optimizer(parameters, "adamw", lr, "cosine", epochs, len(loader))
@@ -173,7 +177,7 @@ def train_dense(model: nn.Module, loader: Any, loss: Any, lr: float, epochs: int
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """Average the seeds of each row and lay them out as Markdown."""
+    """Returns a Markdown table of the means over the seeds of each row."""
     keys = dict.fromkeys((row["net"], row["method"], row["codewords"]) for row in rows)
     lines = [
         "| network | method | K | seeds | top-1 % (n = 10,000) | 95 % | lost / gained | coded bytes | file bytes "
@@ -189,7 +193,7 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 
 def cells(key: tuple[str, str, int], same: list[dict[str, Any]]) -> list[str]:
-    """Give the cells of one line; the interval is that of the first seed."""
+    """Returns the cells of one line; the interval is that of the first seed."""
 
     def mean(name: str, form: str = ",.0f") -> str:
         values = [row[name] for row in same if name in row]
@@ -211,11 +215,11 @@ def cells(key: tuple[str, str, int], same: list[dict[str, Any]]) -> list[str]:
 
 @click.command()
 @click.option("--dense", type=click.Path(exists=True, file_okay=False, path_type=Path), help="Folder of dense weights.")
-@click.option("--minutes", default=float("inf"), help="Start no further row after so many minutes.")
+@click.option("--minutes", default=float("inf"), help="Start no further row after this many minutes.")
 @click.option("--net", help="Only rows of this network.")
-@click.option("--codewords", type=int, help="Only rows of so many codewords.")
+@click.option("--codewords", type=int, help="Only rows with this many codewords.")
 def main(dense: Path | None, minutes: float, net: str | None, codewords: int | None) -> None:
-    """Measure the rows that are missing, and rewrite the table."""
+    """Measures the rows that are missing, and rewrites the table."""
     start, bench = time.perf_counter(), Bench(dense)
     RESULTS.parent.mkdir(exist_ok=True)
     rows = [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.exists() else []

@@ -1,16 +1,18 @@
-"""What the hash of `learnt` costs a weight, forwards and backwards, from one million weights to 200.
+"""Time per weight of the assignment of `learnt`, forward and backward, from one million weights to 200 million.
 
     OMP_NUM_THREADS=1 python benchmarks/hash_cost.py [--repeat 5] [--figure docs/figures/hash_cost.png]
 
-Normal weights, 16 codewords, one thread: machine code, the stock operators it replaces, and a copy of the weights as
-the floor; taken in turn, medians. Rewrites the table in ``README.md``; the figure needs matplotlib.
+Normally distributed weights, 16 codewords, one thread: the machine code, the stock operators that it replaces, and a
+copy of the weights as the lower bound. The three take turns; figures are medians. The table between the markers of
+``README.md`` is rewritten; the figure needs matplotlib.
 """
 
 from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from unittest.mock import patch
 
@@ -29,44 +31,50 @@ HEADERS = ("million weights", "copy", "machine code", "stock operators", "ratio"
 
 
 def seconds(run: Callable[[], object]) -> float:
-    """Time one run."""
+    """Returns the seconds of one call."""
     start = time.perf_counter()
     run()
     return time.perf_counter() - start
 
 
 def step(weights: torch.Tensor, codebook: torch.Tensor, gradient: torch.Tensor) -> None:
-    """Hash forwards and backwards."""
+    """Finds the nearest codewords, and computes the gradients of weights and codebook."""
     torch.autograd.grad(straight_through(weights, codebook), [weights, codebook], gradient)
 
 
 def measure(count: int, repeat: int) -> list[float]:
-    """Give the median nanoseconds a weight of copy, machine code and stock operators."""
+    """Returns the median nanoseconds per weight of the copy, the machine code and the stock operators."""
     weights = torch.randn(count, requires_grad=True)
     codebook = torch.linspace(-2.5, 2.5, CODEWORDS, requires_grad=True)
     gradient, target = torch.ones(count), torch.empty(count)
-    taken: list[list[float]] = [[], [], []]
+    times: list[list[float]] = [[], [], []]
     for _ in range(repeat + 1):
-        taken[0].append(seconds(lambda: target.copy_(weights.detach())))
-        taken[1].append(seconds(lambda: step(weights, codebook, gradient)))
-        stock = lambda *given, **settings: None  # noqa: E731
-        with (
-            patch.object(nearest_ops, "available", lambda: False),
-            patch.object(gather_scatter, "compiled_kernel", stock),
-        ):
-            taken[2].append(seconds(lambda: step(weights, codebook, gradient)))
-    return [1e9 * statistics.median(times[1:]) / count for times in taken]  # the first turn warms up
+        times[0].append(seconds(lambda: target.copy_(weights.detach())))
+        times[1].append(seconds(lambda: step(weights, codebook, gradient)))
+        with stock_operators():
+            times[2].append(seconds(lambda: step(weights, codebook, gradient)))
+    return [1e9 * statistics.median(row[1:]) / count for row in times]  # the first turn warms up
+
+
+@contextmanager
+def stock_operators() -> Iterator[None]:
+    """Makes the operators of ``learnt`` run without machine code, as they do where llvmlite is missing."""
+    with (
+        patch.object(nearest_ops, "available", lambda: False),
+        patch.object(gather_scatter, "compiled_kernel", lambda *_, **__: None),
+    ):
+        yield
 
 
 def draw(rows: list[list[float]], path: Path) -> None:
-    """Draw milliseconds over weights, both logarithmic: a line of slope 1 where cost is linear."""
+    """Draws milliseconds over weights on logarithmic axes: a linear cost is a line of slope 1."""
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(figsize=(6, 4))
     for column in (3, 2, 1):
         axes.loglog([1e6 * row[0] for row in rows], [row[0] * row[column] for row in rows], "o-", label=HEADERS[column])
     axes.set(
-        xlabel="weights", ylabel="ms, forwards and backwards", title="The hash of learnt, 16 codewords, one thread"
+        xlabel="weights", ylabel="ms, forward and backward", title="Assignment of learnt, 16 codewords, one thread"
     )
     axes.grid(alpha=0.3)
     axes.legend()
@@ -77,10 +85,10 @@ def draw(rows: list[list[float]], path: Path) -> None:
 @click.option("--repeat", default=5)
 @click.option("--figure", type=click.Path(path_type=Path))
 def main(repeat: int, figure: Path | None) -> None:
-    """Measure, rewrite the table, and draw where asked."""
+    """Measures, rewrites the table, and draws the figure if ``--figure`` is given."""
     torch.set_num_threads(1)
-    found = [(millions, measure(millions * 1_000_000, repeat)) for millions in MILLIONS]
-    rows = [[millions, *times, times[2] / times[1]] for millions, times in found]
+    measured = [(millions, measure(millions * 1_000_000, repeat)) for millions in MILLIONS]
+    rows = [[millions, *times, times[2] / times[1]] for millions, times in measured]
     table = tabulate(rows, HEADERS, tablefmt="github", floatfmt=(",.0f", ".1f", ".1f", ".1f", ".1f"))
     print(table)
     put("hash_cost", table)

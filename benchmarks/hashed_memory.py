@@ -1,12 +1,13 @@
-"""Peak memory and time of virtual HashedNets beside dense layers, in training and inference, a process for each.
+"""Peak memory and time of virtual HashedNets and of dense layers, in training and inference, each in a new process.
 
     python benchmarks/hashed_memory.py [--steps 5] [--threads 1] [--json FILE]
 
-Nets are linear layers with ReLU between them, trained by AdamW; first a small example, 28 inputs and a bias
-node, 100, 50, 10 and 1 nodes, without other biases. "hashed" keeps indices and a dense weight while it trains;
-"virtual" has none, and neither has its inference: the packed file is loaded with ``weights="packed"``. Memory is the
-highest resident size of the whole process, the making of the net included, less that of a process that has imported all
-the same and made no net (Linux only). Stored bytes are values and seeds; dense ones all weights. Times are medians.
+The networks are linear layers with ReLU between them, trained by AdamW. The first is a small example: 28 inputs and a
+bias node, then 100, 50, 10 and 1 nodes, without other biases. "hashed" keeps indices and a dense weight while it
+trains; "virtual" keeps neither, nor does its inference, which loads the packed file with ``weights="packed"``. Memory
+is the highest resident size of the whole process, the construction of the network included, less that of a process
+with the same imports and no network (Linux only). Stored bytes are values and seeds; dense bytes are all weights.
+Times are medians.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ WARM_UP = 1
 
 @dataclass(frozen=True)
 class Case:
-    """Layer widths, images at a time, and how values are shared."""
+    """One network: layer widths, batch size, whether layers have biases, and the settings of ``hashed``."""
 
     widths: tuple[int, ...]
     batch: int
@@ -45,7 +46,7 @@ class Case:
     shared: dict[str, Any]
 
     def model(self, device: str) -> nn.Module:
-        """Build the net, on ``meta`` without memory."""
+        """Returns the network; on the device ``meta`` its weights take no memory."""
         layers: list[nn.Module] = []
         for inputs, outputs in pairwise(self.widths):
             layers += [nn.Linear(inputs, outputs, bias=self.bias, device=device), nn.ReLU()]
@@ -53,7 +54,7 @@ class Case:
 
     @property
     def label(self) -> str:
-        """The widths and the sharing."""
+        """The widths and the settings, as the table shows them."""
         return (
             "-".join(map(str, self.widths)) + ", " + ", ".join(f"{key} {value}" for key, value in self.shared.items())
         )
@@ -65,28 +66,28 @@ CASES = (
     Case((4096, 4096, 4096, 10), 64, True, {"compression": 64}),
 )
 TRAINED = "dense", "hashed", "virtual"
-USES = *(f"train {way}" for way in TRAINED), "infer dense", "infer packed"
+USES = *(f"train {mode}" for mode in TRAINED), "infer dense", "infer packed"
 
 
 def prepared(case: Case, virtual: bool) -> Compressor:
-    """Share the weights of a new net, one that never has memory where it is virtual."""
+    """Returns a job that shares the weights of a new network; a virtual one never allocates its dense weights."""
     model = case.model("meta" if virtual else "cpu")
     policy = Policy([Rule("*", scheme="hashed", **case.shared)])
     return Compressor(model, policy, copy=False, teacher=None, from_scratch=True).prepare(virtual=virtual)
 
 
-def training_step(case: Case, way: str) -> Callable[[], None]:
-    """Give a step of training, dense, hashed or virtual."""
-    if way == "dense":
+def training_step(case: Case, mode: str) -> Callable[[], None]:
+    """Returns a function that takes one training step, dense, hashed or virtual."""
+    if mode == "dense":
         model = case.model("cpu")
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     else:
-        job = prepared(case, way == "virtual")
+        job = prepared(case, mode == "virtual")
         model, optimizer = job.model, torch.optim.AdamW(job.param_groups(lr=1e-3))
-    x, wanted = torch.randn(case.batch, case.widths[0]), torch.randn(case.batch, case.widths[-1])
+    x, target = torch.randn(case.batch, case.widths[0]), torch.randn(case.batch, case.widths[-1])
 
     def step() -> None:
-        loss = functional.mse_loss(model(x), wanted)
+        loss = functional.mse_loss(model(x), target)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -94,9 +95,9 @@ def training_step(case: Case, way: str) -> Callable[[], None]:
     return step
 
 
-def inference(case: Case, way: str, path: Path) -> Callable[[], None]:
-    """Give a forward pass of the net that the file holds."""
-    model, x = load(path, case.model("meta"), weights=way), torch.randn(case.batch, case.widths[0])
+def inference(case: Case, mode: str, path: Path) -> Callable[[], None]:
+    """Returns a function that runs one forward pass of the network in the file."""
+    model, x = load(path, case.model("meta"), weights=mode), torch.randn(case.batch, case.widths[0])
 
     @torch.inference_mode()
     def step() -> None:
@@ -106,11 +107,14 @@ def inference(case: Case, way: str, path: Path) -> Callable[[], None]:
 
 
 def measure_here(case: Case | None, use: str, path: Path, steps: int) -> dict[str, float]:
-    """Give the highest resident size of this process, and the seconds of a step; no case, no net."""
+    """Returns the highest resident size of this process in bytes, and the median seconds of a step.
+
+    A ``case`` of None builds no network: its size is what the imports take.
+    """
     times = [0.0]
     if case is not None:
-        kind, way = use.split()
-        step = training_step(case, way) if kind == "train" else inference(case, way, path)
+        kind, mode = use.split()
+        step = training_step(case, mode) if kind == "train" else inference(case, mode, path)
         times = []
         for _ in range(WARM_UP + steps):
             start = time.perf_counter()
@@ -121,18 +125,18 @@ def measure_here(case: Case | None, use: str, path: Path, steps: int) -> dict[st
 
 
 def measure(case: int | None, use: str, path: Path, options: argparse.Namespace) -> dict[str, float]:
-    """Measure in a process of its own."""
+    """Returns what ``measure_here`` measures in a new process."""
     command = [sys.executable, __file__, "--steps", str(options.steps), "--threads", str(options.threads)]
     command += ["--only", "none" if case is None else str(case), use, str(path)]
-    found: dict[str, float] = json.loads(subprocess.run(command, capture_output=True, check=True).stdout)
-    return found
+    measured: dict[str, float] = json.loads(subprocess.run(command, capture_output=True, check=True).stdout)
+    return measured
 
 
 def rows_of(options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Measure every case, each use after the other."""
+    """Returns one row for each case, every use measured after the other."""
     rows = []
     with tempfile.TemporaryDirectory() as folder:
-        nothing = measure(None, "nothing", Path(), options)["peak"]
+        imports = measure(None, "imports", Path(), options)["peak"]
         for number, case in enumerate(CASES):
             path = Path(folder, f"{number}.safetensors")
             prepared(case, virtual=False).finish().save(path)
@@ -142,15 +146,15 @@ def rows_of(options: argparse.Namespace) -> list[dict[str, Any]]:
             row: dict[str, Any] = {"net": case.label, "weights": weights, "dense bytes": 4 * weights}
             row["stored bytes"] = sizes.codebooks + sizes.indices
             for use in USES:
-                found = measure(number, use, path, options)
-                row[f"{use} MiB"] = (found["peak"] - nothing) / 2**20
-                row[f"{use} ms"] = 1e3 * found["seconds"]
+                measured = measure(number, use, path, options)
+                row[f"{use} MiB"] = (measured["peak"] - imports) / 2**20
+                row[f"{use} ms"] = 1e3 * measured["seconds"]
             rows.append(row)
     return rows
 
 
 def main() -> None:
-    """Print the table, and write JSON where asked."""
+    """Prints the table, and writes JSON if ``--json`` is given."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)

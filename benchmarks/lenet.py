@@ -1,11 +1,12 @@
-"""Deep Compression of its own two networks, LeNet-300-100 and LeNet-5, on Fashion-MNIST instead of MNIST.
+"""Deep Compression of the paper's LeNet-300-100 and LeNet-5, on Fashion-MNIST instead of MNIST.
 
     python benchmarks/lenet.py [--seeds 3]
 
-Plain modules through the Python interface: trained dense, pruned and trained on, clustered and the centres trained;
-indices by Huffman, as published, and by the smallest codec. Sparsity and bits are about the paper's: 92 % of all
-weights zero, 6 bits for LeNet-300-100; 8 bits for the convolutions and 5 for the linear layers of LeNet-5. Its
-gap-coded form is computed from the same indices. The table goes between the markers of ``README.md``.
+The networks are plain modules, used through the Python interface: they are trained dense, then pruned and trained
+further, then clustered and their centres trained. Indices are coded by Huffman, as published, and by the smallest
+codec. Sparsity and bits are close to the paper's: 92 % of all weights zero, 6 bits for LeNet-300-100; 8 bits for the
+convolutions and 5 for the linear layers of LeNet-5. The size of the paper's gap-coded form is computed from the same
+indices. The table between the markers of ``README.md`` is rewritten.
 """
 
 from __future__ import annotations
@@ -29,21 +30,21 @@ BATCH, DENSE_EPOCHS, PRUNE_EPOCHS, CLUSTER_EPOCHS = 128, 12, 12, 4
 
 
 class Crop(nn.Module):
-    """Take the border off that the data set is padded with."""
+    """Removes the border of two pixels with which the data set pads its images."""
 
     def forward(self, images: Tensor) -> Tensor:
-        """Give float[n, 1, 28, 28] of float[n, 1, 32, 32]."""
+        """Returns float[n, 1, 28, 28] of float[n, 1, 32, 32]."""
         return images[:, :, 2:30, 2:30]
 
 
 def lenet_300_100() -> nn.Sequential:
-    """266,610 parameters."""
+    """Returns LeNet-300-100: 266,610 parameters."""
     layers = nn.Linear(784, 300), nn.ReLU(), nn.Linear(300, 100), nn.ReLU(), nn.Linear(100, 10)
     return nn.Sequential(Crop(), nn.Flatten(), *layers)
 
 
 def lenet_5() -> nn.Sequential:
-    """Caffe's, as the paper has it: 431,080 parameters."""
+    """Returns LeNet-5 in Caffe's form, which the paper uses: 431,080 parameters."""
     convolutions = nn.Conv2d(1, 20, 5), nn.MaxPool2d(2), nn.Conv2d(20, 50, 5), nn.MaxPool2d(2)
     return nn.Sequential(Crop(), *convolutions, nn.Flatten(), nn.Linear(800, 500), nn.ReLU(), nn.Linear(500, 10))
 
@@ -65,13 +66,13 @@ PRUNED: dict[str, list[Rule]] = {
 
 
 def task(output: Tensor, target: Tensor, inputs: Tensor) -> Tensor:
-    """Cross entropy, for the dense training."""
+    """Returns the cross entropy, the loss of the dense training."""
     del inputs
     return functional.cross_entropy(output, target)
 
 
 def measure(data: Dataset, name: str, seed: int) -> dict[str, float]:
-    """Train dense, prune, cluster; give accuracies and bytes."""
+    """Trains a network dense, prunes and clusters it, and returns accuracies and bytes."""
     torch.manual_seed(seed)
     make, clustered = NETWORKS[name]
     model = make()
@@ -97,14 +98,14 @@ def measure(data: Dataset, name: str, seed: int) -> dict[str, float]:
 def stage(
     model: nn.Module, rules: list[Rule], teacher: nn.Module, loader: Any, epochs: int, preserve: bool
 ) -> tuple[Compressor, Packed]:
-    """Train one stage from where the last one ended."""
+    """Trains one stage from the weights of the last one."""
     job = Compressor(model, Policy(rules), teacher=teacher, preserve_sparsity=preserve)
     job.prepare().finetune(loader, epochs=epochs, lr=1e-3)
     return job, job.finish()
 
 
 def lines(name: str, rows: list[dict[str, float]]) -> str:
-    """Give a line of the table: means over the seeds."""
+    """Returns a line of the table: means over the seeds."""
     mean = {key: sum(row[key] for row in rows) / len(rows) for key in rows[0]}
     cells = [
         name, str(len(rows)), *(f"{mean[key]:.2f}" for key in ("dense", "pruned", "shared")),
@@ -125,7 +126,7 @@ HEADERS = (
 @click.command()
 @click.option("--seeds", default=3, help="Runs of each network.")
 def main(seeds: int) -> None:
-    """Measure both networks, and rewrite the table."""
+    """Measures both networks, and rewrites the table."""
     data = load_data("fashion-mnist")
     table = [f"| {' | '.join(HEADERS)} |", "|---|" + "--:|" * (len(HEADERS) - 1)]
     for name in NETWORKS:

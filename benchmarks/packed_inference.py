@@ -1,9 +1,9 @@
-"""Latency and resident weight bytes of packed inference beside dense, in one process, runs taken in turn.
+"""Latency and resident weight bytes of packed and dense inference, in one process, with runs in turn.
 
     python benchmarks/packed_inference.py [--model resnet34] [--bits 4] [--size 224] [--repeat 9] [--threads 1]
 
-The weights are the model's random ones, shared by k-means: neither time nor memory depends on their values. Resident
-bytes are those of parameters and buffers; "shared" counts the tensors that share values, the others are the same.
+The weights are the model's random weights, shared by k-means: neither time nor memory depends on their values.
+Resident bytes are those of parameters and buffers; "shared weights" are the tensors that share values.
 """
 
 from __future__ import annotations
@@ -25,14 +25,18 @@ from compressor.formats.file.reader import PackedFile
 
 
 def seconds(act: Callable[[], object]) -> float:
-    """Time one call."""
+    """Returns the seconds of one call."""
     start = time.perf_counter()
     act()
     return time.perf_counter() - start
 
 
-def side_by_side(models: dict[str, nn.Module], batch: int, size: int, repeat: int) -> list[float]:
-    """Give the median seconds of a forward pass of each, after one that is not counted."""
+def latencies(models: dict[str, nn.Module], batch: int, size: int, repeat: int) -> list[float]:
+    """Returns the median seconds of a forward pass of each model, after one that is not counted.
+
+    Raises:
+        SystemExit: if the logits of the models are not bit-equal.
+    """
     images = torch.randn(batch, 3, size, size)
     times: dict[str, list[float]] = {name: [] for name in models}
     with torch.inference_mode():
@@ -46,14 +50,14 @@ def side_by_side(models: dict[str, nn.Module], batch: int, size: int, repeat: in
 
 
 def resident(model: nn.Module, untouched: set[str]) -> tuple[int, int]:
-    """Count the bytes of the shared tensors, and of all parameters and buffers."""
+    """Returns the bytes of the shared tensors, and of all parameters and buffers."""
     held = [*model.named_parameters(), *model.named_buffers()]
     shared = sum(tensor.nbytes for name, tensor in held if name not in untouched)
     return shared, sum(tensor.nbytes for _, tensor in held)
 
 
 def packed_file(name: str, bits: int, folder: Path) -> Path:
-    """Write the model, its random weights shared, without training."""
+    """Writes the model with its random weights shared, without training, and returns the path."""
     torch.manual_seed(0)
     model = timm.create_model(name)
     job = Compressor(model, Policy([Rule("*", scheme="kmeans", bits=bits)]), model_args={}, teacher=None)
@@ -62,7 +66,7 @@ def packed_file(name: str, bits: int, folder: Path) -> Path:
 
 
 def main() -> None:
-    """Print the table."""
+    """Prints the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="resnet34")
     parser.add_argument("--bits", type=int, default=4)
@@ -79,7 +83,7 @@ def main() -> None:
     rows = [
         [
             f"latency, batch {batch} (ms)",
-            *(1e3 * taken for taken in side_by_side(models, batch, options.size, options.repeat)),
+            *(1e3 * latency for latency in latencies(models, batch, options.size, options.repeat)),
         ]
         for batch in (1, 8)
     ]

@@ -1,4 +1,4 @@
-"""The page of figures beside the benchmarks: what each of them writes into it."""
+"""Writes the tables of the benchmarks into ``README.md`` beside them."""
 
 from __future__ import annotations
 
@@ -11,6 +11,6 @@ PAGE = Path(__file__).parent / "README.md"
 
 
 def put(name: str, table: str) -> None:
-    """Put a table between the markers of that name."""
+    """Replaces the text between the markers of this name in ``README.md`` by a table."""
     marked = re.compile(rf"(<!-- {name} -->\n).*?(<!-- end -->)", re.DOTALL)
     PAGE.write_text(marked.sub(lambda m: m[1] + table + "\n" + m[2], PAGE.read_text()))

@@ -1,12 +1,12 @@
-"""Fashion-MNIST: methods that work in rounds or stages beside learnt, at equal epochs and distillation.
+"""Fashion-MNIST: methods that work in rounds or stages compared with learnt, at equal epochs and distillation.
 
     python benchmarks/rounds.py [--dense FOLDER] [--minutes 10] [--net resnet18] [--seed 0]
 
-Weight Fixing Networks, INQ and Deep Compression, learnt with a codebook per tensor and one for the network, and the
-dense network trained on (*dense-continued*). Each row is appended to ``results/rounds.jsonl`` as soon as it is measured
-and is not measured again, so the run can be cut into slices; ``README.md`` between the markers is rewritten from all
-rows. ``--dense`` is that of ``fashion_mnist.py``. So that all rows take 90 minutes of a processor or so, training is on
-25,000 of the images, and on 8,000 for resnet18, which takes ten times as long an image.
+Rows: Weight Fixing Networks, INQ and Deep Compression, learnt with a codebook per tensor and one for the network, and
+the dense network trained further (*dense-continued*). Each row is appended to ``results/rounds.jsonl`` as soon as it is
+measured and is not measured again, so the run can be cut into slices. The table between the markers of ``README.md``
+is rewritten from all rows. ``--dense`` is that of ``fashion_mnist.py``. Training uses 25,000 of the images, and 8,000
+for resnet18, which takes ten times as long per image, so that all rows take about 90 minutes of a processor.
 """
 
 from __future__ import annotations

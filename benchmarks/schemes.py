@@ -1,9 +1,9 @@
-"""Fashion-MNIST: every scheme at about 2, 3 and 4 bits where it can, at one epoch and equal distillation.
+"""Fashion-MNIST: every scheme at about 2, 3 and 4 bits where it supports them, at one epoch and equal distillation.
 
     python benchmarks/schemes.py [--dense FOLDER] [--minutes 10] [--net resnet18] [--seed 0]
 
-Rows, results and table as in ``comparison.py``; ``--dense`` is that of ``fashion_mnist.py``. The large network is
-trained at the lowest setting of each scheme alone and on 15,000 images, for it takes ten times as long an image.
+Rows, results and table are those of ``comparison.py``; ``--dense`` is that of ``fashion_mnist.py``. The large network
+takes ten times as long per image, so it is trained only at the lowest setting of each scheme, on 15,000 images.
 """
 
 from __future__ import annotations
@@ -25,21 +25,21 @@ SETTINGS: dict[str, list[dict[str, Any]]] = {
 }
 
 
-def named(scheme: str, settings: dict[str, Any]) -> str:
-    """Give the name of a row."""
-    told = (f"{value} bits" if key == "bits" else f"{key} {value}" for key, value in settings.items())
-    return ", ".join([scheme, *told])
+def row_name(scheme: str, settings: dict[str, Any]) -> str:
+    """Returns the name of a row, such as "learnt, 4 bits"."""
+    described = (f"{value} bits" if key == "bits" else f"{key} {value}" for key, value in settings.items())
+    return ", ".join([scheme, *described])
 
 
 METHODS: dict[str, Stages] = {
     "dense-continued": [],
     **{
-        named(scheme, settings): [([Rule("*", scheme, **settings)], EPOCHS)]
+        row_name(scheme, settings): [([Rule("*", scheme, **settings)], EPOCHS)]
         for scheme, grid in SETTINGS.items()
         for settings in grid
     },
 }
-LOWEST = ["dense-continued", *(named(scheme, grid[-1]) for scheme, grid in SETTINGS.items())]
+LOWEST = ["dense-continued", *(row_name(scheme, grid[-1]) for scheme, grid in SETTINGS.items())]
 RUNS = [("test_resnet", method, 0) for method in METHODS]
 RUNS += [("resnet18", method, 0) for method in LOWEST]
 RUNS += [("test_resnet", method, seed) for seed in (1, 2) for method in METHODS]

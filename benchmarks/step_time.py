@@ -1,18 +1,18 @@
-"""One training step: dense and the schemes side by side in one process, steps taken in turn.
+"""Time and memory of one training step, dense and with the schemes, in one process with steps in turn.
 
-    python benchmarks/step_time.py [--steps 18] [--threads 2] [--as-it-is] [--json FILE]
+    python benchmarks/step_time.py [--steps 18] [--threads 2] [--default-malloc] [--json FILE]
 
-Random images and classes, 4 bits, AdamW in one pass, cross entropy. Times are without distillation: a teacher costs
-the same forward pass whatever the scheme. They are after three steps that are not counted, on the wall and of the
-processors; medians, and the mean of the ratios, each step against the dense one of the same turn. Turns are spread over
-the rounds of a run, which begin outside the time: a scheme that fixes weights has less to do in each. The C library is
-told to keep freed memory, as the command does: else to clear it anew takes as long as sharing does, in some steps of
-some processes, the dense one's among them.
+Random images and classes, 4 bits, fused AdamW, cross entropy. Times are without distillation, since a teacher costs
+the same forward pass with every scheme. Three steps of each scheme are not counted. The table has medians of wall time
+and of processor time, and the mean of the ratios of each step to the dense step of the same turn. The turns are spread
+over the rounds of a training, since a scheme that fixes weights has less work in each; a round begins outside the
+timed step. The C library is set to keep freed memory, which the command does too: otherwise, in some steps of some
+processes, dense ones included, clearing fresh pages takes as long as sharing.
 
-Memory is with distillation from a copy of the dense network, in which the scheme keeps its dense weights too: the
-highest resident size of a process of its own while it takes five steps, less that of a dense one with such a teacher,
-per shared weight; what went before the first step is not counted, and the C library is told to give freed memory back
-at once (Linux).
+Memory is measured with distillation from a copy of the dense network, where a scheme keeps the dense weights too. It
+is the highest resident size of a new process during five steps, less that of a dense one with the same teacher, per
+shared weight. The time before the first step does not count, and the C library is set to return freed memory at once
+(Linux).
 """
 
 from __future__ import annotations
@@ -46,14 +46,14 @@ from compressor.training.optim import use_fused_kernels
 SCHEMES = "dense", "learnt", "kmeans", "inq", "wfn"
 IN_ROUNDS = "inq", "wfn"
 WARM_UP, MEMORY_STEPS = 3, 5
-ALL_STEPS = 1_000  # of the run the steps are part of: learnt looks for unused codewords eight times in it
-GIVE_BACK = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
+ALL_STEPS = 1_000  # length of the simulated training: learnt re-seeds unused codewords eight times in it
+RETURN_FREED = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
 Step = Callable[[], None]
 
 
 @dataclass(frozen=True)
 class Case:
-    """A network and the images it is trained on."""
+    """A timm model, and the height, number and channels of the images in its batches."""
 
     model: str
     size: int
@@ -64,32 +64,33 @@ class Case:
 CASES = Case("resnet34", 32, 64, 1), Case("resnet18", 32, 64, 1), Case("resnet18", 224, 16, 3)
 
 
-def make_step(case: Case, scheme: str, taught: bool = False) -> tuple[Step, Compressor | None]:
-    """Give a training step of a network, by itself or under a teacher, and what compresses it."""
+def make_step(case: Case, scheme: str, distilled: bool = False) -> tuple[Step, Compressor | None]:
+    """Returns a function that takes one training step, with or without a teacher, and the job (None for dense)."""
     torch.manual_seed(0)
     model = timm.create_model(case.model, num_classes=10, in_chans=case.channels)
     if scheme == "dense":
-        teacher = frozen_copy(model) if taught else None
+        teacher = frozen_copy(model) if distilled else None
         optimizer = torch.optim.AdamW(model.parameters(), 1e-3)
-        return _step(case, model, optimizer, functools.partial(dense_loss, teacher)), None
+        return make_step_of(case, model, optimizer, functools.partial(dense_loss, teacher)), None
     policy = Policy([Rule("*", scheme) if scheme == "wfn" else Rule("*", scheme, bits=4)])
-    job = Compressor(model, policy, copy=False, teacher="dense" if taught else None).prepare()
+    job = Compressor(model, policy, copy=False, teacher="dense" if distilled else None).prepare()
     optimizer = torch.optim.AdamW(job.param_groups(lr=1e-3))
     job.attach(optimizer, total_steps=ALL_STEPS)
-    return _step(case, job.model, optimizer, job.loss), job
+    return make_step_of(case, job.model, optimizer, job.loss), job
 
 
 def dense_loss(teacher: nn.Module | None, output: Tensor, classes: Tensor, images: Tensor) -> Tensor:
-    """Give the loss that the schemes are trained with."""
+    """Returns the loss with which the schemes are trained; a ``teacher`` of None means without distillation."""
     task = functional.cross_entropy(output, classes)
     if teacher is None:
         return task
     with torch.no_grad():
-        wanted = teacher(images)
-    return 0.5 * task + 0.5 * distillation(output, wanted, 2.0)
+        teacher_output = teacher(images)
+    return 0.5 * task + 0.5 * distillation(output, teacher_output, 2.0)
 
 
-def _step(case: Case, model: nn.Module, optimizer: torch.optim.Optimizer, loss: Callable[..., Any]) -> Step:
+def make_step_of(case: Case, model: nn.Module, optimizer: torch.optim.Optimizer, loss: Callable[..., Any]) -> Step:
+    """Returns a function that takes one step of the optimiser on one random batch."""
     use_fused_kernels(optimizer)
     images = torch.randn(case.batch, case.channels, case.size, case.size)
     classes = torch.randint(10, (case.batch,))
@@ -105,11 +106,11 @@ def _step(case: Case, model: nn.Module, optimizer: torch.optim.Optimizer, loss: 
 
 
 def step_times(case: Case, steps: int) -> dict[str, dict[str, float]]:
-    """Give the median times of a step of each scheme, and how many times a dense one they take in the mean."""
-    made = {scheme: make_step(case, scheme) for scheme in SCHEMES}
+    """Returns the median milliseconds of a step of each scheme, and the mean ratio to the dense step of its turn."""
+    prepared = {scheme: make_step(case, scheme) for scheme in SCHEMES}
     times: dict[str, list[tuple[float, float]]] = {scheme: [] for scheme in SCHEMES}
     for turn in range(WARM_UP + steps):
-        for scheme, (step, job) in made.items():
+        for scheme, (step, job) in prepared.items():
             if scheme in IN_ROUNDS and job:
                 start_rounds(job.groups, max(0, turn - WARM_UP) / steps)
             wall, processors = time.perf_counter(), time.process_time()
@@ -117,20 +118,20 @@ def step_times(case: Case, steps: int) -> dict[str, dict[str, float]]:
             times[scheme].append((time.perf_counter() - wall, time.process_time() - processors))
     figures: dict[str, dict[str, float]] = {scheme: {} for scheme in SCHEMES}
     for clock, name in enumerate(("step", "CPU")):
-        dense = [took[clock] for took in times["dense"][WARM_UP:]]
+        dense_seconds = [pair[clock] for pair in times["dense"][WARM_UP:]]
         for scheme in SCHEMES:
-            own = [took[clock] for took in times[scheme][WARM_UP:]]
-            figures[scheme][f"{name} ms"] = 1e3 * statistics.median(own)
-            ratios = [mine / other for mine, other in zip(own, dense, strict=True)]
+            seconds = [pair[clock] for pair in times[scheme][WARM_UP:]]
+            figures[scheme][f"{name} ms"] = 1e3 * statistics.median(seconds)
+            ratios = [shared / dense for shared, dense in zip(seconds, dense_seconds, strict=True)]
             figures[scheme][f"{name} ratio"] = statistics.fmean(ratios)
     return figures
 
 
 def report_memory(case: Case, scheme: str) -> None:
-    """Print the highest resident size of this process during a few steps, and the number of shared weights."""
-    nearest(torch.zeros(1), torch.tensor([0.0, 1.0]))  # the compiler's library, 70 MB whatever the model, is in all
-    step, job = make_step(case, scheme, taught=True)
-    Path("/proc/self/clear_refs").write_text("5")  # forget the highest so far
+    """Prints the highest resident size of this process during a few steps, and the number of shared weights."""
+    nearest(torch.zeros(1), torch.tensor([0.0, 1.0]))  # loads the compiler's library, 70 MB, in dense processes too
+    step, job = make_step(case, scheme, distilled=True)
+    Path("/proc/self/clear_refs").write_text("5")  # resets the highest resident size
     for _ in range(MEMORY_STEPS):
         step()
     (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM:"))
@@ -139,19 +140,19 @@ def report_memory(case: Case, scheme: str) -> None:
 
 
 def memory(case: Case) -> dict[str, float]:
-    """Give the bytes per shared weight that each scheme needs over dense."""
-    found = {}
+    """Returns the bytes per shared weight that each scheme needs above the dense step."""
+    peaks = {}
     for scheme in SCHEMES:
         command = [sys.executable, __file__, "--threads", str(torch.get_num_threads())]
         command += ["--memory-of", str(CASES.index(case)), scheme]
-        done = subprocess.run(command, capture_output=True, check=True, env=os.environ | GIVE_BACK)
-        found[scheme] = json.loads(done.stdout)
-    dense = found["dense"][0]
-    return {scheme: (peak - dense) / max(weights, 1) for scheme, (peak, weights) in found.items()}
+        done = subprocess.run(command, capture_output=True, check=True, env=os.environ | RETURN_FREED)
+        peaks[scheme] = json.loads(done.stdout)
+    dense = peaks["dense"][0]
+    return {scheme: (peak - dense) / max(weights, 1) for scheme, (peak, weights) in peaks.items()}
 
 
 def measure(steps: int) -> list[dict[str, Any]]:
-    """Measure every case."""
+    """Returns one row for each case and scheme."""
     rows = []
     for case in CASES:
         times, extra = step_times(case, steps), memory(case)
@@ -162,11 +163,11 @@ def measure(steps: int) -> list[dict[str, Any]]:
 
 
 def main() -> None:
-    """Print the table, and write JSON where asked."""
+    """Prints the table, and writes JSON if ``--json`` is given."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=18, help="of each scheme; a multiple of 9, the rounds of wfn")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--as-it-is", action="store_true", help="do not tell the C library to keep freed memory")
+    parser.add_argument("--default-malloc", action="store_true", help="do not set the C library to keep freed memory")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--memory-of", nargs=2, metavar=("CASE", "SCHEME"), help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -174,7 +175,7 @@ def main() -> None:
     if options.memory_of:
         report_memory(CASES[int(options.memory_of[0])], options.memory_of[1])
         return
-    if not options.as_it_is:
+    if not options.default_malloc:
         keep_freed()
     rows = measure(options.steps)
     print(tabulate(rows, "keys", tablefmt="github", floatfmt=("", "", "", "", ".0f", ".2f", ".0f", ".2f", ".1f")))

@@ -1,8 +1,9 @@
-"""What sharing frequency tables between tensors could save at most: all tables of the ``ans`` streams together.
+"""An upper bound of what sharing frequency tables between tensors could save: the size of all ``ans`` tables.
 
     python benchmarks/table_bytes.py
 
-Networks of timm at random weights, packed after training with k-means at 2, 4, 16 and 256 values per tensor.
+The networks are timm models with random weights, packed without training by k-means at 2, 4, 16 and 256 values per
+tensor.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from compressor.formats.file.reader import PackedFile
 
 
 def measure(name: str, codewords: int) -> str:
-    """Give a line of the table: tensors, bytes of their index streams, bytes of the tables among them."""
+    """Returns a line of the table: number of tensors, bytes of their index streams, bytes of the tables in these."""
     torch.manual_seed(0)
     model = timm.create_model(name, num_classes=10, in_chans=1)
     job = Compressor(model, Policy([Rule("*", scheme="kmeans", codewords=codewords)]), teacher=None, copy=False)
@@ -29,7 +30,7 @@ def measure(name: str, codewords: int) -> str:
 
 
 def main() -> None:
-    """Print the table."""
+    """Prints the table."""
     print("| network | values | tensors | index bytes | tables | share |\n|---|--:|--:|--:|--:|--:|")
     for name in ("test_resnet", "mobilenetv3_small_050", "resnet18"):
         for codewords in (2, 4, 16, 256):

@@ -1,11 +1,12 @@
-"""Bytes per shared weight while each scheme trains: what is held between steps, counted, and the highest, measured.
+"""Bytes per shared weight in the training of each scheme: held between steps (counted), and at most (measured).
 
     OMP_NUM_THREADS=1 python benchmarks/training_memory.py [--model resnet18] [--json FILE]
 
-AdamW in one pass, distillation from the dense network, batch 8 of 32x32. Held: each tensor of model, groups, gradients,
-optimiser and teacher, each storage once. Highest: the resident size of a process of its own in three steps, above
-that of one for the dense network under such a teacher, as in step_time.py (Linux only). Last, the bytes that autograd
-keeps of one image of 224x224 in resnet50, for activations are what the batch size is about.
+Fused AdamW, distillation from the dense network, batches of 8 images of 32x32. "Held" counts the tensors of model,
+groups, gradients, optimiser and teacher, each storage once. "Highest over dense" is the highest resident size of a new
+process during three steps, less that of a dense one with the same teacher, as in step_time.py (Linux only). The last
+line is the number of bytes that autograd keeps for one image of 224x224 in resnet50: activations are what limits the
+batch size.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from typing import Any
 
 import timm
 import torch
-from step_time import GIVE_BACK, dense_loss
+from step_time import RETURN_FREED, dense_loss
 from tabulate import tabulate
 from torch import Tensor, nn
 
@@ -34,26 +35,27 @@ STEPS, BATCH = 3, 8
 
 
 def tensors(value: Any) -> Iterator[Tensor]:
-    """Give all tensors in a nesting, and their gradients."""
+    """Yields all tensors in nested modules, lists and dicts, and their gradients."""
     if isinstance(value, Tensor):
         yield value
         if value.grad is not None:
             yield value.grad
     elif isinstance(value, nn.Module):
-        yield from (found for tensor in [*value.parameters(), *value.buffers()] for found in tensors(tensor))
+        yield from tensors([*value.parameters(), *value.buffers()])
     elif isinstance(value, dict | list):
-        yield from (found for part in (value.values() if isinstance(value, dict) else value) for found in tensors(part))
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from tensors(item)
 
 
 def held(*values: Any) -> int:
-    """Count the bytes of all storages once."""
-    storages = {found.untyped_storage().data_ptr(): found.untyped_storage() for found in tensors(list(values))}
+    """Returns the bytes of all tensors in the values, each storage counted once."""
+    storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage() for tensor in tensors(list(values))}
     return sum(storage.nbytes() for storage in storages.values())
 
 
 def report(name: str, scheme: str) -> None:
-    """Train a few steps; print bytes held, the highest resident size, and how many weights are shared."""
-    nearest(torch.zeros(1), torch.tensor([0.0, 1.0]))  # the compiler's library, 70 MB whatever the model, is in all
+    """Trains a few steps, and prints the bytes held, the highest resident size and the number of shared weights."""
+    nearest(torch.zeros(1), torch.tensor([0.0, 1.0]))  # loads the compiler's library, 70 MB, in dense processes too
     torch.manual_seed(0)
     model = timm.create_model(name, num_classes=10)
     images, classes = torch.randn(BATCH, 3, 32, 32), torch.randint(10, (BATCH,))
@@ -66,7 +68,7 @@ def report(name: str, scheme: str) -> None:
         optimizer = torch.optim.AdamW(job.param_groups(lr=1e-3))
         job.attach(optimizer, total_steps=1000)
     use_fused_kernels(optimizer)
-    Path("/proc/self/clear_refs").write_text("5")  # forget the highest so far
+    Path("/proc/self/clear_refs").write_text("5")  # resets the highest resident size
     for _ in range(STEPS):
         output = model.train()(images)
         value = dense_loss(teacher, output, classes, images) if scheme == "dense" else job.loss(output, classes, images)
@@ -78,11 +80,11 @@ def report(name: str, scheme: str) -> None:
 
 
 def measure(name: str) -> list[dict[str, Any]]:
-    """Measure the dense network and every scheme, each in a process of its own."""
+    """Returns the rows of the dense network and of every scheme, each measured in a new process."""
     rows: list[dict[str, Any]] = []
     for scheme in ("dense", *(name for name in sorted(SCHEMES) if SCHEMES[name].shares)):
         command = [sys.executable, __file__, "--model", name, "--memory-of", scheme]
-        done = subprocess.run(command, capture_output=True, check=True, env=os.environ | GIVE_BACK)
+        done = subprocess.run(command, capture_output=True, check=True, env=os.environ | RETURN_FREED)
         now, peak, weights = json.loads(done.stdout)
         if scheme == "dense":
             dense, highest = now, peak
@@ -95,24 +97,24 @@ def measure(name: str) -> list[dict[str, Any]]:
 
 
 def activation_bytes(name: str = "resnet50", images: int = 2) -> float:
-    """Count what autograd keeps for the backward pass of one image, but for the parameters."""
+    """Returns the bytes that autograd saves for the backward pass, per image, parameters and buffers excluded."""
     model = timm.create_model(name).train()
-    own = {tensor.untyped_storage().data_ptr() for tensor in [*model.parameters(), *model.buffers()]}
-    kept: dict[int, int] = {}
+    of_model = {tensor.untyped_storage().data_ptr() for tensor in [*model.parameters(), *model.buffers()]}
+    saved: dict[int, int] = {}
 
-    def keep(tensor: Tensor) -> Tensor:
-        if tensor.untyped_storage().data_ptr() not in own:
-            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+    def count(tensor: Tensor) -> Tensor:
+        if tensor.untyped_storage().data_ptr() not in of_model:
+            saved[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
         return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+    with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
         output = model(torch.randn(images, 3, 224, 224))
     del output
-    return sum(kept.values()) / images
+    return sum(saved.values()) / images
 
 
 def main() -> None:
-    """Print the table, and write JSON where asked."""
+    """Prints the table, and writes JSON if ``--json`` is given."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="resnet18")
     parser.add_argument("--json", type=Path)

@@ -1,11 +1,11 @@
-"""The packed checkpoints of ``model_zoo``: trained on Fashion-MNIST by ``compress``, measured, and put in the index.
+"""Trains the packed checkpoints of ``model_zoo`` on Fashion-MNIST by ``compress``, measures and indexes them.
 
     python benchmarks/zoo.py [--dense FOLDER] [--minutes 10] [--folder model_zoo]
 
-A checkpoint that the index has, written by the same command, is left as it is, so the run can be cut into slices of
-one checkpoint each. ``--dense`` names a folder with trained ``MODEL-fashion-mnist.safetensors``; without it
-``compress`` trains the dense networks first, which takes far longer and gives other files. ``README.md`` between the
-markers is rewritten from the index, unless the index is in another folder.
+A checkpoint that is in the index and was written by the same command is not trained again, so the run can be cut into
+slices of one checkpoint each. ``--dense`` names a folder with trained ``MODEL-fashion-mnist.safetensors``; without it
+``compress`` trains the dense networks first, which takes far longer and results in other files. The table between the
+markers of ``README.md`` is rewritten from the index, unless ``--folder`` names another folder.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ HERE = Path(__file__).parent
 ZOO = HERE.parent / "model_zoo"
 SLICE = HERE.parent / "tests" / "data" / "fashion-mnist-200.safetensors"
 DATASET, SEED = "fashion-mnist", 0
-PLANS = {  # model, recipe, its training
+PLANS = {  # model, recipe, options of its training
     "test_resnet-balanced": ("test_resnet", "learnt4", "--epochs 2 --lr 0.001"),
     "test_resnet-tiny": ("test_resnet", "tiny90", "--epochs 2 --lr 0.001"),
     "test_vit-balanced": ("test_vit", "learnt4", "--epochs 2 --lr 0.0005"),
@@ -48,35 +48,40 @@ HEAD = """\
 
 
 def weights_of(name: str) -> str:
-    """Give the name of the file of dense weights."""
+    """Returns the file name of the dense weights of a checkpoint's model."""
     return f"{PLANS[name][0]}-{DATASET}.safetensors"
 
 
-def words(name: str, weights: Path | str | None, output: Path | str) -> list[str]:
-    """Give the words of the command that writes a checkpoint."""
+def arguments(name: str, weights: Path | str | None, output: Path | str) -> list[str]:
+    """Returns the arguments with which ``compress`` writes a checkpoint."""
     model, recipe, training = PLANS[name]
-    given = [] if weights is None else ["--checkpoint-path", str(weights)]
+    start = [] if weights is None else ["--checkpoint-path", str(weights)]
     options = [*training.split(), "--batch-size", "128", "--untouched", "f16", "--seed", str(SEED)]
-    return [model, "--dataset", DATASET, *given, "--recipe", recipe, *options, "-o", str(output)]
+    return [model, "--dataset", DATASET, *start, "--recipe", recipe, *options, "-o", str(output)]
 
 
 def command(name: str, dense: Path | None) -> str:
-    """Give the command as the index tells it, without the folders of this machine."""
-    return " ".join(["compress", *words(name, weights_of(name) if dense else None, f"{name}.safetensors")])
+    """Returns the command as the index records it, without the folders of this machine."""
+    return " ".join(["compress", *arguments(name, weights_of(name) if dense else None, f"{name}.safetensors")])
 
 
 def sha256(path: Path) -> str:
-    """Hash a file."""
+    """Returns the SHA-256 of a file, in hexadecimal."""
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def measure(name: str, dense: Path | None, path: Path, data: Dataset) -> dict[str, Any]:
-    """Reload a checkpoint that was written, and give its entry of the index."""
+    """Loads a checkpoint that was written, and returns its entry of the index.
+
+    Raises:
+        SystemExit: if the accuracy or the seed in the file differs from the measured one.
+    """
     result = evaluate(compressor.load(path), data.eval_loader(256, "test"))
     with PackedFile.open(path) as file:
-        made = read_provenance(file)
-    if made.top1 is None or made.top1.packed != result.top1 or made.seed != SEED:
-        raise SystemExit(f"{path}: measured {result.top1}, the file says {made.top1} with seed {made.seed}")
+        provenance = read_provenance(file)
+    if provenance.top1 is None or provenance.top1.packed != result.top1 or provenance.seed != SEED:
+        stated = f"{provenance.top1} with seed {provenance.seed}"
+        raise SystemExit(f"{path}: measured {result.top1}, the file says {stated}")
     model, recipe, _ = PLANS[name]
     return {
         "model": model,
@@ -87,8 +92,8 @@ def measure(name: str, dense: Path | None, path: Path, data: Dataset) -> dict[st
         "dense_sha256": sha256(dense / weights_of(name)) if dense else "",
         "sha256": sha256(path),
         "bytes": path.stat().st_size,
-        "parameters": made.parameters,
-        "dense_top1": made.top1.dense,
+        "parameters": provenance.parameters,
+        "dense_top1": provenance.top1.dense,
         "top1": result.top1,
         "interval": [round(end, 5) for end in result.interval],
         "n": result.n,
@@ -97,7 +102,7 @@ def measure(name: str, dense: Path | None, path: Path, data: Dataset) -> dict[st
 
 
 def write_index(index: Path, entries: dict[str, dict[str, Any]]) -> None:
-    """Write all entries, sorted by name; JSON's numbers, strings and lists are TOML's too."""
+    """Writes all entries, sorted by name; JSON numbers, strings and lists are valid TOML."""
     tables = [
         f"\n[checkpoint.{name}]\n" + "".join(f"{key} = {json.dumps(value)}\n" for key, value in entries[name].items())
         for name in sorted(entries)
@@ -106,7 +111,7 @@ def write_index(index: Path, entries: dict[str, dict[str, Any]]) -> None:
 
 
 def write_slice(data: Dataset) -> None:
-    """Keep the first 200 test images for the tests, as they are."""
+    """Writes the first 200 test images, without normalisation, for the tests."""
     if not SLICE.exists():
         SLICE.parent.mkdir(exist_ok=True)
         images, labels = data.test.images[:200, 0], data.test.labels[:200].byte()  # type: ignore[union-attr]
@@ -114,7 +119,7 @@ def write_slice(data: Dataset) -> None:
 
 
 def table(entries: dict[str, dict[str, Any]]) -> str:
-    """Lay the index out as Markdown."""
+    """Returns the index as a Markdown table."""
     lines = [
         "| checkpoint | recipe | parameters | file bytes | bits/weight | dense % | top-1 % (n = 10,000) | 95 % |",
         "|---|---|--:|--:|--:|--:|--:|--:|",
@@ -131,12 +136,12 @@ def table(entries: dict[str, dict[str, Any]]) -> str:
 
 @click.command()
 @click.option("--dense", type=click.Path(exists=True, file_okay=False, path_type=Path), help="Folder of dense weights.")
-@click.option("--minutes", default=float("inf"), help="Start no further checkpoint after so many minutes.")
+@click.option("--minutes", default=float("inf"), help="Start no further checkpoint after this many minutes.")
 @click.option("--folder", type=click.Path(path_type=Path), default=ZOO, help="Where index.toml and checkpoints/ are.")
 @click.option("--name", type=click.Choice(list(PLANS)), help="Only this checkpoint.")
 @click.option("--device", help="Where to train. [default: the fastest there is]")
 def main(dense: Path | None, minutes: float, folder: Path, name: str | None, device: str | None) -> None:
-    """Write the checkpoints that are missing, and the index."""
+    """Writes the checkpoints that are missing, and the index."""
     start, data, index = time.perf_counter(), load_data(DATASET), folder / "index.toml"
     entries = tomllib.loads(index.read_text())["checkpoint"] if index.exists() else {}
     write_slice(data)
@@ -150,7 +155,7 @@ def main(dense: Path | None, minutes: float, folder: Path, name: str | None, dev
             print("time is up: call again for the rest")
             break
         where = ["--device", device] if device else []
-        if code := run([*words(plan, dense / weights_of(plan) if dense else None, path), *where, "--force"]):
+        if code := run([*arguments(plan, dense / weights_of(plan) if dense else None, path), *where, "--force"]):
             raise SystemExit(code)
         path.with_name(f"{path.name}.summary.csv").unlink(missing_ok=True)
         entries[plan] = measure(plan, dense, path, data)
