@@ -145,7 +145,7 @@ def test_72_a_gpu_is_asked_now_and_then(monkeypatch: pytest.MonkeyPatch, caplog:
     from compressor.training import loop
 
     monkeypatch.setattr(loop, "STEPS_BETWEEN_CHECKS", 4)
-    monkeypatch.setattr(loop, "at_hand", lambda device: False)
+    monkeypatch.setattr(loop, "is_readable_at_once", lambda device: False)
     job = job_of()
     accident = Accident(job, {9, 15})
     finetuned(job)

@@ -8,12 +8,13 @@ from dataclasses import fields
 from typing import Annotated, Any
 
 import torch
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from compressor.formats.errors import PolicyError
 from compressor.sharing.group_state import GroupState
+from compressor.validation import one_line_errors
 
 __all__ = ["Pruning", "make_pruning", "smallest", "split_settings"]
 
@@ -94,11 +95,8 @@ def make_pruning(settings: Mapping[str, Any], where: str) -> Pruning | None:
         return None
     if "sparsity" not in settings:
         raise PolicyError(f"{where} has {', '.join(settings)} without sparsity")
-    try:
+    with one_line_errors(PolicyError, lambda setting: f"{where}, {setting}"):
         made = TypeAdapter(Pruning).validate_python(dict(settings))
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise PolicyError(f"{where}, {first['loc'][0]}: {first['msg']}, got {first['input']!r}") from None
     if made.sparsity_by < made.sparsity_from:
         raise PolicyError(f"{where}: sparsity_by {made.sparsity_by:g} is before sparsity_from {made.sparsity_from:g}")
     return made
