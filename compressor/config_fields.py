@@ -1,4 +1,7 @@
-"""Fields of a config: each states its bounds, help text and flags once. Plain Python, so that ``--help`` stays quick."""
+"""Fields of a config: each states its bounds, help text and flags once.
+
+Plain Python, so that ``compress --help`` is quick.
+"""
 
 from __future__ import annotations
 

@@ -53,7 +53,6 @@ def _model_of(config: type) -> type[BaseModel]:
     """Builds the pydantic model of a config; whole numbers are strict, for 3.0 or "3" epochs are a mistake."""
     fields: dict[str, Any] = {}
     for one in config_fields(config):
-        finite = {"allow_inf_nan": False} if one.type is float else {}
-        details: Any = Field(one.default, strict=one.type is int, **one.bounds, **finite)
-        fields[one.name] = (one.type, details)
+        limits: dict[str, Any] = {**one.bounds, **({"allow_inf_nan": False} if one.type is float else {})}
+        fields[one.name] = (one.type, Field(one.default, strict=one.type is int, **limits))
     return create_model(config.__name__, __config__=ConfigDict(extra="forbid"), **fields)

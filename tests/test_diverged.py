@@ -159,14 +159,14 @@ def test_72_a_gpu_is_asked_now_and_then(monkeypatch: pytest.MonkeyPatch, caplog:
 def test_the_memory_of_the_state_to_go_back_to(monkeypatch: pytest.MonkeyPatch, scheme: str, each: int) -> None:
     """With AdamW, in bytes a weight, as docs/resuming.md says."""
     taken = []
-    real = checkpointer._copied
+    real = checkpointer._copy_to_cpu
 
     def copied(value: Any) -> Any:
         if isinstance(value, Tensor):
             taken.append(value.nbytes)
         return real(value)
 
-    monkeypatch.setattr(checkpointer, "_copied", copied)
+    monkeypatch.setattr(checkpointer, "_copy_to_cpu", copied)
     torch.manual_seed(0)
     job = Compressor(nn.Linear(300, 300), Policy([Rule("*", scheme=scheme, bits=5)])).prepare()
     data = TensorDataset(torch.randn(4, 300), torch.zeros(4, dtype=torch.int64))

@@ -81,7 +81,7 @@ class Recipe:
 
 
 def _stage(data: Mapping[str, Any], where: str) -> Stage:
-    _only_known(data, [*TrainingConfig.keys(), "rule"], where)
+    _only_known(data, [*TrainingConfig.names(), "rule"], where)
     rules = [_rule(rule, f"{where}, rule {n}") for n, rule in enumerate(_tables(data.get("rule"), f"{where}: rule"), 1)]
     try:
         training = TrainingConfig(**{key: value for key, value in data.items() if key != "rule"})

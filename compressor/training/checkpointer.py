@@ -102,7 +102,7 @@ class TrainingCheckpointer:
         return " in the model" if self.checkpoints is None else f" in {self.checkpoints.folder}: {HOW_TO_RESUME}"
 
     def save_on_error(self, progress: TrainingProgress) -> str:
-        """Saves the state where an error ends the training; returns the end of its message, "" where nothing is kept."""
+        """Saves the state where an error ends the training; returns the end of its message, "" where none is kept."""
         if self.checkpoints is None or not self.save(progress):
             return ""
         return f"; the state after step {self.step(progress)} is kept{self.where()}"

@@ -61,8 +61,8 @@ class TrainingConfig:
             object.__setattr__(self, name, value)
 
     @classmethod
-    def keys(cls) -> list[str]:
-        """Returns the names of the options, which are the keys of a recipe's stage."""
+    def names(cls) -> list[str]:
+        """Returns the names of all options."""
         return [one.name for one in fields(cls)]
 
     @classmethod
@@ -90,21 +90,15 @@ class TrainingConfig:
             Traceback (most recent call last):
             compressor.formats.errors.UsageError: there is no training option 'lrr'. Did you mean 'lr'? ...
         """
+        known = cls.names()
         for name in overrides:
-            if name not in cls.keys():
-                known = ", ".join(cls.keys())
-                raise UsageError(
-                    f"there is no training option {name!r}.{did_you_mean(name, cls.keys())} The options: {known}."
-                )
-        given = asdict(config) if isinstance(config, TrainingConfig) else dict(defaults or {})
-        values = given | ({"epochs": config} if isinstance(config, int) else {}) | dict(overrides)
-        for name, least, hint in (
-            ("epochs", least_epochs, "; without training go on with finish()"),
-            ("grad_accum", 1, ""),
-        ):
-            value = values.get(name, least)
-            if isinstance(value, int) and value < least:
-                raise UsageError(f"{name} must be at least {least}, got {value}{hint}")
+            if name not in known:
+                hint = did_you_mean(name, known)
+                raise UsageError(f"there is no training option {name!r}.{hint} The options: {', '.join(known)}.")
+        values = asdict(config) if isinstance(config, TrainingConfig) else dict(defaults or {})
+        values |= ({"epochs": config} if isinstance(config, int) else {}) | dict(overrides)
+        _check_at_least("epochs", values, least_epochs, "; without training go on with finish()")
+        _check_at_least("grad_accum", values, 1)
         return cls(**values)
 
     def to_dict(self) -> dict[str, Any]:
@@ -113,3 +107,9 @@ class TrainingConfig:
         They are also the fingerprint of a fine-tuning: what must be the same to resume it from a checkpoint.
         """
         return asdict(self)
+
+
+def _check_at_least(name: str, values: Mapping[str, Any], least: int, hint: str = "") -> None:
+    value = values.get(name, least)
+    if isinstance(value, int) and value < least:
+        raise UsageError(f"{name} must be at least {least}, got {value}{hint}")

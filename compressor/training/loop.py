@@ -166,8 +166,8 @@ def _train_epoch(
             ema.update()
         progress.loss, progress.batches = progress.loss + loss * len(batches), progress.batches + len(batches)
         step = checkpointer.step(progress)
-        # Reading the loss from a GPU waits until the GPU has done all its queued work, so it is read now and then
-        # only. The sum of the losses stays not finite once one of them was not, and a rollback discards the steps since.
+        # Reading the loss from a GPU waits until the GPU has done all its queued work, so it is read only now and
+        # then. The sum of the losses is not finite once one of them was not; a rollback discards the steps since.
         if not readable and step % STEPS_BETWEEN_CHECKS == 0:
             check_loss(progress.loss)
         checkpointer.after_step(progress, replicas.stopping())
