@@ -59,6 +59,7 @@ def report(name: str, scheme: str) -> None:
     torch.manual_seed(0)
     model = timm.create_model(name, num_classes=10)
     images, classes = torch.randn(BATCH, 3, 32, 32), torch.randint(10, (BATCH,))
+    teacher: nn.Module | None
     if scheme == "dense":
         teacher, weights, kept = frozen_copy(model), 0, {}
         optimizer = torch.optim.AdamW(model.parameters(), 1e-3)

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from compressor.cli.compress import OPTIONS
+from compressor.cli.configs import Request
 from compressor.cli.files import PackedPath, memory_option, open_packed
-from compressor.cli.options import Options
 from compressor.formats.errors import UsageError
 
 if TYPE_CHECKING:
@@ -25,10 +25,10 @@ WITHOUT_DATA = {
 }  # fmt: skip
 
 
-def _pack(**options: Any) -> None:
+def _pack(model: str, **values: Any) -> None:
     from compressor.cli.run import run
 
-    run(Options(**options))
+    run(Request.from_command_line(model, values))
 
 
 # The options are those of `compress MODEL` themselves, so that both always mean and do the same.

@@ -1,72 +1,90 @@
-"""``compress MODEL --dry-run``: the fate of every tensor, the size before training, and the memory of its steps."""
+"""``compress MODEL --dry-run``: what becomes of every tensor, the size before training, and the memory of its steps."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import click
 import torch
 
+from compressor.cli.configs import OutputConfig
 from compressor.cli.setup import Run
 from compressor.cli.show import print_json, print_table
 from compressor.cli.weights import named_model
 from compressor.compressor import Compressor
 from compressor.formats.loader import build_model
 from compressor.lifecycle.step_memory import StepMemory, size_of
+from compressor.policy.policy import TensorPlan
 
 __all__ = ["dry_run"]
 
 
-def dry_run(work: Run) -> None:
-    """Show the fate of every tensor, and the size that the untrained weights would take."""
-    options, model = work.options, named_model(work)
-    policy = work.recipe.stages[-1].policy
-    job = Compressor(model, policy, model_args=work.args, teacher=None, from_scratch=True)  # for its size alone
-    rules = job.policy.given
-    rows = [
-        {
-            "site": plan.site.name,
-            "shape": list(plan.site.tensor.shape),
-            "weights": plan.site.tensor.numel(),
-            "fate": repr(plan.scheme) if plan.scheme else f"left alone: {plan.reason}",
-            "rule": "" if plan.rule is None else rules[plan.rule].match,
-        }
-        for plan in job.plans
-    ]
-    memory = _memory(work, job.prepare())
-    report = job.finish(half_untouched=options.untouched == "f16").report(options.codec)
+def dry_run(run: Run, output: OutputConfig, as_json: bool) -> None:
+    """Prints what becomes of every tensor, and the size that the untrained weights would take.
+
+    Args:
+        run: the work, checked.
+        output: how the file would be written.
+        as_json: print one JSON document.
+    """
+    model = named_model(run.source, run.execution.seed)
+    policy = run.recipe.stages[-1].policy
+    # from_scratch: random indices have the size of the file before training, and take no time
+    job = Compressor(model, policy, model_args=run.source.args, teacher=None, from_scratch=True)
+    rows = [_row(job, plan) for plan in job.plans]
+    memory = _memory(run, job.prepare())
+    report = job.finish(half_untouched=output.half_untouched).report(output.codec)
     size, dense = report.totals.file, report.totals.dense
-    if options.as_json:
-        taken = None if memory is None else {**vars(memory), "total": memory.total}
-        predicted = {"file": size, "dense": dense, "memory": taken}
-        print_json({"sites": rows, "predicted": predicted, "output": str(work.output)})
+    if as_json:
+        memory_facts = None if memory is None else {**vars(memory), "total": memory.total}
+        predicted = {"file": size, "dense": dense, "memory": memory_facts}
+        print_json({"sites": rows, "predicted": predicted, "output": str(run.output)})
         return
-    shown = [[r["site"], "x".join(map(str, r["shape"])), f"{r['weights']:,}", r["fate"], r["rule"]] for r in rows]  # type: ignore[call-overload]
+    shown = [[r["site"], "x".join(map(str, r["shape"])), f"{r['weights']:,}", r["fate"], r["rule"]] for r in rows]
     print_table([["site", "shape", "weights", "fate", "rule"], *shown])
     if memory is not None:
-        click.echo(_said(work, memory))
+        click.echo(_memory_line(memory, run.recipe.stages[-1].training.batch_size))
     click.echo(f"predicted  {dense:,} -> {size:,} bytes ({dense / size:.1f}x) before training; nothing was written")
 
 
-def _memory(work: Run, job: Compressor) -> StepMemory | None:
-    """Predict the memory of a step of the last stage; None where it is not trained."""
-    training = work.recipe.stages[-1].training
-    if work.data is None or not training.epochs:
+def _row(job: Compressor, plan: TensorPlan) -> dict[str, Any]:
+    return {
+        "site": plan.site.name,
+        "shape": list(plan.site.tensor.shape),
+        "weights": plan.site.tensor.numel(),
+        "fate": repr(plan.scheme) if plan.scheme else f"left alone: {plan.reason}",
+        "rule": "" if plan.rule is None else job.policy.given[plan.rule].match,
+    }
+
+
+def _memory(run: Run, job: Compressor) -> StepMemory | None:
+    """Predicts the memory of a step of the last stage; returns None where it is not trained."""
+    stage = run.recipe.stages[-1]
+    if run.data is None or not run.trains(stage):
         return None
-    sketch = build_model(work.options.model, work.args)
+    training = stage.training
+    sketch = build_model(run.source.config.name, run.source.args)
+    images = torch.empty(training.batch_size, *run.data.input_size, device="meta")
     dense = size_of(sketch.state_dict().values())
-    own = work.teacher
-    taught = training.distill > 0 and not (work.options.from_scratch and own is None)
-    teacher = dense if own is None else 2 * size_of(build_model(own.options.model, own.args).state_dict().values())
-    average = size_of(job.model.parameters()) if training.model_ema_decay else 0
-    images = torch.empty(training.batch_size, *work.data.input_size, device="meta")
-    held = size_of(job.dense.values()) + dense + taught * teacher + average
+    ema = size_of(job.model.parameters()) if training.model_ema_decay else 0
+    teacher = _teacher_size(run, dense) if training.distill > 0 else 0
+    held = size_of(job.dense.values()) + dense + teacher + ema
     return StepMemory.of(job.model, job.groups, sketch, images, training.opt, held)
 
 
-def _said(work: Run, memory: StepMemory) -> str:
+def _teacher_size(run: Run, dense: int) -> int:
+    """Returns the bytes of the teacher's weights; a model of its own is held twice, beside its frozen copy."""
+    if run.teacher is not None:
+        source = run.teacher.source
+        return 2 * size_of(build_model(source.config.name, source.args).state_dict().values())
+    return dense if run.has_dense_model else 0
+
+
+def _memory_line(memory: StepMemory, batch_size: int) -> str:
     parts = {
         "models": memory.models, "optimiser": memory.optimizer, "shared weights": memory.shared,
         "activations": memory.saved, "gradients or largest layer": memory.passing,
     }  # fmt: skip
     listed = " + ".join(f"{name} {'unknown' if size is None else f'{size:,}'}" for name, size in parts.items())
-    batch = work.recipe.stages[-1].training.batch_size
-    return f"memory     about {memory.total:,} bytes a step of {batch} images, beside Python and the data = {listed}"
+    total = f"about {memory.total:,} bytes a step of {batch_size} images, beside Python and the data"
+    return f"memory     {total} = {listed}"

@@ -1,4 +1,4 @@
-"""What is noted of every epoch of fine-tuning: a row of a CSV file, and TensorBoard's scalars."""
+"""Logs of fine-tuning: for every epoch a row of a CSV file, and TensorBoard's scalars."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from timm.utils.summary import update_summary
 
-from compressor.cli.options import Options
+from compressor.cli.configs import OutputConfig
 from compressor.formats.errors import MissingError
 from compressor.formats.io.atomic import check_writable
 from compressor.training.loop import Epoch
@@ -19,7 +19,7 @@ _log = logging.getLogger(__name__)
 
 
 class Logs:
-    """Notes every epoch where it was asked for; what an earlier run had noted of it, and after it, is dropped.
+    """Logs every epoch; what an earlier run has logged of the same epoch and of later ones is dropped.
 
     Args:
         summary: a CSV file with timm's columns: epoch from 0, accuracy in per cent.
@@ -29,17 +29,19 @@ class Logs:
     def __init__(self, summary: Path, board: Path | None = None) -> None:
         self.summary, self.board = summary, board
         self._writer: Any = None
-        self._begun = False
+        self._has_logged = False
 
     @classmethod
-    def of(cls, options: Options, output: Path) -> Logs:
-        """Choose the places, and make sure before the long work that they can be written.
+    def of(cls, config: OutputConfig, output: Path) -> Logs:
+        """Returns logs beside the output, after a check, before the long work, that they can be written.
 
-        Raises MissingError where TensorBoard is not installed, ResourceError where the summary cannot be written.
+        Raises:
+            MissingError: TensorBoard is asked for, and not installed.
+            ResourceError: the summary cannot be written.
         """
-        summary = options.summary or output.with_name(f"{output.name}.summary.csv")
+        summary = config.summary or output.with_name(f"{output.name}.summary.csv")
         check_writable(summary, force=True)
-        if options.log is None:
+        if config.log is None:
             return cls(summary)
         try:
             import torch.utils.tensorboard  # noqa: F401
@@ -48,7 +50,12 @@ class Logs:
         return cls(summary, output.with_name(f"{output.name}.tensorboard"))
 
     def on_epoch(self, epoch: Epoch, top1: float | None, before: int) -> None:
-        """Note an epoch; ``before`` it were so many of other stages. Where that fails, training goes on."""
+        """Logs an epoch; where that fails, it warns, and the training goes on.
+
+        Args:
+            top1: on the validation images, 0 to 1.
+            before: number of epochs of earlier stages.
+        """
         number, sharing = before + epoch.number - 1, epoch.sharing
         train = {
             "loss": epoch.loss,
@@ -57,16 +64,16 @@ class Logs:
         }
         measured = {"top1": None if top1 is None else 100 * top1}
         try:
-            if not self._begun:
+            if not self._has_logged:
                 _trim(self.summary, number)
             new = not self.summary.exists()
             update_summary(number, train, measured, str(self.summary), lr=epoch.lr, write_header=new)  # type: ignore[no-untyped-call]
-            self._show(number, {**train, **measured, "lr": epoch.lr})
+            self._add_scalars(number, {**train, **measured, "lr": epoch.lr})
         except OSError as exc:
             _log.warning("epoch %s is not noted (%s); the training goes on", number + 1, exc)
-        self._begun = True
+        self._has_logged = True
 
-    def _show(self, number: int, figures: dict[str, float | None]) -> None:
+    def _add_scalars(self, number: int, figures: dict[str, float | None]) -> None:
         if self.board is None:
             return
         if self._writer is None:
@@ -80,7 +87,7 @@ class Logs:
 
 
 def _trim(summary: Path, start: int) -> None:
-    """Drop the rows of a summary from an epoch on."""
+    """Drops the rows of a summary from an epoch on."""
     if not summary.exists():
         return
     header, *rows = summary.read_text(encoding="utf-8").splitlines() or [""]

@@ -1,4 +1,4 @@
-"""Are the installed packages those that this one was made for?"""
+"""A check that the installed packages are those that this one needs."""
 
 from __future__ import annotations
 
@@ -12,11 +12,15 @@ __all__ = ["check_requirements"]
 
 
 def check_requirements(distribution: str = "timm-compressor") -> None:
-    """Raise MissingError for each required package that is absent or outside its range, in one line.
+    """Checks that each required package is installed, in a version within its range.
 
-    An installer sees to it once; a later install of something else may undo it, and the fault then shows far away.
+    An installer makes sure of it once; a later installation of another package may undo it, and the error then shows
+    far from its cause.
+
+    Raises:
+        MissingError: with one line for all packages that do not fit.
     """
-    faults = []
+    problems = []
     for text in _required(distribution):
         needed = Requirement(text)
         if needed.marker is not None and not needed.marker.evaluate({"extra": ""}):
@@ -24,12 +28,12 @@ def check_requirements(distribution: str = "timm-compressor") -> None:
         try:
             found = version(needed.name)
         except PackageNotFoundError:
-            faults.append(f"{needed} is not installed")
+            problems.append(f"{needed} is not installed")
             continue
         if not needed.specifier.contains(found, prereleases=True):
-            faults.append(f"{needed} is needed, {found} is installed")
-    if faults:
-        raise MissingError(f"{'; '.join(faults)}: python -m pip install '{distribution}' puts that right")
+            problems.append(f"{needed} is needed, {found} is installed")
+    if problems:
+        raise MissingError(f"{'; '.join(problems)}: python -m pip install '{distribution}' puts that right")
 
 
 def _required(distribution: str) -> list[str]:

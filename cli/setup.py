@@ -15,8 +15,8 @@ from torch import nn
 from compressor import model_zoo
 from compressor.checkpointing.manager import Checkpoints
 from compressor.checkpointing.serialization import checksum
+from compressor.cli.configs import DataConfig, ExecutionConfig, ModelConfig, Request, SharingConfig, TeacherConfig
 from compressor.cli.logs import Logs
-from compressor.cli.options import Options
 from compressor.data.bad_images import BadImages
 from compressor.data.datasets import Dataset, load_data
 from compressor.distributed.collectives import is_main_process, main_process_first, raise_on_all
@@ -28,213 +28,270 @@ from compressor.formats.io.atomic import check_writable
 from compressor.formats.loader import build_model
 from compressor.models.teacher import load_teacher
 from compressor.policy.policy import Policy, Rule
-from compressor.policy.recipe import Recipe, Stage, Training
+from compressor.policy.recipe import Recipe, Stage
 from compressor.training.compilation import check_backend
+from compressor.training.config import TrainingConfig
 from compressor.training.optim import make_optimizer
 
-__all__ = ["Run", "set_up"]
+__all__ = ["ModelSource", "Run", "Teacher", "set_up"]
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """A model that timm can build, and where its weights come from.
+
+    Args:
+        config: as asked for.
+        args: arguments of ``timm.create_model``.
+    """
+
+    config: ModelConfig
+    args: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
 class Teacher:
-    """A model to distil from.
+    """A model to distil from, other than the dense one.
 
     Args:
-        options: those it is started by.
-        args: arguments of ``timm.create_model``.
-        model: with the weights of its checkpoint; None where it is to be trained, or timm's.
+        source: the model.
+        checkpoint: the file of its weights; None where they are timm's, or trained.
+        model: with the weights of the checkpoint; None without one.
     """
 
-    options: Options
-    args: Mapping[str, Any]
+    source: ModelSource
+    checkpoint: Path | None
     model: nn.Module | None
 
 
 @dataclass(frozen=True)
 class Run:
-    """What is going to be done, all of it checked.
+    """The work of a run, all of it checked.
 
     Args:
-        options: as given.
+        source: the model to compress.
         recipe: what is shared, and how it is trained.
         data: the data set; None for a post-training run.
-        args: arguments of ``timm.create_model``.
+        execution: how the work is carried out.
+        device: where the models are evaluated.
         output: the file to write.
-        device: where the models are measured.
         checkpoints: of the training; None where there is none.
-        teacher: the model to distil from, where that is not the dense one.
-        logs: what is noted of every epoch; None where there is none.
+        teacher: the model to distil from, where it is not the dense one.
+        logs: of every epoch; None where there are none.
     """
 
-    options: Options
+    source: ModelSource
     recipe: Recipe
     data: Dataset | None
-    args: Mapping[str, Any]
-    output: Path
+    execution: ExecutionConfig
     device: torch.device
+    output: Path
     checkpoints: Checkpoints | None = None
     teacher: Teacher | None = None
     logs: Logs | None = None
 
+    @property
+    def has_dense_model(self) -> bool:
+        """Whether the run starts from a dense model, and not from random weights."""
+        return not self.source.config.from_scratch
 
-def set_up(options: Options) -> Run:
-    """Check everything that can be checked before the long work, in each of several processes; they meet here."""
-    options.check()
-    device = find_device(options.device)
-    if options.dataset_download:
-        main_process_first(lambda: _data(options) and None)
+    @property
+    def teacher_name(self) -> str | None:
+        """The name of the model to distil from; None where it is not one of its own."""
+        return None if self.teacher is None else self.teacher.source.config.name
+
+    def trains(self, stage: Stage) -> bool:
+        """Whether a stage is fine-tuned."""
+        return self.data is not None and stage.training.epochs > 0
+
+
+def set_up(request: Request) -> Run:
+    """Checks everything that can be checked before the long work; where there are several processes, all call it.
+
+    Raises:
+        CompressorError: something that was asked for cannot be done.
+    """
+    request.check()
+    device = find_device(request.execution.device)
+    if request.data.dataset_download:
+        main_process_first(lambda: _download(request))
     with raise_on_all():
-        work = _checked(options, device)
-    if work.data is None or options.dry_run:
-        return work
-    return replace(work, checkpoints=_checkpoints(work, work.data))
+        run = _checked(request, device)
+    if run.data is None or request.display.dry_run:
+        return run
+    return replace(run, checkpoints=_checkpoints(request, run, run.data))
 
 
-def _checked(options: Options, device: torch.device) -> Run:
-    for model in filter(None, (options.model, options.teacher)):
-        if not timm.is_model(model):
-            hint = did_you_mean(model, timm.list_models())
-            raise MissingError(f"timm {timm.__version__} has no model {model!r}.{hint}")
-    recipe = _recipe(options)
-    _check_names(options.codec, recipe)
-    check_backend(options.torchcompile)
-    output = options.output_path()
-    if is_main_process() and not options.dry_run:
-        check_writable(output, options.force)
-    if options.checkpoint_path is not None and not options.checkpoint_path.is_file():
-        raise MissingError(f"--checkpoint-path {options.checkpoint_path}: no such file")
-    data = None if options.post_training else _data(options)
-    args = _model_args(options, data)
-    sketch = build_model(options.model, args)
+def _download(request: Request) -> None:
+    """Downloads the data set, which loading it does where it is not there yet."""
+    _load_data(request)
+
+
+def _checked(request: Request, device: torch.device) -> Run:
+    """Checks and resolves everything but the checkpoints."""
+    _check_models(request.model, request.teacher)
+    recipe = _recipe(request)
+    _check_codec(request.output.codec)
+    _check_optimizers(recipe)
+    check_backend(request.execution.torchcompile)
+    output, writes = request.output_path(), is_main_process() and not request.display.dry_run
+    if writes:
+        check_writable(output, request.output.force)
+    if (path := request.model.checkpoint_path) is not None and not path.is_file():
+        raise MissingError(f"--checkpoint-path {path}: no such file")
+    data = None if request.post_training else _load_data(request)
+    source = ModelSource(request.model, _model_args(request.model, data))
+    sketch = build_model(request.model.name, source.args)
     for stage in recipe.stages:
         stage.policy.plan(sketch)
     if data is not None:
-        _check_head(sketch, data, options)
-    logs = Logs.of(options, output) if is_main_process() and data is not None and not options.dry_run else None
-    return Run(options, recipe, data, args, output, device, teacher=_teacher(options, recipe, data), logs=logs)
+        _check_head(sketch, data, request.model)
+    logs = Logs.of(request.output, output) if writes and data is not None else None
+    teacher = None if data is None else _teacher(request.teacher, request.model, recipe, data)
+    return Run(source, recipe, data, request.execution, device, output, teacher=teacher, logs=logs)
 
 
-def _checkpoints(work: Run, data: Dataset) -> Checkpoints:
-    """Open the folder of checkpoints beside the output: those of the dense baseline, stage 0, and of each stage."""
-    options, given = work.options, None if work.teacher is None else work.teacher.model
+def _checkpoints(request: Request, run: Run, data: Dataset) -> Checkpoints:
+    """Opens the folder of checkpoints beside the output: those of the dense baseline, stage 0, and of each stage."""
+    model, execution, output = request.model, request.execution, request.output
+    teacher = None if run.teacher is None else run.teacher.model
     about = {
-        "model": options.model,
-        "args": dict(work.args),
-        "recipe": work.recipe.to_dict(),
+        "model": model.name,
+        "args": dict(run.source.args),
+        "recipe": run.recipe.to_dict(),
         "data": {"name": data.name, "version": data.version, "input": data.input_size},
-        "pretrained": options.pretrained,
-        "from scratch": options.from_scratch,
-        "weights given": options.checkpoint_path is not None,
-        "baseline epochs": options.baseline_epochs,
-        "calibration images": options.calibration_images,
-        "seed": options.seed,
-        "amp": options.amp,
-        "channels last": options.channels_last,
-        "torchcompile": options.torchcompile,
-        "teacher": options.teacher,
-        "weights of the teacher": None if given is None else f"CRC-32 {checksum(given.state_dict()):08x}",
+        "pretrained": model.pretrained,
+        "from scratch": model.from_scratch,
+        "weights given": model.checkpoint_path is not None,
+        "baseline epochs": model.baseline_epochs,
+        "calibration images": execution.calibration_images,
+        "seed": execution.seed,
+        "amp": execution.amp,
+        "channels last": execution.channels_last,
+        "torchcompile": execution.torchcompile,
+        "teacher": request.teacher.teacher,
+        "weights of the teacher": None if teacher is None else f"CRC-32 {checksum(teacher.state_dict()):08x}",
     }
     return Checkpoints(
-        work.output.with_name(f"{work.output.name}.checkpoints"), about, minutes=options.checkpoint_minutes,
-        steps=options.checkpoint_steps, resume=options.resume, force=options.force,
+        run.output.with_name(f"{run.output.name}.checkpoints"), about, minutes=output.checkpoint_minutes,
+        steps=output.checkpoint_steps, resume=output.resume, force=output.force,
     )  # fmt: skip
 
 
-def _teacher(options: Options, recipe: Recipe, data: Dataset | None) -> Teacher | None:
-    """Give the teacher, its weights read where it has any, for what the student is given and has to tell apart."""
-    if options.teacher is None or data is None:
+def _teacher(config: TeacherConfig, student: ModelConfig, recipe: Recipe, data: Dataset) -> Teacher | None:
+    """Returns the teacher, with the weights of its checkpoint where it has one, for the images of the student."""
+    if config.teacher is None:
         return None
     if not any(stage.training.epochs and stage.training.distill for stage in recipe.stages):
-        raise UsageError(f"--teacher {options.teacher}: nothing is distilled, epochs or distill are 0; leave it out")
-    own = replace(options, model=options.teacher, checkpoint_path=None, from_scratch=False)
-    args = _model_args(own, data)
-    _check_head(build_model(own.model, args), data, own)
-    path = options.teacher_checkpoint
+        raise UsageError(f"--teacher {config.teacher}: nothing is distilled, epochs or distill are 0; leave it out")
+    model_config = replace(student, name=config.teacher, checkpoint_path=None, from_scratch=False)
+    args = _model_args(model_config, data)
+    _check_head(build_model(model_config.name, args), data, model_config)
+    path = config.teacher_checkpoint
     try:
-        model = None if path is None else load_teacher(path, own.model, args, data.mean, data.std)
+        model = None if path is None else load_teacher(path, model_config.name, args, data.mean, data.std)
     except MissingError as exc:
         raise MissingError(f"--teacher-checkpoint {exc}") from exc
-    return Teacher(own, args, model)
+    return Teacher(ModelSource(model_config, args), path, model)
 
 
-def _check_names(codec: str, recipe: Recipe) -> None:
-    """Try codec, optimiser and schedule, which are not asked for before the end of the long work."""
+def _check_models(model: ModelConfig, teacher: TeacherConfig) -> None:
+    for name in filter(None, (model.name, teacher.teacher)):
+        if not timm.is_model(name):
+            hint = did_you_mean(name, timm.list_models())
+            raise MissingError(f"timm {timm.__version__} has no model {name!r}.{hint}")
+
+
+def _check_codec(codec: str) -> None:
+    """Checks the name of the codec, which is needed only at the end of the long work."""
     known = ["auto", *(name for name in sorted(CODECS) if CODECS[name].general)]
     if codec not in known:
         raise UsageError(f"--codec {codec}: no such codec.{did_you_mean(codec, known)} Known: {', '.join(known)}")
+
+
+def _check_optimizers(recipe: Recipe) -> None:
+    """Builds optimiser and schedule of each stage for a small parameter, which checks their names and settings."""
     for training in (stage.training for stage in recipe.stages if stage.training.epochs):
-        parameter = [{"params": [nn.Parameter(torch.zeros(2, 2))]}]
-        make_optimizer(parameter, training.opt, training.lr, training.sched, training.epochs, 2)
+        parameters = [{"params": [nn.Parameter(torch.zeros(2, 2))]}]
+        make_optimizer(parameters, training.opt, training.lr, training.sched, training.epochs, 2)
 
 
-def _recipe(options: Options) -> Recipe:
-    if options.recipe is not None:
-        recipe = _named_recipe(options.recipe)
-        if not (named := options.training()):
-            return recipe
-        return Recipe(tuple(replace(stage, training=_training(stage.training, named)) for stage in recipe.stages))
-    policy = Policy([Rule("*", **options.rule())])
-    return Recipe((Stage(policy, _training(Training(), options.training())),))
+def _recipe(request: Request) -> Recipe:
+    """Returns the recipe that was named, or one of a single stage, with the training options that were named."""
+    recipe = _named_recipe(request.sharing)
+    overrides = request.training_overrides()
+    stages = [
+        replace(stage, training=TrainingConfig.resolve(stage.training, overrides)) if overrides else stage
+        for stage in recipe.stages
+    ]
+    return Recipe(tuple(stages))
 
 
-def _training(training: Training, changes: Mapping[str, Any]) -> Training:
-    """Change settings through the recipe's own checks."""
-    stage = {**training.__dict__, **changes, "rule": [{"match": "*", "scheme": "learnt"}]}
-    checked = Recipe.from_dict({"stage": [{k: v for k, v in stage.items() if not k.startswith("_")}]}, "options")
-    return checked.stages[0].training
-
-
-def _named_recipe(name: str) -> Recipe:
-    path = model_zoo.packed_path(name)
+def _named_recipe(sharing: SharingConfig) -> Recipe:
+    if sharing.recipe is None:
+        return Recipe((Stage(Policy([Rule("*", **sharing.rule())])),))
+    path = model_zoo.packed_path(sharing.recipe)
     if path.suffix == ".safetensors":
         with PackedFile.open(path) as file:
             if not file.recipe:
                 raise MissingError(f"{path} holds no recipe")
             return Recipe.from_dict(file.recipe, str(path))
     if path.suffix != ".toml":
-        return Recipe.from_toml(model_zoo.recipe_text(name), f"recipe {name}")
+        return Recipe.from_toml(model_zoo.recipe_text(sharing.recipe), f"recipe {sharing.recipe}")
     try:
         return Recipe.from_toml(path.read_text(encoding="utf-8"), str(path))
     except (OSError, UnicodeDecodeError) as exc:
         raise MissingError(f"--recipe {path}: cannot be read ({getattr(exc, 'strerror', None) or exc})") from exc
 
 
-def _data(options: Options) -> Dataset:
-    cfg = timm.models.get_pretrained_cfg(options.model)
-    asked = {"img_size": options.img_size, "in_chans": options.in_chans}
-    config = resolve_data_config({k: v for k, v in asked.items() if v}, cfg.to_dict() if cfg else {"input_size": None})  # type: ignore[no-untyped-call]
-    bad = BadImages(options.max_bad_images, options.output_path().with_name("bad_images.txt"))
-    augment = {"auto_augment": options.aa, "re_prob": options.reprob}
+def _load_data(request: Request) -> Dataset:
+    """Loads the data set, prepared for the model."""
+    model, config = request.model, request.data
+    bad = BadImages(config.max_bad_images, request.output_path().with_name("bad_images.txt"))
     data = load_data(
-        options.data_name, options.data_dir, config=config, download=options.dataset_download, bad=bad,
-        augment={name: value for name, value in augment.items() if value},
+        config.name, config.data_dir, config=_preprocessing(model), download=config.dataset_download, bad=bad,
+        augment=_augmentation(config),
     )  # fmt: skip
-    if options.workers is not None and data.workers:  # data in memory need none
-        data = replace(data, workers=options.workers)
+    if config.workers is not None and data.workers:  # data in memory needs no workers
+        data = replace(data, workers=config.workers)
     channels, size, _ = data.input_size
-    for option, asked_for, has in (("--img-size", options.img_size, size), ("--in-chans", options.in_chans, channels)):
-        if asked_for not in (None, has):
-            raise UsageError(f"{option} {asked_for}: the images of {data.name} have {has}; leave it out")
-    return replace(data, channels_last=options.channels_last)
+    for flag, asked, has in (("--img-size", model.img_size, size), ("--in-chans", model.in_chans, channels)):
+        if asked not in (None, has):
+            raise UsageError(f"{flag} {asked}: the images of {data.name} have {has}; leave it out")
+    return replace(data, channels_last=request.execution.channels_last)
 
 
-def _model_args(options: Options, data: Dataset | None) -> dict[str, Any]:
-    """Give the arguments of ``timm.create_model`` that data and options call for."""
-    args = {"num_classes": options.num_classes, "in_chans": options.in_chans, "img_size": options.img_size}
+def _preprocessing(model: ModelConfig) -> dict[str, Any]:
+    """Returns timm's data config of the model, with the image size and channels that were asked for."""
+    cfg = timm.models.get_pretrained_cfg(model.name)
+    asked = {"img_size": model.img_size, "in_chans": model.in_chans}
+    own = cfg.to_dict() if cfg else {"input_size": None}  # type: ignore[no-untyped-call]
+    config: dict[str, Any] = resolve_data_config({k: v for k, v in asked.items() if v}, own)  # type: ignore[no-untyped-call]
+    return config
+
+
+def _augmentation(config: DataConfig) -> dict[str, Any]:
+    """Returns the augmentation that was asked for, by timm's names."""
+    augment = {"auto_augment": config.aa, "re_prob": config.reprob}
+    return {name: value for name, value in augment.items() if value}
+
+
+def _model_args(config: ModelConfig, data: Dataset | None) -> dict[str, Any]:
+    """Returns the arguments of ``timm.create_model`` that the data and the config call for."""
+    args = {"num_classes": config.num_classes, "in_chans": config.in_chans, "img_size": config.img_size}
     if data is not None:
         channels, size, _ = data.input_size
-        cfg = timm.models.get_pretrained_cfg(options.model)
-        fixed = cfg is not None and cfg.fixed_input_size and cfg.input_size[1] != size
-        args["num_classes"] = options.num_classes or data.num_classes
-        args["in_chans"] = channels if channels != 3 else options.in_chans
-        args["img_size"] = size if fixed else None
+        cfg = timm.models.get_pretrained_cfg(config.name)
+        needs_size = cfg is not None and cfg.fixed_input_size and cfg.input_size[1] != size
+        args["num_classes"] = config.num_classes or data.num_classes
+        args["in_chans"] = channels if channels != 3 else config.in_chans
+        args["img_size"] = size if needs_size else None
     return {name: value for name, value in args.items() if value is not None}
 
 
-def _check_head(model: nn.Module, data: Dataset, options: Options) -> None:
-    if options.num_classes not in (None, data.num_classes):
-        raise MissingError(f"--num-classes {options.num_classes}: {data.name} has {data.num_classes} classes")
+def _check_head(model: nn.Module, data: Dataset, config: ModelConfig) -> None:
+    """Raises MissingError unless the model has the classes of the data."""
+    if config.num_classes not in (None, data.num_classes):
+        raise MissingError(f"--num-classes {config.num_classes}: {data.name} has {data.num_classes} classes")
     if getattr(model, "num_classes", data.num_classes) != data.num_classes:
-        raise MissingError(
-            f"{options.model} tells {model.num_classes} classes apart, {data.name} has {data.num_classes}"
-        )
+        raise MissingError(f"{config.name} tells {model.num_classes} classes apart, {data.name} has {data.num_classes}")

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import timm
+import torch
 from safetensors import SafetensorError
 from torch import nn
 
+from compressor.checkpointing.manager import Checkpoints
+from compressor.cli.configs import ExecutionConfig
 from compressor.cli.files import EVAL_BATCH
-from compressor.cli.setup import Run
+from compressor.cli.setup import ModelSource, Teacher
 from compressor.cli.show import Step, counts, percent
+from compressor.data.datasets import Dataset
 from compressor.formats.errors import IntegrityError, MissingError, UnsupportedError
 from compressor.models.baseline import create_model, train_baseline
 from compressor.models.teacher import with_normalization
@@ -23,88 +26,115 @@ from compressor.training.evaluation import evaluate
 __all__ = ["dense_model", "named_model", "teacher_model"]
 
 
-def dense_model(work: Run, step: Callable[[str], Step]) -> nn.Module:
-    """Give the model to compress, with its preprocessing written on it."""
-    model = _start(work, step)
-    if work.data is not None:
-        own = {"input_size": work.data.input_size, "mean": work.data.mean, "std": work.data.std}
-        model.pretrained_cfg = {**getattr(model, "pretrained_cfg", {}), **own}  # type: ignore[assignment]
+def dense_model(
+    source: ModelSource,
+    data: Dataset | None,
+    execution: ExecutionConfig,
+    checkpoints: Checkpoints | None,
+    step: Callable[[str], Step],
+) -> nn.Module:
+    """Returns the model to compress, with the preprocessing of the data in its ``pretrained_cfg``.
+
+    Args:
+        source: the model.
+        data: what a baseline is trained on; None for a post-training run.
+        checkpoints: of the training of a baseline.
+        step: makes the step of the run that the terminal shows, from its name.
+    """
+    if source.config.from_scratch:
+        model = create_model(source.config.name, source.args, seed=execution.seed)
+    elif data is None or _needs_no_training(source, data):
+        model = _given_model(source, execution.seed, step("weights"))
+    else:
+        model = _trained_model(source, data, execution, checkpoints, step("dense baseline"))
+    if data is not None:
+        preprocessing = {"input_size": data.input_size, "mean": data.mean, "std": data.std}
+        model.pretrained_cfg = {**getattr(model, "pretrained_cfg", {}), **preprocessing}  # type: ignore[assignment]
     return model
 
 
-def teacher_model(work: Run, step: Callable[[str], Step]) -> nn.Module | None:
-    """Give the model to distil from, where one was named, for images as the student sees them."""
-    teacher, data = work.teacher, work.data
-    if teacher is None or data is None:
-        return None
+def teacher_model(
+    teacher: Teacher, data: Dataset, execution: ExecutionConfig, device: torch.device, step: Step
+) -> nn.Module:
+    """Returns the model to distil from, for images that are preprocessed as the student's.
+
+    A training of the teacher has no checkpoints: where it is stopped, it starts again.
+    """
     if teacher.model is not None:
-        here = step("teacher")
-        top1 = evaluate(teacher.model.to(work.device), data.eval_loader(EVAL_BATCH, "validation")).top1
-        here.done(f"{work.options.teacher}  {work.options.teacher_checkpoint}  validation {percent(top1)}")
+        top1 = evaluate(teacher.model.to(device), data.eval_loader(EVAL_BATCH, "validation")).top1
+        step.done(f"{teacher.source.config.name}  {teacher.checkpoint}  validation {percent(top1)}")
         return teacher.model
-    own = replace(work, options=teacher.options, args=teacher.args, checkpoints=None)  # begun anew where it is stopped
-    model = _start(own, step, "teacher")
-    known: Any = model.pretrained_cfg if _fits_as_it_is(own) else {}  # else it was trained on what the student sees
-    return with_normalization(model, data.mean, data.std, known)
+    if not _needs_no_training(teacher.source, data):
+        # It was trained on what the student is given.
+        model = _trained_model(teacher.source, data, execution, None, step)
+        return with_normalization(model, data.mean, data.std, {})
+    model = _given_model(teacher.source, execution.seed, step)
+    preprocessing: Any = model.pretrained_cfg
+    return with_normalization(model, data.mean, data.std, preprocessing)
 
 
-def _start(work: Run, step: Callable[[str], Step], name: str | None = None) -> nn.Module:
-    options, args = work.options, dict(work.args)
-    if options.from_scratch:
-        return create_model(options.model, args, seed=options.seed)
-    if work.data is None or _fits_as_it_is(work):
-        here = step(name or "weights")
-        model = named_model(work)
-        size = counts(sum(p.numel() for p in model.parameters()))
-        here.done(f"{options.checkpoint_path or 'pretrained'}  {size} parameters")
-        return model
-    here = step(name or "dense baseline")
-    with _sound_cache(options.model):
+def _given_model(source: ModelSource, seed: int, step: Step) -> nn.Module:
+    """Returns the model with the weights that were named."""
+    model = named_model(source, seed)
+    size = counts(sum(p.numel() for p in model.parameters()))
+    step.done(f"{source.config.checkpoint_path or 'pretrained'}  {size} parameters")
+    return model
+
+
+def _trained_model(
+    source: ModelSource, data: Dataset, execution: ExecutionConfig, checkpoints: Checkpoints | None, step: Step
+) -> nn.Module:
+    """Returns the model with the weights of a dense baseline, trained here or by an earlier run."""
+    config = source.config
+    with _explained_damage(config.name):
         baseline = train_baseline(
-            options.model, args, work.data, seed=options.seed, epochs=options.baseline_epochs,
-            pretrained=options.pretrained, on_epoch=here.on_epoch, on_step=here.on_step, device=options.device,
-            amp=options.amp, checkpoints=work.checkpoints,
+            config.name, source.args, data, seed=execution.seed, epochs=config.baseline_epochs,
+            pretrained=config.pretrained, on_epoch=step.on_epoch, on_step=step.on_step, device=execution.device,
+            amp=execution.amp, checkpoints=checkpoints,
         )  # fmt: skip
     kept = "not kept" if baseline.path is None else f"{'reused from' if baseline.reused else 'kept in'} {baseline.path}"
-    here.done(f"{baseline.figures['epochs']} epochs  validation {percent(baseline.figures['validation_top1'])}  {kept}")
-    model = create_model(options.model, args, seed=options.seed)
+    step.done(f"{baseline.figures['epochs']} epochs  validation {percent(baseline.figures['validation_top1'])}  {kept}")
+    model = create_model(config.name, source.args, seed=execution.seed)
     model.load_state_dict(dict(baseline.state))
     return model
 
 
-def _fits_as_it_is(work: Run) -> bool:
-    """Tell whether the weights named need no training of their own before they are shared."""
-    options = work.options
-    if options.checkpoint_path is not None:
+def _needs_no_training(source: ModelSource, data: Dataset) -> bool:
+    """Whether weights were named that need no training on the data before they are shared."""
+    config = source.config
+    if config.checkpoint_path is not None:
         return True
-    cfg = timm.models.get_pretrained_cfg(options.model)
-    assert work.data is not None
-    fits = cfg is not None and cfg.num_classes == work.data.num_classes and "in_chans" not in work.args
-    return options.pretrained and (options.baseline_epochs == 0 or (fits and options.baseline_epochs is None))
+    cfg = timm.models.get_pretrained_cfg(config.name)
+    fits = cfg is not None and cfg.num_classes == data.num_classes and "in_chans" not in source.args
+    return config.pretrained and (config.baseline_epochs == 0 or (fits and config.baseline_epochs is None))
 
 
-def named_model(work: Run) -> nn.Module:
-    """Build the model, with pretrained weights or those of a checkpoint where the options name them.
+def named_model(source: ModelSource, seed: int) -> nn.Module:
+    """Builds a model, with pretrained weights or those of a checkpoint where they are named.
+
+    Args:
+        source: the model.
+        seed: of the weights, where they are random.
 
     Raises:
-        MissingError: timm cannot build it, or the weights are absent or do not fit.
-        IntegrityError: the weights that the hub keeps here are damaged.
+        MissingError: timm cannot build the model, or the weights are absent or do not fit.
+        IntegrityError: the weights in the hub's cache are damaged.
         UnsupportedError: the checkpoint is damaged, or holds more than tensors.
     """
-    options, path = work.options, work.options.checkpoint_path
+    config, path = source.config, source.config.checkpoint_path
     if path is None:
-        with _sound_cache(options.model):
-            return create_model(options.model, work.args, pretrained=options.pretrained, seed=options.seed)
+        with _explained_damage(config.name):
+            return create_model(config.name, source.args, pretrained=config.pretrained, seed=seed)
     try:
-        return create_model(options.model, {**work.args, "checkpoint_path": str(path)}, seed=options.seed)
+        return create_model(config.name, {**source.args, "checkpoint_path": str(path)}, seed=seed)
     except (EOFError, SafetensorError, MissingError):
         _check_readable(path)
         raise
 
 
 @contextmanager
-def _sound_cache(model: str) -> Iterator[None]:
-    """Raise IntegrityError, with the folder to delete, where the weights that the hub keeps here are damaged."""
+def _explained_damage(model: str) -> Iterator[None]:
+    """Raises IntegrityError, with the folder to delete, where the weights in the hub's cache are damaged."""
     try:
         yield
     except SafetensorError as exc:
@@ -119,11 +149,11 @@ def _sound_cache(model: str) -> Iterator[None]:
 
 
 def _check_readable(checkpoint: Path) -> None:
-    """Read a checkpoint that did not load, alone: does it not fit, or is it none?
+    """Raises UnsupportedError where a checkpoint that did not load cannot be read at all.
 
-    timm lets torch unpickle tensors and plain values only, and torch names what it refused.
+    timm lets torch unpickle nothing but tensors and plain values, and torch names what it has refused.
     """
     try:
         timm.models.load_state_dict(str(checkpoint))
-    except (EOFError, RuntimeError, ValueError, SafetensorError) as exc:  # EOFError, click would take for Ctrl-D
+    except (EOFError, RuntimeError, ValueError, SafetensorError) as exc:  # click takes an EOFError for Ctrl-D
         raise UnsupportedError(f"--checkpoint-path {checkpoint}: damaged, or no checkpoint ({exc})") from exc

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy as copying
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -29,37 +31,43 @@ from compressor.sharing.parametrization import attach, detach, restore, set_weig
 from compressor.sharing.sites import finite_weights
 from compressor.training.batch_norm import estimate_batch_norm
 from compressor.training.checkpointer import TrainingCheckpointer
+from compressor.training.config import TrainingConfig
 from compressor.training.distillation import frozen_copy, with_distillation
 from compressor.training.loop import Epoch, OnStep, evaluate_after_epoch, train
 from compressor.training.metrics import SharingMonitor
-from compressor.training.mixup import Mixer, describe_mixup
+from compressor.training.mixup import Mixer, describe_mixup, mixup_for, split_mixer
 from compressor.training.optim import make_optimizer
 from compressor.training.step import steps_per_epoch
 
 __all__ = ["Compressor"]
 
 OnRound = Callable[[list[Tensor], int], None]
+"""Of the parameters that begin a round, and the steps that the round has."""
 
 
 class Compressor:
-    """Let the weights of a model share values, fine-tune it, and pack it.
+    """Makes the weights of a model share a few values, fine-tunes it, and packs it.
 
-    Everything is validated at once: rules, schemes, settings, weights.
+    The constructor validates everything: rules, schemes, settings, weights.
 
     Args:
-        model: any module; a timm model is rebuilt by name when its file is loaded.
-        policy: what is shared how.
-        model_args: the arguments it was built with by ``timm.create_model``, beside its name.
+        model: any module; a timm model is rebuilt by its name when the packed file is loaded.
+        policy: which tensors share values, and by which scheme.
+        model_args: the arguments that ``timm.create_model`` built it with, beside its name.
         copy: work on a copy, at ``job.model``; otherwise on the model itself.
-        teacher: the model to distil from: "dense" for the model as it was, another module, or None.
-        distill: weight of the distillation loss, 0 to 1; the task's has the rest.
+        teacher: the model to distil from: "dense" for the model with its present weights, another module, or None.
+        distill: weight of the distillation loss beside the loss of the labels, 0 to 1; with 0 no teacher is kept.
         temperature: of the distillation's softmax.
         seed: of everything random in ``finetune``.
-        preserve_sparsity: pin weights that are zero now to zero, as pruning before has left them.
-        original: the weights by name that the report measures noise against; None: the model's as given.
-        from_scratch: the weights are random, or drawn when they are shared where the model is on ``meta``: no "dense".
+        preserve_sparsity: keep weights at zero that are zero now, such as those that an earlier stage has pruned.
+        original: the weights by name against which the report measures noise; None: those of the model now.
+        from_scratch: the weights are random, or drawn in ``prepare`` where the model is on ``meta``; the teacher
+            "dense" is then none, for random weights teach nothing.
 
-    Raises PolicyError where the policy does not fit the model, MissingError for weights that are not finite.
+    Raises:
+        PolicyError: the policy does not fit the model.
+        MissingError: a weight is not finite.
+        UsageError: the teacher is another word than "dense".
 
     Example:
         >>> from compressor.policy.policy import Rule
@@ -87,33 +95,38 @@ class Compressor:
         self.model = copying.deepcopy(model) if copy else model
         self.policy, self.model_args, self.seed = policy, dict(model_args or {}), seed
         self.distill, self.temperature = distill, temperature
+        self.preserve_sparsity, self.from_scratch = preserve_sparsity, from_scratch
         self.plans: list[TensorPlan] = policy.plan(self.model)
         self.sites = [plan.site for plan in self.plans if plan.scheme]
-        dense = {site.name: finite_weights(site) for site in self.sites if not (from_scratch and site.tensor.is_meta)}
-        teacher = None if from_scratch and teacher == "dense" else teacher  # it knows nothing
-        self.teacher = frozen_copy(model if teacher == "dense" else teacher) if distill > 0 else None
-        taught = self.teacher is not None and teacher == "dense"  # by the same weights: they need keeping only once
-        kept = self.teacher.state_dict() if self.teacher is not None and taught else {}
-        self.dense = {name: kept[name] if taught else weights.clone() for name, weights in dense.items()}
+        weights = {site.name: finite_weights(site) for site in self.sites if not (from_scratch and site.tensor.is_meta)}
+        self.teacher = _make_teacher(model, teacher, from_scratch) if distill > 0 else None
+        if self.teacher is not None and teacher == "dense":
+            dense = self.teacher.state_dict()  # the teacher's frozen copy of the weights serves for undo() as well
+            self.dense = {name: dense[name] for name in weights}
+        else:
+            self.dense = {name: weight.clone() for name, weight in weights.items()}
         self.original = self.dense if original is None else {name: original[name] for name in self.dense}
-        self.preserve_sparsity, self.from_scratch = preserve_sparsity, from_scratch
         self.groups: list[Group] = []
         self.steps = self.total_steps = 0
 
     def prepare(self, calibration: Batches | None = None, virtual: bool = False) -> Compressor:
-        """Make codebooks and indices from the weights, and let the model compute with them.
+        """Finds codebooks and indices for the weights, and makes the model compute with them.
 
         Args:
-            calibration: (inputs, targets) batches; the squared gradients on them weigh the weights' errors.
-            virtual: let go of the dense weights where a scheme generates its indices, and with them of ``undo()`` and
-                the noise of the report. Layers then compute block by block.
+            calibration: batches (inputs, targets) that the importance of each weight is measured on: the errors of
+                weights with large squared gradients count more. ``finish(calibration=)`` is for BatchNorm instead.
+            virtual: keep no dense weights where a scheme generates its indices, so that layers compute chunk by
+                chunk; ``undo()`` and the noise in the report are then not available for these tensors.
+
+        Raises:
+            UsageError: the model is prepared already.
         """
         if self.groups:
             raise UsageError("prepare() has been called: the model is shared already")
         importance = None if calibration is None else squared_gradients(self.model, self.sites, calibration)
         for plan in self.plans:
             if virtual and plan.scheme and plan.scheme.generator():
-                self.dense.pop(plan.site.name, None)  # and from ``original``, which is the same if none was given
+                self.dense.pop(plan.site.name, None)  # and from ``original``, which is the same dict by default
         self.groups = fit_groups(self.plans, importance, self.preserve_sparsity, self.from_scratch, virtual)
         if self.from_scratch:
             initialise(self.model)
@@ -121,23 +134,30 @@ class Compressor:
         return self
 
     def param_groups(self, lr: float, weight_decay: float = 0.0, layer_decay: float = 1.0) -> list[dict[str, Any]]:
-        """Give the parameters for an optimiser: no decay on shared weights, codebooks, norms and biases.
+        """Returns the parameter groups for an optimiser, without decay on shared weights, codebooks, norms and biases.
 
-        Decay would draw master weights off their codewords and whole codebooks to zero. With ``layer_decay`` below 1
-        each layer learns so many times as fast as the one after it.
+        Weight decay would draw master weights off their codewords, and whole codebooks to zero.
+
+        Args:
+            lr: learning rate of the last layer.
+            weight_decay: of the other weights.
+            layer_decay: learning rate of a layer, relative to the next one's.
         """
-        self._prepared("param_groups()")
+        self._check_prepared("param_groups()")
         return param_groups(self.model, self.groups, lr, weight_decay, layer_decay)
 
     def attach(self, optimizer: Optimizer, total_steps: int, on_round: OnRound | None = None) -> None:
-        """Let the schemes follow an optimiser's steps; nothing else is to be remembered in your own loop.
+        """Makes the schemes follow the steps of an optimiser; a loop of your own has nothing else to call.
 
         Args:
-            total_steps: how many there will be, for rounds and schedules are shares of the training.
-            on_round: told when a scheme begins a round: the parameters it is about, and its steps. The optimiser has
-                been made to forget what it remembered of them; their learning rate is for you to restart.
+            total_steps: of the whole training; rounds and schedules begin at shares of it.
+            on_round: called when a scheme begins a round, with its parameters and the number of its steps. The
+                optimiser's state of these parameters is dropped before; restarting their learning rate is up to you.
+
+        Raises:
+            UsageError: there is not one step.
         """
-        self._prepared("attach()")
+        self._check_prepared("attach()")
         if total_steps < 1:
             raise UsageError(f"total_steps must be at least 1, got {total_steps}")
         self.total_steps = total_steps
@@ -157,74 +177,124 @@ class Compressor:
                 on_round(parameters, max(1, round((end - progress) * self.total_steps)))
 
     def loss(self, output: Tensor, target: Tensor, inputs: Tensor | None = None) -> Tensor:
-        """Give task loss (cross entropy), distillation and penalties in one.
+        """Returns the sum of the loss of the labels (cross entropy), distillation, and the penalties of the schemes.
 
         Args:
             output: float[batch, classes], logits.
             target: int[batch], or float[batch, classes].
-            inputs: what the model was given; needed to ask the teacher.
+            inputs: the batch that the model was given; needed where there is a teacher.
+
+        Raises:
+            UsageError: there is a teacher and no inputs, or the teacher has other classes.
         """
         task = functional.cross_entropy(output, target)
-        if self.teacher is not None:
+        if self.teacher is not None and self.distill > 0:
             task = with_distillation(task, output, inputs, self.teacher, self.distill, self.temperature)
         return task + self.penalty(task)
 
     def penalty(self, task: Tensor | None = None) -> Tensor:
-        """Give the sum of the schemes' own terms of the loss; ``task``, or 1, is the loss without, some's measure."""
+        """Returns the sum of the schemes' own terms of the loss, a scalar.
+
+        Args:
+            task: the loss without them, which some schemes scale theirs by; None: 1.
+        """
         return penalties(self.groups, torch.ones(()) if task is None else task.detach())
 
     def finetune(
-        self, train_loader: DataLoader[Any], val: Batches | None = None, epochs: int = 4, lr: float = 3e-4,
-        opt: str = "adamw", sched: str = "cosine", weight_decay: float = 0.0,
-        on_epoch: Callable[[Epoch, float | None], None] | None = None, on_step: OnStep | None = None,
-        device: str | None = None, amp: bool = False, checkpoints: Checkpoints | None = None, grad_accum: int = 1,
-        layer_decay: float = 1.0, mixup: Mixer | None = None, model_ema_decay: float = 0.0,
-    ) -> Compressor:  # fmt: skip
-        """Train shared weights and codebooks; names and values of the options as in timm.
+        self,
+        train_loader: DataLoader[Any],
+        val: Batches | None = None,
+        config: TrainingConfig | int | None = None,
+        *,
+        on_epoch: Callable[[Epoch, float | None], None] | None = None,
+        on_step: OnStep | None = None,
+        device: str | None = None,
+        amp: bool = False,
+        checkpoints: Checkpoints | None = None,
+        **overrides: Any,
+    ) -> Compressor:
+        """Trains shared weights and codebooks.
 
         Args:
+            train_loader: of batches (inputs, targets); it, and not ``batch_size``, says how large they are.
             val: batches to evaluate on after each epoch.
-            on_epoch: told after each epoch, with top-1 on ``val`` where there is one.
-            on_step, device, amp, grad_accum, mixup, model_ema_decay: as ``compressor.training.loop.train`` has them.
-            checkpoints: keep the training there, and go on from there; see docs/resuming.md.
+            config: the options of the training, or its number of epochs; None: the defaults of ``TrainingConfig``.
+                ``distill`` and ``temperature`` are those of the constructor unless a whole config is given. Without a
+                teacher nothing is distilled.
+            on_epoch: called after each epoch, with top-1 on ``val``, 0 to 1, or None where there is no ``val``.
+            on_step, device, amp: see ``compressor.training.loop.train``.
+            checkpoints: where the training is saved, and resumed from; see docs/resuming.md.
+            overrides: fields of ``TrainingConfig`` that win over ``config``: ``epochs``, ``lr``, ``opt`` ...;
+                ``mixup`` may also be a mixer of your own, such as ``timm.data.Mixup``, in place of all mixing.
+
+        Raises:
+            UsageError: an option does not exist or has a value that cannot be, or prepare() was not called.
+            QualityError, ResourceError, InterruptionError: see ``compressor.training.loop.train``.
         """
-        self._prepared("finetune()")
-        if epochs < 1:
-            raise UsageError(f"epochs must be at least 1, got {epochs}; without training go on with finish()")
-        updates = steps_per_epoch(train_loader := shard_loader(train_loader, device), grad_accum)
+        self._check_prepared("finetune()")
+        config, mixup = self._resolve(config, overrides)
+        train_loader = shard_loader(train_loader, device)
+        updates = steps_per_epoch(train_loader, config.grad_accum)
         seed_all(self.seed % (1 << 32))
-        checkpointer = self._checkpointer(
-            checkpoints, opt=opt, lr=lr, sched=sched, weight_decay=weight_decay, amp=amp, grad_accum=grad_accum,
-            layer_decay=layer_decay, mixup=describe_mixup(mixup), model_ema_decay=model_ema_decay,
-        )  # fmt: skip
-        parameters = self.param_groups(lr, weight_decay, layer_decay)
-        optimizer, schedule = make_optimizer(parameters, opt, lr, sched, epochs, updates)
-        self.attach(optimizer, self.steps + epochs * updates, schedule.restart)
-        train(
-            self.model, train_loader, self.loss, optimizer, schedule, epochs,
-            evaluate_after_epoch(self.model, val, SharingMonitor(self.groups), on_epoch), on_step, device, amp,
-            checkpointer, grad_accum,
-            mixup, model_ema_decay,
-        )  # fmt: skip
+        checkpointer = self._checkpointer(checkpoints, config, mixup, amp)
+        parameters = self.param_groups(config.lr, config.weight_decay, config.layer_decay)
+        optimizer, schedule = make_optimizer(parameters, config.opt, config.lr, config.sched, config.epochs, updates)
+        self.attach(optimizer, self.steps + config.epochs * updates, schedule.restart)
+        after_epoch = evaluate_after_epoch(self.model, val, SharingMonitor(self.groups), on_epoch)
+        with self._distilling(config.distill, config.temperature):
+            train(
+                self.model, train_loader, self.loss, optimizer, schedule, config, after_epoch, on_step, device, amp,
+                checkpointer, mixup=mixup,
+            )  # fmt: skip
         return self
 
-    def _checkpointer(self, checkpoints: Checkpoints | None, **how: Any) -> TrainingCheckpointer:
-        """Keep the fine-tuning: with all that its result depends on, ``how`` it is trained among it."""
-        rules = [rule.to_dict() for rule in self.policy.rules]
-        loss = {"distill": self.distill if self.teacher else 0.0, "temperature": self.temperature}
-        weights = "" if checkpoints is None else f"CRC-32 {checksum(self.original):08x}"
-        return TrainingCheckpointer(
-            checkpoints, self, {"rules": rules, **loss, "seed": self.seed, **how, "weights": weights}
-        )
+    def _resolve(
+        self, config: TrainingConfig | int | None, overrides: Mapping[str, Any]
+    ) -> tuple[TrainingConfig, Mixer | None]:
+        """Returns the options of a fine-tuning, and its mixer."""
+        options, mixup = split_mixer(overrides)
+        defaults = {"distill": self.distill, "temperature": self.temperature}
+        resolved = TrainingConfig.resolve(config, options, defaults=defaults, least_epochs=1)
+        if self.teacher is None:
+            resolved = replace(resolved, distill=0.0)
+        return resolved, mixup or mixup_for(self.model, resolved)
+
+    @contextmanager
+    def _distilling(self, distill: float, temperature: float) -> Iterator[None]:
+        """Makes ``loss`` distil by the options of a fine-tuning inside, and by the constructor's afterwards."""
+        before = self.distill, self.temperature
+        self.distill, self.temperature = distill, temperature
+        try:
+            yield
+        finally:
+            self.distill, self.temperature = before
+
+    def _checkpointer(
+        self, checkpoints: Checkpoints | None, config: TrainingConfig, mixup: Mixer | None, amp: bool
+    ) -> TrainingCheckpointer:
+        """Returns what saves the fine-tuning, with the fingerprint of all that its result depends on."""
+        fingerprint = {
+            "rules": [rule.to_dict() for rule in self.policy.rules],
+            **config.to_dict(),
+            "mixup": describe_mixup(mixup),
+            "seed": self.seed,
+            "amp": amp,
+            "weights": "" if checkpoints is None else f"CRC-32 {checksum(self.original):08x}",
+        }
+        return TrainingCheckpointer(checkpoints, self, fingerprint)
 
     def finish(self, calibration: Batches | None = None, half_untouched: bool = False) -> Packed:
-        """Snap every weight to its codeword and make ``job.model`` an ordinary module again.
+        """Sets every shared weight to its codeword, and makes ``job.model`` an ordinary module again.
 
         Args:
-            calibration: batches to estimate BatchNorm statistics on anew.
-            half_untouched: round the float32 tensors that are not shared to float16, and store them so.
+            calibration: batches (inputs, targets) that the BatchNorm statistics are estimated on anew, for the
+                weights that have changed. ``prepare(calibration=)`` is for the importance of weights instead.
+            half_untouched: round the float32 tensors that are not shared to float16, and store them as such.
+
+        Returns:
+            The packed model: it saves itself as a file, and reports what the file holds.
         """
-        self._prepared("finish()")
+        self._check_prepared("finish()")
         tensors, books, values = convert(self.groups)
         detach(self.model)
         for site, value in values.items():
@@ -240,23 +310,34 @@ class Compressor:
         )
 
     def undo(self) -> nn.Module:
-        """Take the sharing off and give the weights their values from before."""
-        self._prepared("undo()")
+        """Ends the sharing, gives the weights the values that they had before, and returns the model."""
+        self._check_prepared("undo()")
         restore(self.model, self.groups, self.dense)
         self.groups = []
         return self.model
 
     def state_dict(self) -> dict[str, Any]:
-        """Give all that training changes, but for your optimiser, schedule and random generators: docs/resuming.md."""
-        self._prepared("state_dict()")
+        """Returns all that training changes, except optimiser, schedule and random generators: docs/resuming.md."""
+        self._check_prepared("state_dict()")
         return {"model": self.model.state_dict(), "steps": self.steps}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on where ``state_dict()`` was taken, with the same model and policy; after ``prepare()``, ``attach()``."""
-        self._prepared("load_state_dict()")
+        """Restores what ``state_dict()`` returned for the same model and policy; call it after ``attach()``."""
+        self._check_prepared("load_state_dict()")
         self.model.load_state_dict(state["model"])
         self.steps = state["steps"]
 
-    def _prepared(self, call: str) -> None:
+    def _check_prepared(self, call: str) -> None:
         if not self.groups:
             raise UsageError(f"{call} needs prepare() before it")
+
+
+def _make_teacher(model: nn.Module, teacher: nn.Module | str | None, from_scratch: bool) -> nn.Module | None:
+    """Returns a frozen copy of the teacher; None where there is none, or where "dense" weights would be random."""
+    if teacher is None or (teacher == "dense" and from_scratch):
+        return None
+    if teacher == "dense":
+        return frozen_copy(model)
+    if isinstance(teacher, str):
+        raise UsageError(f"teacher must be 'dense', a module or None, got {teacher!r}")
+    return frozen_copy(teacher)

@@ -1,63 +1,30 @@
-"""Recipes: one or several stages, each a policy and how long to train under it; written as TOML."""
+"""Recipes: one or several stages, each a policy and the training under it; written as TOML."""
 
 from __future__ import annotations
 
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
-from typing import Annotated, Any
+from dataclasses import dataclass, field
+from typing import Any
 
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
-from pydantic.dataclasses import dataclass as checked_dataclass
-
-from compressor.formats.errors import PolicyError, did_you_mean
+from compressor.formats.errors import PolicyError, UsageError, did_you_mean
 from compressor.policy.policy import Policy, Rule
+from compressor.training.config import TrainingConfig
 
-__all__ = ["Recipe", "Stage", "Training"]
-
-
-@checked_dataclass(frozen=True, config=ConfigDict(extra="forbid"))
-class Training:
-    """How a stage is fine-tuned; names as in timm.
-
-    Args:
-        epochs: passes over the training data; 0: codebooks only.
-        lr: highest learning rate, of weights and codebooks alike.
-        opt, sched, weight_decay, batch_size: timm's.
-        grad_accum: batches of a step, whose gradients are added up; timm's --grad-accum-steps.
-        mixup, cutmix, smoothing, layer_decay: timm's; 0, or a layer_decay of 1, for none.
-        model_ema_decay: of the average of the weights over the steps, timm's --model-ema with its warm-up; 0: none.
-        distill: weight of the distillation loss beside the task's, 0 to 1.
-        temperature: of the distillation's softmax.
-    """
-
-    epochs: Annotated[int, Field(ge=0, strict=True)] = 4
-    lr: Annotated[float, Field(gt=0)] = 3e-4
-    opt: str = "adamw"
-    sched: str = "cosine"
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    batch_size: Annotated[int, Field(ge=2, strict=True)] = 64
-    grad_accum: Annotated[int, Field(ge=1, strict=True)] = 1
-    mixup: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
-    cutmix: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
-    smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
-    model_ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    distill: Annotated[float, Field(ge=0, le=1)] = 0.5
-    temperature: Annotated[float, Field(gt=0)] = 2.0
+__all__ = ["Recipe", "Stage"]
 
 
 @dataclass(frozen=True)
 class Stage:
-    """A policy and the training under it."""
+    """A policy, and the training under it."""
 
     policy: Policy
-    training: Training = field(default_factory=Training)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """Stages in order; each starts from the weights the one before it left.
+    """Stages in order; each starts from the weights that the one before it has trained.
 
     Example:
         >>> recipe = Recipe.from_toml('''
@@ -76,7 +43,15 @@ class Recipe:
 
     @classmethod
     def from_toml(cls, text: str, source: str = "recipe") -> Recipe:
-        """Read a recipe; raises PolicyError naming ``source``, the place and the nearest known key."""
+        """Reads a recipe.
+
+        Args:
+            text: TOML.
+            source: names the recipe in errors.
+
+        Raises:
+            PolicyError: a key or value cannot be; it names the place, and the nearest known key.
+        """
         try:
             return cls.from_dict(tomllib.loads(text), source)
         except tomllib.TOMLDecodeError as error:
@@ -84,16 +59,16 @@ class Recipe:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any], source: str = "recipe") -> Recipe:
-        """Read a recipe from its dictionary form."""
+        """Reads a recipe from its dictionary form; raises PolicyError as ``from_toml`` does."""
         _only_known(data, ["stage"], source)
         stages = _tables(data.get("stage"), f"{source}: [[stage]]")
         return cls(tuple(_stage(stage, f"{source}, stage {n}") for n, stage in enumerate(stages, 1)))
 
     def to_dict(self) -> dict[str, Any]:
-        """Give the recipe as TOML- and JSON-ready values, all settings spelt out."""
+        """Returns the recipe as TOML- and JSON-ready values, with all settings spelt out."""
         return {
             "stage": [
-                {**asdict(stage.training), "rule": [rule.to_dict() for rule in stage.policy.rules]}
+                {**stage.training.to_dict(), "rule": [rule.to_dict() for rule in stage.policy.rules]}
                 for stage in self.stages
             ]
         }
@@ -105,17 +80,13 @@ class Recipe:
         return hash(str(self.to_dict()))
 
 
-TRAINING_KEYS = [setting.name for setting in fields(Training)]
-
-
 def _stage(data: Mapping[str, Any], where: str) -> Stage:
-    _only_known(data, [*TRAINING_KEYS, "rule"], where)
+    _only_known(data, [*TrainingConfig.names(), "rule"], where)
     rules = [_rule(rule, f"{where}, rule {n}") for n, rule in enumerate(_tables(data.get("rule"), f"{where}: rule"), 1)]
     try:
-        training = TypeAdapter(Training).validate_python({k: v for k, v in data.items() if k != "rule"})
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise PolicyError(f"{where}, {first['loc'][0]}: {first['msg']}, got {first['input']!r}") from None
+        training = TrainingConfig(**{key: value for key, value in data.items() if key != "rule"})
+    except UsageError as error:
+        raise PolicyError(f"{where}, {error}") from None
     return Stage(_located(where, Policy, rules), training)
 
 
@@ -123,24 +94,25 @@ def _rule(data: Mapping[str, Any], where: str) -> Rule:
     settings = dict(data)
     match, scheme = settings.pop("match", "*"), settings.pop("scheme", None)
     ignore, types = settings.pop("ignore", False), settings.pop("types", [])
-    _is(match, str, f"{where}, match")
-    _is(ignore, bool, f"{where}, ignore")
-    _is(types, list, f"{where}, types")
+    _check_type(match, str, f"{where}, match")
+    _check_type(ignore, bool, f"{where}, ignore")
+    _check_type(types, list, f"{where}, types")
     if scheme is not None:
-        _is(scheme, str, f"{where}, scheme")
+        _check_type(scheme, str, f"{where}, scheme")
     if ignore and (settings or scheme):
         raise PolicyError(f"{where}: ignore = true leaves no room for {', '.join(settings) or 'scheme'}")
     return Rule.ignore(match, types) if ignore else _located(where, Rule, match, scheme, types=types, **settings)
 
 
 def _located(where: str, make: Any, *arguments: Any, **named: Any) -> Any:
+    """Calls ``make``, and puts the place in front of its PolicyError."""
     try:
         return make(*arguments, **named)
     except PolicyError as error:
         raise PolicyError(f"{where}: {error}") from None
 
 
-def _is(value: Any, kind: type, where: str) -> None:
+def _check_type(value: Any, kind: type, where: str) -> None:
     if not isinstance(value, kind):
         raise PolicyError(f"{where}: expected {kind.__name__}, got {value!r}")
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from compressor.formats.errors import FormatError
 from compressor.formats.file.reader import PackedFile
+from compressor.validation import one_line_errors
 
 __all__ = ["Provenance", "printable", "read_provenance", "rule_of"]
 
@@ -64,12 +65,12 @@ def read_provenance(file: PackedFile) -> Provenance:
     Raises:
         FormatError: it is not of the form that this program writes.
     """
-    try:
+
+    def describe(path: str) -> str:
+        return f"{file.label}: {printable(f'provenance.{path}' if path else 'provenance')}"
+
+    with one_line_errors(FormatError, describe, show_value=False):
         return Provenance.model_validate(file.provenance)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(["provenance", *map(str, first["loc"])])
-        raise FormatError(f"{file.label}: {printable(where)}: {first['msg']}") from None
 
 
 def rule_of(file: PackedFile, provenance: Provenance, position: int) -> tuple[str, str]:

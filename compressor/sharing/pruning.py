@@ -8,12 +8,13 @@ from dataclasses import fields
 from typing import Annotated, Any
 
 import torch
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from compressor.formats.errors import PolicyError
 from compressor.sharing.group_state import GroupState
+from compressor.validation import one_line_errors
 
 __all__ = ["Pruning", "make_pruning", "smallest_mask", "split_settings"]
 
@@ -109,15 +110,13 @@ def make_pruning(settings: Mapping[str, Any], where: str) -> Pruning | None:
         return None
     if "sparsity" not in settings:
         raise PolicyError(f"{where} has {', '.join(settings)} without sparsity")
-    try:
+    with one_line_errors(PolicyError, lambda setting: f"{where}, {setting}"):
         pruning = TypeAdapter(Pruning).validate_python(dict(settings))
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise PolicyError(f"{where}, {first['loc'][0]}: {first['msg']}, got {first['input']!r}") from None
     if pruning.sparsity_by < pruning.sparsity_from:
         begin, end = pruning.sparsity_from, pruning.sparsity_by
         raise PolicyError(f"{where}: sparsity_by {end:g} is before sparsity_from {begin:g}")
     return pruning
+
 
 
 def smallest_mask(master: Tensor, count: int, pruned: Tensor) -> Tensor:

@@ -6,11 +6,12 @@ from collections.abc import Mapping
 from dataclasses import MISSING, asdict, fields
 from typing import Any, TypeVar, cast
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 
 from compressor.formats.errors import PolicyError, did_you_mean
 from compressor.formats.registry import Registry
 from compressor.sharing.scheme import Scheme
+from compressor.validation import one_line_errors
 
 __all__ = ["SCHEMES", "describe", "make_scheme", "register", "scheme_settings"]
 
@@ -64,12 +65,8 @@ def make_scheme(name: str, settings: Mapping[str, Any]) -> Scheme:
     given = dict(settings)
     if "bits" in given:
         given = {**cls.settings_for_bits(_whole(name, given.pop("bits"))), **given}
-    try:
+    with one_line_errors(PolicyError, lambda setting: f"scheme {name!r}, setting {setting!r}"):
         made: Scheme = TypeAdapter(cls).validate_python(given)
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
-        raise PolicyError(f"scheme {name!r}, setting {key!r}: {first['msg']}, got {first['input']!r}") from None
     return made
 
 

@@ -11,5 +11,9 @@ __all__ = ["estimate_batch_norm"]
 
 
 def estimate_batch_norm(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
-    """Estimates the BatchNorm statistics with the weights as they are now, and leaves the model's mode as it was."""
+    """Estimates the statistics of all BatchNorm layers anew, and leaves the model's training mode unchanged.
+
+    Args:
+        batches: (inputs, targets); the targets are not used.
+    """
     update_bn(batches, model, next(model.parameters()).device)

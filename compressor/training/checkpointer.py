@@ -1,4 +1,4 @@
-"""Where a training stands, to the batch; how it is kept in checkpoints, and how it goes on from one."""
+"""Saves a training to the batch, resumes it, and returns it to an earlier state."""
 
 from __future__ import annotations
 
@@ -28,82 +28,88 @@ HOW_TO_RESUME = "the same command with --resume (resume=True) goes on"
 
 
 class Stateful(Protocol):
-    """What has a state, as torch's modules and optimisers do."""
+    """An object that saves and restores its state, as torch's modules and optimisers do."""
 
     def state_dict(self) -> Any:
-        """Give all of it."""
+        """Returns the whole state."""
 
     def load_state_dict(self, state: Any, /) -> Any:
-        """Put it back."""
+        """Restores a state."""
 
 
 class TrainingCheckpointer:
-    """Keeps one training, all that changes in it and what it depends on, to go on from and to go back to.
+    """Saves everything that changes in one training, to resume it or to roll it back.
 
     Args:
-        checkpoints: where; None: only the state that the epoch began with, in memory. That takes as much as all that
-            training changes: of each trained parameter, with AdamW, value and two moments, 12 bytes in float32.
+        checkpoints: where to save; None: only the state at the start of the epoch is held, in memory. It takes as much
+            as all that training changes: for each trained parameter with AdamW a value and two moments, 12 bytes in
+            float32.
         subject: what is trained, with all its state.
-        facts: what must be the same to go on, JSON values.
+        fingerprint: what must be the same to resume the training; JSON values.
     """
 
-    def __init__(self, checkpoints: Checkpoints | None, subject: Stateful, facts: Mapping[str, Any]) -> None:
-        self.checkpoints, self.facts = checkpoints, facts
+    def __init__(self, checkpoints: Checkpoints | None, subject: Stateful, fingerprint: Mapping[str, Any]) -> None:
+        self.checkpoints, self.fingerprint = checkpoints, fingerprint
         self.parts: dict[str, Stateful] = {"subject": subject}
-        self._copy: dict[str, Any] | None = None
+        self._epoch_start: dict[str, Any] | None = None
 
     def begin(
         self, loader: DataLoader[Any], epochs: int, grad_accum: int, optimizer: Optimizer, **parts: Stateful | None
     ) -> TrainingProgress:
-        """Give where to begin; the state is put back by then.
+        """Returns where the training begins; where it is resumed, the state is restored.
 
         Args:
+            epochs: of the whole training.
             grad_accum: batches of a step.
-            parts: what changes in training beside the subject and the optimiser.
+            parts: what changes in training beside the subject and the optimiser, by its name in the checkpoints.
+
+        Raises:
+            UsageError: the checkpoint was saved by another training, or by another version of this program.
         """
         self.parts |= {"optimizer": optimizer}
         self.parts |= {name: part for name, part in parts.items() if part is not None}
         self.loader, self.epochs, self.grad_accum, self.optimizer = loader, epochs, grad_accum, optimizer
         self.steps = steps_per_epoch(loader, grad_accum)
-        self.facts = {**self.facts, "epochs": epochs, "steps of an epoch": self.steps, "processes": world_size()}
-        state = None if self.checkpoints is None else self.checkpoints.take(self.facts)
+        lengths = {"epochs": epochs, "steps of an epoch": self.steps, "processes": world_size()}
+        self.fingerprint = {**self.fingerprint, **lengths}
+        state = None if self.checkpoints is None else self.checkpoints.take(self.fingerprint)
         if state is not None:
-            return self._go_on(state)
-        position = TrainingProgress(rng_at_epoch_start=loader_rng_state(loader))
-        self.save(position)
-        return position
+            return self._resume(state)
+        progress = TrainingProgress(rng_at_epoch_start=loader_rng_state(loader))
+        self.save(progress)
+        return progress
 
-    def _go_on(self, state: Mapping[str, Any]) -> TrainingProgress:
-        """Put back what another process saved; raises UsageError where it is not what trains here."""
+    def _resume(self, state: Mapping[str, Any]) -> TrainingProgress:
+        """Restores what another process saved; raises UsageError where it does not fit what is trained here."""
         assert self.checkpoints is not None
         try:
-            return self._put_back(state)
-        except (RuntimeError, ValueError, KeyError, TypeError) as exc:  # as torch says that names or shapes are others
+            return self._restore(state)
+        except (RuntimeError, ValueError, KeyError, TypeError) as exc:  # torch's for names or shapes that do not fit
             if out_of_memory(exc):
                 raise
-            said = f"no {exc}" if isinstance(exc, KeyError) else " ".join(str(exc).split())[:200].rstrip(".")
+            reason = f"no {exc}" if isinstance(exc, KeyError) else " ".join(str(exc).split())[:200].rstrip(".")
             raise UsageError(
-                f"{self.checkpoints.folder} holds what another version of this program has saved ({said}). Go on "
+                f"{self.checkpoints.folder} holds what another version of this program has saved ({reason}). Go on "
                 "with that one, or begin anew with --force (force=True)"
             ) from exc
 
-    def step(self, position: TrainingProgress) -> int:
-        """Count the steps taken up to a position."""
-        return position.epochs * self.steps + math.ceil(position.batches / self.grad_accum)
+    def step(self, progress: TrainingProgress) -> int:
+        """Returns the number of steps taken."""
+        return progress.epochs * self.steps + math.ceil(progress.batches / self.grad_accum)
 
     def where(self) -> str:
-        """Say, to end a sentence with, where the state is kept and how to go on from it."""
+        """Returns the end of a message: where the state is kept, and how to resume from it."""
         return " in the model" if self.checkpoints is None else f" in {self.checkpoints.folder}: {HOW_TO_RESUME}"
 
-    def save_on_error(self, position: TrainingProgress) -> str:
-        """Save, for the training ends here; say so, where it could be."""
-        if self.checkpoints is None or not self.save(position):
+    def save_on_error(self, progress: TrainingProgress) -> str:
+        """Saves the state where an error ends the training; returns the end of its message, "" where none is kept."""
+        if self.checkpoints is None or not self.save(progress):
             return ""
-        return f"; the state after step {self.step(position)} is kept{self.where()}"
+        return f"; the state after step {self.step(progress)} is kept{self.where()}"
 
     @contextmanager
     def stoppable_training(self) -> Iterator[None]:
-        """Let it be known that the training will stop when it is told to."""
+        """Marks the checkpoints as those of a running training, which stops when they are told to stop it."""
         if self.checkpoints is None:
             yield
             return
@@ -113,96 +119,102 @@ class TrainingCheckpointer:
         finally:
             self.checkpoints.training = False
 
-    def after_epoch(self, position: TrainingProgress, stopping: bool) -> None:
-        """Keep a state to go back to. Raises InterruptionError where the training is to stop."""
-        position.rng_at_epoch_start = loader_rng_state(self.loader)
+    def after_epoch(self, progress: TrainingProgress, stopping: bool) -> None:
+        """Saves the state at the start of the next epoch.
+
+        Raises:
+            InterruptionError: the training stops here; it is saved.
+        """
+        progress.rng_at_epoch_start = loader_rng_state(self.loader)
         if self.checkpoints is not None and stopping:
-            self._stop(position)
-        if self.checkpoints is not None or position.epochs < self.epochs:
-            self.save(position)
+            self._stop(progress)
+        if self.checkpoints is not None or progress.epochs < self.epochs:
+            self.save(progress)
 
-    def after_step(self, position: TrainingProgress, stopping: bool) -> None:
-        """Save where it is time to. Raises InterruptionError, having saved, where the training is to stop.
+    def after_step(self, progress: TrainingProgress, stopping: bool) -> None:
+        """Saves the state where a checkpoint is due.
 
-        Raises DivergedError instead of saving what has diverged.
+        Raises:
+            InterruptionError: the training stops here; it is saved.
+            DivergedError: the state has diverged, and is not saved.
         """
         if self.checkpoints is None:
             return
-        middle = 0 < position.batches < len(self.loader)  # after the last batch, the end of the epoch is near
+        in_mid_epoch = 0 < progress.batches < len(self.loader)  # after the last batch, after_epoch is about to save
         if stopping:
-            self.check(position)
-            self._stop(position)
-        elif middle and is_main_process() and self.checkpoints.due(self.step(position)):
+            self.check(progress)
+            self._stop(progress)
+        elif in_mid_epoch and is_main_process() and self.checkpoints.due(self.step(progress)):
             try:
-                self.check(position)
+                self.check(progress)
             except DivergedError:
-                if world_size() > 1:  # the others do not look now: all go back together, at the end of the epoch
+                if world_size() > 1:  # the other processes do not check now: all roll back at the end of the epoch
                     return
                 raise
-            self.save(position)
+            self.save(progress)
 
-    def told_to_stop(self) -> bool:
-        """Tell whether this process was told to stop, and keeps what it has done."""
+    def must_stop(self) -> bool:
+        """Whether this process was told to stop, and can save its state."""
         return self.checkpoints is not None and self.checkpoints.stop
 
-    def check(self, position: TrainingProgress) -> None:
-        """Raise DivergedError where the loss, in any step of the epoch so far, or a weight is not finite."""
-        check_loss(position.loss)
+    def check(self, progress: TrainingProgress) -> None:
+        """Raises DivergedError where the loss of any step of this epoch, or a weight, is not finite."""
+        check_loss(progress.loss)
         check_weights(self.optimizer)
 
-    def save(self, position: TrainingProgress) -> bool:
-        """Keep the state as one to go back to; tell whether that was possible."""
+    def save(self, progress: TrainingProgress) -> bool:
+        """Saves the state as one to roll back to; returns whether that was possible."""
         if self.checkpoints is None:
-            self._copy = _copied(self._state(position))
+            self._epoch_start = _copy_to_cpu(self._state(progress))
             return True
         if not is_main_process():
             return True
         try:
-            self._save(position)
-        except (ResourceError, UsageError) as exc:  # nothing is lost as yet: better to go on than to stop
-            _log.warning("no checkpoint of step %s: %s; the training goes on", self.step(position), exc)
+            self._save(progress)
+        except (ResourceError, UsageError) as exc:  # nothing is lost yet, so that training on is better than stopping
+            _log.warning("no checkpoint of step %s: %s; the training goes on", self.step(progress), exc)
             return False
         return True
 
-    def rollback(self, position: TrainingProgress) -> TrainingProgress | None:
-        """Put back the state that the epoch began with, or an earlier one; None where none is left."""
+    def rollback(self, progress: TrainingProgress) -> TrainingProgress | None:
+        """Restores the state at the start of the epoch, or an earlier one; returns None where none is left."""
         if self.checkpoints is None:
-            state = _copied(self._copy)  # training on will write into what is put back
+            state = _copy_to_cpu(self._epoch_start)  # a copy, because training writes into what is restored
         else:
-            folder, epoch_start = self.checkpoints, position.epochs * self.steps
+            folder, epoch_start = self.checkpoints, progress.epochs * self.steps
             state = broadcast_state(lambda: {"state": folder.back_to(epoch_start)})["state"]
-        return None if state is None else self._put_back(state)
+        return None if state is None else self._restore(state)
 
-    def _put_back(self, state: Mapping[str, Any]) -> TrainingProgress:
+    def _restore(self, state: Mapping[str, Any]) -> TrainingProgress:
         for name, part in self.parts.items():
-            if name in state["parts"]:  # another device may scale the loss where the one before did not
+            if name in state["parts"]:  # a device without loss scaling has saved no scaler
                 part.load_state_dict(state["parts"][name])
         set_random_state(state["random"])
-        position = TrainingProgress(**state["position"])
-        if not position.batches:
-            set_generators(self.loader, position.rng_at_epoch_start["own"])
-        return position
+        progress = TrainingProgress(**state["position"])
+        if not progress.batches:
+            set_generators(self.loader, progress.rng_at_epoch_start["own"])
+        return progress
 
-    def _stop(self, position: TrainingProgress) -> None:
-        main_process_first(lambda: self._save(position))
-        done = f"{self.step(position)} of {self.epochs * self.steps}"
+    def _stop(self, progress: TrainingProgress) -> None:
+        main_process_first(lambda: self._save(progress))
+        done = f"{self.step(progress)} of {self.epochs * self.steps}"
         raise InterruptionError(f"stopped after step {done}, which is kept{self.where()}")
 
-    def _state(self, position: TrainingProgress) -> dict[str, Any]:
+    def _state(self, progress: TrainingProgress) -> dict[str, Any]:
         parts = {name: part.state_dict() for name, part in self.parts.items()}
-        return {"parts": parts, "position": vars(position), "random": random_state()}
+        return {"parts": parts, "position": vars(progress), "random": random_state()}
 
-    def _save(self, position: TrainingProgress) -> None:
+    def _save(self, progress: TrainingProgress) -> None:
         assert self.checkpoints is not None
-        # the state to go back to: it does not depend on how often we save
-        epoch_start = position.epochs * self.steps
-        self.checkpoints.save(self.step(position), self._state(position), self.facts, keep=epoch_start)
+        # Rolling back to the start of the epoch makes the result independent of how often checkpoints are saved.
+        epoch_start = progress.epochs * self.steps
+        self.checkpoints.save(self.step(progress), self._state(progress), self.fingerprint, keep=epoch_start)
 
 
-def _copied(value: Any) -> Any:
-    """Copy a nesting of dict, list and tuple, and all tensors in it to the CPU."""
+def _copy_to_cpu(value: Any) -> Any:
+    """Copies a nesting of dict, list and tuple, with all its tensors on the CPU."""
     if isinstance(value, Tensor):
         return value.detach().to("cpu", copy=True)
     if isinstance(value, Mapping):
-        return {key: _copied(item) for key, item in value.items()}
-    return type(value)(map(_copied, value)) if type(value) in (list, tuple) else value
+        return {key: _copy_to_cpu(item) for key, item in value.items()}
+    return type(value)(map(_copy_to_cpu, value)) if type(value) in (list, tuple) else value

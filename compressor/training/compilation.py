@@ -17,7 +17,11 @@ __all__ = ["check_backend", "compiled_model"]
 
 
 def check_backend(backend: str | None) -> None:
-    """Raise UsageError for a backend that ``torch.compile`` does not know."""
+    """Checks that ``torch.compile`` knows a backend.
+
+    Raises:
+        UsageError: it does not.
+    """
     known = torch._dynamo.list_backends(exclude_tags=())
     if backend is not None and backend not in known:
         near = did_you_mean(backend, known)
@@ -26,14 +30,16 @@ def check_backend(backend: str | None) -> None:
 
 @contextmanager
 def compiled_model(model: nn.Module, backend: str | None = "inductor") -> Iterator[nn.Module]:
-    """Let calls of a model run compiled inside; its parameters, their names and its class stay as they are.
+    """Compiles the calls of a model inside; its parameters, their names and its class do not change.
 
-    The lookup of shared weights is left out of the graphs: what it reads changes at every step.
+    The gathering of shared weights stays outside the graphs, because what it reads changes at every step.
 
     Args:
         backend: of ``torch.compile``; None to compile nothing.
 
-    Raises UsageError for a backend that is not known, ResourceError where it cannot compile here.
+    Raises:
+        UsageError: ``torch.compile`` does not know the backend.
+        ResourceError: the backend cannot compile on this machine.
 
     Example:
         >>> model = nn.Linear(2, 2)
@@ -47,11 +53,11 @@ def compiled_model(model: nn.Module, backend: str | None = "inductor") -> Iterat
         return
     model.compile(backend=backend)
     try:
-        with warnings.catch_warnings():  # of dynamo's own looking at what goes on after the lookup
+        with warnings.catch_warnings():  # raised by dynamo itself, as it inspects the gathered weights
             warnings.filterwarnings("ignore", "The .grad attribute of a Tensor that is not a leaf", UserWarning)
             yield model
     except (TorchDynamoException, CppCompileError, InvalidCxxCompiler) as exc:
-        said = " ".join(str(exc).split())[:200]
-        raise ResourceError(f"torch.compile with backend {backend!r} fails here: leave it out ({said})") from exc
+        reason = " ".join(str(exc).split())[:200]
+        raise ResourceError(f"torch.compile with backend {backend!r} fails here: leave it out ({reason})") from exc
     finally:
         model._compiled_call_impl = None

@@ -1,4 +1,4 @@
-"""Losses that go with every scheme."""
+"""Distillation: a loss that goes with every scheme."""
 
 from __future__ import annotations
 
@@ -14,13 +14,14 @@ __all__ = ["distillation", "frozen_copy", "with_distillation"]
 
 
 def distillation(output: Tensor, teacher_output: Tensor, temperature: float) -> Tensor:
-    """Give ``T^2 KL(softmax(teacher / T) || softmax(output / T))``, the mean over the batch.
+    """Returns ``T^2 KL(softmax(teacher / T) || softmax(output / T))``, the mean over the batch, a scalar.
 
     Args:
         output, teacher_output: float[batch, classes], logits.
-        temperature: T; the factor T^2 keeps the gradient's size independent of it.
+        temperature: T; the factor T^2 keeps the size of the gradient independent of it.
 
-    Raises UsageError where the teacher tells other classes apart.
+    Raises:
+        UsageError: the teacher has other classes.
 
     Example:
         >>> import torch
@@ -40,22 +41,27 @@ def distillation(output: Tensor, teacher_output: Tensor, temperature: float) -> 
 def with_distillation(
     task: Tensor, output: Tensor, inputs: Tensor | None, teacher: nn.Module, weight: float, temperature: float
 ) -> Tensor:
-    """Mix the task's loss with distillation from a teacher, whose share is ``weight``.
+    """Returns ``(1 - weight) task + weight distillation(output, teacher(inputs), temperature)``.
 
-    Raises UsageError without the inputs to ask the teacher with.
+    Args:
+        task: the loss of the labels, a scalar.
+        output: float[batch, classes], the student's logits.
+        inputs: the batch that the student was given.
+        weight: share of the distillation, 0 to 1.
+
+    Raises:
+        UsageError: there are no inputs to give the teacher, or the teacher has other classes.
     """
     if inputs is None:
         raise UsageError("distillation needs the inputs: loss(output, target, inputs=x), or teacher=None")
     with torch.no_grad():
-        wanted = teacher.to(inputs.device)(inputs).to(output.dtype)
-    return (1 - weight) * task + weight * distillation(output, wanted, temperature)
+        teacher_output = teacher.to(inputs.device)(inputs).to(output.dtype)
+    return (1 - weight) * task + weight * distillation(output, teacher_output, temperature)
 
 
-def frozen_copy(teacher: nn.Module | str | None) -> nn.Module | None:
-    """Copy the teacher, for it may be the very model that is trained, or one that its owner goes on training.
+def frozen_copy(teacher: nn.Module) -> nn.Module:
+    """Returns a copy of a teacher in eval mode, without gradients.
 
-    Raises UsageError for another word than the caller knows.
+    A copy, because the teacher may be the very model that is trained, or one that its owner goes on training.
     """
-    if isinstance(teacher, str):
-        raise UsageError(f"teacher must be 'dense', a module or None, got {teacher!r}")
-    return copy.deepcopy(teacher).eval().requires_grad_(False) if teacher is not None else None
+    return copy.deepcopy(teacher).eval().requires_grad_(False)

@@ -1,4 +1,4 @@
-"""What it means that a training has diverged: its loss, or a weight, is no longer a number."""
+"""Divergence of a training: its loss, or a weight, is no longer finite."""
 
 from __future__ import annotations
 
@@ -13,18 +13,26 @@ __all__ = ["DivergedError", "check_loss", "check_weights"]
 
 
 class DivergedError(Exception):
-    """The loss, or a weight, is no longer a number; caught within the training."""
+    """The loss, or a weight, is no longer finite; caught within the training."""
 
 
 def check_loss(loss: Tensor) -> None:
-    """Raise DivergedError for a loss that is not finite, a scalar; a sum is not where one of its terms was not."""
+    """Checks that a loss, a scalar, is finite; a sum of losses is not finite where one of them is not.
+
+    Raises:
+        DivergedError: it is not.
+    """
     value = float(loss)
     if not math.isfinite(value):
         raise DivergedError(f"the loss is {value}")
 
 
 def check_weights(optimizer: Optimizer) -> None:
-    """Raise DivergedError where a weight that is trained is not finite: the gradient of a finite loss need not be."""
+    """Checks that all trained weights are finite, because the gradient of a finite loss need not be.
+
+    Raises:
+        DivergedError: one of them is not.
+    """
     weights = [p.detach() for group in optimizer.param_groups for p in group["params"] if p.numel()]
     if weights and not math.isfinite(get_total_norm(weights, norm_type=torch.inf)):
         raise DivergedError("weights are no longer numbers")

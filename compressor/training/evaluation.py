@@ -19,30 +19,32 @@ from compressor.training.step import predict
 
 __all__ = ["Evaluation", "evaluate"]
 
+_LEFT_OUT = 2  # in place of 0 or 1, for an image that could not be read
+
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:
-    """Predictions on a data set.
+    """The correctness of predictions on a data set.
 
     Args:
-        correct: bool[n], whether each image's class was found.
+        correct: bool[n], whether the class of each image was predicted.
     """
 
     correct: Tensor
 
     @property
     def n(self) -> int:
-        """Number of images."""
+        """The number of images."""
         return len(self.correct)
 
     @property
     def top1(self) -> float:
-        """Share of images whose class was found, 0 to 1."""
+        """The share of images whose class was predicted, 0 to 1."""
         return int(self.correct.sum()) / max(self.n, 1)
 
     @property
     def interval(self) -> tuple[float, float]:
-        """The 95 % interval of the share, by Wilson's score.
+        """The 95 % interval of top-1, by Wilson's score.
 
         >>> low, high = Evaluation(torch.ones(360, dtype=torch.bool)).interval
         >>> round(low, 4), round(high, 4)
@@ -56,40 +58,43 @@ class Evaluation:
 
 @torch.no_grad()
 def evaluate(model: nn.Module, loader: Iterable[Any]) -> Evaluation:
-    """Classify a data set, in eval mode; the model's mode is left as it was.
+    """Evaluates a model on a data set, in eval mode, and restores the model's training mode.
 
-    Where several processes train a model, all of them have to call this; each takes its share of a DataLoader's images,
-    and all get all answers. Pictures that cannot be read are left out; raises MissingError for more than may be.
+    Where several processes train a model, all of them have to call this; each evaluates its share of a DataLoader's
+    images, and all get the whole result. Images that cannot be read are left out.
+
+    Args:
+        loader: of batches (inputs, targets).
+
+    Raises:
+        MissingError: the data set is empty, or more of its images cannot be read than are allowed.
     """
     was_training = model.training
     model.eval()
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     with cached_weights():
-        answers = _answers(model, loader, device)
+        results = _results(model, loader, device)
     model.train(was_training)
     check_pictures(loader)
-    correct = answers[answers != _LEFT_OUT]
+    correct = results[results != _LEFT_OUT]
     if not len(correct):
         raise MissingError("the data set to evaluate on is empty")
     return Evaluation(correct.bool())
 
 
-_LEFT_OUT = 2
+def _results(model: nn.Module, loader: Iterable[Any], device: torch.device) -> Tensor:
+    """Returns whether the class of each image was predicted, in order: uint8[n] on the CPU, 0, 1 or ``_LEFT_OUT``."""
 
-
-def _answers(model: nn.Module, loader: Iterable[Any], device: torch.device) -> Tensor:
-    """Tell of each image, in order, whether its class was found: uint8[n] on the CPU, 2 for what is not an image."""
-
-    def found(inputs: Tensor, targets: Tensor) -> Tensor:
-        wanted = targets.cpu()
-        right = (predict(model, inputs, device) == wanted).to(torch.uint8)
-        return right.masked_fill(wanted == UNREADABLE, _LEFT_OUT)
+    def results(inputs: Tensor, targets: Tensor) -> Tensor:
+        classes = targets.cpu()
+        correct = (predict(model, inputs, device) == classes).to(torch.uint8)
+        return correct.masked_fill(classes == UNREADABLE, _LEFT_OUT)
 
     if (shares := shard_for_evaluation(loader)) is None:
-        return torch.cat([torch.zeros(0, dtype=torch.uint8), *(found(*batch) for batch in loader)])
-    own, places, images = shares
-    answers = torch.zeros(images, dtype=torch.uint8, device=device)
-    for place, batch in zip(places, own, strict=True):
-        answers[place] = found(*batch).to(device)
-    all_reduce_sum([answers])
-    return answers.cpu()
+        return torch.cat([torch.zeros(0, dtype=torch.uint8), *(results(*batch) for batch in loader)])
+    own_batches, positions, images = shares
+    gathered = torch.zeros(images, dtype=torch.uint8, device=device)
+    for position, batch in zip(positions, own_batches, strict=True):
+        gathered[position] = results(*batch).to(device)
+    all_reduce_sum([gathered])  # each process has filled its own positions, and left the others 0
+    return gathered.cpu()

@@ -1,4 +1,4 @@
-"""The one training loop; devices and processes are accelerate's business."""
+"""The training loop; accelerate takes care of devices, mixed precision and processes."""
 
 from __future__ import annotations
 
@@ -20,30 +20,33 @@ from compressor.distributed.devices import accelerating, prepared
 from compressor.distributed.replicas import ReplicaSync
 from compressor.formats.errors import ResourceError
 from compressor.training.checkpointer import TrainingCheckpointer
+from compressor.training.config import TrainingConfig
 from compressor.training.divergence import DivergedError, check_loss
 from compressor.training.evaluation import evaluate
 from compressor.training.metrics import SharingMetrics, SharingMonitor
-from compressor.training.mixup import Mixer
+from compressor.training.mixup import mixup_for, split_mixer
 from compressor.training.model_ema import ModelEma
 from compressor.training.optim import Schedule, use_fused_kernels
 from compressor.training.rollback import roll_back
 from compressor.training.step import Loss, TrainStep, batches_by_step
 
-__all__ = ["Epoch", "evaluate_after_epoch", "train"]
+__all__ = ["Epoch", "OnStep", "evaluate_after_epoch", "train"]
 
 OnStep = Callable[[int, int, Tensor], None]
-STEPS_BETWEEN_CHECKS = 50  # steps, on a GPU, between two looks at the loss
+"""Of the steps done, the steps in all, and the mean loss of the epoch so far, a scalar."""
+
+STEPS_BETWEEN_CHECKS = 50  # steps on a GPU between two readings of the loss
 
 
 @dataclass(frozen=True)
 class Epoch:
-    """Where training stands after an epoch.
+    """The figures of an epoch of training.
 
     Args:
-        number: from 1.
-        epochs: of how many.
+        number: of the epoch, from 1.
+        epochs: number of epochs of the training.
         loss: mean over the epoch.
-        lr: mean over the optimiser's groups of parameters, as timm's summary has it.
+        lr: learning rate, the mean over the optimiser's parameter groups, as in timm's summary.
         sharing: how far the sharing of the weights has come; None where none are shared.
     """
 
@@ -60,131 +63,142 @@ def train(
     loss: Loss,
     optimizer: Optimizer,
     schedule: Schedule,
-    epochs: int,
+    config: TrainingConfig | int | None = None,
     on_epoch: Callable[[Epoch], None] | None = None,
     on_step: OnStep | None = None,
     device: str | None = None,
     amp: bool = False,
     checkpointer: TrainingCheckpointer | None = None,
-    grad_accum: int = 1,
-    mixup: Mixer | None = None,
-    model_ema_decay: float = 0.0,
+    **overrides: Any,
 ) -> None:
-    """Train a model in place.
+    """Trains a model in place.
 
-    Where the loss is no longer a number, training goes back to where the epoch began, and on at half the learning
-    rate. Where memory runs out, fewer images go through the model at a time, for the same step.
+    Where the loss is no longer finite, training returns to the state at the start of the epoch and continues at half
+    the learning rate. Where memory runs out, fewer images go through the model at a time, for the same step.
 
     Args:
-        loader: gives (inputs, targets).
+        loader: of batches (inputs, targets).
         loss: of (output, targets, inputs), a scalar.
-        schedule: moved on after every step.
-        on_epoch: told after every epoch.
-        on_step: told after every step: steps done, in all, and the mean loss of the epoch so far, a scalar; to read it
-            from a GPU is to wait for all that was asked of it.
-        device: where, such as "cuda:1", and where the model stays; None for accelerate's choice.
-        amp: automatic mixed precision, in ``on_epoch`` too: bf16, or fp16 on a GPU that does not know it.
-        keeper: keeps the training in checkpoints, and lets it go on from one.
-        grad_accum: batches of a step, whose gradients are added up: a batch that is so many times as large.
-        mixup: what mixes each batch, such as ``timm.data.Mixup``.
-        model_ema_decay: of the average of the weights over the steps, which is what is evaluated, and what the model
-            has in the end; 0: the last weights are.
+        schedule: its ``step()`` is called after every step of the optimiser.
+        config: the options of the training, or its number of epochs. Of its fields the loop reads ``epochs``,
+            ``grad_accum``, ``mixup``, ``cutmix``, ``smoothing`` and ``model_ema_decay``; with the last, the average of
+            the weights is evaluated, and is what the model has at the end. The others describe ``loader``, ``loss``,
+            ``optimizer`` and ``schedule``.
+        on_epoch: called after every epoch.
+        on_step: called after every step. Reading its loss from a GPU waits for all work that is queued there.
+        device: where to train, such as "cuda:1", and where the model stays; None for accelerate's choice.
+        amp: automatic mixed precision, also in ``on_epoch``: bf16, or fp16 on a GPU without it.
+        checkpointer: saves the training, and resumes it; None: a training that only rolls back, from memory.
+        overrides: fields of ``TrainingConfig`` that win over ``config``; ``mixup`` may also be a ``Mixer``, such as
+            ``timm.data.Mixup``, in place of all mixing.
 
-    Raises QualityError when the loss is no longer a number for the fourth time, ResourceError where there is no memory
-    for one image or no such device here, UsageError for what is no device, InterruptionError where the checkpoints
-    are told to stop it.
+    Raises:
+        UsageError: an option or the device has a name or a value that cannot be.
+        QualityError: the loss is not finite for the fourth time.
+        ResourceError: there is no memory for one image, or no such device here.
+        InterruptionError: the checkpoints were told to stop the training; it is saved.
     """
+    options, mixup = split_mixer(overrides)
+    config = TrainingConfig.resolve(config, options)
+    mixup = mixup_for(model, config) if mixup is None else mixup
     checkpointer = checkpointer or TrainingCheckpointer(None, model, {})
     with (
         accelerating(device, amp) as accelerator,
         prepared(accelerator, model, optimizer) as (model, optimizer),
         checkpointer.stoppable_training(),
     ):
-        train_step, team = (
-            TrainStep(accelerator, model, optimizer, loss, mixup),
-            ReplicaSync(model, optimizer, checkpointer.told_to_stop),
-        )
-        average = ModelEma(model, model_ema_decay) if model_ema_decay else None
-        parts = {"schedule": schedule, "scaler": accelerator.scaler, "stepper": train_step, "average": average}
+        train_step = TrainStep(accelerator, model, optimizer, loss, mixup)
+        replicas = ReplicaSync(model, optimizer, checkpointer.must_stop)
+        ema = ModelEma(model, config.model_ema_decay) if config.model_ema_decay else None
+        # The names are those in the checkpoints on disk.
+        parts = {"schedule": schedule, "scaler": accelerator.scaler, "stepper": train_step, "average": ema}
         model.train()
-        at = checkpointer.begin(shard_loader(loader), epochs, grad_accum, optimizer, **parts)
+        progress = checkpointer.begin(shard_loader(loader), config.epochs, config.grad_accum, optimizer, **parts)
         use_fused_kernels(optimizer)
-        team.broadcast()
-        while at.epochs < epochs:
+        replicas.broadcast()
+        while progress.epochs < config.epochs:
             try:
-                _run_epoch(at, train_step, team, schedule, checkpointer, on_step, average)
-            except DivergedError as why:
-                at = roll_back(checkpointer, optimizer, schedule, at, why)
+                _train_epoch(progress, train_step, replicas, schedule, checkpointer, on_step, ema)
+            except DivergedError as exc:
+                progress = roll_back(checkpointer, optimizer, schedule, progress, exc)
                 continue
-            team.broadcast()
+            replicas.broadcast()
             check_pictures(checkpointer.loader)
             if on_epoch is not None:
-                with nullcontext() if average is None else average.in_place():
-                    on_epoch(_epoch(at, epochs, optimizer))
-            at = TrainingProgress(at.epochs + 1, rollbacks=at.rollbacks)
-            checkpointer.after_epoch(at, team.stopping())
-        if average is not None:
-            average.put()
-            team.broadcast()
+                with nullcontext() if ema is None else ema.in_place():
+                    on_epoch(_epoch(progress, config.epochs, optimizer))
+            progress = TrainingProgress(progress.epochs + 1, rollbacks=progress.rollbacks)
+            checkpointer.after_epoch(progress, replicas.stopping())
+        if ema is not None:
+            ema.copy_to_model()
+            replicas.broadcast()
 
 
-def _epoch(at: TrainingProgress, epochs: int, optimizer: Optimizer) -> Epoch:
-    """Say where training stands at the end of an epoch."""
+def _epoch(progress: TrainingProgress, epochs: int, optimizer: Optimizer) -> Epoch:
+    """Returns the figures of the epoch whose batches are done."""
     lr = fmean(group["lr"] for group in optimizer.param_groups)
-    return Epoch(at.epochs + 1, epochs, float(at.loss) / max(at.batches, 1), lr)
+    return Epoch(progress.epochs + 1, epochs, float(progress.loss) / max(progress.batches, 1), lr)
 
 
-def _run_epoch(
-    at: TrainingProgress,
+def _train_epoch(
+    progress: TrainingProgress,
     train_step: TrainStep,
-    team: ReplicaSync,
+    replicas: ReplicaSync,
     schedule: Schedule,
     checkpointer: TrainingCheckpointer,
     on_step: OnStep | None,
-    average: ModelEma | None,
+    ema: ModelEma | None,
 ) -> None:
-    """Train from a position to the end of its epoch; it moves on. Raises DivergedError for a loss that is no number."""
-    known = at_hand(train_step.accelerator.device)
-    team.seed_rank(checkpointer.step(at), at.batches > 0)
-    for batches in batches_by_step(remaining_batches(checkpointer.loader, at), checkpointer.grad_accum):
+    """Trains the rest of an epoch, and moves ``progress`` on; raises DivergedError for a loss that is not finite."""
+    readable = is_readable_at_once(train_step.accelerator.device)
+    replicas.seed_rank(checkpointer.step(progress), progress.batches > 0)
+    for batches in batches_by_step(remaining_batches(checkpointer.loader, progress), checkpointer.grad_accum):
         try:
-            value = team.mean(train_step.gradients(batches), sum(len(batch[0]) for batch in batches))
-            if known:
-                check_loss(value)
+            loss = replicas.mean(train_step.gradients(batches), sum(len(batch[0]) for batch in batches))
+            if readable:
+                check_loss(loss)
             train_step.apply()
         except ResourceError as exc:
-            raise ResourceError(f"step {checkpointer.step(at) + 1}: {exc}{checkpointer.save_on_error(at)}") from exc
+            step = checkpointer.step(progress) + 1
+            raise ResourceError(f"step {step}: {exc}{checkpointer.save_on_error(progress)}") from exc
         schedule.step()
-        if average is not None:
-            average.update()
-        at.loss, at.batches = at.loss + value * len(batches), at.batches + len(batches)
-        # To ask a GPU for the loss is to wait until it has done all it was given. The sum of losses is no number once
-        # one was none, so it is asked now and then: what was done to the weights since is lost when we go back.
-        if not known and checkpointer.step(at) % STEPS_BETWEEN_CHECKS == 0:
-            check_loss(at.loss)
-        checkpointer.after_step(at, team.stopping())
+        if ema is not None:
+            ema.update()
+        progress.loss, progress.batches = progress.loss + loss * len(batches), progress.batches + len(batches)
+        step = checkpointer.step(progress)
+        # Reading the loss from a GPU waits until the GPU has done all its queued work, so it is read only now and
+        # then. The sum of the losses is not finite once one of them was not; a rollback discards the steps since.
+        if not readable and step % STEPS_BETWEEN_CHECKS == 0:
+            check_loss(progress.loss)
+        checkpointer.after_step(progress, replicas.stopping())
         if on_step is not None:
-            on_step(checkpointer.step(at), checkpointer.epochs * checkpointer.steps, at.loss / at.batches)
-        team.seed_rank(checkpointer.step(at))
-    checkpointer.check(at)
+            on_step(step, checkpointer.epochs * checkpointer.steps, progress.loss / progress.batches)
+        replicas.seed_rank(step)
+    checkpointer.check(progress)
 
 
-def at_hand(device: torch.device) -> bool:
-    """Tell whether a value on the device can be read without waiting for all that was asked of it before."""
+def is_readable_at_once(device: torch.device) -> bool:
+    """Whether a value on the device can be read without waiting for work that is queued there."""
     return device.type == "cpu"
 
 
 def evaluate_after_epoch(
     model: nn.Module,
     val: Iterable[Any] | None,
-    watch: SharingMonitor,
+    monitor: SharingMonitor,
     on_epoch: Callable[[Epoch, float | None], None] | None,
 ) -> Callable[[Epoch], None]:
-    """Give what evaluates a model after each epoch, where there is a data set for it, and tells of it."""
+    """Returns a callback for ``train`` that evaluates the model after each epoch and passes the figures on.
 
-    def told(epoch: Epoch) -> None:
+    Args:
+        val: batches (inputs, targets); None to evaluate nothing.
+        monitor: of the model's sharing.
+        on_epoch: called with the epoch, its ``sharing`` filled in, and top-1, 0 to 1; None without ``val``.
+    """
+
+    def after_epoch(epoch: Epoch) -> None:
         top1 = None if val is None else evaluate(model, val).top1
         if on_epoch is not None:
-            on_epoch(replace(epoch, sharing=watch.measure()), top1)
+            on_epoch(replace(epoch, sharing=monitor.measure()), top1)
 
-    return told
+    return after_epoch

@@ -1,4 +1,4 @@
-"""How far the sharing of a model's weights has come, looked at between two epochs of its training."""
+"""How far the sharing of a model's weights has come, measured between epochs of its training."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from compressor.sharing.group import Group
 __all__ = ["SharingMetrics", "SharingMonitor"]
 
 Indices = NDArray[np.integer[Any]]
-SAMPLE = 1 << 16  # indices of a tensor that are remembered, to tell how many change
-NUMBER = 4  # bytes of a value, scale or offset
+SAMPLE = 1 << 16  # indices of a tensor that are compared between two measurements
+NUMBER_BYTES = 4  # of a value, scale or offset
 
 
 @dataclass(frozen=True)
 class SharingMetrics:
-    """What shared weights would take if training ended here.
+    """The size of the shared weights if training ended here, and how much of the sharing is done.
 
     Args:
-        bits: per weight that has an index: the order-0 entropy of each tensor's indices, where they are stored, and the
-            values they stand for.
-        fixed: share of the weights that have an index, 0 to 1; in rounds, the others are free as yet.
-        changed: share of the weights whose index, counted in ascending values, is another than at the last look, on at
-            most 65,536 of each tensor; None at the first look.
+        bits: per weight that has an index: the order-0 entropy of each tensor's indices, where they are stored, plus
+            codewords, scales and offsets.
+        fixed: share of the weights that have an index, 0 to 1; schemes with rounds leave the others free at first.
+        changed: share of the weights whose index differs from the last measurement, with codewords in ascending
+            order, estimated on at most 65,536 of each tensor; None at the first measurement.
     """
 
     bits: float
@@ -40,13 +40,13 @@ class SharingMetrics:
 
 
 class SharingMonitor:
-    """Looks at groups, and remembers of each look what the next is compared with.
+    """Measures the sharing of groups, each time in comparison with the time before.
 
     Example:
         >>> from compressor import Compressor, Policy, Rule
         >>> job = Compressor(torch.nn.Linear(8, 8), Policy([Rule("*", scheme="kmeans", codewords=2)])).prepare()
-        >>> watch = SharingMonitor(job.groups)
-        >>> first, second = watch.measure(), watch.measure()
+        >>> monitor = SharingMonitor(job.groups)
+        >>> first, second = monitor.measure(), monitor.measure()
         >>> first.changed, second.changed, second.fixed
         (None, 0.0, 1.0)
     """
@@ -57,64 +57,66 @@ class SharingMonitor:
 
     @torch.no_grad()
     def measure(self) -> SharingMetrics | None:
-        """Give how far it has come; None where nothing is shared."""
+        """Returns the present figures; None where nothing is shared."""
         weights = fixed = compared = 0
         bits = changed = 0.0
         for group in self.groups:
-            found, stored = _kept(group) or _shared(group)
-            weights, bits = weights + group.weights, bits + 8 * stored
-            for name, indices in found.items():
-                there = indices[indices >= 0]
-                per_index = group.master_weight(_site(group, name)).numel() / max(
-                    len(indices), 1
-                )  # more than 1: vectors
-                fixed += round(len(there) * per_index)
-                bits += len(there) * entropy(np.bincount(there)) if len(there) else 0.0
-                moved, of = self._changed(name, indices)
-                changed, compared = changed + moved, compared + of
+            all_indices, value_bytes = _own_indices(group) or _exported_indices(group)
+            weights, bits = weights + group.weights, bits + 8 * value_bytes
+            for name, indices in all_indices.items():
+                assigned = indices[indices >= 0]
+                # A codeword may be a vector, so that an index stands for several weights.
+                weights_per_index = group.master_weight(_site(group, name)).numel() / max(len(indices), 1)
+                fixed += round(len(assigned) * weights_per_index)
+                bits += len(assigned) * entropy(np.bincount(assigned)) if len(assigned) else 0.0
+                changed_here, compared_here = self._count_changed(name, indices)
+                changed, compared = changed + changed_here, compared + compared_here
         share = changed / compared if compared else None
         return SharingMetrics(bits / max(fixed, 1), fixed / weights, share) if weights else None
 
-    def _changed(self, name: str, indices: Indices) -> tuple[float, int]:
-        """Give how many of a tensor's indices are others than before, estimated on some, and of how many."""
-        some = indices[:: max(1, len(indices) // SAMPLE)].copy()
+    def _count_changed(self, name: str, indices: Indices) -> tuple[float, int]:
+        """Returns how many of a tensor's indices have changed, estimated on a sample, and how many were compared."""
+        sample = indices[:: max(1, len(indices) // SAMPLE)].copy()
         before = self._before.get(name)
-        self._before[name] = some
-        both = np.zeros(0, bool) if before is None else (before >= 0) & (some >= 0)
-        if not both.any():
+        self._before[name] = sample
+        if before is None or not (assigned_twice := (before >= 0) & (sample >= 0)).any():
             return 0.0, 0
-        assert before is not None
-        return float((before != some)[both].mean()) * len(indices), len(indices)
+        return float((before != sample)[assigned_twice].mean()) * len(indices), len(indices)
 
 
 def _site(group: Group, name: str) -> Any:
     return next(site for site in group.sites if site.name == name)
 
 
-def _kept(group: Group) -> tuple[Mapping[str, Indices], float] | None:
-    """Give the indices a scheme keeps, -1 where free, and the bytes of the values; None where it keeps none."""
+def _own_indices(group: Group) -> tuple[Mapping[str, Indices], float] | None:
+    """Returns the indices that a group holds, -1 where free, and the bytes of its values; None where it holds none."""
     if group.scheme.generator() is not None or not group.has_indices:
         return None
-    found = {}
+    all_indices = {}
     for site in group.sites:
         indices = group.indices(site)
         if group.has_zeros:
             indices = indices.masked_fill(group.pruned(site), int(indices.max()) + 1)
-        found[site.name] = indices.cpu().numpy().reshape(-1)
-    zero = group.has_zeros and not bool((group.values == 0).any())
-    return found, NUMBER * (len(group.values) + zero)
+        all_indices[site.name] = indices.cpu().numpy().reshape(-1)
+    extra_zero = group.has_zeros and not bool((group.values == 0).any())
+    return all_indices, NUMBER_BYTES * (len(group.values) + extra_zero)
 
 
-def _shared(group: Group) -> tuple[Mapping[str, Indices], float]:
-    """Give the indices the file would hold, none where they are generated, and the bytes of all that goes with them."""
+def _exported_indices(group: Group) -> tuple[Mapping[str, Indices], float]:
+    """Returns the indices that the file would hold, and the bytes of their codebooks, scales and offsets.
+
+    Indices that the reader generates count as zeros, which have no entropy.
+    """
     shared = group.scheme.export(group)
-    found, stored = {}, sum(map(_bytes, shared.books))
+    all_indices, value_bytes = {}, sum(map(_bytes, shared.books))
     for name, tensor in shared.tensors.items():
-        stored += sum(NUMBER * len(numbers) for numbers in (tensor.scale, tensor.offset) if numbers is not None)
-        found[name] = np.zeros(len(tensor.indices), np.uint8) if tensor.codec is not None else tensor.indices
-    return found, float(stored)
+        value_bytes += sum(
+            NUMBER_BYTES * len(numbers) for numbers in (tensor.scale, tensor.offset) if numbers is not None
+        )
+        all_indices[name] = np.zeros(len(tensor.indices), np.uint8) if tensor.codec is not None else tensor.indices
+    return all_indices, float(value_bytes)
 
 
 def _bytes(book: Codebook) -> float:
-    # A grid is three numbers in the header, which the report counts as such.
+    # A grid is three numbers in the header, and the report counts them there.
     return book.values.size * ITEM_SIZES[book.dtype] if isinstance(book, Table) else 0.0

@@ -1,4 +1,4 @@
-"""The average of a training's last weights, which is often better than the last of them."""
+"""An exponential moving average of the weights in training, which is often better than the last weights."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ __all__ = ["ModelEma"]
 class ModelEma:
     """An exponential moving average of weights, codebooks and BatchNorm statistics; timm's ``--model-ema``.
 
-    Its memory grows with the steps, as timm's ``--model-ema-warmup`` has it, so that what the training began with is
-    forgotten in a short one too. Indices that a scheme keeps are the last ones: they have no average. A tensor that
-    changes its shape, as the codebook of a scheme with rounds may, begins anew.
+    The decay grows with the steps up to its limit, as with timm's ``--model-ema-warmup``, so that a short training
+    forgets its initial weights too. Indices have no average: those of the last step are used. The average of a tensor
+    restarts where the tensor changes its shape, as the codebook of a scheme with rounds may.
 
     Args:
-        model: in training.
-        decay: the most that is kept at a step, 0 to 1.
+        model: the model in training.
+        decay: limit of the share of the average that a step keeps, 0 to 1.
 
     Example:
         >>> layer = nn.Linear(1, 1, bias=False)
@@ -45,39 +45,40 @@ class ModelEma:
 
     def __init__(self, model: nn.Module, decay: float) -> None:
         self._model, self._decay, self._steps = model, decay, 0
-        self._means = {name: _exact(tensor) for name, tensor in self._trained()}
+        self._means = {name: _copy_in_float32(tensor) for name, tensor in self._trained()}
 
     def _trained(self) -> Iterator[tuple[str, Tensor]]:
+        """Yields names and tensors of all that training changes and that can be averaged."""
         yield from ((name, parameter) for name, parameter in self._model.named_parameters() if parameter.requires_grad)
         yield from ((name, buffer) for name, buffer in self._model.named_buffers() if name.endswith(RUNNING_STATISTICS))
 
     @torch.no_grad()
     def update(self) -> None:
-        """Take in the model as it is, after a step."""
+        """Takes the model's present weights into the average; called after each step."""
         self._steps += 1
-        kept = min(self._decay, 1 - (1 + self._steps) ** (-2 / 3))
+        decay = min(self._decay, 1 - (1 + self._steps) ** (-2 / 3))
         means, current = [], []
         for name, tensor in self._trained():
             mean = self._means.get(name)
             if mean is None or mean.shape != tensor.shape:
-                self._means[name] = _exact(tensor)
+                self._means[name] = _copy_in_float32(tensor)
             else:
                 means.append(mean)
                 current.append(tensor.detach().to(mean.dtype))
-        if means:  # torch does not know how to average nothing
-            get_ema_multi_avg_fn(kept)(means, current, None)
+        if means:  # torch raises for empty lists
+            get_ema_multi_avg_fn(decay)(means, current, None)
 
     @torch.no_grad()
-    def put(self) -> None:
-        """Give the model the average's values."""
+    def copy_to_model(self) -> None:
+        """Sets the model's tensors to their averages."""
         for name, tensor in self._trained():
             tensor.copy_(self._means[name])
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
-        """Let the model be the average inside."""
+        """Sets the model's tensors to their averages inside, and back to the last ones afterwards."""
         last = {name: tensor.detach().clone() for name, tensor in self._trained()}
-        self.put()
+        self.copy_to_model()
         try:
             yield
         finally:
@@ -86,16 +87,16 @@ class ModelEma:
                     tensor.copy_(last[name])
 
     def state_dict(self) -> dict[str, Any]:
-        """Give the average, and of how many steps."""
+        """Returns the averages by name, and the number of steps."""
         return {"means": dict(self._means), "steps": self._steps}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Put it back."""
+        """Restores what ``state_dict()`` returned, on the devices of the model's tensors."""
         devices = {name: tensor.device for name, tensor in self._trained()}
         self._means = {name: mean.to(devices[name], copy=True) for name, mean in state["means"].items()}
         self._steps = state["steps"]
 
 
-def _exact(tensor: Tensor) -> Tensor:
-    """Copy a tensor, to float32 at least: in half precision what a step adds to an average is lost in rounding."""
+def _copy_in_float32(tensor: Tensor) -> Tensor:
+    """Copies a tensor to float32 at least, because half precision would round away what a step adds to an average."""
     return tensor.detach().to(torch.promote_types(tensor.dtype, torch.float32), copy=True)

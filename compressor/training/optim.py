@@ -1,4 +1,4 @@
-"""Optimisers and learning-rate schedules: timm's, by their timm names, moved on by the step."""
+"""timm's optimisers and learning-rate schedules, by their timm names; schedules are stepped by the optimiser's step."""
 
 from __future__ import annotations
 
@@ -14,36 +14,37 @@ from compressor.formats.errors import UsageError
 
 __all__ = ["RoundSchedule", "Schedule", "halve_rates", "make_optimizer", "use_fused_kernels"]
 
-RATES = ("lr", "initial_lr", "max_lr", "min_lr")  # where optimisers, timm's schedules and torch's keep them
+RATES = ("lr", "initial_lr", "max_lr", "min_lr")  # keys of the learning rates of optimisers and schedules
 
 
 class Schedule(Protocol):
-    """A learning-rate schedule that moves on with every optimiser step, as torch's do."""
+    """A learning-rate schedule that is stepped after every step of the optimiser, as torch's are."""
 
     def step(self) -> None:
-        """Set the learning rate of the next step."""
+        """Sets the learning rate of the next step."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Give all that changes in training."""
+        """Returns all that changes in training."""
 
     def load_state_dict(self, state: dict[str, Any], /) -> None:
-        """Put it back."""
+        """Restores what ``state_dict()`` returned."""
 
 
 class RoundSchedule:
-    """A timm schedule for each parameter group, which may begin anew for some in the middle of training.
+    """A timm schedule for each parameter group, which can be restarted for single groups in the middle of training.
 
     Args:
-        optimizer: whose learning rates are set.
-        name: of timm's schedule.
-        epochs, updates_per_epoch: of the whole training.
+        optimizer: the optimiser whose learning rates are set.
+        name: timm's name of the schedule.
+        epochs: number of epochs of the training.
+        updates_per_epoch: number of steps of an epoch.
     """
 
     def __init__(self, optimizer: Optimizer, name: str, epochs: int, updates_per_epoch: int) -> None:
         self._optimizer, self._name = optimizer, name
         count = len(optimizer.param_groups)
         self._lengths = [(epochs, updates_per_epoch)] * count
-        self._timms = [self._make(number, *length) for number, length in enumerate(self._lengths)]
+        self._schedulers = [self._make(number, *length) for number, length in enumerate(self._lengths)]
         self._steps = [0] * count
 
     def _make(self, number: int, epochs: int, updates_per_epoch: int) -> Any:
@@ -53,63 +54,77 @@ class RoundSchedule:
         )[0]
 
     def step(self) -> None:
-        """Set the learning rate of the next step."""
-        for number, timms in enumerate(self._timms):
+        """Sets the learning rate of the next step."""
+        for number, scheduler in enumerate(self._schedulers):
             self._steps[number] += 1
-            if timms is not None:
-                timms.step_update(self._steps[number])
+            if scheduler is not None:
+                scheduler.step_update(self._steps[number])
 
     def restart(self, parameters: Sequence[Tensor], steps: int) -> None:
-        """Begin the schedule anew, for so many steps, in the groups that hold any of the parameters."""
-        wanted = {id(parameter) for parameter in parameters}
+        """Restarts the schedule, with a length of ``steps``, in the groups that hold any of the parameters."""
+        restarted = {id(parameter) for parameter in parameters}
         for number, group in enumerate(self._optimizer.param_groups):
-            if wanted & {id(parameter) for parameter in group["params"]}:
+            if restarted & {id(parameter) for parameter in group["params"]}:
                 group["lr"] = group.get("initial_lr", group["lr"])
                 self._lengths[number], self._steps[number] = (1, steps), 0
-                self._timms[number] = self._make(number, 1, steps)
+                self._schedulers[number] = self._make(number, 1, steps)
 
     def state_dict(self) -> dict[str, Any]:
-        """Give all that changes in training: of each group, how long its schedule is, and where it stands."""
+        """Returns, for each group, the length of its schedule and the number of steps taken."""
         return {"lengths": list(self._lengths), "steps": list(self._steps)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Put it back; the learning rates themselves are the optimiser's state."""
+        """Restores what ``state_dict()`` returned; the learning rates themselves are part of the optimiser's state."""
         self._lengths, self._steps = list(state["lengths"]), list(state["steps"])
         rates = [group["lr"] for group in self._optimizer.param_groups]
-        self._timms = [self._make(number, *length) for number, length in enumerate(self._lengths)]
+        self._schedulers = [self._make(number, *length) for number, length in enumerate(self._lengths)]
         for group, rate in zip(self._optimizer.param_groups, rates, strict=True):
-            group["lr"] = rate  # timm's schedules set it to their first
+            group["lr"] = rate  # making timm's schedules has set it to their first
 
 
 class _OneGroup:
-    """A parameter group as the whole optimiser, all that timm's schedules look at; accelerate replaces the groups."""
+    """Shows timm's schedules one parameter group as if it were the whole optimiser.
+
+    The group is looked up at each use, because accelerate replaces the groups.
+    """
 
     def __init__(self, optimizer: Optimizer, number: int) -> None:
         self._optimizer, self._number = optimizer, number
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:
-        """The one group."""
+        """The one group, in a list."""
         return [self._optimizer.param_groups[self._number]]
 
 
 def make_optimizer(
     parameters: list[dict[str, Any]], opt: str, lr: float, sched: str, epochs: int, updates_per_epoch: int
 ) -> tuple[Optimizer, RoundSchedule]:
-    """Build timm's optimiser and schedule; raises UsageError for names and settings they do not take."""
+    """Builds timm's optimiser and schedule.
+
+    Args:
+        parameters: parameter groups.
+        opt, sched: timm's names.
+        lr: highest learning rate.
+        epochs: number of epochs of the training.
+        updates_per_epoch: number of steps of an epoch.
+
+    Raises:
+        UsageError: timm does not know a name, or refuses a setting.
+    """
     try:
         optimizer = create_optimizer_v2(parameters, opt=opt, lr=lr)
         return optimizer, RoundSchedule(optimizer, sched, epochs, updates_per_epoch)
-    except (ValueError, AssertionError, NotImplementedError) as error:  # timm asserts what it is given
+    except (ValueError, AssertionError, NotImplementedError) as error:  # timm checks arguments by assert
         raise UsageError(f"optimiser {opt!r} with schedule {sched!r}: {error}") from None
 
 
 def use_fused_kernels(optimizer: Optimizer) -> None:
-    """Let Adam and AdamW pass over the weights once a step, in a fifth of the time, where PyTorch does so safely.
+    """Makes Adam and AdamW use PyTorch's ``fused`` kernels, which take a fifth of the time, where they are safe.
 
-    Its ``fused`` kernels go by memory, whatever the strides say; those of SGD ask for all gradients from the first
-    step on, and on GPUs they meet gradients that overflowed. Set on the groups, not asked of the optimiser, which
-    would then take the scaling of a loss in half precision in its own hands.
+    The kernels are safe for contiguous parameters on the CPU: they ignore strides, and on GPUs they would be given
+    gradients that have overflowed. SGD's need the gradients of all parameters from the first step on. The option is
+    set on the parameter groups: an optimiser built with it would unscale the loss of mixed precision by itself.
 
     Example:
         >>> import torch
@@ -121,16 +136,18 @@ def use_fused_kernels(optimizer: Optimizer) -> None:
     if type(getattr(optimizer, "optimizer", optimizer)) not in (Adam, AdamW):  # accelerate wraps them
         return
     for group in optimizer.param_groups:
-        plain = not any(group.get(name) for name in ("foreach", "capturable", "differentiable"))
-        group["fused"] = (plain and all(map(_is_plain, group["params"]))) or None
+        compatible = not any(group.get(name) for name in ("foreach", "capturable", "differentiable"))
+        group["fused"] = (compatible and all(map(_can_be_fused, group["params"]))) or None
 
 
-def _is_plain(parameter: Tensor) -> bool:
+def _can_be_fused(parameter: Tensor) -> bool:
     return parameter.device.type == "cpu" and parameter.is_floating_point() and parameter.is_contiguous()
 
 
 def halve_rates(optimizer: Optimizer, schedule: Schedule) -> None:
-    """Halve the learning rate of all steps to come; as part of the optimiser's state it stays so when it is resumed.
+    """Halves the learning rates of all steps to come.
+
+    They are part of the optimiser's state, so that a resumed training keeps them.
 
     Example:
         >>> import torch
@@ -142,4 +159,4 @@ def halve_rates(optimizer: Optimizer, schedule: Schedule) -> None:
     """
     for group in optimizer.param_groups:
         group.update({name: group[name] * 0.5 for name in RATES if name in group})
-    schedule.load_state_dict(schedule.state_dict())  # those of timm have noted the first rate
+    schedule.load_state_dict(schedule.state_dict())  # rebuilds timm's schedulers, which hold the first rate

@@ -1,4 +1,4 @@
-"""What a training does when its loss is no longer a number: it goes back, and on with smaller steps."""
+"""What a training does when it has diverged: it returns to an earlier state, and continues with smaller steps."""
 
 from __future__ import annotations
 
@@ -15,39 +15,43 @@ from compressor.training.optim import Schedule, halve_rates
 __all__ = ["MOST_ROLLBACKS", "roll_back"]
 
 _log = logging.getLogger(__name__)
-MOST_ROLLBACKS = 3  # after which a training is given up
+MOST_ROLLBACKS = 3  # the training is given up at the next divergence
 
 
 def roll_back(
     checkpointer: TrainingCheckpointer,
     optimizer: Optimizer,
     schedule: Schedule,
-    at: TrainingProgress,
-    why: DivergedError,
+    progress: TrainingProgress,
+    cause: DivergedError,
 ) -> TrainingProgress:
-    """Go back to the state the epoch began with, at half the learning rate; give where the training then stands.
+    """Restores the state at the start of the epoch, halves the learning rate, and returns the restored progress.
 
     Args:
-        at: where it stood when its loss was no longer a number.
+        progress: where the training diverged.
+        cause: what was found not to be finite.
 
-    Raises QualityError for the fourth time, having gone back all the same, and where there is no state to go back to.
+    Raises:
+        QualityError: the training has diverged for the fourth time, and is restored all the same; or there is no
+            state to restore.
     """
-    what = f"training has diverged: {why} at step {checkpointer.step(at) + 1}"
-    back = checkpointer.rollback(at)
-    if back is None:
-        raise QualityError(f"{what}, and no earlier state is left to go back to; try a lower --lr")
+    diverged = f"training has diverged: {cause} at step {checkpointer.step(progress) + 1}"
+    restored = checkpointer.rollback(progress)
+    if restored is None:
+        raise QualityError(f"{diverged}, and no earlier state is left to go back to; try a lower --lr")
     halve_rates(optimizer, schedule)
-    back.rollbacks += 1
-    times, place = back.rollbacks, f"the state after step {checkpointer.step(back)}"
-    if times > MOST_ROLLBACKS:
-        back.rollbacks = 0
-    checkpointer.save(back)
-    if times > MOST_ROLLBACKS:
+    restored.rollbacks += 1
+    rollbacks, step = restored.rollbacks, checkpointer.step(restored)
+    if rollbacks > MOST_ROLLBACKS:
+        restored.rollbacks = 0
+    checkpointer.save(restored)
+    if rollbacks > MOST_ROLLBACKS:
         raise QualityError(
-            f"{what}, with a learning rate of an {2**MOST_ROLLBACKS}th, too; try a lower --lr, or look at the data. "
-            f"T{place[1:]} is kept{checkpointer.where()}, at a {2 * 2**MOST_ROLLBACKS}th"
+            f"{diverged}, with a learning rate of an {2**MOST_ROLLBACKS}th, too; try a lower --lr, or look at the "
+            f"data. The state after step {step} is kept{checkpointer.where()}, at a {2 * 2**MOST_ROLLBACKS}th"
         )
     _log.warning(
-        "%s: going back to %s, with half the learning rate (%s of %s times)", what, place, times, MOST_ROLLBACKS
-    )
-    return back
+        "%s: going back to the state after step %s, with half the learning rate (%s of %s times)",
+        diverged, step, rollbacks, MOST_ROLLBACKS,
+    )  # fmt: skip
+    return restored

@@ -11,9 +11,9 @@ import torch
 from safetensors.torch import save_file
 
 import compressor
+from compressor.cli.configs import GateConfig
 from compressor.cli.gates import missed_gates
 from compressor.cli.main import run
-from compressor.cli.options import Options
 
 
 @pytest.fixture(autouse=True)
@@ -39,7 +39,7 @@ POST_TRAINING = ("test_resnet", "--checkpoint-path", "weights.safetensors", "-o"
     ],
 )
 def test_what_is_missed(options: dict[str, float], size: int, packed: float, dense: float, said: list[str]) -> None:
-    assert missed_gates(Options("net", **options), size, packed, dense) == said  # type: ignore[arg-type]
+    assert missed_gates(GateConfig(**options), size, packed, dense) == said  # type: ignore[arg-type]
 
 
 def test_a_file_that_misses_a_gate_is_kept_as_rejected(capsys: pytest.CaptureFixture[str]) -> None:

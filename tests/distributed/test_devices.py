@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import compressor
 from compressor import SCHEMES, Compressor, Policy, Rule
 from compressor.cli import main as command
-from compressor.cli.options import Options
+from compressor.cli.configs import ExecutionConfig, ModelConfig, Request
 from compressor.distributed import devices
 from compressor.distributed.devices import find_device
 from compressor.formats.errors import ResourceError, UsageError
@@ -191,7 +191,7 @@ def test_the_command_refuses_an_absent_device_at_once(
 
 def test_the_command_needs_data_for_mixed_precision() -> None:
     with pytest.raises(UsageError, match="no data to train on for --device, --amp: name --dataset or --data-dir"):
-        Options("test_resnet", pretrained=True, device="cpu", amp=True).check()
+        Request(ModelConfig("test_resnet", pretrained=True), execution=ExecutionConfig(device="cpu", amp=True)).check()
 
 
 def test_the_command_trains_in_mixed_precision(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

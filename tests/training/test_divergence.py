@@ -149,7 +149,7 @@ def test_the_loss_on_a_gpu_is_read_every_few_steps(
     from compressor.training import loop
 
     monkeypatch.setattr(loop, "STEPS_BETWEEN_CHECKS", 4)
-    monkeypatch.setattr(loop, "at_hand", lambda device: False)
+    monkeypatch.setattr(loop, "is_readable_at_once", lambda device: False)
     job = job_of()
     accident = Accident(job, {9, 15})
     finetuned(job)
@@ -163,14 +163,14 @@ def test_the_loss_on_a_gpu_is_read_every_few_steps(
 def test_the_memory_of_the_state_to_go_back_to(monkeypatch: pytest.MonkeyPatch, scheme: str, each: int) -> None:
     """With AdamW, in bytes a weight, as docs/resuming.md says."""
     taken = []
-    real = checkpointer._copied
+    real = checkpointer._copy_to_cpu
 
     def copied(value: Any) -> Any:
         if isinstance(value, Tensor):
             taken.append(value.nbytes)
         return real(value)
 
-    monkeypatch.setattr(checkpointer, "_copied", copied)
+    monkeypatch.setattr(checkpointer, "_copy_to_cpu", copied)
     torch.manual_seed(0)
     job = Compressor(nn.Linear(300, 300), Policy([Rule("*", scheme=scheme, bits=5)])).prepare()
     data = TensorDataset(torch.randn(4, 300), torch.zeros(4, dtype=torch.int64))

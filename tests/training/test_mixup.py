@@ -73,7 +73,7 @@ def finetuned(mixup: object, checkpoints: Checkpoints | None = None, stop: int |
             checkpoints.stop = done == stop
 
     try:
-        job.finetune(loader, epochs=2, lr=0.01, mixup=mixup, checkpoints=checkpoints, on_step=on_step)  # type: ignore[arg-type]
+        job.finetune(loader, epochs=2, lr=0.01, mixup=mixup, checkpoints=checkpoints, on_step=on_step)
     finally:
         if checkpoints is not None:
             checkpoints.close()

@@ -142,7 +142,7 @@ def test_in_a_loop_of_ones_own(scheme: str) -> None:
     images = torch.randn(5, 12)
     job.model.eval()
     last = job.model(images)
-    average.put()
+    average.copy_to_model()
     averaged = job.model(images)
     job.finish()
     assert torch.equal(job.model(images), averaged)
@@ -163,5 +163,5 @@ def test_weights_in_half_precision_have_an_exact_average(dtype: torch.dtype) -> 
             with average.in_place():
                 assert layer.weight.dtype == dtype
             assert layer.weight.item() == 2
-    average.put()
+    average.copy_to_model()
     assert layer.weight.item() == pytest.approx(2 - 0.999**5000, abs=0.01)

@@ -1,0 +1,359 @@
+"""What ``compress MODEL`` was asked to do: a few configs, built once from the command line, and how they fit together.
+
+Nothing here imports torch, timm or pydantic, so that ``--help`` is quick.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from compressor.cli.click_options import byte_size, from_values
+from compressor.config_fields import config_field, config_fields
+from compressor.formats.errors import UsageError
+from compressor.training.config import TrainingConfig
+
+__all__ = [
+    "DataConfig",
+    "DisplayConfig",
+    "ExecutionConfig",
+    "GateConfig",
+    "ModelConfig",
+    "OutputConfig",
+    "Request",
+    "SharingConfig",
+    "TeacherConfig",
+]
+
+NUMBERS = ("codewords", "delta", "sparsity")
+DEFAULT_SCHEME, DEFAULT_BITS = "learnt", 4
+
+
+@dataclass(frozen=True)
+class SharingConfig:
+    """How weights share values; None where the command does not say."""
+
+    scheme: str | None = config_field(
+        None, "How weights share values: see 'compress schemes'. [default: learnt, 4 bits]"
+    )
+    bits: int | None = config_field(None, "Bits of an index: 2^BITS shared values for most schemes.")
+    codewords: int | None = config_field(None, "Number of shared values, instead of --bits.", ge=1)
+    delta: float | None = config_field(None, "Largest relative distance of a weight to its value, for wfn.")
+    sparsity: float | None = config_field(None, "Share of weights that are pruned to zero, under any scheme.")
+    settings: tuple[str, ...] = config_field((), "A setting of the scheme.", metavar="KEY=VALUE", flags=("--set",))
+    recipe: str | None = config_field(None, "Shipped recipe, TOML file, or that of a packed file.", metavar="NAME|FILE")
+
+    def check(self) -> None:
+        """Raises UsageError for options that contradict each other."""
+        if self.recipe is not None and (extra := _given(self, "scheme", "bits", *NUMBERS, "settings")):
+            raise UsageError(f"--recipe says what is shared and how: leave out {', '.join(extra)}")
+        if self.bits is not None and self.codewords is not None:
+            raise UsageError("--bits and --codewords: name one")
+
+    def rule(self) -> dict[str, Any]:
+        """Returns the one rule of the policy where there is no recipe, as keyword arguments of ``Rule``."""
+        numbers = {name: value for name in NUMBERS if (value := getattr(self, name)) is not None}
+        settings = {**dict(_setting(text) for text in self.settings), **numbers}
+        bits = self.bits
+        if self.scheme is None and bits is None and not settings.keys() - {"sparsity"}:
+            bits = DEFAULT_BITS
+        return {"scheme": self.scheme or DEFAULT_SCHEME, **({} if bits is None else {"bits": bits}), **settings}
+
+    def label(self) -> str:
+        """Returns a short name for files: that of the recipe, or scheme and numbers, such as ``learnt4``."""
+        if self.recipe is not None:
+            return Path(self.recipe.removeprefix("zoo:")).stem
+        rule = self.rule()
+        numbers = "".join(f"-{name}{rule[name]}" for name in NUMBERS if name in rule)
+        return f"{rule['scheme']}{rule.get('bits', '')}{numbers}".replace("-codewords", "-")
+
+    def command_line(self) -> str:
+        """Returns the options that ask for the same."""
+        if self.recipe is not None:
+            return f"--recipe {self.recipe}"
+        rule = self.rule()
+        return f"--scheme {rule['scheme']}" + "".join(f" --{k} {rule[k]}" for k in ("bits", *NUMBERS) if k in rule)
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """The images to train and evaluate on."""
+
+    dataset: str | None = config_field(None, "digits, fashion-mnist, or a timm name: torch/cifar10, hfds/..., wds/...")
+    data_dir: Path | None = config_field(None, "Folder of the data; alone: images in train/CLASS and val/CLASS.")
+    dataset_download: bool = config_field(False, "Let torchvision fetch torch/... into --data-dir.")
+    max_bad_images: int = config_field(
+        0,
+        "Images that may be unreadable; all are listed in bad_images.txt beside the output.",
+        ge=0,
+        metavar="N",
+    )
+    workers: int | None = config_field(
+        None,
+        "Processes that open images; 0: this one alone. [default: as many as processors, up to 4]",
+        ge=0,
+        flags=("-j", "--workers"),
+    )
+    aa: str | None = config_field(None, "timm's augmentation of images, such as rand-m9-mstd0.5.", metavar="POLICY")
+    reprob: float | None = config_field(None, "Share of images a part of which is erased.", ge=0, le=1)
+
+    @property
+    def is_named(self) -> bool:
+        """Whether a data set was named."""
+        return self.dataset is not None or self.data_dir is not None
+
+    @property
+    def name(self) -> str:
+        """The data set to load; "" for a folder of images."""
+        return self.dataset if self.dataset is not None else "" if self.data_dir is not None else "digits"
+
+    @property
+    def label(self) -> str:
+        """A short name for files."""
+        folder = "data" if self.data_dir is None else self.data_dir.resolve().name
+        return self.name.rpartition("/")[2] or folder
+
+    def check(self) -> None:
+        """Raises UsageError for options that contradict each other."""
+        if self.dataset_download and not (self.dataset or "").startswith("torch/"):
+            raise UsageError("--dataset-download needs --dataset torch/...")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The model to compress, and where its weights come from."""
+
+    name: str
+    pretrained: bool = config_field(False, "Start from timm's weights; without data no training follows.")
+    checkpoint_path: Path | None = config_field(None, "Start from these weights; without data no training follows.")
+    from_scratch: bool = config_field(False, "Train weights and shared values together from random ones.")
+    num_classes: int | None = config_field(None, "Classes of the head. [default: the data's]", ge=1)
+    in_chans: int | None = config_field(None, "Channels of the images. [default: the data's]", ge=1)
+    img_size: int | None = config_field(None, "Height and width of the images. [default: the data's]", ge=1)
+    baseline_epochs: int | None = config_field(
+        None, "Epochs of the training of dense models. [default: 12, or 40]", ge=0
+    )
+
+    @property
+    def has_weights(self) -> bool:
+        """Whether trained weights were named."""
+        return self.pretrained or self.checkpoint_path is not None
+
+    def check(self) -> None:
+        """Raises UsageError for options that contradict each other."""
+        if self.pretrained and self.checkpoint_path is not None:
+            raise UsageError("--pretrained and --checkpoint-path: name one")
+        if self.from_scratch and self.has_weights:
+            raise UsageError("--from-scratch starts from random weights: leave out --pretrained and --checkpoint-path")
+
+
+@dataclass(frozen=True)
+class TeacherConfig:
+    """A model to distil from, other than the dense one."""
+
+    teacher: str | None = config_field(None, "Distil from this bigger timm model instead.", metavar="MODEL")
+    teacher_checkpoint: Path | None = config_field(None, "Its weights, packed or not. [default: trained and kept]")
+
+    @property
+    def is_trained_here(self) -> bool:
+        """Whether a teacher was named, without its weights."""
+        return self.teacher is not None and self.teacher_checkpoint is None
+
+    def check(self, distill: float | None) -> None:
+        """Raises UsageError for options that contradict each other, or the weight of distillation."""
+        if self.teacher_checkpoint is not None and self.teacher is None:
+            raise UsageError(f"--teacher-checkpoint {self.teacher_checkpoint}: name its model with --teacher")
+        if self.teacher is not None and distill == 0:
+            raise UsageError(f"--teacher {self.teacher} and --distill 0: leave out one")
+
+
+@dataclass(frozen=True)
+class ExecutionConfig:
+    """How the work is carried out."""
+
+    device: str | None = config_field(None, "cpu, cuda, cuda:1, mps, ... [default: the fastest there is]")
+    amp: bool = config_field(False, "Mixed precision: bfloat16, or float16 where a GPU lacks it.")
+    channels_last: bool = config_field(False, "Images with their channels together in memory.")
+    torchcompile: str | None = config_field(
+        None,
+        "Compile fine-tuning, as torch.compile does. [default backend: inductor]",
+        metavar="BACKEND",
+        click={"is_flag": False, "flag_value": "inductor"},
+    )
+    calibration_images: int = config_field(1024, "Training images that BatchNorm is re-estimated on at the end.", ge=0)
+    seed: int = config_field(0, "Seed of everything random.", ge=0)
+
+
+@dataclass(frozen=True)
+class OutputConfig:
+    """What is written: the file, checkpoints on the way to it, and figures of its training."""
+
+    codec: str = config_field("auto", "How indices become bytes.")
+    untouched: str = config_field(
+        "f32", "Store what is not shared, such as norms and biases, rounded to float16.", choices=("f32", "f16")
+    )
+    output: Path | None = config_field(
+        None, "File to write. [default: MODEL-DATA-SCHEME.safetensors]", flags=("-o", "--output")
+    )
+    force: bool = config_field(False, "Replace the file if it exists.")
+    resume: bool = config_field(False, "Go on where the same command was stopped or killed.")
+    checkpoint_minutes: float = config_field(
+        10.0, "Minutes between checkpoints in the middle of an epoch; 0: only at its end.", ge=0
+    )
+    checkpoint_steps: int = config_field(0, "Steps between checkpoints, as well; 0: none.", ge=0)
+    summary: Path | None = config_field(
+        None, "A row of figures per epoch, as timm's. [default: OUTPUT.summary.csv]", metavar="FILE"
+    )
+    log: str | None = config_field(None, "Note them in OUTPUT.tensorboard, too.", choices=("tensorboard",))
+
+    @property
+    def half_untouched(self) -> bool:
+        """Whether the tensors that are not shared are stored as float16."""
+        return self.untouched == "f16"
+
+
+@dataclass(frozen=True)
+class GateConfig:
+    """What the packed file must reach to be written under its own name."""
+
+    require_top1: float | None = config_field(
+        None, "Exit 5 below; the file is kept as OUTPUT.rejected.", ge=0, le=100, metavar="PERCENT"
+    )
+    require_drop: float | None = config_field(None, "Likewise where top-1 falls by more.", metavar="POINTS")
+    require_size: int | None = config_field(
+        None, "Likewise for a larger file, as 1.5MB.", metavar="BYTES", click={"type": byte_size}
+    )
+
+
+@dataclass(frozen=True)
+class DisplayConfig:
+    """What is printed."""
+
+    dry_run: bool = config_field(False, "Show what becomes of every tensor, and the size; write nothing.")
+    everything: bool = config_field(False, "Show every tensor in the table.", flags=("--all",))
+    as_json: bool = config_field(False, "Print one JSON document on stdout instead of the table.", flags=("--json",))
+
+
+@dataclass(frozen=True)
+class Request:
+    """Everything that ``compress MODEL`` was asked to do.
+
+    Args:
+        model, sharing, data, teacher, execution, output, gates, display: the configs.
+        training: fields of ``TrainingConfig`` that were named; they win over those of a recipe.
+    """
+
+    model: ModelConfig
+    sharing: SharingConfig = field(default_factory=SharingConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    training: Mapping[str, Any] = field(default_factory=dict)
+    teacher: TeacherConfig = field(default_factory=TeacherConfig)
+    execution: ExecutionConfig = field(default_factory=ExecutionConfig)
+    output: OutputConfig = field(default_factory=OutputConfig)
+    gates: GateConfig = field(default_factory=GateConfig)
+    display: DisplayConfig = field(default_factory=DisplayConfig)
+
+    @classmethod
+    def from_command_line(cls, model: str, values: Mapping[str, Any]) -> Request:
+        """Builds the configs from the values of the options; those that a command does not have keep their defaults."""
+        training = {name: value for name in TrainingConfig.names() if (value := values.get(name)) is not None}
+        return cls(
+            model=from_values(ModelConfig, values, name=model),
+            sharing=from_values(SharingConfig, values),
+            data=from_values(DataConfig, values),
+            training=training,
+            teacher=from_values(TeacherConfig, values),
+            execution=from_values(ExecutionConfig, values),
+            output=from_values(OutputConfig, values),
+            gates=from_values(GateConfig, values),
+            display=from_values(DisplayConfig, values),
+        )
+
+    @property
+    def post_training(self) -> bool:
+        """Whether there is nothing to train on: weights were named, and no data."""
+        return self.model.has_weights and not self.data.is_named
+
+    def check(self) -> None:
+        """Raises UsageError for options that contradict each other."""
+        self.sharing.check()
+        self.model.check()
+        self._check_teaching()
+        self.data.check()
+        if self.post_training:
+            self._check_post_training()
+        if self.model.from_scratch and self.gates.require_drop is not None:
+            raise UsageError("--from-scratch has no dense model to compare with: use --require-top1")
+
+    def _check_teaching(self) -> None:
+        """Raises UsageError for options about a dense model or a teacher that there is not."""
+        distill = self.training.get("distill")
+        if self.model.from_scratch and distill and self.teacher.teacher is None:
+            raise UsageError("--from-scratch has no dense model to distil from: leave out --distill, or name --teacher")
+        self.teacher.check(distill)
+        if self.teacher.is_trained_here:
+            return
+        if self.model.from_scratch and self.model.baseline_epochs:
+            raise UsageError("--from-scratch trains no dense baseline: leave out --baseline-epochs")
+        if self.model.checkpoint_path is not None and self.model.baseline_epochs is not None:
+            raise UsageError("--checkpoint-path names a trained model: leave out --baseline-epochs")
+
+    def _check_post_training(self) -> None:
+        """Raises UsageError for options that need data."""
+        flags = [
+            *(one.flag for one in config_fields(TrainingConfig) if one.name in self.training),
+            *_given(self.data, "aa", "reprob"),
+            *_given(self.model, "baseline_epochs"),
+            *_given(self.teacher, "teacher"),
+            *_given(self.execution, "device", "amp", "channels_last", "torchcompile"),
+            *_given(self.output, "resume", "summary", "log"),
+        ]
+        if flags:
+            raise UsageError(f"no data to train on for {', '.join(flags)}: name --dataset or --data-dir")
+        if self.gates.require_top1 is not None or self.gates.require_drop is not None:
+            raise UsageError("--require-top1 and --require-drop need data to measure on: name --dataset or --data-dir")
+
+    def training_overrides(self) -> dict[str, Any]:
+        """Returns the training options that win over those of a recipe, or over the defaults."""
+        if not self.model.from_scratch:
+            return dict(self.training)
+        defaults = {one.name: one.from_scratch for one in config_fields(TrainingConfig) if one.from_scratch is not None}
+        without_teacher = {} if self.teacher.teacher else {"distill": 0.0}
+        return {**defaults, **self.training, **without_teacher}
+
+    def output_path(self) -> Path:
+        """Returns the file to write: the one named, or one named after model, data and scheme."""
+        if self.output.output is not None:
+            return self.output.output
+        data = [] if self.post_training else [self.data.label]
+        return Path("-".join([self.model.name, *data, self.sharing.label()]) + ".safetensors")
+
+    def command_for_own_data(self) -> str:
+        """Returns the command that does the same with images of the user's own."""
+        teacher = "" if self.teacher.teacher is None else f" --teacher {self.teacher.teacher}"
+        return f"compress {self.model.name} --pretrained --data-dir IMAGES {self.sharing.command_line()}{teacher}"
+
+
+def _given(config: Any, *names: str) -> list[str]:
+    """Returns the flags of those of some fields that were given."""
+    flags = {one.name: one.flag for one in config_fields(type(config))}
+    values = {name: getattr(config, name) for name in names}
+    return [flags[name] for name, value in values.items() if value not in (None, ()) and value is not False]
+
+
+def _setting(text: str) -> tuple[str, Any]:
+    """Reads KEY=VALUE; a value that is no number, truth value or list of TOML is a word.
+
+    >>> _setting("threshold=0.5"), _setting("init=linear")
+    (('threshold', 0.5), ('init', 'linear'))
+    """
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise UsageError(f"--set {text}: expected KEY=VALUE")
+    try:
+        return key, tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        return key, value

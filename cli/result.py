@@ -1,0 +1,79 @@
+"""What ``compress MODEL`` prints at its end: the table of the file, and its accuracy."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+
+from compressor.cli.configs import DisplayConfig
+from compressor.cli.setup import Run
+from compressor.cli.show import accuracy_line, flips, print_json, width
+from compressor.lifecycle.packed import Packed
+from compressor.training.evaluation import Evaluation
+
+__all__ = ["Result", "show_result"]
+
+
+@dataclass(frozen=True, eq=False)
+class Result:
+    """What a run has written, and how good it is.
+
+    Args:
+        packed: the packed model.
+        path: the file that was written.
+        accuracy: of the model that the file holds; None without data.
+        dense: accuracy of the dense model; None where there is none, or no data.
+        missed: a phrase for each gate that the file misses.
+    """
+
+    packed: Packed
+    path: Path
+    accuracy: Evaluation | None
+    dense: Evaluation | None
+    missed: list[str]
+
+
+def show_result(result: Result, run: Run, codec: str, display: DisplayConfig, own_data: str | None) -> None:
+    """Prints the result of a run.
+
+    Args:
+        codec: how the file was written.
+        display: what to print of it.
+        own_data: the command for images of the user's own; None where the run was on those.
+    """
+    report = result.packed.report(codec)
+    if display.as_json:
+        accuracy = None if result.accuracy is None else _accuracy(result.accuracy, result.dense)
+        facts = {"file": str(result.path), "model": run.source.config.name, "top1": accuracy, "missed": result.missed}
+        print_json(facts | _training_facts(run) | report.to_dict())
+        return
+    click.echo("\n" + report.table(width(), display.everything))
+    if result.accuracy is not None and run.data is not None:
+        click.echo(accuracy_line(result.accuracy, result.dense, run.data.evaluated, run.execution.seed))
+    if own_data is not None:
+        click.echo(f"For your own images (in IMAGES/train/CLASS and IMAGES/val/CLASS): {own_data}")
+
+
+def _training_facts(run: Run) -> dict[str, Any]:
+    """Returns how the model was trained: the teacher, the recipe, the seed, and where its epochs are logged."""
+    trained = [stage for stage in run.recipe.stages if run.trains(stage)]
+    distilled = any(stage.training.distill for stage in trained)
+    teacher = run.teacher_name or ("dense" if run.has_dense_model else None)
+    return {
+        "teacher": teacher if distilled else None,
+        "recipe": run.recipe.to_dict(),
+        "seed": run.execution.seed,
+        "summary": str(run.logs.summary) if run.logs is not None and trained else None,
+    }
+
+
+def _accuracy(packed: Evaluation, dense: Evaluation | None) -> dict[str, Any]:
+    low, high = packed.interval
+    facts: dict[str, Any] = {"packed": packed.top1, "n": packed.n, "low": low, "high": high}
+    if dense is not None:
+        lost, gained = flips(packed, dense)
+        facts |= {"dense": dense.top1, "lost": lost, "gained": gained}
+    return facts

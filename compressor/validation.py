@@ -1,0 +1,58 @@
+"""Validation by pydantic, with errors of one line."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
+
+from compressor.config_fields import config_fields
+from compressor.formats.errors import CompressorError
+
+__all__ = ["one_line_errors", "validate_config"]
+
+
+@contextmanager
+def one_line_errors(
+    error: type[CompressorError], describe: Callable[[str], str], *, show_value: bool = True
+) -> Iterator[None]:
+    """Rewrites the first fault of a pydantic ValidationError raised inside into one line.
+
+    Args:
+        error: the type to raise instead.
+        describe: names the place of the fault, given its path, such as ``rule.bits``; "" for the whole.
+        show_value: whether the line ends with the value; False where it is too long, or hostile.
+
+    Raises:
+        CompressorError: of the type ``error``, for a ValidationError.
+    """
+    try:
+        yield
+    except ValidationError as exc:
+        first = exc.errors()[0]
+        place = describe(".".join(map(str, first["loc"])))
+        value = f", got {first['input']!r}" if show_value else ""
+        raise error(f"{place}: {first['msg']}{value}") from None
+
+
+def validate_config(config: type, values: Mapping[str, Any], error: type[CompressorError]) -> dict[str, Any]:
+    """Returns the values of a config's described fields, each converted to the field's type.
+
+    Raises:
+        CompressorError: of the type ``error``, for a value of another type or out of bounds.
+    """
+    with one_line_errors(error, str):
+        return _model_of(config).model_validate(dict(values)).model_dump()
+
+
+@functools.cache
+def _model_of(config: type) -> type[BaseModel]:
+    """Builds the pydantic model of a config; whole numbers are strict, for 3.0 or "3" epochs are a mistake."""
+    fields: dict[str, Any] = {}
+    for one in config_fields(config):
+        limits: dict[str, Any] = {**one.bounds, **({"allow_inf_nan": False} if one.type is float else {})}
+        fields[one.name] = (one.type, Field(one.default, strict=one.type is int, **limits))
+    return create_model(config.__name__, __config__=ConfigDict(extra="forbid"), **fields)
