@@ -18,6 +18,7 @@ import compressor
 from compressor.cli.dry_run import dry_run
 from compressor.cli.files import EVAL_BATCH
 from compressor.cli.gates import missed_gates, refuse, rejected
+from compressor.cli.malloc import keep_freed_memory
 from compressor.cli.options import Options
 from compressor.cli.requirements import check_requirements
 from compressor.cli.setup import Run, set_up
@@ -29,7 +30,6 @@ from compressor.distributed.collectives import broadcast_tensors, destroy, is_ma
 from compressor.formats.errors import CompressorError
 from compressor.formats.io.locking import holding
 from compressor.lifecycle.packed import Packed
-from compressor.ops.buffer_pool import keep_freed
 from compressor.policy.recipe import Stage
 from compressor.training.compilation import compiled_model
 from compressor.training.evaluation import Evaluation, evaluate
@@ -49,7 +49,7 @@ def run(options: Options) -> None:
     if work.data is not None and not options.names_data:
         say(f"No data named: using the built-in digits (1,797 handwritten images). For your own: {options.own_data()}")
     beside_the_bar = logging_redirect_tqdm() if sys.stderr.isatty() else nullcontext()
-    keep_freed()
+    keep_freed_memory()
     with ExitStack() as held:
         main_process_first(lambda: held.enter_context(holding(work.output)))
         held.enter_context(stoppable(work.checkpoints))

@@ -1,4 +1,4 @@
-"""The one training loop; devices and processes are accelerate's business."""
+"""The one training loop."""
 
 from __future__ import annotations
 
@@ -16,13 +16,14 @@ from torch.utils.data import DataLoader
 from compressor.checkpointing.progress import TrainingProgress, remaining_batches
 from compressor.data.distributed_sampler import shard_loader
 from compressor.data.splits import check_pictures
-from compressor.distributed.devices import accelerating, prepared
+from compressor.distributed.devices import find_device
 from compressor.distributed.replicas import ReplicaSync
 from compressor.formats.errors import ResourceError
 from compressor.training.checkpointer import TrainingCheckpointer
 from compressor.training.divergence import DivergedError, check_loss
 from compressor.training.evaluation import evaluate
 from compressor.training.metrics import SharingMetrics, SharingMonitor
+from compressor.training.mixed_precision import MixedPrecision
 from compressor.training.mixup import Mixer
 from compressor.training.model_ema import ModelEma
 from compressor.training.optim import Schedule, use_fused_kernels
@@ -82,7 +83,7 @@ def train(
         on_epoch: told after every epoch.
         on_step: told after every step: steps done, in all, and the mean loss of the epoch so far, a scalar; to read it
             from a GPU is to wait for all that was asked of it.
-        device: where, such as "cuda:1", and where the model stays; None for accelerate's choice.
+        device: where, such as "cuda:1", and where the model stays; None for the fastest there is.
         amp: automatic mixed precision, in ``on_epoch`` too: bf16, or fp16 on a GPU that does not know it.
         keeper: keeps the training in checkpoints, and lets it go on from one.
         grad_accum: batches of a step, whose gradients are added up: a batch that is so many times as large.
@@ -95,17 +96,15 @@ def train(
     are told to stop it.
     """
     checkpointer = checkpointer or TrainingCheckpointer(None, model, {})
-    with (
-        accelerating(device, amp) as accelerator,
-        prepared(accelerator, model, optimizer) as (model, optimizer),
-        checkpointer.stoppable_training(),
-    ):
+    precision = MixedPrecision(find_device(device), amp)
+    model.to(precision.device)
+    with checkpointer.stoppable_training():
         train_step, team = (
-            TrainStep(accelerator, model, optimizer, loss, mixup),
+            TrainStep(precision, model, optimizer, loss, mixup),
             ReplicaSync(model, optimizer, checkpointer.told_to_stop),
         )
         average = ModelEma(model, model_ema_decay) if model_ema_decay else None
-        parts = {"schedule": schedule, "scaler": accelerator.scaler, "stepper": train_step, "average": average}
+        parts = {"schedule": schedule, "scaler": precision.scaler, "stepper": train_step, "average": average}
         model.train()
         at = checkpointer.begin(shard_loader(loader), epochs, grad_accum, optimizer, **parts)
         use_fused_kernels(optimizer)
@@ -119,7 +118,7 @@ def train(
             team.broadcast()
             check_pictures(checkpointer.loader)
             if on_epoch is not None:
-                with nullcontext() if average is None else average.in_place():
+                with precision.autocast(cache_enabled=False), nullcontext() if average is None else average.in_place():
                     on_epoch(_epoch(at, epochs, optimizer))
             at = TrainingProgress(at.epochs + 1, rollbacks=at.rollbacks)
             checkpointer.after_epoch(at, team.stopping())
@@ -144,7 +143,7 @@ def _run_epoch(
     average: ModelEma | None,
 ) -> None:
     """Train from a position to the end of its epoch; it moves on. Raises DivergedError for a loss that is no number."""
-    known = at_hand(train_step.accelerator.device)
+    known = at_hand(train_step.precision.device)
     team.seed_rank(checkpointer.step(at), at.batches > 0)
     for batches in batches_by_step(remaining_batches(checkpointer.loader, at), checkpointer.grad_accum):
         try:

@@ -82,7 +82,7 @@ class RoundSchedule:
 
 
 class _OneGroup:
-    """A parameter group as the whole optimiser, all that timm's schedules look at; accelerate replaces the groups."""
+    """A parameter group as the whole optimiser, all that timm's schedules look at."""
 
     def __init__(self, optimizer: Optimizer, number: int) -> None:
         self._optimizer, self._number = optimizer, number
@@ -118,7 +118,7 @@ def use_fused_kernels(optimizer: Optimizer) -> None:
         >>> optimizer.param_groups[0]["fused"]
         True
     """
-    if type(getattr(optimizer, "optimizer", optimizer)) not in (Adam, AdamW):  # accelerate wraps them
+    if type(optimizer) not in (Adam, AdamW):
         return
     for group in optimizer.param_groups:
         plain = not any(group.get(name) for name in ("foreach", "capturable", "differentiable"))
