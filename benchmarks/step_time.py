@@ -37,8 +37,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from compressor import Compressor, Policy, Rule
+from compressor.cli.malloc import keep_freed_memory
 from compressor.lifecycle.prepare import start_rounds
-from compressor.ops.buffer_pool import keep_freed
 from compressor.ops.nearest import nearest
 from compressor.training.distillation import distillation, frozen_copy
 from compressor.training.optim import use_fused_kernels
@@ -176,7 +176,7 @@ def main() -> None:
         report_memory(CASES[int(options.memory_of[0])], options.memory_of[1])
         return
     if not options.default_malloc:
-        keep_freed()
+        keep_freed_memory()
     rows = measure(options.steps)
     print(tabulate(rows, "keys", tablefmt="github", floatfmt=("", "", "", "", ".0f", ".2f", ".0f", ".2f", ".1f")))
     if options.json:

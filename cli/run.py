@@ -18,6 +18,7 @@ from compressor.cli.configs import GateConfig, OutputConfig, Request
 from compressor.cli.dry_run import dry_run
 from compressor.cli.files import EVAL_BATCH
 from compressor.cli.gates import missed_gates, refuse, rejected
+from compressor.cli.malloc import keep_freed_memory
 from compressor.cli.requirements import check_requirements
 from compressor.cli.result import Result, show_result
 from compressor.cli.setup import Run, set_up
@@ -29,7 +30,6 @@ from compressor.distributed.collectives import broadcast_tensors, destroy, is_ma
 from compressor.formats.errors import CompressorError
 from compressor.formats.io.locking import holding
 from compressor.lifecycle.packed import Packed
-from compressor.ops.buffer_pool import keep_freed
 from compressor.policy.recipe import Stage
 from compressor.training.compilation import compiled_model
 from compressor.training.evaluation import Evaluation, evaluate
@@ -56,7 +56,7 @@ def run(request: Request) -> None:
     own_data = None if request.post_training or request.data.is_named else request.command_for_own_data()
     if own_data is not None:
         say(f"No data named: using the built-in digits (1,797 handwritten images). For your own: {own_data}")
-    keep_freed()
+    keep_freed_memory()
     with ExitStack() as stack:
         main_process_first(lambda: stack.enter_context(holding(work.output)))
         stack.enter_context(stoppable(work.checkpoints))

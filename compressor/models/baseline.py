@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -23,7 +22,7 @@ from compressor.data.distributed_sampler import shard_loader
 from compressor.distributed.devices import init_processes
 from compressor.formats.errors import MissingError
 from compressor.models.baseline_cache import cache_dir, keep_baseline, locked, path_of, read_baseline
-from compressor.models.hub import hub_or_cache
+from compressor.models.hub import create_pretrained
 from compressor.training.checkpointer import TrainingCheckpointer
 from compressor.training.evaluation import evaluate
 from compressor.training.loop import Epoch, OnStep, train
@@ -84,8 +83,9 @@ def create_model(name: str, args: Mapping[str, Any], *, pretrained: bool = False
     """Build a timm model; weights that are not loaded follow ``seed``. Raises MissingError where timm cannot."""
     torch.manual_seed(seed)
     try:
-        with hub_or_cache(name) if pretrained else nullcontext():
-            model: nn.Module = timm.create_model(name, pretrained=pretrained, **args)
+        if pretrained:
+            return create_pretrained(name, args)
+        model: nn.Module = timm.create_model(name, **args)
     except (RuntimeError, TypeError, ValueError, AssertionError, OSError) as exc:
         said = " ".join(f"{name} with {dict(args) or 'no arguments'}: {exc}".split())
         raise MissingError(f"timm cannot build {said}") from exc

@@ -3,56 +3,79 @@
 from __future__ import annotations
 
 import ssl
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Mapping
 from http.client import HTTPException
+from typing import Any
 from urllib.error import HTTPError, URLError
 from urllib.request import Request, urlopen
 
-from huggingface_hub import constants
+import timm
+from huggingface_hub import constants, hf_hub_download
 from huggingface_hub.errors import LocalEntryNotFoundError
+from torch import nn
 
 from compressor.formats.errors import MissingError
 
-__all__ = ["hub_or_cache"]
+__all__ = ["create_pretrained"]
 
-PATIENCE = 5  # seconds
-# What the client is told is one for all threads: they take turns, or one stays offline for ever.
-_ONE = threading.RLock()
+TIMEOUT = 5  # seconds
+WEIGHTS = "model.safetensors", "pytorch_model.bin"  # the files timm looks for where a model names none, in order
 
 
-@contextmanager
-def hub_or_cache(model: str) -> Iterator[None]:
-    """Let the hub's client use its cache alone where the hub cannot be reached.
+def create_pretrained(name: str, args: Mapping[str, Any]) -> nn.Module:
+    """Builds a timm model with its pretrained weights, from the hub's cache alone where the hub cannot be reached.
 
-    Of itself it asks six times for each file it wants, for a minute, though the file may be in its cache.
+    The hub's client asks six times for each file, for a minute, before it turns to a file in its cache. timm has no
+    argument to keep it from that, but takes a file of weights: the one that is in the cache.
 
-    Raises MissingError where the weights of ``model`` are not there either.
+    Args:
+        name: of the model in timm.
+        args: further arguments of ``timm.create_model``.
+
+    Raises:
+        MissingError: the weights are not in the cache either.
     """
-    with _ONE:
-        before = constants.HF_HUB_OFFLINE
-        constants.HF_HUB_OFFLINE = before or not _reachable()
-        try:
-            yield
-        except LocalEntryNotFoundError as exc:
-            why = "HF_HUB_OFFLINE is set" if before else f"{constants.ENDPOINT} cannot be reached"
-            raise MissingError(
-                f"the pretrained weights of {model} are not in the hub's cache {constants.HF_HUB_CACHE}, and {why}: "
-                "set HF_HOME to a folder that has them, or name a file of weights with --checkpoint-path"
-            ) from exc
-        finally:
-            constants.HF_HUB_OFFLINE = before
-
-
-def _reachable() -> bool:
-    """Tell whether anything answers, in one try; through a proxy, where the environment names one."""
+    settings = dict(args)
     try:
-        with urlopen(Request(constants.ENDPOINT, method="HEAD"), timeout=PATIENCE):
+        if not constants.HF_HUB_OFFLINE and not _is_reachable() and (path := _cached_weights(name)):
+            settings["pretrained_cfg_overlay"] = {**(settings.get("pretrained_cfg_overlay") or {}), "file": path}
+        model: nn.Module = timm.create_model(name, pretrained=True, **settings)
+    except LocalEntryNotFoundError as exc:
+        why = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else f"{constants.ENDPOINT} cannot be reached"
+        raise MissingError(
+            f"the pretrained weights of {name} are not in the hub's cache {constants.HF_HUB_CACHE}, and {why}: "
+            "set HF_HOME to a folder that has them, or name a file of weights with --checkpoint-path"
+        ) from exc
+    return model
+
+
+def _cached_weights(name: str) -> str | None:
+    """Returns the path of a model's weights in the hub's cache; None for a model that timm has not on the hub.
+
+    Raises:
+        LocalEntryNotFoundError: they are not in the cache.
+    """
+    cfg = timm.models.get_pretrained_cfg(name)
+    if cfg is None or not cfg.hf_hub_id:
+        return None
+    repository, _, revision = cfg.hf_hub_id.partition("@")
+    *others, last = [cfg.hf_hub_filename] if cfg.hf_hub_filename else WEIGHTS
+    for file in others:
+        try:
+            return hf_hub_download(repository, file, revision=revision or None, local_files_only=True)
+        except LocalEntryNotFoundError:
+            continue
+    return hf_hub_download(repository, last, revision=revision or None, local_files_only=True)
+
+
+def _is_reachable() -> bool:
+    """Whether anything answers at the hub's address, in one try; through a proxy, where the environment names one."""
+    try:
+        with urlopen(Request(constants.ENDPOINT, method="HEAD"), timeout=TIMEOUT):
             return True
     except HTTPError:
         return True
     except URLError as exc:
         return isinstance(exc.reason, ssl.SSLError)  # the client may know other certificates
-    except (OSError, HTTPException):  # nothing, or what does not speak HTTP
+    except (OSError, HTTPException):  # nothing answers, or something that does not speak HTTP
         return False

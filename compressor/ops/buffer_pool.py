@@ -1,74 +1,104 @@
 """Memory for weights and gradients that is used again in the next step.
 
-PyTorch asks the C library for it anew in each step, which often has given it back to the system by then; and the system
-clears each page of what it gives, when it is first written to. For the weights of resnet34 that took longer than to
-compute them: a seventh of a dense step on small images.
+PyTorch asks the C library for new memory in each step. The C library has often given it back to the system by then, and
+the system clears each page when it is first written to. For the weights of resnet34 that took longer than computing
+them: a seventh of a dense step on small images.
 """
 
 from __future__ import annotations
 
-import ctypes
-import os
-import sys
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 
 import torch
 from torch import Tensor
 
-__all__ = ["give_back", "keep_freed", "workspace"]
+__all__ = ["SMALLEST", "BufferPool", "active_pool"]
 
-LEAST = 1 << 16  # bytes; the C library keeps what is smaller
-TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3  # glibc's names for what its ``mallopt`` sets
+SMALLEST = 1 << 16
+"""Bytes below which memory is not pooled: the C library keeps small blocks itself."""
 
-_free: dict[tuple[int, torch.dtype], list[Tensor]] = {}
+_active: ContextVar[BufferPool] = ContextVar("active buffer pool")
 
 
-def workspace(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Give ``torch.empty(shape)``, contiguous; once that tensor is gone its memory is in the next one of its size.
+class BufferPool:
+    """The memory that one model's weights and gradients take in turns.
+
+    A copy of a pool, as part of a model's deep copy, is a new and empty one. Threads may share a pool.
 
     Example:
-        >>> first = workspace((1 << 20,), torch.float32, torch.device("cpu"))
+        >>> pool, cpu = BufferPool(), torch.device("cpu")
+        >>> first = pool.empty((1 << 20,), torch.float32, cpu)
         >>> address = first.data_ptr()
         >>> del first
-        >>> workspace((1 << 10, 1 << 10), torch.float32, torch.device("cpu")).data_ptr() == address
+        >>> pool.empty((1 << 10, 1 << 10), torch.float32, cpu).data_ptr() == address
         True
     """
-    count = torch.Size(shape).numel()
-    if device.type != "cpu" or count * dtype.itemsize < LEAST or dtype == torch.bfloat16:  # numpy knows no bfloat16
-        return torch.empty(shape, dtype=dtype, device=device)
-    free = _free.setdefault((count, dtype), [])
-    try:
-        held = free.pop()
-    except IndexError:  # asking first would not do: another thread may take the last
-        held = torch.empty(count, dtype=dtype, device=device)
-    # An array of its own for each use: it is gone when all tensors are that share its memory, autograd's among them.
-    lent = held.numpy()
-    weakref.finalize(lent, _take_back, free, held).atexit = False
-    return torch.from_numpy(lent).view(shape)
+
+    def __init__(self) -> None:
+        self._free: dict[tuple[int, torch.dtype], list[Tensor]] = {}
+
+    def __reduce__(self) -> tuple[type[BufferPool], tuple[()]]:
+        return BufferPool, ()
+
+    @property
+    def free_bytes(self) -> int:
+        """Bytes that wait to be used again."""
+        return sum(buffer.nbytes for buffers in list(self._free.values()) for buffer in list(buffers))
+
+    def empty(self, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+        """Returns ``torch.empty(shape)``, contiguous; once no tensor shares its memory, the pool has it back.
+
+        Memory of other devices than the processor, below ``SMALLEST`` bytes, and of bfloat16, which numpy does not
+        know, is PyTorch's own.
+        """
+        count = torch.Size(shape).numel()
+        if device.type != "cpu" or count * dtype.itemsize < SMALLEST or dtype == torch.bfloat16:
+            return torch.empty(shape, dtype=dtype, device=device)
+        free = self._free.setdefault((count, dtype), [])
+        try:
+            buffer = free.pop()
+        except IndexError:  # asking for the length first would not do: another thread may take the last one
+            buffer = torch.empty(count, dtype=dtype, device=device)
+        # Each use has a numpy array of its own, which is gone when all tensors that share its memory are, those that
+        # autograd has saved among them.
+        array = buffer.numpy()
+        weakref.finalize(array, _put_back, weakref.ref(self), free, buffer).atexit = False
+        return torch.from_numpy(array).view(shape)
+
+    def release(self) -> None:
+        """Frees the memory that is not in use; the rest is freed when it is no longer used."""
+        self._free = {}
+
+    @contextmanager
+    def activate(self) -> Iterator[None]:
+        """Makes this the pool that ``active_pool`` returns, inside and in this thread."""
+        token = _active.set(self)
+        try:
+            yield
+        finally:
+            _active.reset(token)
+
+    def _keeps(self, free: list[Tensor], buffer: Tensor) -> bool:
+        """Whether nothing was released since the list was the pool's."""
+        return self._free.get((buffer.numel(), buffer.dtype)) is free
 
 
-def _take_back(free: list[Tensor], held: Tensor) -> None:
-    if _free.get((held.numel(), held.dtype)) is free:  # else memory was given back in the meantime
-        free.append(held)
+def _put_back(pool: weakref.ref[BufferPool], free: list[Tensor], buffer: Tensor) -> None:
+    owner = pool()
+    if owner is not None and owner._keeps(free, buffer):
+        free.append(buffer)
 
 
-def give_back() -> None:
-    """Free what is not in use; what is, is freed when it no longer is."""
-    _free.clear()
+def active_pool() -> BufferPool:
+    """Returns the pool of the model whose weights this thread computes; outside of one, a new pool for this use alone.
 
-
-def keep_freed() -> bool:
-    """Let the C library keep what is freed, until the process ends; tell whether it does: glibc, on Linux.
-
-    For a command, whose process nobody else uses: it speeds up the steps of any training, for not only weights are made
-    anew in each. Whoever sets glibc's variables ``MALLOC_...``, or ``GLIBC_TUNABLES`` for it, has decided otherwise.
+    Example:
+        >>> pool = BufferPool()
+        >>> with pool.activate():
+        ...     active_pool() is pool
+        True
     """
-    decided = any(name.startswith("MALLOC_") for name in os.environ)
-    if sys.platform != "linux" or decided or "glibc.malloc" in os.environ.get("GLIBC_TUNABLES", ""):
-        return False
-    library = ctypes.CDLL(None)
-    if not hasattr(library, "gnu_get_libc_version"):
-        return False
-    kept = library.mallopt(MMAP_THRESHOLD, 1 << 25), library.mallopt(TRIM_THRESHOLD, (1 << 31) - 1)  # the most of each
-    return kept == (1, 1)
+    return _active.get(None) or BufferPool()

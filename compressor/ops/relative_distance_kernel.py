@@ -1,11 +1,11 @@
-"""The pull of free weights as machine code: the steps of ``relative_distance``, several weights at a time."""
+"""The relative-distance regulariser as machine code: the steps of ``relative_distance``, several weights at a time."""
 
 from __future__ import annotations
 
 import functools
 import itertools
 import math
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -25,51 +25,119 @@ TEMPERATURE = 0.05  # of the softmin over codewords
 LARGEST_SLOPE = 1e30  # bound of a weight's slope, which grows without bound near zero
 SMALLEST_DIVISOR = 1e-15  # magnitude below which a weight is not divided by, nor by its square
 LARGEST_DISTANCE = 1e6  # a relative distance beyond which no codeword has any share
-CHUNK = 1 << 12  # weights that machine code works on together
-ROWS = 6  # numbers it keeps of each: place, weight, codewords below and above, value, slope
-LANES = 8  # sums kept side by side, so that an addition need not wait for the last one
-APART = 32  # float64 before a thread's rows: its sums, which share a cache line with nothing else that is written to
-FEW_CODEWORDS = 4, 8, 16, 32  # codewords, as in the first rounds, when most weights are free: a search takes longer
+CHUNK = 1 << 12  # weights the kernel works on at a time
+LANES = 8  # sums kept side by side, so that an addition need not wait for the previous one
+PADDING = 32  # float64 before a thread's rows: its sums, which share a cache line with nothing else that is written to
+FEW_CODEWORDS = 4, 8, 16, 32  # up to so many, as in the first rounds, when most weights are free, no search is faster
+
+T = TypeVar("T")
 
 
 class GradAccumulator(NamedTuple):
-    """Where slopes go: ``factor`` times each is added to the ``gradient`` of what is free; the rest of it becomes 0."""
+    """The gradient that slopes are added to.
+
+    Args:
+        factor: what each slope is multiplied by.
+        gradient: float, of the weights' shape; it stays as it is.
+        result: of its shape and dtype, contiguous, in memory of its own: takes the gradient plus the slope of each free
+            weight, and 0 for each that is assigned.
+    """
 
     factor: float | Tensor
     gradient: Tensor
+    result: Tensor
+
+
+class _Arguments(NamedTuple, Generic[T]):
+    """The kernel's arguments in their order: as the caller passes them, or as the arrays the kernel reads."""
+
+    master: T  # float32, one per weight
+    indices: T  # signed int, one per weight, below 0 where it is free
+    settings: T  # float32[2]: zero_below, and the factor of the slopes
+    gradient: T  # float32, one per weight; null where no slopes are asked for
+    result: T  # likewise, written to
+    scratch: T  # a thread's own: float64[PADDING] of sums, then the float32 rows of _Rows
+    bounds: T  # float32: the first three are the table that codewords are searched in, see ``nearest.search_table``
+    cut: T  # float32[2]
+    below: T  # int32
+    neighbours: T  # float32: the codewords ascending, the first and the last twice
+
+
+class _Rows(NamedTuple):
+    """What the kernel keeps of each free weight of a chunk, 32 bits each."""
+
+    places: Array
+    weights: Array
+    lower: Array  # the codeword below the weight
+    upper: Array  # the codeword above it
+    values: Array
+    slopes: Array
 
 
 def run_kernel(
-    master: Tensor, indices: Tensor, codebook: Tensor, zero_below: float | Tensor, onto: GradAccumulator | None
+    master: Tensor,
+    indices: Tensor,
+    codebook: Tensor,
+    zero_below: float | Tensor,
+    accumulator: GradAccumulator | None,
 ) -> Tensor | None:
-    """Do what the stock operators do, to within rounding, in one pass over float32 on the processor; else None."""
-    few = next((most for most in FEW_CODEWORDS if len(codebook) <= most), 0)
-    native = compiled_kernel(_write_kernel, 8 * indices.element_size(), few, vectorise=True)
-    if native is None:
+    """Returns what ``relative_distance`` does, to within rounding, in one pass over float32 on the processor.
+
+    Args:
+        master, indices, codebook, zero_below: as for ``relative_distance``.
+        accumulator: where slopes are added; None: nowhere, they are not computed.
+
+    Returns:
+        float64[2]; None where there is no compiler.
+    """
+    few = next((count for count in FEW_CODEWORDS if len(codebook) <= count), 0)
+    kernel = compiled_kernel(_write_kernel, 8 * indices.element_size(), few, vectorise=True)
+    if kernel is None:
         return None
-    settings = np.array([zero_below, onto.factor if onto else 0.0], np.float32)
-    master, indices, cuts = master.contiguous(), indices.contiguous(), thread_slices(master.numel())
-    own = np.empty((len(cuts), APART + ROWS * CHUNK // 2))  # float64; of each part its sums, and rows of float32
-    begin, each = own.ctypes.data, own.strides[0]
-    arguments: list[Argument] = [Sliced(master), Sliced(indices), [settings.ctypes.data] * len(cuts)]
-    arguments += [Sliced(onto.gradient) if onto else [0] * len(cuts)]
-    arguments += [[begin + each * part for part in range(len(cuts))], *_tables(codebook.numpy().tobytes())]
-    free = parallel_for(native, cuts, arguments)
-    return torch.tensor([own[:, :LANES].sum(), sum(free)], dtype=torch.float64, device="cpu")
+    slices = thread_slices(master.numel())
+    null: Argument = [0] * len(slices)
+    settings = np.array([zero_below, accumulator.factor if accumulator else 0.0], np.float32)
+    scratch = np.empty((len(slices), PADDING + len(_Rows._fields) * CHUNK // 2))  # float64, two of a row's in each
+    first, step = scratch.ctypes.data, scratch.strides[0]
+    bounds, cut, below, neighbours = _tables(codebook.numpy().tobytes())
+    arguments: _Arguments[Argument] = _Arguments(
+        master=Sliced(master.contiguous()),
+        indices=Sliced(indices.contiguous()),
+        settings=[settings.ctypes.data] * len(slices),
+        gradient=Sliced(accumulator.gradient.contiguous()) if accumulator else null,
+        result=Sliced(accumulator.result) if accumulator else null,
+        scratch=[first + step * number for number in range(len(slices))],
+        bounds=bounds, cut=cut, below=below, neighbours=neighbours,
+    )  # fmt: skip
+    free = parallel_for(kernel, slices, arguments)
+    return torch.tensor([scratch[:, :LANES].sum(), sum(free)], dtype=torch.float64, device="cpu")
 
 
 @functools.lru_cache(maxsize=8)
-def _tables(codebook: bytes) -> tuple[Tensor, ...]:
-    """Make what codewords, float32[K] in any order, are searched in: the same for all tensors and many steps."""
+def _tables(codebook: bytes) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Makes the tables that codewords, float32[K] in any order, are searched in: the same for all tensors of a step."""
     ascending = torch.from_numpy(np.sort(np.frombuffer(codebook, np.float32)))
-    beyond = ascending[-1:].expand(1 + FEW_CODEWORDS[-1])  # the ends: both neighbours are the same
+    beyond = ascending[-1:].expand(1 + FEW_CODEWORDS[-1])  # past the ends both neighbours are the same
     return *search_table(ascending), torch.cat([ascending[:1], ascending, beyond])
 
 
-def _write_kernel(code: Code, item: int, few: int) -> None:
-    """Write a run of weights at a time: find what is around the free ones, work out their slopes, add them."""
-    total, scratch, count = code.array(4, 64), code.array(4, 32), code.number(9)
-    rows = [scratch.after(2 * APART + CHUNK * row) for row in range(ROWS)]
+def _write_kernel(code: Code, bits: int, few: int) -> None:
+    """Builds the kernel, which takes a chunk of weights at a time and returns the number of free ones.
+
+    Args:
+        code: written to.
+        bits: of an index.
+        few: as many codewords as are compared with every weight; 0: they are searched.
+    """
+    widths = _Arguments(
+        master=32, indices=bits, settings=32, gradient=32, result=32, scratch=32, bounds=32, cut=32, below=32,
+        neighbours=32,
+    )  # fmt: skip
+    arrays = _Arguments(*(code.array(position, width) for position, width in enumerate(widths)))
+    count = code.number(len(arrays))
+    wants_slopes = code.number(_Arguments._fields.index("gradient"))  # its address
+    total = code.array(_Arguments._fields.index("scratch"), 64)
+    rows = _Rows(*(arrays.scratch.after(2 * PADDING + CHUNK * row) for row in range(len(_Rows._fields))))
     begin, end, kept, free = code.variable(0), code.variable(0), code.variable(0), code.variable(0)
     for lane in range(LANES):
         total[lane] = code.constant(0)
@@ -77,128 +145,126 @@ def _write_kernel(code: Code, item: int, few: int) -> None:
         after = begin.get() + CHUNK
         end.set((after < count).choose(after, count))
         kept.set(0)
-        _write_free(code, item, rows, (begin.get(), end.get()), kept)
+        _write_free(code, bits, arrays, rows, (begin.get(), end.get()), kept)
         if few:
-            _write_few(code, rows, kept, few)
+            _write_comparisons(code, arrays, rows, kept, few)
         else:
-            _write_neighbours(code, rows, kept)
-        _write_values(code, rows, kept)
+            _write_neighbours(code, arrays, rows, kept)
+        _write_values(code, arrays, rows, kept)
         _write_sum(code, rows, kept, total)
-        with code.when(code.number(3)):
-            _write_gradient(code, item, (begin.get(), end.get()))
-            _write_return(code, rows, kept)
+        with code.when(wants_slopes):
+            _write_gradient(code, bits, arrays, (begin.get(), end.get()))
+            _write_slopes(code, arrays, rows, kept)
         free.set(free.get() + kept.get())
         begin.set(end.get())
     code.give(free.get())
 
 
-def _write_free(code: Code, item: int, rows: list[Array], run: tuple[Value, Value], kept: Variable) -> None:
-    """Put the free ones side by side, and their places: without a branch for each, where some of a word's are free."""
-    (places, weights, *_), master = rows, code.array(0, 32)
-    indices, each = code.array(1, item), 64 // item
-    signs = sum(1 << item * lane + item - 1 for lane in range(each))
-    place = code.variable(run[0])
+def _write_free(
+    code: Code, bits: int, arrays: _Arguments[Array], rows: _Rows, chunk: tuple[Value, Value], kept: Variable
+) -> None:
+    """Gathers the free weights and their places; a word of indices is passed over at once where none is free."""
+    indices, per_word = arrays.indices, 64 // bits
+    signs = sum(1 << bits * lane + bits - 1 for lane in range(per_word))
+    place = code.variable(chunk[0])
 
     def keep(at: Value, is_free: Value) -> None:
-        places[kept.get()] = at  # written over by the next where this one is not free; there is room for all of a run
-        weights[kept.get()] = master[at]
+        # Without a branch: where this weight is not free, the next one overwrites it. A row has room for a whole chunk.
+        rows.places[kept.get()] = at
+        rows.weights[kept.get()] = arrays.master[at]
         kept.set(kept.get() + is_free)
 
-    with code.loop(lambda: place.get() + (each - 1) < run[1]):
-        word = indices.word_at(place.get() * (item // 8)) & code.constant(signs - (1 << 64))
+    with code.loop(lambda: place.get() + (per_word - 1) < chunk[1]):
+        word = indices.word_at(place.get() * (bits // 8)) & code.constant(signs - (1 << 64))
         with code.when(word):
-            for lane in range(each):
-                keep(place.get() + lane, word >> (item * lane + item - 1) & 1)
-        place.set(place.get() + each)
-    with code.loop(lambda: place.get() < run[1]):
-        keep(place.get(), indices[place.get()] >> (item - 1))
+            for lane in range(per_word):
+                keep(place.get() + lane, word >> (bits * lane + bits - 1) & 1)
+        place.set(place.get() + per_word)
+    with code.loop(lambda: place.get() < chunk[1]):
+        keep(place.get(), indices[place.get()] >> (bits - 1))
         place.set(place.get() + 1)
 
 
-def _write_neighbours(code: Code, rows: list[Array], kept: Variable) -> None:
-    """Find the weights, and the codewords below and above each."""
-    _, weights, lower, upper, *_ = rows
-    codebook, table = code.array(8, 32), (code.array(5, 32), code.array(6, 32), code.array(7, 32))
+def _write_neighbours(code: Code, arrays: _Arguments[Array], rows: _Rows, kept: Variable) -> None:
+    """Searches the codewords below and above each weight."""
+    table = arrays.bounds, arrays.cut, arrays.below
     number, index = code.variable(0), code.variable(0)
     with code.loop(lambda: number.get() < kept.get()):
         at = number.get()
-        weight = weights.real(at)
-        write_search(code, index, weight, table)  # how many codewords are below it
-        lower.put(at, codebook.real(index.get()))
-        upper.put(at, codebook.real(index.get() + 1))
+        write_search(code, index, rows.weights.real(at), table)  # the number of codewords below the weight
+        rows.lower.put(at, arrays.neighbours.real(index.get()))
+        rows.upper.put(at, arrays.neighbours.real(index.get() + 1))
         number.set(at + 1)
 
 
-def _write_few(code: Code, rows: list[Array], kept: Variable, few: int) -> None:
-    """Find them by comparing with each, several weights at a time."""
-    _, weights, lower, upper, *_ = rows
-    codebook, number = code.array(8, 32), code.variable(0)
-    known = [codebook.real(place) for place in range(few + 2)]
+def _write_comparisons(code: Code, arrays: _Arguments[Array], rows: _Rows, kept: Variable, few: int) -> None:
+    """Finds the codewords below and above each weight by comparing it with all, several weights at a time."""
+    number = code.variable(0)
+    codewords = [arrays.neighbours.real(place) for place in range(few + 2)]
     with code.loop(lambda: number.get() < kept.get()):
         at = number.get()
-        weight, below, above = weights.real(at), known[0], known[0]
-        for codeword, following in itertools.pairwise(known[1:]):
+        weight, below, above = rows.weights.real(at), codewords[0], codewords[0]
+        for codeword, following in itertools.pairwise(codewords[1:]):
             is_above = codeword < weight
             below, above = codeword.where(is_above, below), following.where(is_above, above)
-        lower.put(at, below)
-        upper.put(at, above)
+        rows.lower.put(at, below)
+        rows.upper.put(at, above)
         number.set(at + 1)
 
 
-def _write_values(code: Code, rows: list[Array], kept: Variable) -> None:
-    """Work out values, and slopes: without a branch, several weights at a time."""
-    _, weights, lower, upper, values, slopes = rows
-    settings, number = code.array(2, 32), code.variable(0)
-    zero_below, factor = settings.real(0), settings.real(1)
+def _write_values(code: Code, arrays: _Arguments[Array], rows: _Rows, kept: Variable) -> None:
+    """Computes values and slopes without a branch, several weights at a time."""
+    number = code.variable(0)
+    zero_below, factor = arrays.settings.real(0), arrays.settings.real(1)
     with code.loop(lambda: number.get() < kept.get()):
         at = number.get()
-        value, slope = _write_value(weights.real(at), (lower.real(at), upper.real(at)), zero_below)
-        values.put(at, value)
-        slopes.put(at, (slope * factor).within(-LARGEST_SLOPE, LARGEST_SLOPE))
+        neighbours = rows.lower.real(at), rows.upper.real(at)
+        value, slope = _write_value(rows.weights.real(at), neighbours, zero_below)
+        rows.values.put(at, value)
+        rows.slopes.put(at, (slope * factor).within(-LARGEST_SLOPE, LARGEST_SLOPE))
         number.set(at + 1)
 
 
-def _write_sum(code: Code, rows: list[Array], kept: Variable, total: Array) -> None:
-    """Add up the values."""
-    values, number = rows[4], code.variable(0)
+def _write_sum(code: Code, rows: _Rows, kept: Variable, total: Array) -> None:
+    """Adds up the values."""
+    number = code.variable(0)
     with code.loop(lambda: number.get() + (LANES - 1) < kept.get()):
         for lane in range(LANES):
-            total.add(lane, values.real(number.get() + lane))
+            total.add(lane, rows.values.real(number.get() + lane))
         number.set(number.get() + LANES)
     with code.loop(lambda: number.get() < kept.get()):
-        total.add(0, values.real(number.get()))
+        total.add(0, rows.values.real(number.get()))
         number.set(number.get() + 1)
 
 
-def _write_gradient(code: Code, item: int, run: tuple[Value, Value]) -> None:
-    """Keep the gradient of what is free, and put 0 for what is not."""
-    indices, gradient = code.array(1, item), code.array(3, 32)
-    place = code.variable(run[0])
-    with code.loop(lambda: place.get() < run[1]):
+def _write_gradient(code: Code, bits: int, arrays: _Arguments[Array], chunk: tuple[Value, Value]) -> None:
+    """Copies the gradient of free weights to the result, and writes 0 for assigned ones."""
+    place = code.variable(chunk[0])
+    with code.loop(lambda: place.get() < chunk[1]):
         at = place.get()
-        gradient[at] = (indices[at] >> (item - 1)).choose(gradient[at], 0)
+        arrays.result[at] = (arrays.indices[at] >> (bits - 1)).choose(arrays.gradient[at], 0)
         place.set(at + 1)
 
 
-def _write_return(code: Code, rows: list[Array], kept: Variable) -> None:
-    """Add the slopes where they belong."""
-    (places, *_, slopes), gradient, number = rows, code.array(3, 32), code.variable(0)
+def _write_slopes(code: Code, arrays: _Arguments[Array], rows: _Rows, kept: Variable) -> None:
+    """Adds the slopes to the result, at the places of their weights."""
+    number = code.variable(0)
     with code.loop(lambda: number.get() < kept.get()):
-        place = places[number.get()]
-        gradient.put(place, gradient.real(place) + slopes.real(number.get()))
+        place = rows.places[number.get()]
+        arrays.result.put(place, arrays.result.real(place) + rows.slopes.real(number.get()))
         number.set(number.get() + 1)
 
 
 def _write_value(weight: Real, neighbours: tuple[Real, Real], zero_below: Real) -> tuple[Real, Real]:
-    """Write the steps of ``pull._pull_in_block`` for one weight."""
+    """Computes the value and the slope of one weight, by the steps of ``relative_distance._distance_in_chunk``."""
     inverse = weight.size().within(SMALLEST_DIVISOR, math.inf).inverse()
     signed = (inverse * -1.0).where(weight < 0.0, inverse)
     is_small = weight.size() < zero_below
     distances, slopes = [], []
     for codeword in neighbours:
         ratio = (weight - codeword) * signed
-        counts_as_it = is_small & (((codeword < 0.0) | (codeword > 0.0)) < 1)
-        distances.append((codeword * 0.0).where(counts_as_it, ratio.size().at_most(LARGEST_DISTANCE)))
+        counts_as_zero = is_small & (((codeword < 0.0) | (codeword > 0.0)) < 1)
+        distances.append((codeword * 0.0).where(counts_as_zero, ratio.size().at_most(LARGEST_DISTANCE)))
         steepness = codeword * inverse * inverse
         slope = steepness.where(ratio > 0.0, (steepness * -1.0).where(ratio < 0.0, 0.0))
         slopes.append(slope.within(-LARGEST_SLOPE, LARGEST_SLOPE))

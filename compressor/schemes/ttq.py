@@ -14,8 +14,8 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 from compressor.formats.errors import PolicyError
+from compressor.ops.buffer_pool import active_pool
 from compressor.ops.gather_scatter import straight_through
-from compressor.ops.ownership import own
 from compressor.ops.parallel import cache_chunks
 from compressor.sharing.export import SharedTensors, export_scalars
 from compressor.sharing.group_state import GroupState
@@ -121,19 +121,21 @@ class _Scaled(Function):
     """The master weights in float32; their gradient is multiplied by ``factors[codes]``."""
 
     @staticmethod
-    def forward(ctx: Any, master: Tensor, factors: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, master: Tensor, factors: Tensor, codes: Tensor) -> Tensor:
         ctx.save_for_backward(factors, codes)
-        ctx.dtype = master.dtype
-        return master.float().view_as(master), master.new_empty(())
+        ctx.dtype, ctx.pool = master.dtype, active_pool()
+        return master.float().view_as(master)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor, companion: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         factors, codes = ctx.saved_tensors
-        most = torch.finfo(ctx.dtype).max  # what is infinite would become NaN in the optimiser
-        scaled, flat = own(gradient, companion), codes.view(-1)
-        for block in cache_chunks(flat):
-            scaled.view(-1)[block].mul_(factors.index_select(0, flat[block].int())).clamp_(-most, most)
+        largest = torch.finfo(ctx.dtype).max  # an infinite gradient would become NaN in the optimiser
+        scaled = ctx.pool.empty(gradient.shape, gradient.dtype, gradient.device)
+        flat, flat_codes, flat_scaled = gradient.reshape(-1), codes.view(-1), scaled.view(-1)
+        for chunk in cache_chunks(flat_codes):
+            factor = factors.index_select(0, flat_codes[chunk].int())
+            torch.mul(flat[chunk], factor, out=flat_scaled[chunk]).clamp_(-largest, largest)
         return scaled.to(ctx.dtype), None, None
 
 
@@ -158,7 +160,7 @@ def ternary(master: Tensor, scales: Tensor, codes: Tensor) -> Tensor:
     negative, positive = scales.detach()
     factors = torch.stack([negative, torch.ones_like(negative), positive])
     codes = codes.to(torch.uint8).contiguous()  # both functions keep this one
-    scaled: Tensor = _Scaled.apply(master, factors, codes)[0]
+    scaled: Tensor = _Scaled.apply(master, factors, codes)
     return straight_through(scaled, _codebook(scales), codes)
 
 

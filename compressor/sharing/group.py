@@ -1,4 +1,4 @@
-"""Groups: a state, and the scheme and the pruning that govern it."""
+"""Groups: the state of the sites that share one codebook, with the scheme and the pruning that change it."""
 
 from __future__ import annotations
 
@@ -18,14 +18,15 @@ __all__ = ["Group"]
 
 
 class Group(GroupState):
-    """The sites that share one codebook, under their scheme.
+    """The sites that share one codebook, with their scheme and pruning.
 
     Args:
-        scheme: the scheme that governs this group.
-        sites: its sites, in state-dict order.
-        pruning: how many weights are zero, and by when; None: whatever is pinned by ``prune`` alone.
-        from_scratch: whether the weights are random yet, and only their spread matters.
-        virtual: whether ``weight`` gives tensors that are never whole; ``free_dense`` ends the making of such a group.
+        scheme: how codebook and indices are found and trained.
+        sites: the sites, in state-dict order.
+        pruning: how many weights become zero, and by when; None: only those that ``prune`` is called for.
+        from_scratch: whether the weights are still random, so that only their spread matters.
+        virtual: whether ``weight`` returns tensors that are never materialised; ``free_dense`` then follows once the
+            scheme has fitted the group.
     """
 
     def __init__(
@@ -44,13 +45,21 @@ class Group(GroupState):
             pruning.on_step(self, 0.0)
 
     def free_dense(self) -> None:
-        """Free the master weights: shape and dtype remain, and the model's own parameters without elements."""
+        """Frees the master weights: their shapes and dtypes remain, and parameters of the model without elements."""
         for number, site in enumerate(self.sites):
             self._master_weights[number] = torch.empty_like(site.tensor, device="meta")
             site.tensor.data = site.tensor.new_empty(0)
 
     def weight(self, site: Site, master: Tensor) -> Tensor:
-        """The weight the network computes with, in the master's dtype: the scheme's, or zero where pruned."""
+        """Returns the weight the network computes with: the scheme's, or zero where it is pruned.
+
+        Args:
+            site: of this group.
+            master: its master weight, or what autograd has in its place.
+
+        Returns:
+            A tensor of the shape and dtype of ``master``.
+        """
         codec = self.scheme.generator() if self.virtual else None
         if codec is not None:
             return VirtualTensor(self.generated(site, codec), mirrored(self.codebook()), master.dtype)
@@ -58,26 +67,26 @@ class Group(GroupState):
         return weight.masked_fill(self.pruned(site), 0) if self.has_zeros else weight
 
     def on_step(self, progress: float) -> float | None:
-        """Do what is due at this point of the training; see ``Scheme.on_step``."""
+        """Applies pruning and scheme at this point of the training; see ``Scheme.on_step``."""
         if self.pruning is not None:
             self.pruning.on_step(self, progress)
         return self.scheme.on_step(self, progress)
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *rest: Any) -> None:
-        """Refuse indices of no codeword, which only a damaged or foreign state has."""
+        """Refuses indices of no codeword, which only a damaged or foreign state has."""
         super()._load_from_state_dict(state_dict, prefix, *rest)
         rest[-1].extend(self._wrong_indices(prefix))
 
     def _wrong_indices(self, prefix: str) -> Iterator[str]:
-        """Tell which indices are of no codeword: machine code looks codewords up without asking."""
+        """Yields a message for each site with indices of no codeword: machine code looks codewords up unchecked."""
         for site in self.sites if self.has_indices else ():
             if (indices := self.indices(site)).numel():
                 codewords = len(self.values) * (1 if self.scheme.generator() is None else 2)  # some generate negatives
-                least, most = (int(end) for end in indices.aminmax())
-                if least < -1 or most >= codewords:
+                lowest, highest = (int(end) for end in indices.aminmax())
+                if lowest < -1 or highest >= codewords:
                     name = prefix + self._buffer_name("indices", site)
-                    yield f"{name} has indices from {least} to {most}, and there are {codewords} codewords"
+                    yield f"{name} has indices from {lowest} to {highest}, and there are {codewords} codewords"
 
     def extra_repr(self) -> str:
-        """Name scheme and sites."""
+        """Returns the scheme and the names of the sites, for ``repr``."""
         return f"{self.scheme}, {', '.join(site.name for site in self.sites)}"

@@ -1,10 +1,9 @@
-"""Put groups on a model and take them off again: the only user of ``torch.nn.utils.parametrize``."""
+"""Puts groups on a model and takes them off again: the only user of ``torch.nn.utils.parametrize``."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from threading import get_ident
 from typing import Any
 
 import torch
@@ -13,153 +12,169 @@ from torch.nn.utils import parametrize
 from torch.utils.hooks import RemovableHandle
 
 from compressor.formats.errors import UsageError
-from compressor.ops.buffer_pool import give_back
+from compressor.ops.buffer_pool import BufferPool
 from compressor.sharing.group import Group
+from compressor.sharing.precomputed import PrecomputedWeight, can_precompute
 from compressor.sharing.sites import Site
 
-__all__ = ["CONTAINER", "attach", "cached_weights", "detach", "restore", "set_weight"]
+__all__ = ["CONTAINER", "attach", "cached_weights", "detach", "release_buffers", "restore", "set_weight"]
 
 CONTAINER = "weight_sharing"
 
 
 class SharedWeight(nn.Module):
-    """The parametrisation of one site: master weights in, shared weights out."""
+    """The parametrisation of one site: it maps master weights to shared weights.
 
-    def __init__(self, group: Group, site: Site) -> None:
+    Args:
+        group: of the site.
+        site: whose weights are computed.
+        pool: of the model, where the memory of weights and gradients comes from.
+    """
+
+    def __init__(self, group: Group, site: Site, pool: BufferPool) -> None:
         super().__init__()
-        self._where = [(group, site)]  # in a list, so that the group is not registered once more
-        self.ahead = PrecomputedWeight()
+        self._source = [(group, site)]  # in a list, so that the group is not registered a second time
+        self.pool = pool
+        self.precomputed = PrecomputedWeight()
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]  # it would compile anew whenever a scheme's state changes
+    @torch.compiler.disable  # type: ignore[untyped-decorator]  # it would recompile whenever a scheme's state changes
     def forward(self, master: Tensor) -> Tensor:
-        """Give the weight the network computes with, in the master's dtype.
+        """Returns the weight the network computes with, in the master weight's dtype.
 
-        Mixed precision begins after it: these are the very values that the file will hold.
+        Autocast is off inside: these are the very values that the file will hold.
         """
-        group, site = self._where[0]
-        for weight, given, state in self.ahead:
-            if given is master and state == _state(group, master):
-                return weight
-        with torch.autocast(master.device.type, enabled=False):
+        group, site = self._source[0]
+        weight = self.precomputed.take(group, master)
+        if weight is not None:
+            return weight
+        with torch.autocast(master.device.type, enabled=False), self.pool.activate():
             return group.weight(site, master)
 
 
-class PrecomputedWeight(list[tuple[Tensor, Tensor, Any]]):
-    """The weight that was computed before its layer's turn, if one was; from which master weight; in what ``_state``.
-
-    A copy is empty.
-    """
-
-    def __reduce__(self) -> tuple[type[PrecomputedWeight], tuple[()]]:
-        return PrecomputedWeight, ()
+def _precompute(model: nn.Module, inputs: Any) -> None:
+    """Computes all shared weights of a model before its forward pass."""
+    _clear_precomputed(model)  # a forward pass that Ctrl-C has ended did not
+    if can_precompute():
+        for group, shared, holder in getattr(model, CONTAINER).shared:
+            shared.precomputed.compute(shared, group, holder.original)
 
 
-def _state(group: Group, master: Tensor) -> Any:
-    """Give all that has to be as it was for a weight to be the one its layer would compute, graph included.
-
-    Those are the thread; how autograd works, and by which hooks it saves tensors, for ``torch.utils.checkpoint`` has to
-    meet all that it saves; and how often the parameters were written to, as models do that average them as they go.
-    """
-    hooks = torch._C._autograd._top_saved_tensors_default_hooks(False)
-    written = [parameter._version for parameter in group._parameters.values() if parameter is not None]
-    return get_ident(), torch.is_grad_enabled(), hooks, master._version, written
-
-
-def _precompute(model: nn.Module, given: Any) -> None:
-    """Compute all shared weights before the model computes with them: one after the other, which is faster.
-
-    Between the layers of a network the code that does it has left the processor's caches each time.
-    """
-    _forget_precomputed(model)  # a pass that Ctrl-C ended has not
-    possible = hasattr(torch._C._autograd, "_top_saved_tensors_default_hooks") and not torch.compiler.is_compiling()
-    if possible and torch.is_grad_enabled():  # in evaluation all weights at once would take memory
-        for group, shared, behind in getattr(model, CONTAINER).shared:
-            master = behind.original
-            weight = shared(master)  # which may put codewords into the master weight, but not through autograd
-            shared.ahead[:] = [(weight, master, _state(group, master))]
-
-
-def _forget_precomputed(model: nn.Module, *given: Any) -> None:
-    """Leave nothing of a forward pass to the next."""
+def _clear_precomputed(model: nn.Module, *call: Any) -> None:
+    """Forgets the weights after the forward pass they were computed for."""
     if not torch.compiler.is_compiling():
         for _, shared, _ in getattr(model, CONTAINER).shared:
-            shared.ahead.clear()
+            shared.precomputed.clear()
 
 
 class Groups(nn.ModuleList):
-    """All groups of a model; the identity when called, for a Sequential calls whatever hangs on it."""
+    """All groups of a model; the identity when called, for an ``nn.Sequential`` calls each of its children.
+
+    Args:
+        groups: of the model.
+        pool: where the memory of its weights and gradients comes from.
+    """
 
     hooks: Sequence[RemovableHandle] = ()
     shared: Sequence[tuple[Group, SharedWeight, Any]] = ()
-    """Each weight that is shared, with its group and the list of one parametrisation that holds its master weight."""
+    """Each shared weight with its group and the ``ParametrizationList`` that holds its master weight."""
+
+    def __init__(self, groups: Sequence[Group], pool: BufferPool) -> None:
+        super().__init__(groups)
+        self.pool = pool
 
     def forward(self, x: Tensor) -> Tensor:
-        """Give ``x`` back."""
+        """Returns ``x``."""
         return x
 
-    def _load_from_state_dict(self, *given: Any) -> None:
-        """Follow parameters that ``load_state_dict(assign=True)`` has put in the place of others.
+    def _load_from_state_dict(self, *args: Any) -> None:
+        """Follows parameters that ``load_state_dict(assign=True)`` has replaced.
 
         The groups are the last module of a model, so that all its parameters are loaded before them.
         """
-        super()._load_from_state_dict(*given)
+        super()._load_from_state_dict(*args)
         for group in self:
             assert isinstance(group, Group)
-            if group.virtual:  # it has none
+            if group.virtual:  # it has no master weights
                 continue
             owners: list[tuple[Any, str]] = [site.owners[0] for site in group.sites]
             group.set_master_weights([module.parametrizations[attribute].original for module, attribute in owners])
 
 
 def attach(model: nn.Module, groups: Sequence[Group]) -> None:
-    """Let the model compute with shared weights; the groups hang in one container module on it."""
+    """Makes a model compute with shared weights; the groups become one container module of it.
+
+    Raises:
+        UsageError: the model has groups already.
+    """
     if hasattr(model, CONTAINER):
         raise UsageError("the model is being compressed already: finish() or undo() that first")
+    pool = BufferPool()
     sites = [(group, site) for group in groups for site in group.sites]
-    shared = [(group, *_share(group, site, owner)) for group, site in sites for owner in site.owners]
-    model.add_module(CONTAINER, container := Groups(groups))
+    shared = [
+        (group, *_parametrize(SharedWeight(group, site, pool), owner)) for group, site in sites for owner in site.owners
+    ]
+    model.add_module(CONTAINER, container := Groups(groups, pool))
     container.shared = shared
     container.hooks = [
         model.register_forward_pre_hook(_precompute),
-        model.register_forward_hook(_forget_precomputed, always_call=True),
+        model.register_forward_hook(_clear_precomputed, always_call=True),
     ]
 
 
-def _share(group: Group, site: Site, owner: tuple[Any, str]) -> tuple[SharedWeight, nn.Module]:
+def _parametrize(shared: SharedWeight, owner: tuple[Any, str]) -> tuple[SharedWeight, nn.Module]:
     module, attribute = owner
-    shared = SharedWeight(group, site)
-    with _order_kept(module):
-        # unsafe: shape and dtype stay as they are by construction, so the trial run is spared
-        parametrize.register_parametrization(module, attribute, shared, unsafe=True)
+    # Removing a parametrisation puts the parameter at the end: detach() restores the order that is kept here.
+    module.__dict__.setdefault("_order_before_sharing", list(module._parameters))
+    # unsafe: shape and dtype stay the same by construction, so the check by a trial call is spared
+    parametrize.register_parametrization(module, attribute, shared, unsafe=True)
     return shared, module.parametrizations[attribute]
 
 
 def detach(model: nn.Module) -> None:
-    """Take all groups off: same Parameter objects, classes and state-dict order as before, master values."""
+    """Takes all groups off a model: Parameter objects, classes and state-dict order are those from before ``attach``.
+
+    The parameters have the values of the master weights.
+    """
     for hook in getattr(model, CONTAINER).hooks:
         hook.remove()
     for group in getattr(model, CONTAINER):
         for site in group.sites:
             for module, attribute in site.owners:
                 order = module.__dict__.pop("_order_before_sharing", None)
-                _own_class(module)
+                _separate_class(module)
                 parametrize.remove_parametrizations(module, attribute, leave_parametrized=False)
                 for name in order or ():
                     if name in module._parameters:
                         module._parameters[name] = module._parameters.pop(name)
+    release_buffers(model)
     delattr(model, CONTAINER)
-    give_back()
 
 
-def _own_class(module: nn.Module) -> None:
-    """Give a module a parametrised class of its own: torch's deep copies share theirs, which removal changes."""
-    shared = type(module)
-    body = {name: value for name, value in vars(shared).items() if name not in ("__dict__", "__weakref__")}
-    module.__class__ = type(shared.__name__, shared.__bases__, body)
+def _separate_class(module: nn.Module) -> None:
+    """Copies a module's parametrised class: deep copies by PyTorch share it, and removal changes it."""
+    cls = type(module)
+    body = {name: value for name, value in vars(cls).items() if name not in ("__dict__", "__weakref__")}
+    module.__class__ = type(cls.__name__, cls.__bases__, body)
+
+
+def release_buffers(model: nn.Module) -> None:
+    """Frees the memory that a model's pool keeps for the next step; a model without shared weights has none."""
+    container = getattr(model, CONTAINER, None)
+    if container is not None:
+        container.pool.release()
 
 
 def restore(model: nn.Module, groups: Sequence[Group], dense: Mapping[str, Tensor]) -> None:
-    """Take all groups off and set the weights to those given by name; raises UsageError where some are gone."""
+    """Takes all groups off a model and sets its weights to dense ones.
+
+    Args:
+        model: that has the groups.
+        groups: of the model.
+        dense: the weights by site name.
+
+    Raises:
+        UsageError: some of the weights were not kept.
+    """
     sites = [site for group in groups for site in group.sites]
     for site in sites:
         if site.name not in dense:
@@ -170,21 +185,14 @@ def restore(model: nn.Module, groups: Sequence[Group], dense: Mapping[str, Tenso
 
 
 @contextmanager
-def _order_kept(module: nn.Module) -> Iterator[None]:
-    """Remember the order of the module's parameters, which removal would otherwise change."""
-    module.__dict__.setdefault("_order_before_sharing", list(module._parameters))
-    yield
-
-
-@contextmanager
 def cached_weights() -> Iterator[None]:
-    """Compute each shared weight once inside: some layers read theirs several times in a forward pass."""
+    """Computes each shared weight once inside: some layers read theirs several times in a forward pass."""
     with parametrize.cached():
         yield
 
 
 def set_weight(site: Site, value: Tensor) -> None:
-    """Set a site's tensor in place, all owners with it; one that was virtual gets its memory back."""
+    """Sets a site's tensor in place, for all its owners; one without memory, as in a virtual group, gets some."""
     with torch.no_grad():
         if site.tensor.shape != value.shape:
             site.tensor.data = site.tensor.new_empty(value.shape)

@@ -118,7 +118,6 @@ def make_pruning(settings: Mapping[str, Any], where: str) -> Pruning | None:
     return pruning
 
 
-
 def smallest_mask(master: Tensor, count: int, pruned: Tensor) -> Tensor:
     """Returns a mask of the ``count`` weights of least magnitude, bool[shape].
 

@@ -19,7 +19,8 @@ from compressor.distributed.collectives import is_main_process, main_process_fir
 from compressor.formats.errors import InterruptionError, ResourceError, UsageError
 from compressor.rng import random_state, set_random_state
 from compressor.training.divergence import DivergedError, check_loss, check_weights
-from compressor.training.step import out_of_memory, steps_per_epoch
+from compressor.training.out_of_memory import is_out_of_memory
+from compressor.training.step import steps_per_epoch
 
 __all__ = ["HOW_TO_RESUME", "Stateful", "TrainingCheckpointer"]
 
@@ -85,7 +86,7 @@ class TrainingCheckpointer:
         try:
             return self._restore(state)
         except (RuntimeError, ValueError, KeyError, TypeError) as exc:  # torch's for names or shapes that do not fit
-            if out_of_memory(exc):
+            if is_out_of_memory(exc):
                 raise
             reason = f"no {exc}" if isinstance(exc, KeyError) else " ".join(str(exc).split())[:200].rstrip(".")
             raise UsageError(

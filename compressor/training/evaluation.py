@@ -15,7 +15,7 @@ from compressor.data.splits import UNREADABLE, check_pictures
 from compressor.distributed.collectives import all_reduce_sum
 from compressor.formats.errors import MissingError
 from compressor.sharing.parametrization import cached_weights
-from compressor.training.step import predict
+from compressor.training.out_of_memory import predict
 
 __all__ = ["Evaluation", "evaluate"]
 

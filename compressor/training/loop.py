@@ -1,4 +1,4 @@
-"""The training loop; accelerate takes care of devices, mixed precision and processes."""
+"""The training loop."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 from compressor.checkpointing.progress import TrainingProgress, remaining_batches
 from compressor.data.distributed_sampler import shard_loader
 from compressor.data.splits import check_pictures
-from compressor.distributed.devices import accelerating, prepared
+from compressor.distributed.devices import find_device
 from compressor.distributed.replicas import ReplicaSync
 from compressor.formats.errors import ResourceError
 from compressor.training.checkpointer import TrainingCheckpointer
@@ -24,6 +24,7 @@ from compressor.training.config import TrainingConfig
 from compressor.training.divergence import DivergedError, check_loss
 from compressor.training.evaluation import evaluate
 from compressor.training.metrics import SharingMetrics, SharingMonitor
+from compressor.training.mixed_precision import MixedPrecision
 from compressor.training.mixup import mixup_for, split_mixer
 from compressor.training.model_ema import ModelEma
 from compressor.training.optim import Schedule, use_fused_kernels
@@ -86,7 +87,7 @@ def train(
             ``optimizer`` and ``schedule``.
         on_epoch: called after every epoch.
         on_step: called after every step. Reading its loss from a GPU waits for all work that is queued there.
-        device: where to train, such as "cuda:1", and where the model stays; None for accelerate's choice.
+        device: where to train, such as "cuda:1", and where the model stays; None for the fastest there is.
         amp: automatic mixed precision, also in ``on_epoch``: bf16, or fp16 on a GPU without it.
         checkpointer: saves the training, and resumes it; None: a training that only rolls back, from memory.
         overrides: fields of ``TrainingConfig`` that win over ``config``; ``mixup`` may also be a ``Mixer``, such as
@@ -102,16 +103,14 @@ def train(
     config = TrainingConfig.resolve(config, options)
     mixup = mixup_for(model, config) if mixup is None else mixup
     checkpointer = checkpointer or TrainingCheckpointer(None, model, {})
-    with (
-        accelerating(device, amp) as accelerator,
-        prepared(accelerator, model, optimizer) as (model, optimizer),
-        checkpointer.stoppable_training(),
-    ):
-        train_step = TrainStep(accelerator, model, optimizer, loss, mixup)
+    precision = MixedPrecision(find_device(device), amp)
+    model.to(precision.device)
+    with checkpointer.stoppable_training():
+        train_step = TrainStep(precision, model, optimizer, loss, mixup)
         replicas = ReplicaSync(model, optimizer, checkpointer.must_stop)
         ema = ModelEma(model, config.model_ema_decay) if config.model_ema_decay else None
         # The names are those in the checkpoints on disk.
-        parts = {"schedule": schedule, "scaler": accelerator.scaler, "stepper": train_step, "average": ema}
+        parts = {"schedule": schedule, "scaler": precision.scaler, "stepper": train_step, "average": ema}
         model.train()
         progress = checkpointer.begin(shard_loader(loader), config.epochs, config.grad_accum, optimizer, **parts)
         use_fused_kernels(optimizer)
@@ -125,7 +124,7 @@ def train(
             replicas.broadcast()
             check_pictures(checkpointer.loader)
             if on_epoch is not None:
-                with nullcontext() if ema is None else ema.in_place():
+                with precision.autocast(cache_enabled=False), nullcontext() if ema is None else ema.in_place():
                     on_epoch(_epoch(progress, config.epochs, optimizer))
             progress = TrainingProgress(progress.epochs + 1, rollbacks=progress.rollbacks)
             checkpointer.after_epoch(progress, replicas.stopping())
@@ -150,7 +149,7 @@ def _train_epoch(
     ema: ModelEma | None,
 ) -> None:
     """Trains the rest of an epoch, and moves ``progress`` on; raises DivergedError for a loss that is not finite."""
-    readable = is_readable_at_once(train_step.accelerator.device)
+    readable = is_readable_at_once(train_step.precision.device)
     replicas.seed_rank(checkpointer.step(progress), progress.batches > 0)
     for batches in batches_by_step(remaining_batches(checkpointer.loader, progress), checkpointer.grad_accum):
         try:

@@ -83,10 +83,7 @@ class RoundSchedule:
 
 
 class _OneGroup:
-    """Shows timm's schedules one parameter group as if it were the whole optimiser.
-
-    The group is looked up at each use, because accelerate replaces the groups.
-    """
+    """Shows timm's schedules one parameter group as if it were the whole optimiser."""
 
     def __init__(self, optimizer: Optimizer, number: int) -> None:
         self._optimizer, self._number = optimizer, number
@@ -133,7 +130,7 @@ def use_fused_kernels(optimizer: Optimizer) -> None:
         >>> optimizer.param_groups[0]["fused"]
         True
     """
-    if type(getattr(optimizer, "optimizer", optimizer)) not in (Adam, AdamW):  # accelerate wraps them
+    if type(optimizer) not in (Adam, AdamW):
         return
     for group in optimizer.param_groups:
         compatible = not any(group.get(name) for name in ("foreach", "capturable", "differentiable"))

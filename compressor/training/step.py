@@ -1,4 +1,4 @@
-"""One step of an optimiser, on one batch or several, in as many parts as memory calls for."""
+"""One step of an optimiser, on one batch or several, in as many parts as memory requires."""
 
 from __future__ import annotations
 
@@ -9,18 +9,16 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Siz
 from typing import Any
 
 import torch
-from accelerate import Accelerator
-from accelerate.utils import send_to_device
-from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from compressor.formats.errors import ResourceError, UsageError
-from compressor.ops.buffer_pool import give_back
 from compressor.sharing.parametrization import cached_weights
+from compressor.training.mixed_precision import MixedPrecision
 from compressor.training.mixup import Mixer, mix_batch
+from compressor.training.out_of_memory import describe, free_memory, is_out_of_memory
 
-__all__ = ["Loss", "TrainStep", "batches_by_step", "out_of_memory", "predict", "steps_per_epoch"]
+__all__ = ["Loss", "TrainStep", "batches_by_step", "steps_per_epoch"]
 
 _log = logging.getLogger(__name__)
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -34,24 +32,30 @@ class TrainStep:
     weighted by its share of the images, add up to the same step. BatchNorm alone notices: it sees fewer at a time.
 
     Args:
+        precision: what is computed in, and where.
+        model: on the precision's device.
+        optimizer: of the model.
         loss: of (output, targets, inputs), a mean over the images.
-        mixup: what mixes each batch, if any.
+        mixup: what mixes each batch; None: nothing does.
+
+    Attributes:
+        size: the most images at a time; 0: as many as a batch has.
     """
 
     def __init__(
-        self, accelerator: Accelerator, model: nn.Module, optimizer: Optimizer, loss: Loss, mixup: Mixer | None = None
+        self, precision: MixedPrecision, model: nn.Module, optimizer: Optimizer, loss: Loss, mixup: Mixer | None = None
     ) -> None:
-        self.accelerator, self.model, self.optimizer, self.loss = accelerator, model, optimizer, loss
+        self.precision, self.model, self.optimizer, self.loss = precision, model, optimizer, loss
         self.mixup = mixup
         self.size = 0
-        """The most images at a time; 0: each batch as it comes."""
         normed = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())
-        self.least = 2 if normed else 1  # BatchNorm cannot train on one image
+        self._fewest = 2 if normed else 1  # BatchNorm cannot train on one image
 
     def gradients(self, batches: Sequence[Batch]) -> Tensor:
-        """Set the gradients of the mean loss over some batches, and give it: a scalar without gradient.
+        """Sets the gradients of the mean loss over some batches, and returns it: a scalar without gradient.
 
-        Raises ResourceError where memory does not suffice for one image at a time.
+        Raises:
+            ResourceError: memory does not suffice for the fewest images at a time.
         """
         if self.mixup is not None:
             batches = [mix_batch(self.mixup, *batch) for batch in batches]
@@ -59,112 +63,76 @@ class TrainStep:
             try:
                 return self._gradients(batches)
             except (RuntimeError, MemoryError) as exc:
-                if not out_of_memory(exc):
+                if not is_out_of_memory(exc):
                     raise
-                said = _figures(exc)
-            self._halve(batches, said)  # out here: the exception holds on to all that is to be freed
+                reason = describe(exc)
+            self._halve(batches, reason)  # out here, for the exception refers to all that is to be freed
 
     def apply(self) -> None:
-        """Let the optimiser take its step; raises ResourceError where it has no memory to."""
+        """Makes the optimiser take its step; raises ResourceError where it has no memory for it."""
         try:
-            self.optimizer.step()
+            self.precision.step(self.optimizer)
         except (RuntimeError, MemoryError) as exc:
-            if not out_of_memory(exc):
+            if not is_out_of_memory(exc):
                 raise
-            raise ResourceError(f"out of memory in the optimiser's step ({_figures(exc)})") from exc
+            raise ResourceError(f"out of memory in the optimiser's step ({describe(exc)})") from exc
 
     def _gradients(self, batches: Sequence[Batch]) -> Tensor:
         self.optimizer.zero_grad()
         parts, images = self._parts(batches), sum(len(batch[0]) for batch in batches)
-        total = torch.zeros((), device=self.accelerator.device)
+        device = self.precision.device
+        total = torch.zeros((), device=device)
         for part in parts:
-            inputs, targets = send_to_device(part, self.accelerator.device)
-            with self.accelerator.autocast(), cached_weights():
-                value = self.loss(self.model(inputs), targets, inputs)
+            inputs, targets = (tensor.to(device) for tensor in part)
+            with self.precision.autocast(), cached_weights():
+                output = self.precision.full(self.model(inputs))
+                value = self.loss(output, targets, inputs)
             if len(parts) > 1:
                 value = value * (len(inputs) / images)
-            self.accelerator.backward(value)
+            self.precision.backward(value)
             total += value.detach()
         return total
 
     def _parts(self, batches: Sequence[Batch]) -> list[Batch]:
-        """Cut batches into parts of about the same number of images."""
+        """Returns the batches in parts of about the same number of images, none of more than ``size``."""
         parts: list[Batch] = []
         for batch in batches:
             images = len(batch[0])
             count = math.ceil(images / self.size) if self.size else 1
-            count = max(1, min(count, images // self.least))
+            count = max(1, min(count, images // self._fewest))
             parts.extend([batch] if count == 1 else zip(*(t.tensor_split(count) for t in batch), strict=True))
         return parts
 
     def _largest(self, batches: Sequence[Batch]) -> int:
         return max(len(part[0]) for part in self._parts(batches))
 
-    def _halve(self, batches: Sequence[Batch], said: str) -> None:
+    def _halve(self, batches: Sequence[Batch], reason: str) -> None:
+        """Halves the images at a time; raises ResourceError where they are the fewest there can be."""
         self.optimizer.zero_grad()
-        give_back()
-        clear_device_cache(garbage_collection=True)
+        free_memory(self.model, self.precision.device)
         before = self._largest(batches)
-        self.size = max(self.least, math.ceil(before / 2))
+        self.size = max(self._fewest, math.ceil(before / 2))
         now = self._largest(batches)
         if now == before:
             shape = "x".join(map(str, batches[0][0].shape[1:]))
             few = f"{now} {'image' if now == 1 else 'images'}"
-            raise ResourceError(f"out of memory with {few} of {shape} at a time, the fewest there can be ({said})")
+            raise ResourceError(f"out of memory with {few} of {shape} at a time, the fewest there can be ({reason})")
         _log.warning(
             "out of memory with %s images at a time: going on with %s, whose gradients add up to the same step",
             before, now,
         )  # fmt: skip
 
     def state_dict(self) -> dict[str, Any]:
-        """Give what was learnt about memory, so that a training that is resumed takes the same steps."""
+        """Returns the images at a time that memory allowed, so that a resumed training takes the same steps."""
         return {"size": self.size}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Put it back."""
+        """Restores what ``state_dict`` returned."""
         self.size = state["size"]
 
 
-def predict(model: nn.Module, inputs: Tensor, device: torch.device) -> Tensor:
-    """Give the class of each image, int64[n], on the CPU; where memory runs out, of half of them at a time.
-
-    Raises ResourceError where there is none for one image.
-    """
-    try:
-        classes: Tensor = model(inputs.to(device)).argmax(dim=-1).cpu()
-        return classes
-    except (RuntimeError, MemoryError) as exc:
-        if not out_of_memory(exc):
-            raise
-        if len(inputs) == 1:
-            shape = "x".join(map(str, inputs.shape[1:]))
-            raise ResourceError(f"out of memory in evaluation, with 1 image of {shape} ({_figures(exc)})") from exc
-    give_back()
-    clear_device_cache()
-    return torch.cat([predict(model, half, device) for half in inputs.chunk(2)])
-
-
-def out_of_memory(exc: BaseException) -> bool:
-    """Tell whether an error means that memory ran out, on the CPU or a GPU.
-
-    >>> out_of_memory(RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes."))
-    True
-    >>> out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
-    False
-    """
-    return isinstance(exc, MemoryError | torch.OutOfMemoryError) or (
-        isinstance(exc, Exception) and should_reduce_batch_size(exc)
-    )
-
-
-def _figures(exc: BaseException) -> str:
-    """Give what torch says of it, without where in its sources."""
-    said = " ".join(str(exc).split()) or "no more is known"
-    return said[max(0, said.find("you tried to allocate")) :][:200].rstrip(". ")
-
-
 def batches_by_step(batches: Iterable[Batch], count: int) -> Iterator[list[Batch]]:
-    """Give the batches of one step after the other, ``count`` each; the last has what is left.
+    """Yields the batches of each step, ``count`` of them; the last step has what is left.
 
     >>> [len(step) for step in batches_by_step([(torch.ones(1),)] * 5, 2)]
     [2, 2, 1]
@@ -175,7 +143,7 @@ def batches_by_step(batches: Iterable[Batch], count: int) -> Iterator[list[Batch
 
 
 def steps_per_epoch(loader: Sized, grad_accum: int) -> int:
-    """Count the steps of an epoch; raises UsageError for less than one batch a step.
+    """Returns the number of steps of an epoch; raises UsageError for less than one batch a step.
 
     >>> steps_per_epoch(range(5), 2)
     3

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import timm
@@ -17,11 +17,11 @@ import compressor
 from compressor import SCHEMES, Compressor, Policy, Rule
 from compressor.cli import main as command
 from compressor.cli.configs import ExecutionConfig, ModelConfig, Request
-from compressor.distributed import devices
-from compressor.distributed.devices import find_device
+from compressor.distributed.devices import find_device, half_precision
 from compressor.formats.errors import ResourceError, UsageError
 from compressor.formats.file.reader import PackedFile
 from compressor.models.baseline import cache_dir
+from compressor.training.mixed_precision import MixedPrecision
 
 ARGS: dict[str, Any] = {"num_classes": 10, "in_chans": 1}
 LEARNT = Policy([Rule("*", scheme="learnt", bits=2)])
@@ -101,7 +101,7 @@ def test_a_model_can_be_trained_again_otherwise() -> None:
         watch.given.clear()
         job.finetune(loader(), epochs=1, amp=amp)
         assert watch.given == {(True, dtype)}
-    assert not {"forward", "_original_forward", "_is_accelerate_prepared"} & set(vars(job.model))
+    assert "forward" not in vars(job.model)
 
 
 def test_a_run_that_fails_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -152,23 +152,58 @@ def test_devices_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
             find_device(asked)
 
 
-def test_accelerate_takes_the_device_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    with devices.accelerating(None, amp=False) as accelerator:
-        chosen = accelerator.device
-    monkeypatch.setattr(devices, "_known", torch.device)
-    with devices.accelerating("meta", amp=False) as accelerator:
-        assert accelerator.device == torch.device("meta")
-    with devices.accelerating(None, amp=False) as accelerator:
-        assert accelerator.device == chosen == find_device("cpu")
+def test_the_fastest_device_is_taken_unless_the_launcher_says_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert find_device(None) == torch.device("cpu"), "there is no other here"
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("cuda"))
+    assert find_device(None) == torch.device("cuda")
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "True")  # accelerate launch --cpu
+    assert find_device(None) == torch.device("cpu")
 
 
-@pytest.mark.parametrize(("capability", "half"), [((7, 5), "fp16"), ((8, 0), "bf16"), ((9, 0), "bf16")])
+@pytest.mark.parametrize(
+    ("capability", "half"), [((7, 5), torch.float16), ((8, 0), torch.bfloat16), ((9, 0), torch.bfloat16)]
+)
 def test_bfloat16_where_the_gpu_knows_it(
-    monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], half: str
+    monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], half: torch.dtype
 ) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
-    assert devices.half_precision(torch.device("cuda:0")) == half
-    assert devices.half_precision(torch.device("cpu")) == "bf16"
+    assert half_precision(torch.device("cuda:0")) == half
+    assert half_precision(torch.device("cpu")) == torch.bfloat16
+
+
+def test_a_loss_in_float16_is_scaled_and_steps_that_overflow_are_skipped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("compressor.training.mixed_precision.half_precision", lambda device: torch.float16)
+    precision, weight = MixedPrecision(torch.device("cpu"), enabled=True), torch.ones(2, requires_grad=True)
+    assert precision.scaler is not None
+    optimizer = torch.optim.SGD([weight], 0.5)
+    precision.backward(weight.sum())
+    assert weight.grad is not None
+    assert weight.grad[0] == precision.scaler.get_scale() > 1
+    precision.step(optimizer)
+    assert weight.tolist() == [0.5, 0.5], "by the gradient, not the scaled one"
+    scale = precision.scaler.get_scale()
+    weight.grad.fill_(torch.inf)
+    precision.step(optimizer)
+    assert weight.tolist() == [0.5, 0.5]
+    assert precision.scaler.get_scale() < scale == precision.scaler.state_dict()["scale"] * 2
+
+
+class Pair(NamedTuple):
+    logits: Tensor
+    features: Tensor
+
+
+def test_outputs_reach_the_loss_in_float32() -> None:
+    precision, half = MixedPrecision(torch.device("cpu"), enabled=True), torch.ones(2, dtype=torch.bfloat16)
+    assert precision.scaler is None
+    for output in (half, (half, half), [half], {"logits": half}, Pair(half, half)):
+        full = precision.full(output)
+        assert type(full) is type(output)
+        parts = [full] if isinstance(full, Tensor) else list(full.values()) if isinstance(full, dict) else list(full)
+        assert {part.dtype for part in parts} == {torch.float32}
+    assert precision.full(None) is None
+    assert MixedPrecision(torch.device("cpu"), enabled=False).full(half) is half
 
 
 @pytest.fixture

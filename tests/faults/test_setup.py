@@ -7,12 +7,10 @@ import re
 import ssl
 import subprocess
 import sys
-import threading
-import time
 from email.message import Message
 from http.client import BadStatusLine
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from unittest.mock import Mock
 from urllib.error import HTTPError, URLError
 
@@ -22,12 +20,12 @@ import timm
 import torch
 from huggingface_hub import constants
 from PIL import Image
-from safetensors.torch import save
+from safetensors.torch import load, save
 
 from compressor import Compressor, Policy, Rule
 from compressor.cli.main import run
 from compressor.formats.errors import PolicyError
-from compressor.models.hub import hub_or_cache
+from compressor.models.hub import _is_reachable, create_pretrained
 from tests.faults.test_damaged_files import Says, says
 
 __all__ = ["says"]  # the fixture
@@ -82,6 +80,19 @@ def test_the_hub_cannot_be_reached(says: Says, cached: Path) -> None:
     assert run(list(words)) == 0
 
 
+@pytest.mark.usefixtures("no_hub")
+def test_weights_in_the_cache_are_those_of_the_hub(cached: Path) -> None:
+    """By any of the names that timm looks for, with the caller's own settings of the model."""
+    wanted = load(cached.read_bytes())
+    model = create_pretrained(MODEL, {"pretrained_cfg_overlay": {"crop_pct": 0.5}})
+    assert all(torch.equal(tensor, wanted[name]) for name, tensor in model.state_dict().items())
+    assert cast(Any, model).pretrained_cfg["crop_pct"] == 0.5
+    torch.save(wanted, cached.with_name("pytorch_model.bin"))
+    cached.unlink()
+    model = create_pretrained(MODEL, {})
+    assert all(torch.equal(tensor, wanted[name]) for name, tensor in model.state_dict().items())
+
+
 def test_offline_mode_is_respected(says: Says, cached: Path) -> None:
     cached.unlink()
     said = says(4, MODEL, "--pretrained", "--scheme", "kmeans", "--bits", "2", "-o", "out")
@@ -103,29 +114,7 @@ def test_which_errors_mean_that_the_hub_is_unreachable(
 ) -> None:
     """Whatever it answers: the hub's client may have a token, or know other certificates."""
     monkeypatch.setattr("compressor.models.hub.urlopen", Mock(side_effect=error))
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-    with hub_or_cache(MODEL):
-        assert constants.HF_HUB_OFFLINE is not there
-
-
-def test_threads_take_turns_at_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One that begins before another ends must not take the other's offline for the user's, and leave it so."""
-    monkeypatch.setattr("compressor.models.hub._reachable", lambda: False)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-    inside = threading.Event()
-
-    def second() -> None:
-        with hub_or_cache("second"):
-            inside.set()
-            time.sleep(0.2)
-
-    with hub_or_cache("first"):
-        thread = threading.Thread(target=second)
-        thread.start()
-        assert not inside.wait(0.1)
-    thread.join()
-    assert inside.is_set()
-    assert constants.HF_HUB_OFFLINE is False
+    assert _is_reachable() is there
 
 
 def test_image_folders_that_lack_something(says: Says) -> None:

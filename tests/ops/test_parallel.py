@@ -41,7 +41,7 @@ def marked(cuts: list[slice]) -> tuple[torch.Tensor, list[int]]:
     """Give the marks, and what the calls gave."""
     openmp = parallel._openmp()
     assert openmp is not None
-    items, asked = torch.zeros(COUNT, dtype=torch.int32), torch.tensor(openmp.asking)
+    items, asked = torch.zeros(COUNT, dtype=torch.int32), torch.tensor(openmp.queries)
     given_back = parallel_for(marks, cuts, [Sliced(items), asked])
     return items, given_back
 
@@ -93,7 +93,7 @@ def test_without_that_entry_parts_are_done_in_turn(monkeypatch: pytest.MonkeyPat
     items = torch.zeros(COUNT, dtype=torch.int32)
     openmp = parallel._openmp()
     assert openmp is not None
-    asked = torch.tensor(openmp.asking)
+    asked = torch.tensor(openmp.queries)
     monkeypatch.setattr(parallel, "_openmp", lambda: None)
     assert parallel_for(marks, thread_slices(COUNT), [Sliced(items), asked]) == [448, 552]
     assert (items == 1).all()
@@ -117,12 +117,12 @@ from compressor.ops import nearest as nearest_ops
 from compressor.ops import gather_scatter, parallel
 from compressor.ops import relative_distance_kernel
 from compressor.ops import parallel
-from compressor.ops.nearest import Hash
+from compressor.ops.nearest import NearestCodeword
 torch.set_num_threads(2)
 weights, indices, values = torch.randn(1 << 20), torch.empty(1 << 20, dtype=torch.uint8), torch.empty(1 << 20)
 weights.add_(1)  # PyTorch has its threads
 before = len(os.listdir("/proc/self/task"))
-Hash(torch.linspace(-1, 1, 16))(weights, indices, values)
+NearestCodeword(torch.linspace(-1, 1, 16))(weights, indices, values)
 print(len(os.listdir("/proc/self/task")) - before)
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
@@ -134,12 +134,12 @@ def test_two_python_threads_may_begin_at_once() -> None:
     """What one of them compiles has to stay while the other runs it."""
     script = """
 import threading, torch
-from compressor.ops.nearest import Hash
+from compressor.ops.nearest import NearestCodeword
 torch.set_num_threads(2)
 weights = torch.randn(1 << 21)
 made = [(torch.empty(1 << 21, dtype=torch.uint8), torch.empty(1 << 21)) for _ in range(4)]
-hashes = [Hash(torch.linspace(-1, 1, 16)) for _ in made]
-workers = [threading.Thread(target=find, args=(weights, *own)) for find, own in zip(hashes, made)]
+searches = [NearestCodeword(torch.linspace(-1, 1, 16)) for _ in made]
+workers = [threading.Thread(target=find, args=(weights, *own)) for find, own in zip(searches, made)]
 [worker.start() for worker in workers], [worker.join() for worker in workers]
 print(all(torch.equal(made[0][0], other) for other, _ in made))
 """

@@ -111,7 +111,7 @@ def test_pull_keeps_nothing_of_its_own_for_the_backward_pass(way: str) -> None:
     _, drawn = frozen_lookup_with_distance(master, torch.linspace(-2, 2, 500), indices, 0.01, nothing())
     node: Any = drawn.grad_fn
     known = {master.data_ptr(), indices.data_ptr()}
-    held = [value for value in node.given if isinstance(value, Tensor)]
+    held = [value for value in node.inputs if isinstance(value, Tensor)]
     assert not node.saved_tensors
     assert sum(tensor.numel() for tensor in held if tensor.data_ptr() not in known) == 500
 
@@ -172,11 +172,11 @@ def test_machine_code_computes_what_operators_do(
     random = torch.rand(len(master), generator=torch.Generator().manual_seed(seed))
     free, fixed_to = random < share, (random * len(codebook)).to(kind)
     indices = torch.where(free, torch.tensor(-1, dtype=kind), fixed_to)
-    slope, wanted = torch.zeros(2, len(master))
-    found = run_kernel(master, indices, codebook, zero_below, GradAccumulator(0.5, slope))
+    none, slope, wanted = torch.zeros(3, len(master))
+    found = run_kernel(master, indices, codebook, zero_below, GradAccumulator(0.5, none, slope))
     assert found is not None
     total, count = found
-    exact = master.double(), indices, codebook.double(), zero_below, GradAccumulator(0.5, wanted)
+    exact = master.double(), indices, codebook.double(), zero_below, GradAccumulator(0.5, none, wanted)
     expected, _ = distance_ops._by_operators(*exact)
     assert count == int(free.sum())
     torch.testing.assert_close(total, expected, rtol=1e-4, atol=1e-6)
@@ -236,7 +236,8 @@ def test_machine_code_writes_within_its_bounds(monkeypatch: pytest.MonkeyPatch) 
     slopes = torch.from_numpy(guarded((len(master),), np.float32))
     with monkeypatch.context() as patch:
         patch.setattr("numpy.empty", guarded)
-        found = run_kernel(master, all_free(len(master)), codebook, 0.1, GradAccumulator(1.0, slopes.zero_()))
+        accumulator = GradAccumulator(1.0, torch.zeros(len(master)), slopes)
+        found = run_kernel(master, all_free(len(master)), codebook, 0.1, accumulator)
     assert found is not None
     assert torch.isfinite(slopes).all()
     assert len(held) == 2

@@ -195,7 +195,7 @@ def test_a_copy_in_the_middle_of_a_pass_has_its_own() -> None:
             parameter.mul_(2)
     images = torch.randn(8, 40)
     assert not torch.allclose(other(images), net(images))
-    assert not other.second.parametrizations.weight[0].ahead
+    assert other.second.parametrizations.weight[0].precomputed.is_empty
 
 
 def test_no_hook_stays_on_the_model() -> None:
