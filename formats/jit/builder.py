@@ -57,6 +57,16 @@ class Code:
 
     Attributes:
         used: the number of arguments the kernel takes: one more than the highest position asked for so far.
+
+    Example:
+        >>> def write_distance(code: Code) -> None:
+        ...     one, two = code.number(0), code.number(1)
+        ...     distance = code.variable(one - two)
+        ...     with code.when(one < two):
+        ...         distance.set(two - one)
+        ...     code.give(distance.get())
+        >>> compile_function(write_distance, 2)(3, 8)
+        5
     """
 
     def __init__(self, function: ir.Function) -> None:
