@@ -51,10 +51,11 @@ class Fixed(Scheme):
     below ``eps / 2`` are lost for ever; stochastically they count on average.
 
     Args:
-        bits: bits of a weight, 2 to 16.
-        fraction_bits: FL, -112 to 126; "auto": of each tensor the most with which its largest weight is in range.
-        rounding: "nearest", halves up, or "stochastic".
-        master_copy: whether training keeps dense weights beside the rounded ones.
+        bits: bits of a weight, 2 to 16; default 8.
+        fraction_bits: FL, -112 to 126; "auto", the default: for each tensor the most with which the magnitude of its
+            largest weight is below ``2^(IL-1)``.
+        rounding: "nearest", halves up, the default; or "stochastic".
+        master_copy: whether training keeps dense weights beside the rounded ones; default True.
 
     Example:
         >>> from compressor import Compressor, Policy, Rule

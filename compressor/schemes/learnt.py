@@ -60,13 +60,13 @@ class Learnt(Scheme):
     has at the cost of one lookup. At DKM's customary 1e-4 it is below 0.1 for 98 % of the weights.
 
     Args:
-        codewords: K, the number of values a tensor may take, 1 to 65,536.
-        group: "site": a codebook for each tensor; "channel": for each slice of its axis 0, the output channels of all
-            but transposed convolutions, if those have more weights than codewords; "network": one for all tensors, of
-            weights divided by a power of two near each tensor's spread, which the file stores.
-        soft: 0: straight-through; above, to 100: tau at the start of training, in halves of the mean squared spacing
-            of the codewords. It is cooled to a hundredth of that.
-        init: the k-means of the first codebook: "optimal", "linear", "density" or "quantile", see
+        codewords: K, the number of values a tensor may take, 1 to 65,536; default 16.
+        group: "site", the default: a codebook for each tensor; "channel": one for each slice of its axis 0, the output
+            channels of all but transposed convolutions, if those have more weights than codewords; "network": one for
+            all tensors, of weights divided by a power of two near each tensor's spread, which the file stores.
+        soft: 0, the default: straight-through; above, to 100: tau at the start of training, in halves of the mean
+            squared spacing of the codewords. It is cooled to a hundredth of that.
+        init: the k-means of the first codebook: "optimal", the default, "linear", "density" or "quantile", see
             ``kmeans1d.optimal_codebook``.
 
     Example:
