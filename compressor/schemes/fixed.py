@@ -29,7 +29,7 @@ STEPS = "steps"  # int64 scalar: calls of on_step
 TRAINED = "settled"  # bool scalar: whether training is over, from where on rounding is to nearest
 
 MIN_BITS, MAX_BITS = 2, 16
-MAX_FRACTION_BITS, MIN_FRACTION_BITS = 126, -112  # 2^-FL and its inverse are then normal numbers of float32
+MAX_FL, MIN_FL = 126, -112  # 2^-FL and its inverse are then normal numbers of float32
 
 
 @register
@@ -41,10 +41,10 @@ class Fixed(Scheme):
 
         -2^(IL-1), ..., -eps, 0, eps, ..., 2^(IL-1) - eps
 
-    A weight beyond them takes the nearest end. With ``|_w_|`` the largest value not above the weight ``w``::
+    A weight beyond them takes the nearest end. With ``f`` the largest value not above the weight ``w``::
 
-        nearest       |_w_| where w - |_w_| < eps / 2, else |_w_| + eps
-        stochastic    |_w_| + eps with probability (w - |_w_|) / eps, else |_w_|: the mean is w
+        nearest         f where w - f < eps / 2, else f + eps
+        stochastic      f + eps with probability (w - f) / eps, else f: the mean is w
 
     With a master copy the optimiser moves dense weights, the network computes with them rounded, and gradients pass
     straight through. Without one the weights themselves are rounded after each step, as in the paper: to nearest, steps
@@ -73,9 +73,7 @@ class Fixed(Scheme):
     bits_range: ClassVar[tuple[int, int]] = MIN_BITS, MAX_BITS
 
     bits: Annotated[int, Field(ge=MIN_BITS, le=MAX_BITS, strict=True)] = 8
-    fraction_bits: Annotated[int, Field(ge=MIN_FRACTION_BITS, le=MAX_FRACTION_BITS, strict=True)] | Literal["auto"] = (
-        "auto"
-    )
+    fraction_bits: Annotated[int, Field(ge=MIN_FL, le=MAX_FL, strict=True)] | Literal["auto"] = "auto"
     rounding: Literal["nearest", "stochastic"] = "nearest"
     master_copy: bool = True
 
@@ -217,7 +215,7 @@ def _fraction_bits(group: GroupState, site: Site, scheme: Fixed) -> int:
         return scheme.fraction_bits
     weights = group.survivors(site)
     exponent = math.frexp(float(weights.abs().max()) if len(weights) else 0.0)[1]  # the largest is below 2^exponent
-    return min(scheme.bits - 1 - exponent, MAX_FRACTION_BITS)
+    return min(scheme.bits - 1 - exponent, MAX_FL)
 
 
 def _grid(group: GroupState, site: Site, scheme: Fixed) -> FixedPointGrid:

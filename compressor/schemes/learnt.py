@@ -56,8 +56,8 @@ class Learnt(Scheme):
         p_ik = softmax over k of -(w_i - c_k)^2 / tau
         soft_i = sum of p_ik c_k over k                 dsoft_i/dw_i = 2 Var_i(c) / tau,  Var_i under p_i
 
-    That slope is near 1 for every weight where tau is half the squared spacing of the codewords, which straight-through
-    has at the cost of one lookup. At DKM's customary 1e-4 it is below 0.1 for 98 % of the weights.
+    That slope is near 1 for every weight where tau is half the squared spacing of the codewords; straight-through is
+    that slope exactly, at the cost of one lookup. At DKM's customary 1e-4 it is below 0.1 for 98 % of the weights.
 
     Args:
         codewords: K, the number of values a tensor may take, 1 to 65,536; default 16.
@@ -81,7 +81,8 @@ class Learnt(Scheme):
         >>> job.model.weight.tolist()
         [[0.125, 1.125, 1.125, 1.125]]
 
-    Reference: Cho, Alizadeh-Vahid, Adya, Rastegari, "DKM: Differentiable k-Means Clustering Layer", ICLR 2022.
+    Reference: Cho, Alizadeh-Vahid, Adya, Rastegari, "DKM: Differentiable k-Means Clustering Layer", ICLR 2022; for
+    straight-through: Bengio, Leonard, Courville, "Estimating or Propagating Gradients Through Stochastic Neurons", 2013.
     """
 
     # Divergence from DKM, whose layer finds the codewords of each step by soft k-means iterations: here they are
