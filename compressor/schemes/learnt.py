@@ -81,8 +81,9 @@ class Learnt(Scheme):
         >>> job.model.weight.tolist()
         [[0.125, 1.125, 1.125, 1.125]]
 
-    Reference: Cho, Alizadeh-Vahid, Adya, Rastegari, "DKM: Differentiable k-Means Clustering Layer", ICLR 2022; for
-    straight-through: Bengio, Leonard, Courville, "Estimating or Propagating Gradients Through Stochastic Neurons", 2013.
+    Reference: Cho, Alizadeh-Vahid, Adya, Rastegari, "DKM: Differentiable k-Means Clustering Layer", ICLR 2022; for the
+    straight-through gradient Bengio, Leonard, Courville, "Estimating or Propagating Gradients Through Stochastic
+    Neurons", 2013.
     """
 
     # Divergence from DKM, whose layer finds the codewords of each step by soft k-means iterations: here they are
