@@ -45,10 +45,10 @@ class DiffQuant(Scheme):
     weights themselves have no gradient. The points start in the middles of K equal shares of the weights.
 
     Args:
-        codewords: K, the number of points of a tensor, 1 to 65,536.
-        redistribute: whether K is the mean over all tensors instead: each has half as many points, and of the other
-            half a share in proportion to the norm of its gradient on the calibration batches. Without calibration
-            batches all tensors have K.
+        codewords: K, the number of points of a tensor, 1 to 65,536; default 16.
+        redistribute: whether K is the mean over the tensors of a rule instead: each has half as many points, and of the
+            other half a share in proportion to the norm of its gradient on the calibration batches. Without calibration
+            batches all tensors have K. Default False.
 
     Example:
         >>> from compressor import Compressor, Policy, Rule

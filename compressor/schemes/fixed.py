@@ -29,7 +29,7 @@ STEPS = "steps"  # int64 scalar: calls of on_step
 TRAINED = "settled"  # bool scalar: whether training is over, from where on rounding is to nearest
 
 MIN_BITS, MAX_BITS = 2, 16
-MAX_FRACTION_BITS, MIN_FRACTION_BITS = 126, -112  # 2^-FL and its inverse are then normal numbers of float32
+MAX_FL, MIN_FL = 126, -112  # 2^-FL and its inverse are then normal numbers of float32
 
 
 @register
@@ -41,20 +41,21 @@ class Fixed(Scheme):
 
         -2^(IL-1), ..., -eps, 0, eps, ..., 2^(IL-1) - eps
 
-    A weight beyond them takes the nearest end. With ``|_w_|`` the largest value not above the weight ``w``::
+    A weight beyond them takes the nearest end. With ``f`` the largest value not above the weight ``w``::
 
-        nearest       |_w_| where w - |_w_| < eps / 2, else |_w_| + eps
-        stochastic    |_w_| + eps with probability (w - |_w_|) / eps, else |_w_|: the mean is w
+        nearest         f where w - f < eps / 2, else f + eps
+        stochastic      f + eps with probability (w - f) / eps, else f: the mean is w
 
     With a master copy the optimiser moves dense weights, the network computes with them rounded, and gradients pass
     straight through. Without one the weights themselves are rounded after each step, as in the paper: to nearest, steps
     below ``eps / 2`` are lost for ever; stochastically they count on average.
 
     Args:
-        bits: bits of a weight, 2 to 16.
-        fraction_bits: FL, -112 to 126; "auto": of each tensor the most with which its largest weight is in range.
-        rounding: "nearest", halves up, or "stochastic".
-        master_copy: whether training keeps dense weights beside the rounded ones.
+        bits: bits of a weight, 2 to 16; default 8.
+        fraction_bits: FL, -112 to 126; "auto", the default: for each tensor the most with which the magnitude of its
+            largest weight is below ``2^(IL-1)``.
+        rounding: "nearest", halves up, the default; or "stochastic".
+        master_copy: whether training keeps dense weights beside the rounded ones; default True.
 
     Example:
         >>> from compressor import Compressor, Policy, Rule
@@ -72,9 +73,7 @@ class Fixed(Scheme):
     bits_range: ClassVar[tuple[int, int]] = MIN_BITS, MAX_BITS
 
     bits: Annotated[int, Field(ge=MIN_BITS, le=MAX_BITS, strict=True)] = 8
-    fraction_bits: Annotated[int, Field(ge=MIN_FRACTION_BITS, le=MAX_FRACTION_BITS, strict=True)] | Literal["auto"] = (
-        "auto"
-    )
+    fraction_bits: Annotated[int, Field(ge=MIN_FL, le=MAX_FL, strict=True)] | Literal["auto"] = "auto"
     rounding: Literal["nearest", "stochastic"] = "nearest"
     master_copy: bool = True
 
@@ -216,7 +215,7 @@ def _fraction_bits(group: GroupState, site: Site, scheme: Fixed) -> int:
         return scheme.fraction_bits
     weights = group.survivors(site)
     exponent = math.frexp(float(weights.abs().max()) if len(weights) else 0.0)[1]  # the largest is below 2^exponent
-    return min(scheme.bits - 1 - exponent, MAX_FRACTION_BITS)
+    return min(scheme.bits - 1 - exponent, MAX_FL)
 
 
 def _grid(group: GroupState, site: Site, scheme: Fixed) -> FixedPointGrid:

@@ -50,9 +50,9 @@ class HashedNets(Scheme):
                                                                   that of ``w``, however many weights share a value
 
     Args:
-        compression: N / K, 1 to 1e9; ``bits`` stands for 32 / bits.
-        codewords: K itself, which overrides ``compression``, 1 to 524,287; "auto": by ``compression``.
-        seed: of the hash, 0 to 2^63 - 1.
+        compression: N / K, 1 to 1e9; default 8. ``bits`` stands for 32 / bits.
+        codewords: K itself, which overrides ``compression``, 1 to 524,287; "auto", the default: by ``compression``.
+        seed: of the hash, 0 to 2^63 - 1; default 0.
 
     Example:
         >>> from compressor import Compressor, Policy, Rule

@@ -62,9 +62,9 @@ class INQ(Scheme):
     The paper allows 2 bits 30 epochs a round where it allows the others 8.
 
     Args:
-        bits: 2 to 8: one for zero, the rest for sign and exponent, ``2^(bits - 1) + 1`` values.
-        portions: shares of the weights that are frozen when each round begins, ascending, the last 1.0; empty: the
-            paper's for ResNet-18 at so many bits.
+        bits: one for zero, the rest for sign and exponent, ``2^(bits - 1) + 1`` values; 2 to 8, default 5.
+        portions: shares of the weights that are frozen when each round begins, ascending, the last 1.0; empty, the
+            default: the paper's for ResNet-18 at so many bits.
 
     Example:
         >>> from compressor import Compressor, Policy, Rule

@@ -33,9 +33,9 @@ class KMeans(Scheme):
     The master weights take no further part. Where weights are pruned, one of the K codewords is 0.0.
 
     Args:
-        codewords: K, the number of values a tensor may take, 1 to 65,536.
-        init: the centroids before training: "optimal", the near-optimal codebook of a dynamic program; or where
-            Lloyd's iterations start: "linear", "density" or "quantile", see ``kmeans1d.optimal_codebook``.
+        codewords: K, the number of values a tensor may take, 1 to 65,536; default 16.
+        init: the centroids before training: "optimal", the default, the near-optimal codebook of a dynamic program; or
+            where Lloyd's iterations start: "linear", "density" or "quantile", see ``kmeans1d.optimal_codebook``.
 
     Example:
         >>> import torch

@@ -56,17 +56,17 @@ class Learnt(Scheme):
         p_ik = softmax over k of -(w_i - c_k)^2 / tau
         soft_i = sum of p_ik c_k over k                 dsoft_i/dw_i = 2 Var_i(c) / tau,  Var_i under p_i
 
-    That slope is near 1 for every weight where tau is half the squared spacing of the codewords, which straight-through
-    has at the cost of one lookup. At DKM's customary 1e-4 it is below 0.1 for 98 % of the weights.
+    That slope is near 1 for every weight where tau is half the squared spacing of the codewords; straight-through is
+    that slope exactly, at the cost of one lookup. At DKM's customary 1e-4 it is below 0.1 for 98 % of the weights.
 
     Args:
-        codewords: K, the number of values a tensor may take, 1 to 65,536.
-        group: "site": a codebook for each tensor; "channel": for each slice of its axis 0, the output channels of all
-            but transposed convolutions, if those have more weights than codewords; "network": one for all tensors, of
-            weights divided by a power of two near each tensor's spread, which the file stores.
-        soft: 0: straight-through; above, to 100: tau at the start of training, in halves of the mean squared spacing
-            of the codewords. It is cooled to a hundredth of that.
-        init: the k-means of the first codebook: "optimal", "linear", "density" or "quantile", see
+        codewords: K, the number of values a tensor may take, 1 to 65,536; default 16.
+        group: "site", the default: a codebook for each tensor; "channel": one for each slice of its axis 0, the output
+            channels of all but transposed convolutions, if those have more weights than codewords; "network": one for
+            all tensors, of weights divided by a power of two near each tensor's spread, which the file stores.
+        soft: 0, the default: straight-through; above, to 100: tau at the start of training, in halves of the mean
+            squared spacing of the codewords. It is cooled to a hundredth of that.
+        init: the k-means of the first codebook: "optimal", the default, "linear", "density" or "quantile", see
             ``kmeans1d.optimal_codebook``.
 
     Example:
@@ -81,7 +81,9 @@ class Learnt(Scheme):
         >>> job.model.weight.tolist()
         [[0.125, 1.125, 1.125, 1.125]]
 
-    Reference: Cho, Alizadeh-Vahid, Adya, Rastegari, "DKM: Differentiable k-Means Clustering Layer", ICLR 2022.
+    Reference: Cho, Alizadeh-Vahid, Adya, Rastegari, "DKM: Differentiable k-Means Clustering Layer", ICLR 2022; for the
+    straight-through gradient Bengio, Leonard, Courville, "Estimating or Propagating Gradients Through Stochastic
+    Neurons", 2013.
     """
 
     # Divergence from DKM, whose layer finds the codewords of each step by soft k-means iterations: here they are

@@ -46,8 +46,8 @@ class TTQ(Scheme):
     its weights.
 
     Args:
-        threshold: share of the largest magnitude up to which a weight is 0, 0 to below 1.
-        zeros: share of the weights that are 0, the smallest, 0 to below 1; above 0 it replaces the threshold.
+        threshold: share of the largest magnitude up to which a weight is 0, 0 to below 1; default 0.05.
+        zeros: share of the weights that are 0, the smallest, 0 to below 1; default 0, above it replaces the threshold.
 
     Example:
         >>> from compressor import Compressor, Policy, Rule

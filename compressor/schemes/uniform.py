@@ -41,8 +41,9 @@ class Uniform(Scheme):
     at one end is then off by as much.
 
     Args:
-        bits: bits of a weight, 1 to 16.
-        bucket: weights that share ``alpha`` and ``beta``, 1 to 2^31; the last bucket of a tensor may be shorter.
+        bits: bits of a weight, 1 to 16; default 4.
+        bucket: weights that share ``alpha`` and ``beta``, 1 to 2^31; default 256. The last bucket of a
+            tensor may have fewer.
 
     Example:
         >>> from compressor import Compressor, Policy, Rule

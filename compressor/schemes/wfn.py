@@ -52,12 +52,14 @@ class WeightFixing(Scheme):
         loss = task + penalty_ratio task R / [R]                                [.]: as a constant
 
     Args:
-        delta: the mean relative distance within a cluster of the last round, 0.0001 to 0.5. The number of values
-            is an outcome.
-        fractions: shares of all weights that are fixed after each round, ascending, the last 1.0.
-        zero_distance: weights of smaller magnitude are fixed to 0, in standard deviations of their tensor, >= 0.
-        zero_absolute: whether ``zero_distance`` is in the unit of the weights instead.
-        penalty_ratio: the value of the penalty as a share of the task's loss, >= 0; 0: no penalty.
+        delta: the mean relative distance allowed within a cluster of the last round, 0.0001 to 0.5, default 0.01. The
+            number of values is an outcome.
+        fractions: shares of all weights that are fixed after each round, ascending, the last 1.0; default the paper's
+            ten, from 0.3.
+        zero_distance: weights of smaller magnitude are fixed to 0, in standard deviations of their tensor, >= 0;
+            default 0.25.
+        zero_absolute: whether ``zero_distance`` is an absolute magnitude instead, 2^-7 in the paper; default False.
+        penalty_ratio: the value of the penalty as a share of the task's loss, >= 0, default 0.4; 0: no penalty.
 
     Example:
         >>> from compressor import Compressor, Policy, Rule

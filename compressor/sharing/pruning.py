@@ -34,11 +34,11 @@ class Pruning:
 
     Args:
         sparsity: s_end, the share of zeros at the end, 0 to below 1.
-        sparsity_by: progress at which it is reached, 0 to 1; 0: before training.
-        sparsity_start: s_start, the share of zeros when pruning begins, 0 to below 1.
-        sparsity_from: progress at which pruning begins, 0 to ``sparsity_by``.
-        sparsity_power: exponent, above 0 to 100.
-        sparsity_every: progress between two updates of the mask, 0 to 1; 0: after each step.
+        sparsity_by: progress at which it is reached, 0 to 1; 0, the default: before training.
+        sparsity_start: s_start, the share of zeros when pruning begins, 0 to below 1; default 0.
+        sparsity_from: progress at which pruning begins, 0 to ``sparsity_by``; default 0.
+        sparsity_power: exponent, above 0 to 100; default 3.
+        sparsity_every: progress between two updates of the mask, 0 to 1, default 0.01; 0: after each step.
 
     Example:
         >>> pruning = Pruning(sparsity=0.8, sparsity_by=0.5)
