@@ -109,7 +109,20 @@ CONTRACTS = {
 def test_the_contract_tests_hold_it(name: str, package: Path) -> None:
     """They find it in the registry, as they find every plug-in of an installed package."""
     paths = [str(TESTS / test) for test in CONTRACTS[name]]
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *paths, "-k", name]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-x",
+        "-p",
+        "no:cacheprovider",
+        "-o",
+        "addopts=",
+        *paths,
+        "-k",
+        name,
+    ]
     done = subprocess.run(command, env=environment(ROOT, package), cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
     assert int(re.findall(r"(\d+) passed", done.stdout)[-1]) >= 60
