@@ -10,9 +10,7 @@ from pathlib import Path
 
 import pytest
 
-import compressor
-
-ROOT = Path(compressor.__file__).resolve().parent.parent
+ROOT = next(folder for folder in Path(__file__).resolve().parents if (folder / "pyproject.toml").exists())
 TESTS = ROOT / "tests"
 PAGE = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
 FILES = dict(re.findall(r"^`([\w.]+)`:\n\n```\w+\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE))
@@ -111,7 +109,20 @@ CONTRACTS = {
 def test_the_contract_tests_hold_it(name: str, package: Path) -> None:
     """They find it in the registry, as they find every plug-in of an installed package."""
     paths = [str(TESTS / test) for test in CONTRACTS[name]]
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *paths, "-k", name]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-x",
+        "-p",
+        "no:cacheprovider",
+        "-o",
+        "addopts=",
+        *paths,
+        "-k",
+        name,
+    ]
     done = subprocess.run(command, env=environment(ROOT, package), cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
     assert int(re.findall(r"(\d+) passed", done.stdout)[-1]) >= 60

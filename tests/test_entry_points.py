@@ -167,18 +167,26 @@ def test_auto_considers_built_in_codecs_only(trained: Path) -> None:
     command("verify", "auto.safetensors", cwd=trained)
 
 
+COMMANDS = """
+import safetensors.torch
+import timm
+
+from compressor.cli.main import run
+
+safetensors.torch.save_file(timm.create_model("test_resnet", num_classes=10).state_dict(), "dense.safetensors")
+pack = "pack", "test_resnet", "--checkpoint-path", "dense.safetensors", "--num-classes", "10", "--codec", "inverted"
+for options in (["--scheme", "foreign", "--bits", "2"], ["--recipe", "recipe.toml"]):
+    assert run([*pack, *options, "-o", "packed.safetensors", "--force"]) == 0
+    assert run(["inspect", "packed.safetensors", "--json"]) == 0
+assert run(["schemes"]) == 0
+"""
+
+
 def test_the_command_finds_scheme_and_codec(foreign: Path, tmp_path: Path) -> None:
     (tmp_path / "recipe.toml").write_text('[[stage]]\nepochs = 0\n[[stage.rule]]\nmatch = "*"\nscheme = "foreign"\n')
-    common = "pack", "test_resnet", "--checkpoint-path", "dense.safetensors", "--num-classes", "10", "--force"
-    make = "import timm, safetensors.torch as s\nmodel = timm.create_model('test_resnet', num_classes=10)\n"
-    run("-c", f"{make}s.save_file(model.state_dict(), 'dense.safetensors')", cwd=tmp_path)
-    for options in (("--scheme", "foreign", "--bits", "2"), ("--recipe", "recipe.toml")):
-        command(*common, *options, "--codec", "inverted", "-o", "x.safetensors", path=foreign, cwd=tmp_path)
-        assert "inverted" in run(
-            "-m", "compressor.cli", "inspect", "x.safetensors", "--json", path=foreign, cwd=tmp_path
-        )
-    assert "no scheme 'foreign'" in refused(*common, "--scheme", "foreign", cwd=tmp_path, code=2)
-    assert "foreign: Clusters as kmeans does" in command("schemes", path=foreign)
+    printed = run("-c", COMMANDS, path=foreign, cwd=tmp_path)
+    assert "foreign: Clusters as kmeans does" in printed
+    assert printed.count('"codec": "inverted"') > 2
 
 
 BROKEN = {
