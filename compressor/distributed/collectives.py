@@ -1,7 +1,8 @@
 """Several processes that train one model: their ranks, and how they agree.
 
-torchrun and ``accelerate launch`` start them. All compute the same, each on its share of the images; files, checkpoints,
-caches and everything that is printed are left to the first. In a single process every function here returns at once.
+torchrun and ``accelerate launch`` start them. All compute the same, each on its share of the images; files, caches,
+checkpoints and everything that is printed are left to the first. In a single process every function here returns at
+once.
 """
 
 from __future__ import annotations

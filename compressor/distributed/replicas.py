@@ -52,8 +52,8 @@ class ReplicaSync:
         checksums = collectives.all_gather_object(zlib.crc32("\n".join(kinds).encode()))
         if differing := [process for process, checksum in enumerate(checksums) if checksum != checksums[0]]:
             raise UsageError(
-                f"process {differing[0]} has other tensors in its model than process 0: all have to build and prepare the "
-                "same model, from the same weights"
+                f"process {differing[0]} has other tensors in its model than process 0: all have to build and prepare "
+                "the same model, from the same weights"
             )
         collectives.broadcast_tensors(named.values())
         self._seed_all("alike")
