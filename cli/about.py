@@ -19,8 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["env", "schemes", "zoo"]
 
 PACKAGES = (
-    "torch", "torchvision", "timm", "safetensors", "bitarray", "click", "tabulate", "numpy", "pydantic", "accelerate",
-    "scikit-learn",
+    "torch", "torchvision", "timm", "safetensors", "bitarray", "click", "tabulate", "numpy", "pydantic", "scikit-learn",
 )  # fmt: skip
 INDENT = "    "
 WIDE = 136  # columns that the whole table of checkpoints takes

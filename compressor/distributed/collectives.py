@@ -1,7 +1,8 @@
-"""Several processes that train one model: who is who, and how they agree.
+"""Several processes that train one model: their ranks, and how they agree.
 
-torchrun and ``accelerate launch`` start them. All of them compute the same, each on its share of the images; files,
-checkpoints, caches and all that is printed are left to the first. Alone, everything here is a moment's work.
+torchrun and ``accelerate launch`` start them. All compute the same, each on its share of the images; files, caches,
+checkpoints and everything that is printed are left to the first. In a single process every function here returns at
+once.
 """
 
 from __future__ import annotations
@@ -36,34 +37,30 @@ __all__ = [
 ]  # fmt: skip
 
 PATIENCE = timedelta(minutes=30)
-"""How long a process waits for another one that neither answers nor ends; ended by then it has long since."""
+"""How long a process waits for another that hangs; of one that has ended it hears at once."""
 
-BUCKET = 1 << 23  # numbers added up at a time
+BUCKET = 1 << 23  # numbers that are reduced at a time
 
 
 def launched_world_size() -> int:
-    """Count the processes that this one was launched with, before they have met."""
+    """Returns the number of processes that this one was launched with, whether or not they have met."""
     return int(os.environ.get("WORLD_SIZE", "1")) if "LOCAL_RANK" in os.environ else 1
 
 
 def world_size() -> int:
-    """Count the processes that have met."""
+    """Returns the number of processes that have met, 1 where there is no process group."""
     return distributed.get_world_size() if _is_initialized() else 1
 
 
 def rank() -> int:
-    """Number this process from 0, among those it was launched with."""
-    return (
-        distributed.get_rank()
-        if _is_initialized()
-        else int(os.environ.get("RANK", "0"))
-        if launched_world_size() > 1
-        else 0
-    )
+    """Returns the number of this process, from 0, among those it was launched with."""
+    if _is_initialized():
+        return distributed.get_rank()
+    return int(os.environ.get("RANK", "0")) if launched_world_size() > 1 else 0
 
 
 def is_main_process() -> bool:
-    """Tell whether this is the one that writes."""
+    """Whether this is the process that writes and prints."""
     return rank() == 0
 
 
@@ -72,44 +69,47 @@ def _is_initialized() -> bool:
 
 
 def _device() -> torch.device:
-    """Give where tensors must lie for the others to get them: only gloo takes them from the CPU."""
+    """Returns the device that the backend sends tensors from: only gloo sends them from the processor."""
     if "gloo" in distributed.get_backend():
         return torch.device("cpu")
-    found = torch.accelerator.current_accelerator()
-    assert found is not None
-    return torch.device(found.type, torch.accelerator.current_device_index())
+    accelerator = torch.accelerator.current_accelerator()
+    assert accelerator is not None
+    return torch.device(accelerator.type, torch.accelerator.current_device_index())
 
 
 @contextmanager
-def _explained() -> Iterator[None]:
-    """Turn what torch raises where a process is gone into one line."""
+def _one_line_errors() -> Iterator[None]:
+    """Turns what torch raises where a process is gone into a ResourceError of one line."""
     try:
         yield
     except RuntimeError as exc:
-        said = " ".join(str(exc).split())[:120]
+        reason = " ".join(str(exc).split())[:120]
         raise ResourceError(
             f"process {rank()} of {world_size()} waits for another that has ended or hangs; its own message says why, "
-            f"or the system's log, if it was killed ({said})"
+            f"or the system's log, if it was killed ({reason})"
         ) from exc
 
 
 def all_gather_object(value: Any) -> list[Any]:
-    """Give the JSON values of all processes, in order of their numbers."""
+    """Returns the values of all processes, each of which JSON can represent, in the order of their ranks."""
     if world_size() == 1:
         return [value]
     text = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8).to(_device())
-    with _explained():
+    with _one_line_errors():
         sizes = [torch.zeros(1, dtype=torch.int64, device=text.device) for _ in range(world_size())]
         distributed.all_gather(sizes, torch.tensor([len(text)], device=text.device))
         longest = max(int(size) for size in sizes)
         texts = [text.new_zeros(longest) for _ in sizes]
         distributed.all_gather(texts, torch.cat([text, text.new_zeros(longest - len(text))]))
-    return [json.loads(bytes(other[: int(size)].tolist())) for other, size in zip(texts, sizes, strict=True)]
+    return [json.loads(bytes(padded[: int(size)].tolist())) for padded, size in zip(texts, sizes, strict=True)]
 
 
 @contextmanager
 def raise_on_all() -> Iterator[None]:
-    """Let an error that is raised inside in one process be raised in all of them; nothing in it may wait for others.
+    """Raises an error that one process raises inside in all of them; nothing inside may wait for other processes.
+
+    Raises:
+        CompressorError: the error of the process with the lowest rank that has one.
 
     Example:
         >>> with raise_on_all():
@@ -122,18 +122,18 @@ def raise_on_all() -> Iterator[None]:
         if world_size() == 1 or exc.shared:
             raise
         error = exc
-    told = all_gather_object(None if error is None else [type(error).__name__, str(error)])
-    failed = [(number, *one) for number, one in enumerate(told) if one is not None]
+    reports = all_gather_object(None if error is None else [type(error).__name__, str(error)])
+    failed = [(process, *report) for process, report in enumerate(reports) if report is not None]
     if not failed:
         return
-    number, kind, message = failed[0]
-    raised: CompressorError = getattr(errors, kind)(message if not number else f"process {number}: {message}")
+    process, kind, message = failed[0]
+    raised: CompressorError = getattr(errors, kind)(message if not process else f"process {process}: {message}")
     raised.shared = True
     raise raised from error
 
 
 def main_process_first(do: Callable[[], Any]) -> Any:
-    """Let the first process do something; give in all what it gives, a JSON value, and raise what it raises.
+    """Calls ``do`` in the first process; returns its result, a JSON value, in all of them, and raises its error in all.
 
     Example:
         >>> main_process_first(lambda: 2 + 2)
@@ -141,27 +141,27 @@ def main_process_first(do: Callable[[], Any]) -> Any:
     """
     if world_size() == 1:
         return do()
-    given = None
+    result = None
     with raise_on_all():
-        given = do() if is_main_process() else None
-    return all_gather_object(given)[0]
+        result = do() if is_main_process() else None
+    return all_gather_object(result)[0]
 
 
 def broadcast_tensors(tensors: Iterable[Tensor]) -> None:
-    """Give tensors in all processes, in place, the values they have in the first; shapes and dtypes are the same."""
+    """Sets tensors in all processes, in place, to the values they have in the first; shapes and dtypes are the same."""
     if world_size() == 1:
         return
-    where = _device()
-    with _explained(), torch.no_grad():
+    device = _device()
+    with _one_line_errors(), torch.no_grad():
         for tensor in tensors:
             if tensor.numel():
-                sent = tensor.detach().to(where).contiguous()
-                distributed.broadcast(sent.reshape(-1).view(torch.uint8), 0)  # not all dtypes are known to gloo
+                sent = tensor.detach().to(device).contiguous()
+                distributed.broadcast(sent.reshape(-1).view(torch.uint8), 0)  # as bytes: gloo does not know all dtypes
                 tensor.detach().copy_(sent)
 
 
 def all_reduce_sum(tensors: Sequence[Tensor]) -> None:
-    """Sum tensors over all processes, in place.
+    """Sums tensors over all processes, in place.
 
     Args:
         tensors: on one device, and of the same shapes in all processes.
@@ -170,11 +170,11 @@ def all_reduce_sum(tensors: Sequence[Tensor]) -> None:
 
 
 def all_reduce_mean(tensors: Sequence[Tensor], weight: float) -> None:
-    """Take the weighted mean of tensors over all processes, in place, bit for bit the same in all.
+    """Averages tensors over all processes, in place, with a result that is the same in all bit for bit.
 
     Args:
-        tensors: on one device, and of the same shapes in all processes; float.
-        weight: of this process's.
+        tensors: float, on one device, and of the same shapes in all processes.
+        weight: of this process's tensors in the mean.
     """
     if world_size() == 1 or not tensors:
         return
@@ -185,9 +185,10 @@ def all_reduce_mean(tensors: Sequence[Tensor], weight: float) -> None:
 
 
 def _reduce(tensors: Sequence[Tensor], factor: Tensor | None) -> None:
+    """Sums tensors over all processes, each multiplied by its process's factor."""
     if world_size() == 1:
         return
-    with _explained(), torch.no_grad():
+    with _one_line_errors(), torch.no_grad():
         for bucket in _buckets(tensors):
             dtype = functools.reduce(torch.promote_types, {tensor.dtype for tensor in bucket})
             if factor is not None:
@@ -200,18 +201,19 @@ def _reduce(tensors: Sequence[Tensor], factor: Tensor | None) -> None:
 
 
 def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+    """Yields the tensors in lists of at most ``BUCKET`` numbers, or of one tensor that has more."""
     bucket: list[Tensor] = []
-    held = 0
+    numbers = 0
     for tensor in tensors:
-        if bucket and held + tensor.numel() > BUCKET:
+        if bucket and numbers + tensor.numel() > BUCKET:
             yield bucket
-            bucket, held = [], 0
+            bucket, numbers = [], 0
         bucket.append(tensor)
-        held += tensor.numel()
+        numbers += tensor.numel()
     yield bucket
 
 
 def destroy() -> None:
-    """Part from the others, at the end of the work."""
+    """Leaves the process group, where there is one, at the end of the work."""
     if _is_initialized():
         distributed.destroy_process_group()

@@ -68,16 +68,16 @@ def _fastest() -> torch.device:
     """Returns the accelerator, without a number; the processor where there is none or ``launch --cpu`` was used."""
     if os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("true", "1") or not torch.accelerator.is_available():
         return torch.device("cpu")
-    found = torch.accelerator.current_accelerator()
-    assert found is not None
-    return found
+    accelerator = torch.accelerator.current_accelerator()
+    assert accelerator is not None
+    return accelerator
 
 
 def _checked(asked: str) -> torch.device:
     """Returns the device of this name where it is here."""
-    found = torch.accelerator.current_accelerator()
-    count = torch.accelerator.device_count() if found is not None else 0
-    present = ["cpu", *(f"{found}:{number}" for number in range(count))]
+    accelerator = torch.accelerator.current_accelerator()
+    count = torch.accelerator.device_count() if accelerator is not None else 0
+    present = ["cpu", *(f"{accelerator}:{number}" for number in range(count))]
     if asked in [*present, *(name.partition(":")[0] for name in present)]:
         return torch.device(asked)
     try:
