@@ -1,4 +1,4 @@
-"""Weights with generated indices, and checks that they never exist whole, for the tests of virtual weights."""
+"""Weights whose indices are hashed, and a watch that they never exist whole, for the tests of virtual weights."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ CODEC = codec_class("hashed")()
 
 @pytest.fixture
 def never_whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Limits blocks to 64 weights, or one channel."""
+    """Blocks of 64 weights, and no more than a channel, must do."""
 
     def refuse(self: Generated, codebook: Tensor) -> Tensor:
         raise AssertionError(f"{self.stream.name} was expanded")
