@@ -32,6 +32,7 @@ def pictures(tmp_path: Path) -> Path:
     return tmp_path / "own"
 
 
+@pytest.mark.slow
 def test_folder_of_pictures(pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["--data-dir", str(pictures), "--img-size", "32", "--baseline-epochs", "1", "--epochs", "1", "--bits", "3"]
     assert run(["test_resnet", *words, "--batch-size", "4"]) == 0
@@ -48,6 +49,7 @@ def test_folder_of_pictures(pictures: Path, capsys: pytest.CaptureFixture[str]) 
     assert document["top1"]["packed"] == document["top1"]["recorded"]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not FASHION_MNIST_DIR.is_dir(), reason="Debian package dataset-fashion-mnist is not installed")
 def test_fashion_mnist(capsys: pytest.CaptureFixture[str]) -> None:
     save_file(timm.create_model("test_resnet", num_classes=10, in_chans=1).state_dict(), "own.safetensors")

@@ -177,7 +177,7 @@ def test_checkpoint_of_another_head(fails: Fails) -> None:
 
 
 def test_layer_smaller_than_its_codebook_is_left_alone(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run([MODEL, "--dry-run", "--scheme", "kmeans", "--bits", "10"]) == 0
+    assert run([MODEL, "--dry-run", "--scheme", "uniform", "--bits", "10"]) == 0
     assert "weights are no more than the 1,024 values they would share" in capsys.readouterr().out
 
 

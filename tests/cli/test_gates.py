@@ -58,6 +58,7 @@ def test_a_file_that_misses_a_gate_is_kept_as_rejected(capsys: pytest.CaptureFix
     assert not compressor.load("out.safetensors.rejected").training
 
 
+@pytest.mark.slow
 def test_accuracy_is_a_gate(capsys: pytest.CaptureFixture[str]) -> None:
     words = ["test_resnet", "--baseline-epochs", "1", "--epochs", "1", "-o", "out.safetensors"]
     assert run([*words, "--require-top1", "100", "--require-drop", "-100"]) == 5

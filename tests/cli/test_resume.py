@@ -17,6 +17,7 @@ from tests.helpers.runs import FOLDER, OUT, STEPS, TINY, GoneError, Runs, _here,
 __all__ = ["_here", "runs", "weights"]  # the fixtures
 
 
+@pytest.mark.slow
 def test_killed_again_and_again(runs: Runs) -> None:
     """Between checkpoints, at the end of an epoch, and after the last step; by number of steps, too."""
     whole = runs.whole()
@@ -27,6 +28,7 @@ def test_killed_again_and_again(runs: Runs) -> None:
     assert OUT.read_bytes() == whole
 
 
+@pytest.mark.slow
 def test_killed_in_the_dense_baseline(runs: Runs) -> None:
     runs.words = (*TINY, "--baseline-epochs", "5")
     whole = runs.whole()
@@ -55,6 +57,7 @@ rule = [{ match = "8", scheme = "wfn" }, { match = "*", scheme = "kmeans", bits 
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("done", [8, 12])
 def test_killed_in_each_stage_of_a_recipe(runs: Runs, done: int) -> None:
     Path("two.toml").write_text(RECIPE)
@@ -91,6 +94,7 @@ def test_a_diverged_run_is_given_up(runs: Runs, caplog: pytest.LogCaptureFixture
     assert not OUT.exists()
 
 
+@pytest.mark.slow
 def test_killed_after_a_rollback(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
     """It ends in the same bytes as one that went back and was not killed."""
     real, calls = Compressor.loss, 0
@@ -111,6 +115,7 @@ def test_killed_after_a_rollback(runs: Runs, monkeypatch: pytest.MonkeyPatch) ->
     assert OUT.read_bytes() == whole
 
 
+@pytest.mark.slow
 def test_accumulated_batches(runs: Runs) -> None:
     """Six batches of 16 an epoch make two steps of four; either name is known."""
     assert "after step 2 of 8" in runs(7, "--grad-accum", "4", at=2, act=tell(signal.SIGTERM))
@@ -119,6 +124,7 @@ def test_accumulated_batches(runs: Runs) -> None:
         assert dict(file.recipe or {})["stage"][0]["grad_accum"] == 4
 
 
+@pytest.mark.slow
 def test_mixed_averaged_and_decayed(runs: Runs) -> None:
     """timm's --mixup, --cutmix, --smoothing, --layer-decay and --model-ema-decay, stopped in the middle."""
     how = ("--mixup", "0.2", "--cutmix", "1", "--smoothing", "0.1", "--layer-decay", "0.7", "--model-ema-decay", "0.9")

@@ -73,6 +73,7 @@ print(resumed)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", ["--scheme learnt --bits 2", "--scheme inq --bits 5 --sparsity 0.3"])
 def test_20_kills_end_in_the_same_file(tmp_path: Path, options: str) -> None:
     trials = 20

@@ -229,6 +229,7 @@ def test_the_command_needs_data_for_mixed_precision() -> None:
         Request(ModelConfig("test_resnet", pretrained=True), execution=ExecutionConfig(device="cpu", amp=True)).check()
 
 
+@pytest.mark.slow
 def test_the_command_trains_in_mixed_precision(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     quick = ["test_resnet", "--baseline-epochs", "1", "--epochs", "1", "--force"]
     assert command.run(quick) == 0

@@ -20,6 +20,7 @@ from compressor.formats.errors import UsageError
 ROOT = Path(__file__).resolve().parents[2]
 
 
+@pytest.mark.slow
 def test_two_processes(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "tests.helpers.several", str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=900)
@@ -31,6 +32,7 @@ TORCHRUN = ["torch.distributed.run", "--nproc-per-node", "2"]
 ACCELERATE = ["accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]  # --cpu starts one process only
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("launcher", [TORCHRUN, ACCELERATE], ids=["torchrun", "accelerate"])
 def test_launchers(launcher: list[str], tmp_path: Path) -> None:
     words = "test_resnet --from-scratch --epochs 1 --batch-size 256 --calibration-images 32 --device cpu -o out"

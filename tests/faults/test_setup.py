@@ -164,6 +164,7 @@ print((status("VmHWM") - before) / (ROWS * WIDTH))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="peaks are read from /proc")
 def test_a_huge_embedding(tmp_path: Path) -> None:
     """Memory grows by so many bytes a weight; what is computed of them is computed in pieces."""

@@ -1,4 +1,4 @@
-"""Write the golden files that are not there yet: python tests/golden/write.py. Those that are, are never rewritten.
+"""Writes the golden files that do not exist yet, and never rewrites one: ``python -m tests.golden.write``.
 
 One packed file for every record of tests/formats/test_content.py and every codec that can code it, in a folder named
 after the format's version, and the SHA-256 of its decoded tensors in tensors.json.
@@ -9,22 +9,20 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import sys
 from pathlib import Path
 
+import numpy as np
+
+from compressor.formats.codecs.hashed import Hashed, hashed_indices
+from compressor.formats.codecs.registry import CODECS
+from compressor.formats.content import Content, SharedTensor, Table
+from compressor.formats.errors import UsageError
+from compressor.formats.file.metadata import VERSION
+from compressor.formats.file.writer import pack
+from tests.formats.test_content import RECORDS
+from tests.helpers.slow_reader import read
+
 HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parents[1]))
-
-import numpy as np  # noqa: E402
-
-from compressor.formats.codecs.hashed import Hashed, hashed_indices  # noqa: E402
-from compressor.formats.codecs.registry import CODECS  # noqa: E402
-from compressor.formats.content import Content, SharedTensor, Table  # noqa: E402
-from compressor.formats.errors import UsageError  # noqa: E402
-from compressor.formats.file.metadata import VERSION  # noqa: E402
-from compressor.formats.file.writer import pack  # noqa: E402
-from tests.formats.test_content import RECORDS  # noqa: E402
-from tests.helpers.slow_reader import read  # noqa: E402
 
 
 def digest(data: bytes) -> str:

@@ -1,4 +1,4 @@
-"""A small training, and what may befall it."""
+"""A small training job, and ways to spoil its loss."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ STEPS = 6  # of an epoch
 
 @pytest.fixture(autouse=True)
 def _fast(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing here is freed by it, and among all that the tests have loaded it takes longer than a training."""
+    """Replaces garbage collection, which frees nothing here and takes longer than a training."""
     monkeypatch.setattr("gc.collect", lambda *_: 0)
 
 
@@ -59,6 +59,6 @@ def finetuned(job: Compressor, folder: Path | None = None, resume: bool = False,
 
 
 def close(job: Compressor, other: Compressor) -> bool:
-    """Compare the trained weights: sums over parts round otherwise."""
+    """Returns whether the trained weights agree up to rounding: sums over parts round differently."""
     pairs = zip(job.model.parameters(), other.model.parameters(), strict=True)
     return all(torch.allclose(a, b, atol=1e-5) for a, b in pairs)

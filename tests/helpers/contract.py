@@ -1,4 +1,4 @@
-"""Modules of every kind, and a training of each under any scheme; the registry says which schemes there are."""
+"""Modules of every kind, and a training of each under every registered scheme."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def weight_of(job: Compressor) -> Tensor:
 
 
 def rule_of(scheme: str, match: str = "*") -> Rule:
-    """Two bits where the scheme takes bits, else its defaults."""
+    """Returns a rule of two bits where the scheme takes bits, else of its defaults."""
     try:
         SCHEMES[scheme].settings_for_bits(2)
     except PolicyError:

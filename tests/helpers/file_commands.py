@@ -1,4 +1,4 @@
-"""Packed files, and commands on them as a user types them."""
+"""Packed files, and command lines that read or write them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ ARGS: dict[str, Any] = {"num_classes": 10, "in_chans": 1}
 
 @pytest.fixture
 def type_(capsys: pytest.CaptureFixture[str]) -> Callable[..., Ran]:
-    """Run a command line; give its exit code, stdout, and the lines of stderr."""
+    """Runs a command line and returns its exit code, stdout, and the lines of stderr."""
 
     def typed(*words: str) -> Ran:
         code = run(list(words))
@@ -38,7 +38,7 @@ def type_(capsys: pytest.CaptureFixture[str]) -> Callable[..., Ran]:
 
 @pytest.fixture(scope="session")
 def timm_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A timm model, packed."""
+    """Returns the bytes of a packed timm model."""
     path = tmp_path_factory.mktemp("timm") / "resnet.safetensors"
     torch.manual_seed(0)
     pack_module(path, timm.create_model(MODEL, **ARGS), 3, ARGS)
@@ -55,7 +55,7 @@ def floats(*values: float) -> NDArray[np.float32]:
 
 
 def small(**changes: Any) -> Content:
-    """Three shared tensors of three dtypes, and untouched ones, one of them tied."""
+    """Packs three shared tensors of three dtypes, and untouched ones, one of them tied."""
     ramp = np.arange(64, dtype=np.uint8) % 4
     sites = {
         "one.weight": SharedTensor((8, 8), 0, ramp),
@@ -72,7 +72,7 @@ def small(**changes: Any) -> Content:
 
 
 def damage(path: Path, *words: bytes) -> None:
-    """Flip a bit of each of these bytes, wherever they stand."""
+    """Flips a bit of each of the bytes, at any position."""
     data = bytearray(path.read_bytes())
     for word in words:
         data[bytes(data).index(word)] ^= 1

@@ -1,4 +1,4 @@
-"""A small packed file, and what is needed to make it lie: in one thing, all else being right."""
+"""A small packed file, and functions that make one thing in it wrong while all checksums stay right."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Fields = dict[str, Any]
 
 
 def small(codec_id: str = "bits") -> bytes:
-    """Pack a file that has one of everything, in under 2 KB."""
+    """Packs a file that has one of everything, in under 2 KB."""
     codec = CODECS[codec_id]()
     site = SharedTensor((4, 10), 0, sample(codec_id, 40, 5, 0), codec=codec)
     scaled = SharedTensor((6,), 1, np.array([0, 1, 2, 3, 0, 1], np.uint8), "F16", block=3, scale=np.ones(2, np.float32))
@@ -41,7 +41,7 @@ def small(codec_id: str = "bits") -> bytes:
 
 
 def split(data: bytes) -> tuple[Fields, dict[str, bytes]]:
-    """Give the metadata and the blobs of a file."""
+    """Returns the metadata and the blobs of a file."""
     size = struct.unpack("<Q", data[:8])[0]
     header = json.loads(data[8 : 8 + size])
     blobs = {}
@@ -52,17 +52,17 @@ def split(data: bytes) -> tuple[Fields, dict[str, bytes]]:
 
 
 def sealed(header: bytes, data: bytes) -> bytes:
-    """Join header and data, the header's checksum made right."""
+    """Joins header and data under the right checksum of the header."""
     return header + data[:-4] + struct.pack("<I", zlib.crc32(header))
 
 
 def forged(edit: Callable[[Fields], object] = lambda fields: None, blobs: dict[str, bytes] | None = None) -> bytes:
-    """Change the small file, then make all checksums right again: nothing but the lie is at fault."""
+    """Edits the small file and recomputes all checksums, so that only the edit is at fault."""
     return forged_from(small(), edit, blobs)
 
 
 def forged_from(data: bytes, edit: Callable[[Fields], object], blobs: dict[str, bytes] | None = None) -> bytes:
-    """Change a good file, then make all checksums right again."""
+    """Edits a good file and recomputes all checksums."""
     fields, parts = split(data)
     edit(fields)
     parts.update(blobs or {})
@@ -86,7 +86,7 @@ def read_all(file: PackedFile) -> None:
 
 
 def refuse(data: bytes, kind: type[FileError], text: str) -> None:
-    """Demand one clear line, of the right class, at opening or at decoding."""
+    """Asserts that opening or decoding raises this class of error, with one line that holds the text."""
     with pytest.raises(kind, match=text) as caught, PackedFile.from_bytes(data) as file:
         read_all(file)
     assert "\n" not in str(caught.value)

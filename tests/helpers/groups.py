@@ -1,4 +1,4 @@
-"""One layer's weights under a scheme, for the tests of the schemes."""
+"""The weights of one layer under a scheme, for the tests of the schemes."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ __all__ = ["bell", "fitted", "weight_of"]
 
 
 def bell(count: int = 400) -> Tensor:
-    """Weights as networks have them."""
+    """Returns weights distributed as those of networks."""
     torch.manual_seed(0)
     return torch.randn(count) * 0.05
 
 
 def fitted(scheme: Scheme, weights: Tensor, importance: Tensor | None = None, pruned: Tensor | None = None) -> Group:
-    """The group of one linear layer with these weights, [outputs, inputs] or [inputs], fitted."""
+    """Returns the fitted group of one linear layer with these weights, [outputs, inputs] or [inputs]."""
     shape = weights.shape if weights.ndim == 2 else (1, weights.numel())
     layer = nn.Linear(shape[1], shape[0], bias=False).to(weights.dtype)
     with torch.no_grad():
@@ -32,5 +32,5 @@ def fitted(scheme: Scheme, weights: Tensor, importance: Tensor | None = None, pr
 
 
 def weight_of(group: Group) -> Tensor:
-    """What the network computes with, flat and differentiable."""
+    """Returns the weights the network computes with, flat and differentiable."""
     return group.weight(group.sites[0], group.master_weight(group.sites[0])).reshape(-1)

@@ -1,4 +1,4 @@
-"""Pairs of processes that train together, forked from one that has imported all there is to import; see ``Pair``."""
+"""Pairs of processes that train together, forked from one that has imported everything; see ``Pair``."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ __all__ = ["Pair", "alone"]
 
 
 class Pair:
-    """Two processes that do the same, as torchrun would launch them; what they print goes to files ``log0``, ``log1``.
+    """Two processes that run the same function, as torchrun launches them; their output goes to ``log0`` and ``log1``.
 
     Args:
-        do: what each of them does; its value is the exit code.
-        folder: where they are at work.
-        more: in their environment.
+        do: the function each process runs; its value is the exit code.
+        folder: their working directory.
+        more: additional environment variables.
     """
 
     def __init__(self, do: Callable[[], int], folder: Path, **more: str) -> None:
@@ -35,7 +35,7 @@ class Pair:
         self.ids = [_forked(do, folder, f"log{rank}", known | own | more) for rank, own in enumerate(ranks)]
 
     def code(self, rank: int, seconds: float = 180) -> int:
-        """Wait for the exit code, negative for a signal's; to be asked once."""
+        """Waits for and returns the exit code, negative for a signal; called once a process."""
         end = time.monotonic() + seconds
         while not (found := os.waitpid(self.ids[rank], os.WNOHANG))[0]:
             assert time.monotonic() < end, f"process {rank} has not ended: {self.said(rank)}"
@@ -44,11 +44,11 @@ class Pair:
         return os.waitstatus_to_exitcode(found[1])
 
     def codes(self) -> list[int]:
-        """Wait for both."""
+        """Waits for both processes and returns their exit codes."""
         return [self.code(0), self.code(1)]
 
     def said(self, rank: int) -> str:
-        """Give what it has printed."""
+        """Returns the output of a process."""
         return (self.folder / f"log{rank}").read_text()
 
     def __enter__(self) -> Pair:
@@ -62,7 +62,7 @@ class Pair:
 
 
 def alone(do: Callable[[], int], folder: Path) -> int:
-    """Do it in one process, and give its exit code."""
+    """Runs the function in one process and returns its exit code."""
     folder.mkdir(parents=True, exist_ok=True)
     return os.waitstatus_to_exitcode(os.waitpid(_forked(do, folder, "log", {}), 0)[1])
 

@@ -1,4 +1,4 @@
-"""Runs of the command on ready weights and few digits, for the tests of runs that are interrupted."""
+"""Runs of the command on given weights and few digits, for the tests of interrupted runs."""
 
 from __future__ import annotations
 
@@ -43,14 +43,14 @@ def _here(own_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 class Runs:
-    """Runs the command on ready weights; something may be done when a step is over."""
+    """Runs the command on given weights; a function may be called at the end of a step."""
 
     def __init__(self, weights: Path, capsys: pytest.CaptureFixture[str]) -> None:
         self.words: tuple[str, ...] = (*TINY, "--dataset", "digits", "--checkpoint-path", str(weights))
         self.capsys = capsys
 
     def __call__(self, code: int, *more: str, at: int = 0, act: Callable[[], object] = lambda: None) -> str:
-        """Give what was said on stderr."""
+        """Returns the text on stderr."""
 
         def on_step(step: Step, done: int, *_: object) -> None:
             if done == at:
@@ -64,13 +64,13 @@ class Runs:
         return said
 
     def refused(self, code: int, *more: str, at: int = 0, act: Callable[[], object] = lambda: None) -> str:
-        """Give the line that says why."""
+        """Returns the error message of a run that fails."""
         *_, line = self(code, *more, at=at, act=act).splitlines()
         assert line.startswith("error: ")
         return line.removeprefix("error: ")
 
     def whole(self) -> bytes:
-        """Run from the beginning to the end; give the file, and take it away."""
+        """Returns the file of an uninterrupted run, and deletes it."""
         if self.words not in WHOLE:
             self(0)
             WHOLE[self.words] = OUT.read_bytes()
@@ -92,7 +92,7 @@ def tell(number: int, times: int = 1) -> Callable[[], None]:
 
 
 class GoneError(BaseException):
-    """As if the process were no more: nobody catches it."""
+    """Stands for the death of the process: no code catches it."""
 
 
 def die() -> None:

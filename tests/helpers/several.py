@@ -1,5 +1,6 @@
-"""The tests of several processes, to be run in a process of their own that imports once: what is forked off one with
-threads, as pytest's may be, can hang.
+"""Tests of two processes, run in a process of their own that imports once.
+
+Forks of a process with threads, as pytest's may have, can hang.
 
 ``python -m tests.helpers.several FOLDER [NAME ...]``; ``tests/distributed/test_processes.py`` runs all.
 """
@@ -35,7 +36,7 @@ WORDS = ["tiny", "--baseline-epochs", "1", "--epochs", "4", "--batch-size", "8",
 
 
 def command(*options: str, watch: Callable[[int], None] | None = None) -> int:
-    """Run ``compress tiny``, telling of every step of the fine-tuning."""
+    """Runs ``compress tiny`` and calls ``watch`` with the number of each step of the fine-tuning."""
     vars(setup)["load_data"] = lambda *_, **__: DIGITS
     main._RANK = int(os.environ.get("RANK", "0"))
     steps = 0

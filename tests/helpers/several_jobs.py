@@ -20,7 +20,7 @@ from tests.helpers.pairs import Pair, alone
 
 
 def curve(scheme: str, batch: int, out: Path) -> int:
-    """Fine-tune a model without BatchNorm; write loss by epoch, answers, and a hash of all of it."""
+    """Fine-tunes a model without BatchNorm; writes its losses by epoch, its outputs, and a hash of its state."""
     torch.manual_seed(0)
     inputs = torch.randn(41, 6)  # so that the last step of an epoch is 3 images for one, 2 for the other
     data = TensorDataset(inputs, (inputs[:, 0] > 0).long() + 2 * (inputs[:, 1] > 0).long())
@@ -67,7 +67,7 @@ def weights_that_differ_become_those_of_the_first(folder: Path) -> None:
 
 
 def trained_with(trouble: Callable[[int, Tensor], Tensor], checkpoints: bool) -> Callable[[], int]:
-    """Fine-tune with a loss that one process has trouble with; write what comes of it."""
+    """Fine-tunes with a loss that fails in one process, and writes the outcome."""
 
     def trains() -> int:
         torch.manual_seed(0)

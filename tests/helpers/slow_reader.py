@@ -15,7 +15,7 @@ MASK = (1 << 64) - 1
 
 
 def read(data: bytes) -> Tensors:
-    """Give dtype, shape and little-endian bytes of every tensor by name, aliases included."""
+    """Returns dtype, shape and little-endian bytes of every tensor by name, aliases included."""
     length = struct.unpack("<Q", data[:8])[0]
     header = json.loads(data[8 : 8 + length])
     meta = json.loads(header["__metadata__"]["timm-compressor"])
@@ -42,7 +42,7 @@ def read(data: bytes) -> Tensors:
 
 
 class Parts:
-    """The parts in file order, each compared with its checksum."""
+    """Returns the parts in file order, each compared with its checksum."""
 
     def __init__(self, data: bytes, start: int, checksums: int) -> None:
         self.data, self.head, self.at = data, start, start
@@ -99,7 +99,7 @@ def count_groups(shape: list[int], options: dict[str, Any]) -> int:
 
 
 def decode(site: list[Any], stream: bytes, table: Any, scale: Any, offset: Any) -> tuple[str, tuple[int, ...], bytes]:
-    """Follow w = values[book[g], index] * scale[g] + offset[g], entry by entry."""
+    """Computes w = values[book[g], index] * scale[g] + offset[g], entry by entry."""
     name, shape, _, codec, _ = site[:5]
     options = site[5] if len(site) > 5 else {}
     books, codewords, d = table.shape

@@ -28,7 +28,7 @@ def tiny(pretrained: bool = False, num_classes: int = 10, in_chans: int = 1, **_
 
 
 def few_digits() -> Dataset:
-    """The digits, 96 to train on, so six steps of 16 an epoch."""
+    """Returns the digits with 96 training images: six steps of 16 an epoch."""
     data = load_data("digits")
     for split, count in ((data.train, 96), (data.validation, 32), (data.test, 32)):
         assert isinstance(split, ArraySplit)

@@ -15,7 +15,7 @@ ROUNDS = len(FRACTIONS)
 
 
 def network(scale: float = 1.0) -> Any:
-    """Two layers, the second's weights larger by ``scale``."""
+    """Returns two layers, the weights of the second larger by ``scale``."""
     torch.manual_seed(0)
     net: Any = nn.Sequential(nn.Linear(32, 64), nn.ReLU(), nn.Linear(64, 10))
     with torch.no_grad():

@@ -30,7 +30,7 @@ def images() -> Tensor:
 
 
 def train(model: nn.Module, optimizer: torch.optim.Optimizer | None = None, steps: int = 5) -> None:
-    """A plain loop, which knows nothing of what the model is wrapped in."""
+    """Trains in a plain loop, which does not depend on how the model is wrapped."""
     optimizer = optimizer or torch.optim.AdamW(model.parameters(), lr=0.01)
     for _ in range(steps):
         optimizer.zero_grad()

@@ -62,6 +62,7 @@ print((max(peaks) - base) / predicted.total)
 GIVE_BACK = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="peaks are read from /proc")
 def test_a_step_takes_what_was_predicted(tmp_path: Any) -> None:
     """Where the C library gives freed memory back; by default it was seen to keep up to a fifth more."""

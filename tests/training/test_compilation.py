@@ -31,6 +31,7 @@ def finetuned(scheme: str, backend: str | None) -> tuple[list[float], bytes]:
     return losses, job.finish().to_bytes()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_compiled_steps_are_the_steps(scheme: str) -> None:
     """Through dynamo and autograd's tracing, rounds and growing codebooks included; no code is generated."""
@@ -110,6 +111,7 @@ def test_channels_last_arrives_in_training_and_evaluation(
     assert seen == {(True, asked), (False, asked)}
 
 
+@pytest.mark.slow
 def test_the_command_compiles(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

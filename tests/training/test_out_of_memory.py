@@ -156,6 +156,7 @@ finetune(2, 1024)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="the limit is Linux's")
 def test_real_memory_runs_out() -> None:
     """A layer's output of 32 images takes 128 MB, and there is room for one and a half; then, of one image 64 MB."""

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
@@ -13,22 +11,11 @@ from compressor.formats.file.metadata import VERSION
 from compressor.formats.file.reader import PackedFile
 from compressor.formats.file.writer import pack
 from tests.formats.file.test_packed_file import random_content
+from tests.golden import write
 from tests.helpers import slow_reader
 
 GOLDEN = Path(__file__).resolve().parents[2] / "golden"
 FILES = sorted(GOLDEN.glob("v*/*.safetensors"))
-
-
-def writer() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("golden_write", GOLDEN / "write.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-WRITER = writer()
 
 
 def tensors(file: PackedFile) -> slow_reader.Tensors:
@@ -51,16 +38,16 @@ def test_every_golden_file_is_there() -> None:
 @pytest.mark.parametrize("path", FILES, ids=lambda path: f"{path.parent.name}/{path.stem}")
 def test_golden_file_decodes_to_its_hash_with_both_readers(path: Path) -> None:
     data = path.read_bytes()
-    assert WRITER.digest(data) == json.loads((path.parent / "tensors.json").read_text())[path.name]
+    assert write.digest(data) == json.loads((path.parent / "tensors.json").read_text())[path.name]
     with PackedFile.open(path) as file:
         assert file.check() == []
         assert tensors(file) == slow_reader.read(data)
 
 
-@pytest.mark.parametrize("name", sorted(WRITER.golden()))
+@pytest.mark.parametrize("name", sorted(write.golden()))
 def test_the_writer_still_writes_the_same_bytes(name: str) -> None:
     """Where a better encoder changes this, say so in the changelog and add files; never rewrite those there are."""
-    assert WRITER.golden()[name] == (GOLDEN / f"v{VERSION}" / name).read_bytes()
+    assert write.golden()[name] == (GOLDEN / f"v{VERSION}" / name).read_bytes()
 
 
 @pytest.mark.parametrize("seed", range(30))

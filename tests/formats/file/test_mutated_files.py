@@ -16,6 +16,8 @@ import zlib
 from collections.abc import Callable
 from typing import Any
 
+import pytest
+
 from compressor.formats.codecs.registry import CODECS
 from compressor.formats.errors import FileError
 from compressor.formats.file.container import BLOBS
@@ -151,6 +153,7 @@ def run(count: int, seed: int, limit: float) -> tuple[int, int, float, float]:
     return done, good, longest, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
 
 
+@pytest.mark.slow
 def test_mutants() -> None:
     done, good, longest, memory = run(10_000, 0, 30)
     assert done >= 1_000  # on a slow or busy machine; 10,000 take some 15 seconds

@@ -77,6 +77,7 @@ def test_content_hash_leaves_out_provenance_only() -> None:
     assert digest(content) != digest(replace(content, books=(Table.of(normal(20, seed=1)),)))
 
 
+@pytest.mark.slow
 def test_same_bytes_in_any_process() -> None:
     code = (
         "import hashlib\nfrom tests.formats.test_content import RECORDS\n"
@@ -217,6 +218,7 @@ def test_safetensors_still_makes_private_files(tmp_path: Path) -> None:
     assert (tmp_path / "a").stat().st_mode & 0o777 == 0o600
 
 
+@pytest.mark.slow
 def test_decoding_takes_little_more_memory_than_the_tensors(tmp_path: Path) -> None:
     """At most 1.25 times the dense bytes and 64 MB, measured by the kernel in a process of its own."""
     sites = {

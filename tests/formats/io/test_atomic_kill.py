@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 # Forked children save two contents in turn until killed; one process that imports once makes 200 of them quick.
 CODE = """
 import hashlib, os, random, signal, sys, time
@@ -47,6 +49,7 @@ print(litter, [entry.name for entry in folder.iterdir()])
 """
 
 
+@pytest.mark.slow
 def test_200_kills_leave_the_old_or_the_new_file(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", CODE, str(tmp_path), "200"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
