@@ -138,7 +138,7 @@ def _shared(
         model, stage.policy, model_args=work.source.args, teacher=teacher, distill=training.distill if teacher else 0.0,
         temperature=training.temperature, seed=work.execution.seed, **stage_facts,
     )  # fmt: skip
-    needs_importance = any(plan.scheme and plan.scheme.wants_gradients for plan in job.plans)
+    needs_importance = any(plan.scheme and plan.scheme.wants_importance for plan in job.plans)
     job.prepare(_calibration(work, training.batch_size) if needs_importance else None)
     shared = [plan for plan in job.plans if plan.scheme]
     weights = sum(plan.site.tensor.numel() for plan in shared)

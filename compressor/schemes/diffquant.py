@@ -80,7 +80,7 @@ class DiffQuant(Scheme):
         return self.redistribute
 
     @property
-    def wants_gradients(self) -> bool:
+    def wants_importance(self) -> bool:
         """Whether points are redistributed, for which the norms of the gradients are needed."""
         return self.redistribute
 

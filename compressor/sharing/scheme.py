@@ -60,7 +60,7 @@ class Scheme(ABC):
         return False
 
     @property
-    def wants_gradients(self) -> bool:
+    def wants_importance(self) -> bool:
         """Whether ``fit`` makes use of ``importance``, so that calibration batches should be run to estimate it."""
         return False
 
