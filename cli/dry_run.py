@@ -40,8 +40,8 @@ def dry_run(run: Run, output: OutputConfig, as_json: bool) -> None:
         predicted = {"file": size, "dense": dense, "memory": memory_facts}
         print_json({"sites": rows, "predicted": predicted, "output": str(run.output)})
         return
-    shown = [[r["site"], "x".join(map(str, r["shape"])), f"{r['weights']:,}", r["fate"], r["rule"]] for r in rows]
-    print_table([["site", "shape", "weights", "fate", "rule"], *shown])
+    shown = [[r["site"], "x".join(map(str, r["shape"])), f"{r['weights']:,}", r["plan"], r["rule"]] for r in rows]
+    print_table([["site", "shape", "weights", "plan", "rule"], *shown])
     if memory is not None:
         click.echo(_memory_line(memory, run.recipe.stages[-1].training.batch_size))
     click.echo(f"predicted  {dense:,} -> {size:,} bytes ({dense / size:.1f}x) before training; nothing was written")
@@ -52,7 +52,7 @@ def _row(job: Compressor, plan: TensorPlan) -> dict[str, Any]:
         "site": plan.site.name,
         "shape": list(plan.site.tensor.shape),
         "weights": plan.site.tensor.numel(),
-        "fate": repr(plan.scheme) if plan.scheme else f"left alone: {plan.reason}",
+        "plan": repr(plan.scheme) if plan.scheme else f"left alone: {plan.reason}",
         "rule": "" if plan.rule is None else job.policy.given[plan.rule].match,
     }
 
