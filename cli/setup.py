@@ -204,9 +204,10 @@ def _check_models(model: ModelConfig, teacher: TeacherConfig) -> None:
 
 def _check_codec(codec: str) -> None:
     """Checks the name of the codec, which is needed only at the end of the long work."""
+    if codec == "auto" or (codec in CODECS and CODECS[codec].general):
+        return
     known = ["auto", *(name for name in sorted(CODECS) if CODECS[name].general)]
-    if codec not in known:
-        raise UsageError(f"--codec {codec}: no such codec.{did_you_mean(codec, known)} Known: {', '.join(known)}")
+    raise UsageError(f"--codec {codec}: no such codec.{did_you_mean(codec, known)} Known: {', '.join(known)}")
 
 
 def _check_optimizers(recipe: Recipe) -> None:
