@@ -190,6 +190,7 @@ def test_pretrained_from_a_local_hub_cache(folder: Path, type_: Any, monkeypatch
     assert (packed["fc.weight"] - weights["fc.weight"]).abs().max() < 0.02
 
 
+@pytest.mark.slow
 def test_model_without_batch_norm(type_: Any) -> None:
     type_("test_vit", "--scheme", "kmeans", "--bits", "4", *QUICK)
     loaded: Any = compressor.load("test_vit-digits-kmeans4.safetensors")

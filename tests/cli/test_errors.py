@@ -177,7 +177,9 @@ def test_checkpoint_of_another_head(fails: Fails) -> None:
 
 
 def test_layer_smaller_than_its_codebook_is_left_alone(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run([MODEL, "--dry-run", "--scheme", "uniform", "--bits", "10"]) == 0
+    rules = ('"conv1.0"\nscheme="kmeans"\nbits=10', '"fc"\nscheme="kmeans"\nbits=2', '"*"\nignore=true')
+    Path("r.toml").write_text("[[stage]]\n" + "".join(f"[[stage.rule]]\nmatch={rule}\n" for rule in rules))
+    assert run([MODEL, "--dry-run", "--recipe", "r.toml"]) == 0
     assert "weights are no more than the 1,024 values they would share" in capsys.readouterr().out
 
 

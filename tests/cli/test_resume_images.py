@@ -37,6 +37,7 @@ OWN = ("tiny", "--data-dir", "own", "--img-size", "32", "--epochs", "3", "--base
        "-o", "out")  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_killed_data_worker(runs: Runs, pictures: Path) -> None:
     """A line names it; what was kept is gone on from, in this process alone, to the same file."""
     runs.words = (*OWN, "--in-chans", "3")
@@ -68,7 +69,8 @@ def test_grey_images(runs: Runs, pictures: Path) -> None:
     assert runs.refused(2, "--in-chans", "4", "--force") == "--in-chans 4: pictures are opened with 1 channel or with 3"
 
 
-def test_pictures_that_are_opened_by_workers(runs: Runs, pictures: Path) -> None:
+@pytest.mark.slow
+def test_images_opened_by_workers(runs: Runs, pictures: Path) -> None:
     """What is random about a picture follows from its place in the order, and so does not depend on the process."""
     runs.words = (*OWN, "--in-chans", "3")
     whole = runs.whole()

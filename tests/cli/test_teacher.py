@@ -32,6 +32,7 @@ def only_three() -> None:
     save_file(state, "three.safetensors")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "start", [("--dataset", "digits", "--checkpoint-path", "student.safetensors"), ("--from-scratch",)]
 )
@@ -49,6 +50,7 @@ def test_the_student_learns_from_the_teacher_named(start: tuple[str, ...], capsy
         assert (student(images).argmax(1) == 3).float().mean() > 0.9
 
 
+@pytest.mark.slow
 def test_a_teacher_without_weights_is_trained_and_kept_as_a_dense_model_is(capsys: pytest.CaptureFixture[str]) -> None:
     assert run([TEACHER, "--teacher", TEACHER, *QUICK]) == 0
     teacher, dense, *_ = (line for line in capsys.readouterr().err.splitlines() if " epochs  " in line)
