@@ -1,4 +1,4 @@
-"""``compress schemes``, ``compress env`` and ``compress zoo``: what is there."""
+"""``compress schemes``, ``compress env`` and ``compress zoo``: what this installation offers."""
 
 from __future__ import annotations
 
