@@ -1,1 +1,1 @@
-"""The command ``compress``."""
+"""The command ``compress``: it parses, calls and prints, and computes nothing itself."""

@@ -1,4 +1,4 @@
-"""``compress verify`` and ``compress diff``: is a packed file sound, and how do two differ. No torch in here."""
+"""``compress verify`` and ``compress diff``: whether a packed file is sound, and how two differ. Needs no torch."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def verify(file: Path, wanted: str | None, max_memory: int | None, as_json: bool
 
 
 def _sha256(packed: PackedFile) -> str:
-    """Hash the file through the descriptor its parts were read from."""
+    """Returns the SHA-256 of the file, read through the descriptor that its parts were read from."""
     digest, size = hashlib.sha256(), packed.source.size
     for start in range(0, size, CHUNK):
         digest.update(packed.source.read(start, min(CHUNK, size - start)))
@@ -74,31 +74,33 @@ def _sha256(packed: PackedFile) -> str:
 def diff(a: Path, b: Path, max_memory: int | None, as_json: bool) -> None:
     """Show how packed file B differs from A.
 
-    Tensors are decoded and compared one by one, then the metadata and the sizes; SQNR is that of B against A. What
-    was noted of the making of a file, such as its accuracy, is not compared. The exit code is 0 whether or not the
-    files differ.
+    Tensors are decoded and compared one by one, then the metadata and the sizes; SQNR is that of B against A.
+    Provenance, such as the accuracy noted in a file, is not compared. The exit code is 0 whether or not the files
+    differ.
     """
     from compressor.cli.difference import Difference
 
     with open_packed(a, max_memory) as first, open_packed(b, max_memory) as second:
-        found = Difference.of(first, second)
+        difference = Difference.of(first, second)
     if as_json:
-        print_json({"a": str(a), "b": str(b), **found.to_json()})
-    elif found.identical:
-        click.echo(f"identical content, sha256 {found.content[0]}")
+        print_json({"a": str(a), "b": str(b), **difference.to_json()})
+    elif difference.identical:
+        click.echo(f"identical content, sha256 {difference.content[0]}")
     else:
-        _show(found)
+        _show(difference)
 
 
-def _show(found: Difference) -> None:
-    """Print a line per tensor that differs, one per entry of the metadata, and the totals."""
-    if found.rows:
-        print_table([["tensor", "weights", "differ", "max |d|", "SQNR", "bytes", "what"], *map(_cells, found.rows)])
-    for path, (old, new) in found.metadata.items():
+def _show(difference: Difference) -> None:
+    """Prints a line for each tensor and each entry of the metadata that differs, and the totals."""
+    if difference.rows:
+        print_table(
+            [["tensor", "weights", "differ", "max |d|", "SQNR", "bytes", "what"], *map(_cells, difference.rows)]
+        )
+    for path, (old, new) in difference.metadata.items():
         click.echo(f"{path}  {'nothing' if old is None else old} -> {'nothing' if new is None else new}")
-    weights, differ = found.weights
-    click.echo(f"{len(found.rows)} of {found.tensors} tensors and {differ:,} of {weights:,} weights differ")
-    sizes = (f"{kind} {old:,} -> {new:,}" for kind, (old, new) in found.sizes.items())
+    weights, differ = difference.weights
+    click.echo(f"{len(difference.rows)} of {difference.tensors} tensors and {differ:,} of {weights:,} weights differ")
+    sizes = (f"{kind} {old:,} -> {new:,}" for kind, (old, new) in difference.sizes.items())
     click.echo("bytes  " + ", ".join(sizes))
 
 

@@ -31,7 +31,7 @@ def _pack(model: str, **values: Any) -> None:
     run(Request.from_command_line(model, values))
 
 
-# The options are those of `compress MODEL` themselves, so that both always mean and do the same.
+# The very options of `compress MODEL`, so that both commands always mean and do the same.
 pack = click.Command(
     "pack",
     params=[
@@ -67,7 +67,7 @@ def unpack(file: Path, output: Path, force: bool, max_memory: int | None) -> Non
 
     from compressor.formats.loader import load_state_dict
 
-    # a tied tensor is written under each of its names: timm asks for all of them, and ties them itself
+    # A tied tensor is written under each of its names: timm asks for all of them, and ties them itself.
     tensors = {name: tensor.clone().contiguous() for name, tensor in load_state_dict(file).items()}
     data = save(tensors, {"format": "pt"})
     write_atomically(output, data, verify=lambda written: _verify(written, tensors), force=force)
@@ -76,13 +76,13 @@ def unpack(file: Path, output: Path, force: bool, max_memory: int | None) -> Non
 
 
 def _verify(written: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Raise IntegrityError unless the checkpoint reads back bit for bit."""
+    """Raises IntegrityError unless the checkpoint reads back bit for bit."""
     import torch
     from safetensors.torch import load_file
 
     from compressor.formats.errors import IntegrityError
 
-    def same(one: Tensor, two: Tensor) -> bool:  # as bytes: a NaN equals itself
+    def same(one: Tensor, two: Tensor) -> bool:  # compared as bytes, so that a NaN equals itself
         alike = one.shape == two.shape and one.dtype == two.dtype
         return alike and torch.equal(one.reshape(-1).view(torch.uint8), two.reshape(-1).view(torch.uint8))
 
@@ -95,5 +95,5 @@ def _how_to_load(model: Mapping[str, Any] | None, output: Path) -> str:
     name, args = (model or {}).get("name"), (model or {}).get("args", {})
     if not isinstance(name, str) or not isinstance(args, dict):
         return f"load it with: model.load_state_dict(safetensors.torch.load_file({str(output)!r}))"
-    given = ", ".join(f"{key}={value!r}" for key, value in {**args, "checkpoint_path": str(output)}.items())
-    return f"load it with: timm.create_model({name!r}, {given})"
+    arguments = ", ".join(f"{key}={value!r}" for key, value in {**args, "checkpoint_path": str(output)}.items())
+    return f"load it with: timm.create_model({name!r}, {arguments})"

@@ -27,17 +27,17 @@ Bits = NDArray[np.unsignedinteger[Any]]
 
 @dataclass(frozen=True)
 class Row:
-    """One tensor that differs.
+    """How one tensor differs between two files A and B.
 
     Args:
         tensor: its name.
-        weights: its entries; those in A where shapes differ.
+        weights: number of its entries; of those in A where the shapes differ.
         what: what differs: values, shape, dtype, kind (shared or untouched), stored dtype, codewords, indices,
-            scale, offset, groups, codec, size; or that one file has it not.
-        differ: entries whose bits differ; None where there is nothing to compare them with.
+            scale, offset, groups, codec, size; or that only one file has the tensor.
+        differ: number of entries whose bits differ; None where shapes or dtypes differ.
         max_abs: the largest finite absolute difference; None where there is none.
         sqnr: signal to noise of B against A in dB; None where it is not finite.
-        bytes: what it takes in A and B, its codebook included; None where it is absent.
+        bytes: size in A and B, with its part of a codebook; None where the tensor is absent.
     """
 
     tensor: str
@@ -55,10 +55,10 @@ class Difference:
 
     Args:
         content: their content SHA-256.
-        rows: the tensors that differ; provenance, such as an accuracy noted, is not compared.
-        tensors: how many there are, in A or B.
-        weights: entries that could be compared, and those of them that differ.
-        metadata: JSON texts in A and B, by path; None where it is absent.
+        rows: the tensors that differ; provenance, such as an accuracy, is not compared.
+        tensors: number of tensors in A or B.
+        weights: number of entries that could be compared, and of those of them that differ.
+        metadata: JSON texts in A and B that differ, by path; None where one is absent.
         sizes: bytes in A and B, by what they hold.
     """
 
@@ -71,12 +71,12 @@ class Difference:
 
     @property
     def identical(self) -> bool:
-        """Whether both have the same content."""
+        """Whether both files have the same content."""
         return self.content[0] == self.content[1]
 
     @classmethod
     def of(cls, a: PackedFile, b: PackedFile) -> Difference:
-        """Compare two open files."""
+        """Compares two open files."""
         names = list(dict.fromkeys(name for file in (a, b) for name in (*file.sites, *file.untouched)))
         rows = [_compare(name, a, b) for name in names]
         comparable = [row for row in rows if row.differ is not None]
@@ -91,13 +91,13 @@ class Difference:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """Give everything JSON-ready."""
+        """Returns everything as JSON-ready values."""
         return {"identical_content": self.identical, **asdict(self)}
 
 
 @dataclass(frozen=True, eq=False)
 class _Tensor:
-    """A tensor of a file: the bits of its entries, what it takes, and the parts it is made of."""
+    """A tensor of a file: the bits of its entries, its size in bytes, and the parts it consists of."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -107,14 +107,14 @@ class _Tensor:
 
     @property
     def values(self) -> NDArray[np.float64] | None:
-        """Its entries as numbers; None for dtypes that numpy has not."""
+        """The entries as numbers; None for dtypes that numpy does not have."""
         if self.dtype in FLOATS:
             return from_storage(self.bits.tobytes(), self.dtype).astype(np.float64)
         return self.bits.view(NUMPY[self.dtype]).astype(np.float64) if self.dtype in NUMPY else None
 
 
 def _tensor(file: PackedFile, name: str) -> _Tensor | None:
-    """Decode a tensor; None where the file has none of that name."""
+    """Decodes a tensor; returns None where the file has none of that name."""
     name = file.aliases.get(name, name)
     if name in file.sites:
         return _site(file, name)
@@ -141,12 +141,12 @@ def _site(file: PackedFile, name: str) -> _Tensor:
 
 
 def _compare(name: str, a: PackedFile, b: PackedFile) -> Row:
-    """Compare one tensor; ``what`` is empty where nothing differs."""
+    """Compares one tensor; ``what`` is empty where nothing differs."""
     first, second = _tensor(a, name), _tensor(b, name)
     sizes = None if first is None else first.size, None if second is None else second.size
     if first is None or second is None:
-        there = first or second
-        weights = 0 if there is None else math.prod(there.shape)
+        only = first or second
+        weights = 0 if only is None else math.prod(only.shape)
         return Row(name, weights, ("only in A" if second is None else "only in B",), None, None, None, sizes)
     weights = math.prod(first.shape)
     what = [key for key in first.parts if key in second.parts and not _same(first.parts[key], second.parts[key])]
@@ -164,7 +164,7 @@ def _same(one: Any, two: Any) -> bool:
 
 
 def _error(first: _Tensor, second: _Tensor) -> tuple[float | None, float | None]:
-    """Give the largest absolute difference and the SQNR."""
+    """Returns the largest absolute difference and the SQNR."""
     old, new = first.values, second.values
     if old is None or new is None:
         return None, None
@@ -177,7 +177,7 @@ def _error(first: _Tensor, second: _Tensor) -> tuple[float | None, float | None]
 
 
 def _metadata(a: PackedFile, b: PackedFile) -> dict[str, tuple[str | None, str | None]]:
-    """Give the entries of the metadata that differ, by path."""
+    """Returns the entries of the metadata that differ, by path."""
     one, two = (
         {path: text for key in COMPARED for path, text in _leaves(getattr(file, key) or {}, key).items()}
         for file in (a, b)
@@ -186,13 +186,15 @@ def _metadata(a: PackedFile, b: PackedFile) -> dict[str, tuple[str | None, str |
 
 
 def _leaves(value: Any, path: str) -> dict[str, str]:
-    """Give the JSON text of everything that is no object and no list of objects, by path.
+    """Returns the JSON text of everything that is no object and no list of objects, by path.
 
     >>> _leaves({"rule": [{"bits": 4}], "mean": [0, 1]}, "recipe")
     {'recipe.rule[0].bits': '4', 'recipe.mean': '[0, 1]'}
     """
     if isinstance(value, Mapping):
-        children = {f"{path}.{json.dumps(key)[1:-1]}": child for key, child in value.items()}  # the file may be hostile
+        children = {
+            f"{path}.{json.dumps(key)[1:-1]}": child for key, child in value.items()
+        }  # escaped, because the file may be hostile
     elif isinstance(value, list) and any(isinstance(child, Mapping) for child in value):
         children = {f"{path}[{number}]": child for number, child in enumerate(value)}
     else:

@@ -28,7 +28,7 @@ class PackedPath(click.Path):
     """A packed file: a path, or zoo:NAME for a checkpoint that comes with the package; ./zoo:NAME is a file."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """Give the path."""
+        """Returns the path."""
         from compressor.model_zoo import packed_path
 
         return packed_path(value) if isinstance(value, str) else super().convert(value, param, ctx)
@@ -42,10 +42,18 @@ memory_option = click.option(
 
 @contextmanager
 def open_packed(path: Path, max_memory: int | None) -> Iterator[PackedFile]:
-    """Open a packed file that nothing is known of, unless it would decode to more than is believable or allowed."""
+    """Opens a packed file of unknown origin.
+
+    Args:
+        path: of the file.
+        max_memory: GiB that its tensors may decode to; None: as many as are believable for its size.
+
+    Raises:
+        FormatError: the file would decode to more.
+    """
     from compressor.formats.file.reader import PackedFile, believable_memory
 
-    with PackedFile.open(path, max_memory=sys.maxsize) as packed:  # opening decodes nothing yet
+    with PackedFile.open(path, max_memory=sys.maxsize) as packed:  # opening it decodes nothing
         size, decoded = packed.source.size, packed.decoded_size
         allowed = believable_memory(size) if max_memory is None else max_memory * GIB
         if decoded > allowed:
@@ -91,7 +99,7 @@ def inspect(file: Path, everything: bool, as_json: bool, markdown: bool, max_mem
 @click.option("--batch-size", type=click.IntRange(1), default=EVAL_BATCH, show_default=True)
 @click.option("--device", help="cpu, cuda, cuda:1, mps ...  [default: a GPU if there is one]")
 @click.option("--max-bad-images", metavar="N", type=click.IntRange(0), default=0, show_default=True,
-              help="Pictures that may be unreadable; all are listed in bad_images.txt.")  # fmt: skip
+              help="Images that may be unreadable; all are listed in bad_images.txt.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead.")
 def evaluate(
     file: Path,

@@ -1,4 +1,4 @@
-"""The command ``compress``: its sub-commands, and what a user sees when something is wrong.
+"""The command ``compress``: its sub-commands, and how it reports errors.
 
 Nothing here imports torch or timm; the commands do so when they run.
 """
@@ -26,18 +26,19 @@ from compressor.formats.errors import CompressorError
 __all__ = ["cli", "main"]
 
 INTERRUPTED = 130
-SHARED = (2, 5, 7)  # errors that several processes meet together: in what was asked, in the result, and being stopped
-_RANK = int(os.environ.get("RANK", "0")) if "LOCAL_RANK" in os.environ else 0  # as torchrun numbers processes
-OUT_OF_MEMORY = " out of memory.", "DefaultCPUAllocator: can't allocate memory"  # as torch says it, unimported here
+SHARED = (2, 5, 7)  # exit codes of errors that all of several processes raise: usage, quality, interruption
+_RANK = int(os.environ.get("RANK", "0")) if "LOCAL_RANK" in os.environ else 0  # set by torchrun
+# Parts of torch's messages; to tell its exceptions by their types, torch would have to be imported.
+OUT_OF_MEMORY = " out of memory.", "DefaultCPUAllocator: can't allocate memory"
 
 
 class DefaultGroup(click.Group):
-    """A group whose first argument may be a model instead of a command."""
+    """A group of commands, whose first argument may be a model instead of a command."""
 
     default = "run"
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Take a leading option that is not the group's own as one of the default command."""
+        """Takes a leading option that is not the group's own as one of the default command."""
         if args and args[0].startswith("-") and args[0] not in ("--help", "--version"):
             args = [self.default, *args]
         return super().parse_args(ctx, args)
@@ -45,7 +46,7 @@ class DefaultGroup(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """Give the command; a word that is none is a model, unless it looks like a misspelt command."""
+        """Returns the command; another word is a model, unless it looks like a misspelt command."""
         if args[0] in self.commands:
             return super().resolve_command(ctx, args)
         if near := nearest_command(args[0]):
@@ -53,18 +54,18 @@ class DefaultGroup(click.Group):
         return super().resolve_command(ctx, [self.default, *args])
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """List the commands in the order in which they are of use."""
+        """Lists the commands in the order in which they were added."""
         del ctx
         return [name for name in self.commands if name != self.default]
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Show the default command's options with the group's own."""
+        """Shows the options of the default command with the group's own."""
         click.Command.format_options(self.commands[self.default], ctx, formatter)
         self.format_commands(ctx, formatter)
 
 
 def nearest_command(word: str) -> str | None:
-    """Give the command a word looks like a misspelling of.
+    """Returns the command that a word looks like a misspelling of; None where there is none.
 
     >>> nearest_command("inspec"), nearest_command("resnet34")
     ('inspect', None)
@@ -96,24 +97,24 @@ for command in (inspect, verify, diff, evaluate, pack, unpack, schemes, zoo, env
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command and exit: with 0, or one line on stderr and the code of the error."""
-    _fall_silent()
+    """Runs the command and exits: with 0, or with one line on stderr and the code of the error."""
+    _silence_other_processes()
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING, stream=sys.stderr)
     logging.captureWarnings(not _debugging())
     logging.getLogger("py.warnings").setLevel(logging.ERROR)
     logging.addLevelName(logging.WARNING, "warning")
     if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
-        sys.stdout.reconfigure(errors="backslashreplace")  # a file's name need not be text that can be shown
+        sys.stdout.reconfigure(errors="backslashreplace")  # the name of a file may hold bytes that are no text
     code = run(list(sys.argv[1:] if arguments is None else arguments))
     try:
         sys.stdout.flush()
-    except BrokenPipeError:  # the reader, such as head, has had enough
+    except BrokenPipeError:  # the reader, such as head, has closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(code)
 
 
 def run(arguments: list[str]) -> int:
-    """Run the command and give its exit code."""
+    """Runs the command, and returns its exit code."""
     if _debugging():
         return int(_invoke(arguments) or 0)
     try:
@@ -147,21 +148,21 @@ def _debugging() -> bool:
 
 
 def one_line(exc: BaseException) -> str:
-    """Give the message of an error in one line; a loader's worker process puts it last, below its traceback."""
+    """Returns the message of an error in one line; a DataLoader's worker puts it last, below its traceback."""
     lines = [line.strip() for line in str(exc).splitlines() if line.strip()]
     if lines and "in DataLoader worker process" in lines[0]:
         return lines[-1].partition(": ")[2]
     return " ".join(lines)
 
 
-def _fall_silent() -> None:
-    """Leave what is said to the first of several processes; of errors see ``_say``."""
+def _silence_other_processes() -> None:
+    """Silences all but the first of several processes; ``_say`` still prints their errors."""
     if _RANK and not _debugging():
-        sys.stdout = sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 (until the end)
+        sys.stdout = sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 (open until the process ends)
 
 
 def _say(message: str, code: int, kind: str = "error: ", shared: bool = False) -> int:
-    """Say it in a line; of several processes only the first says what all of them know."""
+    """Prints a line and returns the exit code; an error that all processes share is printed by the first alone."""
     if not _RANK:
         click.echo(kind + " ".join(message.split()), err=True)
     elif not shared and kind:

@@ -19,49 +19,54 @@ if TYPE_CHECKING:
 __all__ = ["SCHEMA_VERSION", "Step", "accuracy_line", "counts", "print_json", "print_table", "say", "width"]
 
 SCHEMA_VERSION = 1
-LINE, POSTFIX = 10.0, 1.0  # seconds between two lines, and between two looks at the loss
+LINE, POSTFIX = 10.0, 1.0  # seconds between two lines, and between two readings of the loss for the bar
 
 
 def say(text: str) -> None:
-    """Print a line on stderr."""
+    """Prints a line on stderr."""
     click.echo(text, err=True)
 
 
 def print_json(document: Mapping[str, Any]) -> None:
-    """Print one JSON document with the schema version first."""
+    """Prints one JSON document with the schema version first."""
     click.echo(json.dumps({"schema_version": SCHEMA_VERSION, **document}, indent=2, default=str))
 
 
 def print_table(rows: Sequence[Sequence[Any]]) -> None:
-    """Print rows in aligned columns."""
+    """Prints rows in aligned columns."""
     from tabulate import tabulate
 
     click.echo(tabulate(rows, tablefmt="plain", disable_numparse=True))
 
 
 def width() -> int:
-    """Give the columns a table may take: the terminal's, or 140 where there is none."""
+    """Returns the columns that a table may take: those of the terminal, or 140 where there is none."""
     return shutil.get_terminal_size((140, 24)).columns if sys.stdout.isatty() else 140
 
 
 class Step:
-    """One numbered step of a run: a bar while it works on a terminal, elsewhere lines; a line at its end.
+    """One numbered step of a run: on a terminal a bar, elsewhere lines; and a line at its end.
 
     Args:
         number: such as ``1/4``.
-        name: what is done.
+        name: of the work, such as ``fine-tuning``.
     """
 
     def __init__(self, number: str, name: str) -> None:
         self.head = f"{number} {name:<15}"
         self.started = time.monotonic()
         self.bar: Any = None
-        self.first = 0  # steps that had been done when it began
-        self.said = -math.inf  # when
-        self.figures: list[str] = []  # of the last epoch
+        self.first = 0  # optimiser steps that were done before, by a run that is resumed
+        self.shown = -math.inf  # time of the last line, or of the last reading of the loss
+        self.figures: list[str] = []  # of the last epoch, beside the loss
 
     def on_step(self, done: int, total: int, loss: Any) -> None:
-        """Move the bar on; where there is none, print a line every ten seconds. ``loss`` is read only when shown."""
+        """Moves the bar on; where there is none, prints a line every ten seconds.
+
+        Args:
+            done, total: optimiser steps.
+            loss: mean of the epoch so far, a scalar tensor; it is read only where it is shown.
+        """
         from tqdm import tqdm
 
         if self.bar is None:
@@ -69,50 +74,50 @@ class Step:
             self.bar = tqdm(
                 total=total, initial=self.first, desc=self.head, disable=None, leave=False, file=sys.stderr, unit="step"
             )
-            self.said = -math.inf if not self.bar.disable else time.monotonic()
-        due = time.monotonic() - self.said >= (LINE if self.bar.disable else POSTFIX)
+            self.shown = -math.inf if not self.bar.disable else time.monotonic()
+        due = time.monotonic() - self.shown >= (LINE if self.bar.disable else POSTFIX)
         if due:
-            self.said, shown = time.monotonic(), f"loss {float(loss):.3f}"
+            self.shown, figure = time.monotonic(), f"loss {float(loss):.3f}"
             if self.bar.disable:
-                say(f"{self.head}step {done} of {total}  {shown}  {self.clock()}, {self.left(done, total)} left")
+                say(f"{self.head}step {done} of {total}  {figure}  {self.clock()}, {self.left(done, total)} left")
             else:
-                self.bar.set_postfix_str(", ".join([shown, *self.figures]), refresh=False)
+                self.bar.set_postfix_str(", ".join([figure, *self.figures]), refresh=False)
         if not self.bar.disable:
             self.bar.update(done - self.bar.n)
 
     def on_epoch(self, epoch: Epoch, top1: float | None = None) -> None:
-        """Print a line where there is no bar; elsewhere the bar shows the figures from now on."""
+        """Shows the figures of an epoch in the bar from now on; where there is none, prints a line."""
         self.figures = [] if top1 is None else [f"validation {percent(top1)}"]
         if (sharing := epoch.sharing) is not None:
-            few = "" if sharing.fixed == 1 else f" of the {percent(sharing.fixed)} fixed"
-            self.figures.append(f"{sharing.bits:.2f} bits/weight{few}")
+            part = "" if sharing.fixed == 1 else f" of the {percent(sharing.fixed)} fixed"
+            self.figures.append(f"{sharing.bits:.2f} bits/weight{part}")
             if sharing.changed is not None:
                 self.figures.append(f"{percent(sharing.changed)} of indices changed")
         if self.bar is not None and not self.bar.disable:
-            self.said = -math.inf
+            self.shown = -math.inf
             return
-        self.said = time.monotonic()
-        shown = "  ".join([f"loss {epoch.loss:.3f}", *self.figures])
-        say(f"{self.head}epoch {epoch.number} of {epoch.epochs}  {shown}  {self.clock()}")
+        self.shown = time.monotonic()
+        figures = "  ".join([f"loss {epoch.loss:.3f}", *self.figures])
+        say(f"{self.head}epoch {epoch.number} of {epoch.epochs}  {figures}  {self.clock()}")
 
     def done(self, text: str) -> None:
-        """Take the bar away and print the step's line."""
+        """Removes the bar, and prints the line of the step."""
         if self.bar is not None:
             self.bar.close()
         say(f"{self.head}{text}  {self.clock()}")
 
     def clock(self) -> str:
-        """Give minutes and seconds since the step began."""
+        """Returns minutes and seconds since the step began."""
         return _minutes(time.monotonic() - self.started)
 
     def left(self, done: int, total: int) -> str:
-        """Give minutes and seconds until the last step, if all take as long as those so far."""
+        """Returns minutes and seconds until the last optimiser step, if all take as long as those so far."""
         taken = time.monotonic() - self.started
         return _minutes(taken / max(done - self.first, 1) * (total - done))
 
 
 def _minutes(seconds: float) -> str:
-    """Give minutes and seconds.
+    """Returns minutes and seconds.
 
     >>> _minutes(89.6)
     '1:30'
@@ -122,7 +127,7 @@ def _minutes(seconds: float) -> str:
 
 
 def counts(number: float) -> str:
-    """Give a count of weights in a few characters.
+    """Returns a count of weights in a few characters.
 
     >>> counts(21_284_672), counts(1234), counts(12)
     ('21.3 M', '1.2 k', '12')
@@ -134,7 +139,7 @@ def counts(number: float) -> str:
 
 
 def percent(share: float) -> str:
-    """Give a share in per cent, to a tenth.
+    """Returns a share in per cent, to a tenth.
 
     >>> percent(0.98611), percent(math.nan)
     ('98.6 %', 'unknown')
@@ -143,7 +148,7 @@ def percent(share: float) -> str:
 
 
 def accuracy_line(packed: Evaluation, dense: Evaluation | None, split: str, seed: int) -> str:
-    """Give top-1 before and after, with n, the 95 % interval, the images lost and gained, and the seed."""
+    """Returns a line with top-1 before and after, n, the 95 % interval, the images lost and gained, and the seed."""
     low, high = packed.interval
     before = f"dense {percent(dense.top1)} -> " if dense is not None else ""
     line = f"top-1 on {packed.n:,} {split} images  {before}packed file {percent(packed.top1)}"
@@ -155,5 +160,5 @@ def accuracy_line(packed: Evaluation, dense: Evaluation | None, split: str, seed
 
 
 def flips(packed: Evaluation, dense: Evaluation) -> tuple[int, int]:
-    """Count the images only the dense model gets right, and those only the packed one does."""
+    """Counts the images that only the dense model gets right, and those that only the packed one does."""
     return int((dense.correct & ~packed.correct).sum()), int((packed.correct & ~dense.correct).sum())

@@ -1,4 +1,4 @@
-"""Ctrl-C and other signals to stop: the training saves its state first; told again, the process ends at once."""
+"""Ctrl-C and other signals to stop: at the first one a training saves its state, at the second the process ends."""
 
 from __future__ import annotations
 
@@ -21,20 +21,25 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 @contextmanager
 def stoppable(checkpoints: Checkpoints | None) -> Iterator[None]:
-    """Let signals stop the run in such a way that it can go on, and let the checkpoints' folder go in the end.
+    """Makes signals stop the run so that it can be resumed, and releases the folder of the checkpoints at the end.
 
-    In training the first signal finishes the step and saves: InterruptionError, as between trainings where there is a
-    checkpoint to go on from. Otherwise, and at the second signal, Ctrl-C is KeyboardInterrupt, and others SystemExit.
+    In training, the first signal ends the training after its step, and saves it. Otherwise, and at the second signal,
+    the process ends at once.
+
+    Raises:
+        InterruptionError: the run was stopped, and there is a checkpoint to resume it from.
+        KeyboardInterrupt: Ctrl-C in all other cases.
+        SystemExit: another signal in all other cases.
     """
     if checkpoints is None:
         yield
         return
     signals = _Signals(checkpoints)
-    main = threading.current_thread() is threading.main_thread()  # others get no signals
+    main = threading.current_thread() is threading.main_thread()  # other threads receive no signals
     before = {number: signal.getsignal(number) for number in SIGNALS if main}
     try:
         for number, handler in before.items():
-            if handler is not signal.SIG_IGN:  # as nohup has it
+            if handler is not signal.SIG_IGN:  # ignored under nohup
                 signal.signal(number, signals.handle)
         yield
     except (KeyboardInterrupt, SystemExit):
@@ -50,15 +55,15 @@ def stoppable(checkpoints: Checkpoints | None) -> Iterator[None]:
 
 
 class _Signals:
-    """Counts the signals, and does what each of them is for."""
+    """Counts the signals, and acts on each."""
 
     def __init__(self, checkpoints: Checkpoints) -> None:
         self.checkpoints, self.count, self.process = checkpoints, 0, os.getpid()
 
     def handle(self, number: int, frame: FrameType | None) -> None:
-        """Stop after this step of a training; or at once, the second time and where none is running."""
+        """Stops a training after its step at the first signal; otherwise ends the process."""
         del frame
-        if os.getpid() != self.process:  # one that loads data: Ctrl-C goes to all of them
+        if os.getpid() != self.process:  # a worker that loads data: Ctrl-C reaches it as well
             return
         self.count += 1
         if self.count == 1 and self.checkpoints.training:

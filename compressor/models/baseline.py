@@ -1,4 +1,4 @@
-"""Dense baselines: a timm model trained to convergence on a data set, and kept for the next run."""
+"""Dense baselines: timm models trained to convergence on a data set, and cached for later runs."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ class BaselineRecipe:
         batch_size: images per step.
         opt: ``sgd`` (Nesterov momentum 0.9) or ``adamw``.
         lr: highest learning rate, reached after a quarter of the steps.
-        weight_decay: of matrices and kernels.
-        label_smoothing: share of the target spread over all classes.
+        weight_decay: weight decay of matrices and kernels.
+        label_smoothing: share of a label spread over all classes, 0 to 1.
     """
 
     epochs: int = 12
@@ -52,7 +52,10 @@ class BaselineRecipe:
 
     @classmethod
     def for_model(cls, model: nn.Module, epochs: int | None = None) -> BaselineRecipe:
-        """Give the recipe that was measured to converge: SGD needs BatchNorm; AdamW, for longer, for models without.
+        """Returns a recipe that was measured to converge: SGD with BatchNorm, and AdamW, for longer, without.
+
+        Args:
+            epochs: passes over the training split; None: as many as the kind of model needs.
 
         >>> BaselineRecipe.for_model(nn.Sequential(nn.Linear(2, 2), nn.LayerNorm(2))).opt
         'adamw'
@@ -68,9 +71,9 @@ class Baseline:
 
     Args:
         state: its state dict.
-        figures: ``validation_top1`` in 0..1, ``epochs``, ``seconds``.
-        path: where it is kept; None where it could not be.
-        reused: whether it was found there.
+        figures: ``validation_top1``, 0 to 1, ``epochs``, ``seconds``.
+        path: of the cached file; None where it could not be written.
+        reused: whether an earlier run has trained it.
     """
 
     state: Mapping[str, Tensor]
@@ -80,15 +83,24 @@ class Baseline:
 
 
 def create_model(name: str, args: Mapping[str, Any], *, pretrained: bool = False, seed: int = 0) -> nn.Module:
-    """Build a timm model; weights that are not loaded follow ``seed``. Raises MissingError where timm cannot."""
+    """Builds a timm model.
+
+    Args:
+        name, args: of ``timm.create_model``.
+        pretrained: load timm's pretrained weights.
+        seed: of the weights that are not loaded.
+
+    Raises:
+        MissingError: timm cannot build the model, or its pretrained weights are not available.
+    """
     torch.manual_seed(seed)
     try:
         if pretrained:
             return create_pretrained(name, args)
         model: nn.Module = timm.create_model(name, **args)
     except (RuntimeError, TypeError, ValueError, AssertionError, OSError) as exc:
-        said = " ".join(f"{name} with {dict(args) or 'no arguments'}: {exc}".split())
-        raise MissingError(f"timm cannot build {said}") from exc
+        reason = " ".join(f"{name} with {dict(args) or 'no arguments'}: {exc}".split())
+        raise MissingError(f"timm cannot build {reason}") from exc
     return model
 
 
@@ -106,20 +118,26 @@ def train_baseline(
     amp: bool = False,
     checkpoints: Checkpoints | None = None,
 ) -> Baseline:
-    """Train a dense timm model, or give the one trained before by the same call.
+    """Trains a dense timm model, or returns the one that an earlier call with the same arguments has trained.
 
-    A second process that wants the same baseline waits for the first. An entry that is damaged is trained anew.
+    A second process that asks for the same baseline waits for the first. A damaged cache entry is trained anew.
 
     Args:
+        name, args: of ``timm.create_model``.
+        data: what the model is trained and evaluated on.
         seed: of initial weights, order and augmentation.
-        epochs: passes over the training split; None for as many as the kind of model needs.
+        epochs: passes over the training split; None: as many as the kind of model needs.
         pretrained: start from timm's pretrained weights, at a tenth of the learning rate.
-        on_epoch, on_step, device, amp: as in ``compressor.training.loop.train``.
-        checkpoints: where a training that is interrupted is kept.
+        on_epoch, on_step, device, amp: see ``compressor.training.loop.train``.
+        checkpoints: where the training is saved, and resumed from.
+
+    Raises:
+        MissingError: timm cannot build the model.
+        QualityError, ResourceError, InterruptionError: see ``compressor.training.loop.train``.
     """
     model = create_model(name, args, pretrained=pretrained, seed=seed)
     recipe = BaselineRecipe.for_model(model, epochs)
-    if pretrained:  # gentler, or the start would be lost
+    if pretrained:  # a higher rate would destroy the pretrained weights
         recipe = replace(recipe, lr=recipe.lr / 10)
     identity = _identity(name, args, data, recipe, seed, pretrained) | ({"amp": True} if amp else {})
     identity |= {"channels last": True} if data.channels_last else {}
@@ -129,15 +147,18 @@ def train_baseline(
         if usable and (figures := read_baseline(path, identity, model)) is not None:
             return Baseline(dict(model.state_dict()), figures, path, reused=True)
         checkpointer = TrainingCheckpointer(checkpoints, model, identity)
-        trained = partial(train, on_epoch=on_epoch, on_step=on_step, device=device, amp=amp, checkpointer=checkpointer)
-        figures = _train(model, data, recipe, seed, trained)
+        train_here = partial(
+            train, on_epoch=on_epoch, on_step=on_step, device=device, amp=amp, checkpointer=checkpointer
+        )
+        figures = _train(model, data, recipe, seed, train_here)
         kept = usable and keep_baseline(path, identity, model, figures)
         return Baseline(dict(model.state_dict()), figures, path if kept else None, reused=False)
 
 
 def _train(
-    model: nn.Module, data: Dataset, recipe: BaselineRecipe, seed: int, train: Callable[..., None]
+    model: nn.Module, data: Dataset, recipe: BaselineRecipe, seed: int, train_here: Callable[..., None]
 ) -> dict[str, Any]:
+    """Trains the model by a recipe; returns the figures of the baseline."""
     groups = param_groups_weight_decay(model, recipe.weight_decay)
     optimizer: torch.optim.Optimizer
     if recipe.opt == "sgd":
@@ -146,7 +167,7 @@ def _train(
         optimizer = torch.optim.AdamW(groups, recipe.lr)
     loader = shard_loader(data.train_loader(recipe.batch_size, seed))
     steps = max(1, recipe.epochs * len(loader))
-    rise = 0.5 if steps == 4 else 0.25  # torch divides by the steps of the rise less one
+    rise = 0.5 if steps == 4 else 0.25  # torch divides by the number of rising steps minus one, here 0
     schedule = OneCycleLR(optimizer, recipe.lr, total_steps=steps, pct_start=rise)
 
     def loss(output: Tensor, target: Tensor, inputs: Tensor) -> Tensor:
@@ -154,7 +175,7 @@ def _train(
         return functional.cross_entropy(output, target, label_smoothing=recipe.label_smoothing)
 
     started = time.monotonic()
-    train(model, loader, loss, optimizer, schedule, recipe.epochs)
+    train_here(model, loader, loss, optimizer, schedule, recipe.epochs)
     seconds = round(time.monotonic() - started, 1)
     top1 = evaluate(model, data.eval_loader(256, "validation")).top1
     return {"validation_top1": top1, "epochs": recipe.epochs, "seconds": seconds}
@@ -163,7 +184,7 @@ def _train(
 def _identity(
     name: str, args: Mapping[str, Any], data: Dataset, recipe: BaselineRecipe, seed: int, pretrained: bool
 ) -> dict[str, Any]:
-    """Name all that a baseline depends on."""
+    """Returns all that a baseline depends on, as JSON values; its hash names the cached file."""
     return {
         "model": name,
         "args": dict(args),

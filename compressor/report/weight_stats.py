@@ -40,7 +40,8 @@ class Values:
         books, _, length = book.shape
         if books == 1 and length == 1 and shared.groups == 1:
             codewords = np.arange(len(histogram), dtype=np.uint32)
-            decoded, counts = decode(replace(shared, shape=codewords.shape, indices=codewords), book), histogram
+            alone = replace(shared, shape=codewords.shape, indices=codewords, block=None)  # one group is no block
+            decoded, counts = decode(alone, book), histogram
         else:
             decoded, counts = np.unique(decode(shared, book), return_counts=True)
         if shared.dtype == "BF16":

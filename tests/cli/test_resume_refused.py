@@ -151,11 +151,11 @@ def refused(path: Path, state: object) -> None:
 @pytest.mark.parametrize(
     ("option", "said"),
     [
-        (("--mixup", "-1"), "mixup: Input should be greater than or equal to 0, got -1.0"),
+        (("--mixup", "-1"), "'--mixup': -1.0 is not in the range x>=0."),
         (("--cutmix", "inf"), "cutmix: Input should be a finite number, got inf"),
-        (("--smoothing", "1"), "smoothing: Input should be less than 1, got 1.0"),
-        (("--layer-decay", "0"), "layer_decay: Input should be greater than 0, got 0.0"),
-        (("--model-ema-decay", "1"), "model_ema_decay: Input should be less than 1, got 1.0"),
+        (("--smoothing", "1"), "'--smoothing': 1.0 is not in the range 0<=x<1."),
+        (("--layer-decay", "0"), "'--layer-decay': 0.0 is not in the range 0<x<=1."),
+        (("--model-ema-decay", "1"), "'--model-ema-decay': 1.0 is not in the range 0<=x<1."),
     ],
 )
 def test_shares_that_are_none(runs: Runs, option: tuple[str, str], said: str) -> None:
