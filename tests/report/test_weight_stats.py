@@ -69,6 +69,13 @@ def test_the_same_value_in_two_books_or_by_a_scale_counts_once() -> None:
     assert report_of({"a": one, "b": two, "c": per_slice}, *books).weight_space.unique == 3
 
 
+def test_a_tensor_shorter_than_its_block_is_counted() -> None:
+    """More codewords than weights, all in one block with one scale."""
+    book = Table.of(np.arange(8.0), "F32")
+    site = SharedTensor((3,), 0, np.array([1, 2, 2], np.uint8), block=4, scale=np.array([0.5], np.float32))
+    assert report_of({"fc.weight": site}, book).weight_space.unique == 2
+
+
 def slow_gap_coding(indices: list[int], zero: int, field: int) -> tuple[list[int], list[int]]:
     """Write values and gaps down one after the other: a gap of ``field`` zeros is followed by a filler zero."""
     values, gaps, run = [], [], 0

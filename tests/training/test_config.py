@@ -9,7 +9,6 @@ from typing import Any
 import click
 import pytest
 import torch
-from accidents import _fast, job_of, loader
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -23,6 +22,7 @@ from compressor.training.config import TrainingConfig
 from compressor.training.loop import Epoch, train
 from compressor.training.mixup import make_mixup
 from compressor.training.optim import make_optimizer
+from tests.helpers.accidents import _fast, job_of, loader
 
 __all__ = ["_fast"]  # the fixture
 
