@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Self
+from typing import Any
 
 from compressor.config_fields import config_field
 from compressor.formats.errors import UsageError, did_you_mean
@@ -68,12 +68,12 @@ class TrainingConfig:
     @classmethod
     def resolve(
         cls,
-        config: Self | int | None,
+        config: TrainingConfig | int | None,
         overrides: Mapping[str, Any],
         *,
         defaults: Mapping[str, Any] | None = None,
         least_epochs: int = 0,
-    ) -> Self:
+    ) -> TrainingConfig:
         """Returns the config that the arguments of a call ask for.
 
         Args:
@@ -90,7 +90,8 @@ class TrainingConfig:
             Traceback (most recent call last):
             compressor.formats.errors.UsageError: there is no training option 'lrr'. Did you mean 'lr'? ...
         """
-        known = cls.names()
+        kind = type(config) if isinstance(config, TrainingConfig) else cls
+        known = kind.names()
         for name in overrides:
             if name not in known:
                 hint = did_you_mean(name, known)
@@ -99,7 +100,7 @@ class TrainingConfig:
         values |= ({"epochs": config} if isinstance(config, int) else {}) | dict(overrides)
         _check_at_least("epochs", values, least_epochs, "; without training go on with finish()")
         _check_at_least("grad_accum", values, 1)
-        return cls(**values)
+        return kind(**values)
 
     def to_dict(self) -> dict[str, Any]:
         """Returns all options by name, as TOML- and JSON-ready values.
