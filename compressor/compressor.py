@@ -19,6 +19,7 @@ from compressor.checkpointing.serialization import checksum
 from compressor.data.distributed_sampler import shard_loader
 from compressor.formats.errors import UsageError
 from compressor.lifecycle.convert import convert, halve_untouched
+from compressor.lifecycle.coverage import warn_of_dense
 from compressor.lifecycle.importance import Batches, squared_gradients
 from compressor.lifecycle.packed import Packed, SharedModel
 from compressor.lifecycle.param_groups import param_groups
@@ -97,6 +98,7 @@ class Compressor:
         self.distill, self.temperature = distill, temperature
         self.preserve_sparsity, self.from_scratch = preserve_sparsity, from_scratch
         self.plans: list[TensorPlan] = policy.plan(self.model)
+        warn_of_dense(self.model, policy, self.plans)
         self.sites = [plan.site for plan in self.plans if plan.scheme]
         weights = {site.name: finite_weights(site) for site in self.sites if not (from_scratch and site.tensor.is_meta)}
         self.teacher = _make_teacher(model, teacher, from_scratch) if distill > 0 else None
