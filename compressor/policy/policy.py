@@ -241,7 +241,7 @@ def _nothing_shared(plans: Sequence[TensorPlan]) -> str:
     considered = [plan for plan in plans if plan.decided]
     if not considered:
         return (
-            "nothing to share: no weights of two or more dimensions but norms, positions and biases that no rule names"
+            "nothing to share: no weights of two or more dimensions except norms, positions, biases that no rule names"
         )
     first = considered[0]
     return f"nothing to share: all {len(considered)} tensors are left alone; {first.site.name}: {first.reason}"
