@@ -15,6 +15,7 @@ from compressor.compressor import Compressor
 from compressor.formats.loader import build_model
 from compressor.lifecycle.step_memory import StepMemory, size_of
 from compressor.policy.policy import TensorPlan
+from compressor.sharing.sites import find_tensors
 
 __all__ = ["dry_run"]
 
@@ -32,6 +33,7 @@ def dry_run(run: Run, output: OutputConfig, as_json: bool) -> None:
     # from_scratch: random indices have the size of the file before training, and take no time
     job = Compressor(model, policy, model_args=run.source.args, teacher=None, from_scratch=True)
     rows = [_row(job, plan) for plan in job.plans]
+    vectors = _vectors_line(job)
     memory = _memory(run, job.prepare())
     report = job.finish(half_untouched=output.half_untouched).report(output.codec)
     size, dense = report.totals.file, report.totals.dense
@@ -42,6 +44,7 @@ def dry_run(run: Run, output: OutputConfig, as_json: bool) -> None:
         return
     shown = [[r["site"], "x".join(map(str, r["shape"])), f"{r['weights']:,}", r["plan"], r["rule"]] for r in rows]
     print_table([["site", "shape", "weights", "plan", "rule"], *shown])
+    click.echo(vectors)
     if memory is not None:
         click.echo(_memory_line(memory, run.recipe.stages[-1].training.batch_size))
     click.echo(f"predicted  {dense:,} -> {size:,} bytes ({dense / size:.1f}x) before training; nothing was written")
@@ -55,6 +58,14 @@ def _row(job: Compressor, plan: TensorPlan) -> dict[str, Any]:
         "plan": repr(plan.scheme) if plan.scheme else f"left alone: {plan.reason}",
         "rule": "" if plan.rule is None else job.policy.given[plan.rule].match,
     }
+
+
+def _vectors_line(job: Compressor) -> str:
+    """Returns how much the parameters of one dimension take, which the table leaves out unless a rule names them."""
+    planned = {plan.site.name for plan in job.plans}
+    vectors = [site.tensor for site in find_tensors(job.model) if site.name not in planned]
+    size = f"{len(vectors)} of one dimension, {size_of(vectors):,} bytes"
+    return f"vectors    {size}: dense, shared only by rules that name them"
 
 
 def _memory(run: Run, job: Compressor) -> StepMemory | None:

@@ -19,6 +19,7 @@ from compressor.checkpointing.serialization import checksum
 from compressor.data.distributed_sampler import shard_loader
 from compressor.formats.errors import UsageError
 from compressor.lifecycle.convert import convert, halve_untouched
+from compressor.lifecycle.coverage import warn_of_dense
 from compressor.lifecycle.importance import Batches, squared_gradients
 from compressor.lifecycle.packed import Packed, SharedModel
 from compressor.lifecycle.param_groups import param_groups
@@ -27,7 +28,7 @@ from compressor.policy.policy import Policy, TensorPlan
 from compressor.rng import seed_all
 from compressor.sharing.group import Group
 from compressor.sharing.initialization import initialise
-from compressor.sharing.parametrization import attach, detach, restore, set_weight
+from compressor.sharing.parametrization import CONTAINER, attach, detach, restore, set_weight
 from compressor.sharing.sites import finite_weights
 from compressor.training.batch_norm import estimate_batch_norm
 from compressor.training.checkpointer import TrainingCheckpointer
@@ -36,6 +37,7 @@ from compressor.training.distillation import frozen_copy, with_distillation
 from compressor.training.loop import Epoch, OnStep, evaluate_after_epoch, train
 from compressor.training.metrics import SharingMonitor
 from compressor.training.mixup import Mixer, describe_mixup, mixup_for, split_mixer
+from compressor.training.modes import modules_in_eval, train_mode
 from compressor.training.optim import make_optimizer
 from compressor.training.step import steps_per_epoch
 
@@ -67,7 +69,7 @@ class Compressor:
     Raises:
         PolicyError: the policy does not fit the model.
         MissingError: a weight is not finite.
-        UsageError: the teacher is another word than "dense".
+        UsageError: the teacher is another word than "dense", or the model is being compressed already.
 
     Example:
         >>> from compressor.policy.policy import Rule
@@ -92,11 +94,14 @@ class Compressor:
         original: Mapping[str, Tensor] | None = None,
         from_scratch: bool = False,
     ) -> None:
+        if any(hasattr(module, CONTAINER) for module in model.modules()):
+            raise UsageError("the model is being compressed already: finish() or undo() that first")
         self.model = copying.deepcopy(model) if copy else model
         self.policy, self.model_args, self.seed = policy, dict(model_args or {}), seed
         self.distill, self.temperature = distill, temperature
         self.preserve_sparsity, self.from_scratch = preserve_sparsity, from_scratch
         self.plans: list[TensorPlan] = policy.plan(self.model)
+        warn_of_dense(self.model, policy, self.plans)
         self.sites = [plan.site for plan in self.plans if plan.scheme]
         weights = {site.name: finite_weights(site) for site in self.sites if not (from_scratch and site.tensor.is_meta)}
         self.teacher = _make_teacher(model, teacher, from_scratch) if distill > 0 else None
@@ -106,6 +111,7 @@ class Compressor:
         else:
             self.dense = {name: weight.clone() for name, weight in weights.items()}
         self.original = self.dense if original is None else {name: original[name] for name in self.dense}
+        self._in_eval = set(modules_in_eval(self.model))
         self.groups: list[Group] = []
         self.steps = self.total_steps = 0
 
@@ -160,6 +166,9 @@ class Compressor:
         self._check_prepared("attach()")
         if total_steps < 1:
             raise UsageError(f"total_steps must be at least 1, got {total_steps}")
+        for group in self.groups:
+            if not group.virtual and not any(group.master_weight(site).requires_grad for site in group.sites):
+                group.freeze()  # it may have been frozen after prepare()
         self.total_steps = total_steps
         self._advance(optimizer, on_round)
         optimizer.register_step_post_hook(lambda *_: self._step(optimizer, on_round))
@@ -215,6 +224,9 @@ class Compressor:
     ) -> Compressor:
         """Trains shared weights and codebooks.
 
+        Frozen weights, those with ``requires_grad_(False)``, have shared values since ``prepare()`` and keep them.
+        Modules that were in eval mode while the model was in training mode, such as a BatchNorm, stay in eval mode.
+
         Args:
             train_loader: of batches (inputs, targets); it, and not ``batch_size``, says how large they are.
             val: batches to evaluate on after each epoch.
@@ -233,6 +245,8 @@ class Compressor:
         """
         self._check_prepared("finetune()")
         config, mixup = self._resolve(config, overrides)
+        if not any(parameter.requires_grad for parameter in self.model.parameters()):
+            raise UsageError("finetune(): nothing to train, all parameters are frozen (requires_grad is False)")
         train_loader = shard_loader(train_loader, device)
         updates = steps_per_epoch(train_loader, config.grad_accum)
         seed_all(self.seed % (1 << 32))
@@ -241,6 +255,8 @@ class Compressor:
         optimizer, schedule = make_optimizer(parameters, config.opt, config.lr, config.sched, config.epochs, updates)
         self.attach(optimizer, self.steps + config.epochs * updates, schedule.restart)
         after_epoch = evaluate_after_epoch(self.model, val, SharingMonitor(self.groups), on_epoch)
+        self._in_eval.update(modules_in_eval(self.model))
+        train_mode(self.model, self._in_eval)
         with self._distilling(config.distill, config.temperature):
             train(
                 self.model, train_loader, self.loss, optimizer, schedule, config, after_epoch, on_step, device, amp,
@@ -288,7 +304,8 @@ class Compressor:
 
         Args:
             calibration: batches (inputs, targets) that the BatchNorm statistics are estimated on anew, for the
-                weights that have changed. ``prepare(calibration=)`` is for the importance of weights instead.
+                weights that have changed, except of layers that have been put in eval mode.
+                ``prepare(calibration=)`` is for the importance of weights instead.
             half_untouched: round the float32 tensors that are not shared to float16, and store them as such.
 
         Returns:
@@ -301,7 +318,7 @@ class Compressor:
             set_weight(site, value)
         self.groups = []
         if calibration is not None:
-            estimate_batch_norm(self.model, calibration)
+            estimate_batch_norm(self.model, calibration, self._in_eval)
         halved = halve_untouched(self.model, tensors) if half_untouched else frozenset()
         return Packed.of(
             SharedModel(

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from compressor.sharing.sites import Site
+from compressor.training.modes import eval_mode
 
 __all__ = ["Batches", "squared_gradients"]
 
@@ -29,13 +31,24 @@ def squared_gradients(model: nn.Module, sites: Sequence[Site], batches: Batches)
     Reference: LeCun, Denker, Solla, "Optimal Brain Damage", NIPS 1990, with gradients in place of curvatures.
     """
     total = {site: torch.zeros_like(site.tensor, dtype=torch.float32) for site in sites}
-    was_training = model.training
-    model.eval()
-    for inputs, targets in batches:
-        value = functional.cross_entropy(model(inputs), targets)
-        gradients = torch.autograd.grad(value, [site.tensor for site in sites], allow_unused=True)
-        for site, gradient in zip(sites, gradients, strict=True):
-            if gradient is not None:
-                total[site] += gradient.float().square()
-    model.train(was_training)
+    with eval_mode(model), _all_differentiable(sites):
+        for inputs, targets in batches:
+            value = functional.cross_entropy(model(inputs), targets)
+            gradients = torch.autograd.grad(value, [site.tensor for site in sites], allow_unused=True)
+            for site, gradient in zip(sites, gradients, strict=True):
+                if gradient is not None:
+                    total[site] += gradient.float().square()
     return total
+
+
+@contextmanager
+def _all_differentiable(sites: Sequence[Site]) -> Iterator[None]:
+    """Lets frozen tensors have gradients inside."""
+    frozen = [site.tensor for site in sites if not site.tensor.requires_grad]
+    try:
+        for tensor in frozen:
+            tensor.requires_grad_(True)
+        yield
+    finally:
+        for tensor in frozen:
+            tensor.requires_grad_(False)

@@ -210,7 +210,7 @@ def _provenance(shared: SharedModel) -> dict[str, Any]:
     return {
         "sqnr": [_sqnr(shared.original.get(name), states[name]) for name in states if name in shared.tensors],
         "rules": [rules[name] for name in states if name in shared.tensors],
-        "left": {plan.site.name: plan.reason for plan in shared.plans if not plan.scheme},
+        "left": {plan.site.name: plan.reason for plan in shared.plans if not plan.scheme and plan.decided},
         "parameters": sum(parameter.numel() for parameter in shared.model.parameters()),
         "seed": shared.seed,
         "versions": {"timm-compressor": compressor.__version__, "timm": timm.__version__, "torch": torch.__version__},

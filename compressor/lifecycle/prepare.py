@@ -30,6 +30,8 @@ def fit_groups(
 ) -> list[Group]:
     """Creates and fits a group for each shared tensor, or for all tensors of a scheme that spans the network.
 
+    Tensors with ``requires_grad_(False)`` have groups of their own, which are frozen: their values are final.
+
     Args:
         plans: what the policy plans for each tensor.
         importance: the weight of each squared error, by site; None: all equal.
@@ -56,14 +58,17 @@ def fit_groups(
     for number, plan in enumerate(plans):
         if plan.scheme:
             own_group = None if plan.scheme.whole_network else number
-            grouped.setdefault((own_group, plan.scheme, plan.pruning), []).append(plan.site)
+            frozen = not plan.site.tensor.requires_grad
+            grouped.setdefault((own_group, plan.scheme, plan.pruning, frozen), []).append(plan.site)
     groups = []
-    for (_, scheme, pruning), sites in grouped.items():
+    for (_, scheme, pruning, frozen), sites in grouped.items():
         for site in sites:
             initialise_site(site)
         group = Group(scheme, sites, pruning, from_scratch, virtual and scheme.generator() is not None)
         _pin_zeros(group, preserve_sparsity)
         group.scheme.fit(group, importance)
+        if frozen:
+            group.freeze()
         if group.virtual:
             group.free_dense()
         groups.append(group)
@@ -110,5 +115,5 @@ def penalties(groups: Sequence[Group], task: Tensor) -> Tensor:
         groups: the groups of the model.
         task: the loss of the task, as for ``Scheme.penalty``.
     """
-    terms = [term for group in groups if (term := group.scheme.penalty(group, task)) is not None]
+    terms = [term for group in groups if not group.frozen and (term := group.scheme.penalty(group, task)) is not None]
     return torch.stack(terms).sum() if terms else torch.zeros(())

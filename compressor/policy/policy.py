@@ -117,6 +117,11 @@ class TensorPlan:
     reason: str = ""
     pruning: Pruning | None = None
 
+    @property
+    def decided(self) -> bool:
+        """Whether the policy decides about the tensor: any rule may match it, or one spells out its name."""
+        return self.rule is not None or self.site.default
+
 
 class Policy:
     """Ordered rules, of which the first that matches a tensor decides about it.
@@ -151,27 +156,30 @@ class Policy:
         return tuple(explicit)
 
     def plan(self, model: nn.Module) -> list[TensorPlan]:
-        """Returns the plan of every tensor that is a site by default or named by a rule, in state-dict order.
+        """Returns the plan of every tensor of two or more dimensions or named by a rule, in state-dict order.
 
         Raises:
             PolicyError: a rule matches no tensor, no tensor is shared, or one needs more values than can be stored.
         """
         tensors = find_tensors(model)
         plans = [plan for site in tensors if (plan := self._plan_tensor(site)) is not None]
-        if plans:
+        if any(plan.decided for plan in plans):
             self._check_all_rules_match(tensors)
         if not any(plan.scheme for plan in plans):
             raise PolicyError(_nothing_shared(plans))
         return plans
 
     def _plan_tensor(self, site: Site) -> TensorPlan | None:
-        """Returns the plan of one tensor; None: it is no site."""
+        """Returns the plan of one tensor; None: a vector that no rule names."""
         for number, (rule, scheme) in enumerate(zip(self.given, self.schemes, strict=True)):
             if rule.matches(site):
                 if scheme is None:
                     return TensorPlan(site, number, None, f"ignored by rule {number + 1} ({rule.match})")
                 return TensorPlan(site, number, *_scheme_or_reason(site, scheme), self.prunings[number])
-        return TensorPlan(site, None, None, "no rule matches it") if site.default else None
+        if site.tensor.ndim < 2:
+            return None
+        reason = f"{site.exemption}; shared only by a rule that names it" if site.exemption else "no rule matches it"
+        return TensorPlan(site, None, None, reason)
 
     def _check_all_rules_match(self, tensors: Sequence[Site]) -> None:
         for number, rule in enumerate(self.given, 1):
@@ -230,6 +238,10 @@ def _scheme_or_reason(site: Site, scheme: Scheme) -> tuple[Scheme | None, str]:
 
 def _nothing_shared(plans: Sequence[TensorPlan]) -> str:
     """Returns the message for a policy that shares no tensor of a model."""
-    if not plans:
-        return "nothing to share: no Linear, Conv, Embedding or attention weights, and no rule names other tensors"
-    return f"nothing to share: all {len(plans)} tensors are left alone; {plans[0].site.name}: {plans[0].reason}"
+    considered = [plan for plan in plans if plan.decided]
+    if not considered:
+        return (
+            "nothing to share: no weights of two or more dimensions except norms, positions, biases that no rule names"
+        )
+    first = considered[0]
+    return f"nothing to share: all {len(considered)} tensors are left alone; {first.site.name}: {first.reason}"

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from textwrap import wrap
 from typing import Any
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from compressor.formats.content import Codebook, SharedTensor, Table
 from compressor.formats.dtypes import ITEM_SIZES
 from compressor.formats.file.reader import PackedFile
-from compressor.report.provenance import Provenance, read_provenance, rule_of
+from compressor.report.provenance import Provenance, printable, read_provenance, rule_of
 from compressor.report.table import Row, markdown_table, text_table
 from compressor.report.weight_stats import MANY_ZEROS, Values, WeightSpace, entropy, gap_coded_bytes
 
@@ -27,6 +27,7 @@ __all__ = ["Report", "Totals"]
 SCHEMA_VERSION = 1
 FLOATING = ("F64", "F32", "F16", "BF16")
 DTYPE_ORDER = list(ITEM_SIZES)  # safetensors stores wide dtypes first
+UNNAMED = "a norm, position, bias or buffer; shared only by a rule that names it"
 MAX_ROWS, MAX_REASONS = 10, 4  # tensors, and reasons for tensors left alone, in a table that does not show everything
 WEIGHT_FIXING = "wfn"  # the scheme whose paper counts weights without zeros and down-sampling layers
 
@@ -56,6 +57,7 @@ class Report:
         weight_space: all shared weights together.
         gap_coded: bytes that the indices would take in Deep Compression's form, computed; None if zeros are few.
         provenance: what the file says about how it was provenance: seed, accuracy, the tensors left alone and why.
+        left: all floating tensors of two and more dimensions that are not shared, and why.
     """
 
     def __init__(
@@ -65,8 +67,9 @@ class Report:
         weight_space: WeightSpace,
         gap_coded: int | None,
         provenance: Provenance,
+        left: Mapping[str, str],
     ) -> None:
-        self.rows, self.totals, self.provenance = list(rows), totals, provenance
+        self.rows, self.totals, self.provenance, self.left = list(rows), totals, provenance, dict(left)
         self.weight_space, self.gap_coded = weight_space, gap_coded
 
     @classmethod
@@ -88,7 +91,8 @@ class Report:
             gap_coded += _gap_coded(rows[-1], shared, book, histogram)
         sparse = any(row.zeros > MANY_ZEROS for row in rows)
         totals = _totals(file, provenance, rows)
-        return cls(rows, totals, WeightSpace.of(values), gap_coded if sparse else None, provenance)
+        left = {**provenance.left, **_unnamed(file, provenance)}
+        return cls(rows, totals, WeightSpace.of(values), gap_coded if sparse else None, provenance, left)
 
     def __str__(self) -> str:
         return self.table()
@@ -102,7 +106,7 @@ class Report:
         return {
             "schema_version": SCHEMA_VERSION,
             "sites": [{**asdict(row), "shape": list(row.shape)} for row in self.rows],
-            "left": self.provenance.left,
+            "left": self.left,
             "totals": asdict(self.totals),
             "weight_space": asdict(self.weight_space),
             "gap_coded": self.gap_coded,
@@ -123,7 +127,7 @@ class Report:
         largest = sorted(self.rows, key=lambda row: -row.indices)[: None if everything else MAX_ROWS]
         shown = [row for row in self.rows if row in largest]
         more = [f"({len(self.rows) - len(shown)} more: --all)"] if len(shown) < len(self.rows) else []
-        left = [f"left alone: {name}: {reason}" for name, reason in self.provenance.left.items()]
+        left = [f"left alone: {name}: {reason}" for name, reason in self.left.items()]
         if len(left) > MAX_REASONS and not everything:
             left = [f"{len(left)} tensors left alone: --all says why"]
         notes = [line for note in [*more, *left] for line in wrap(note, width, subsequent_indent="  ")]
@@ -151,6 +155,12 @@ class Report:
         if self.gap_coded is not None:
             texts.append(f"gap-coded as in Deep Compression  indices {self.gap_coded:,} bytes (computed, not stored)")
         return "\n".join(line for text in texts for line in wrap(text, width, subsequent_indent=" " * 12))
+
+
+def _unnamed(file: PackedFile, provenance: Provenance) -> dict[str, str]:
+    """Returns the reason of each floating tensor of two and more dimensions that no rule of the policy could match."""
+    matrices = (name for name, raw in file.untouched.items() if raw.dtype in FLOATING and len(raw.shape) > 1)
+    return {printable(name): UNNAMED for name in matrices if printable(name) not in provenance.left}
 
 
 def _histogram(shared: SharedTensor, book: Codebook) -> NDArray[np.int64]:

@@ -39,10 +39,19 @@ class Group(GroupState):
     ) -> None:
         super().__init__(sites, from_scratch, virtual)
         self.scheme, self.pruning = scheme, pruning
+        self.frozen = False
+        """Whether the group no longer changes, because its sites have ``requires_grad_(False)``."""
         if pruning is not None:
             for site in sites:
                 self.prune(site, torch.zeros_like(self.master_weight(site), dtype=torch.bool))
             pruning.on_step(self, 0.0)
+
+    @torch.no_grad()
+    def freeze(self) -> None:
+        """Ends the sharing at once and for good: no codeword or index changes any more."""
+        self.on_step(1.0)
+        self.requires_grad_(False)
+        self.frozen = True
 
     def free_dense(self) -> None:
         """Frees the master weights: their shapes and dtypes remain, and parameters of the model without elements."""
@@ -67,7 +76,9 @@ class Group(GroupState):
         return weight.masked_fill(self.pruned(site), 0) if self.has_zeros else weight
 
     def on_step(self, progress: float) -> float | None:
-        """Applies pruning and scheme at this point of the training; see ``Scheme.on_step``."""
+        """Applies pruning and scheme at this point of the training; see ``Scheme.on_step``. Frozen groups skip it."""
+        if self.frozen:
+            return None
         if self.pruning is not None:
             self.pruning.on_step(self, progress)
         return self.scheme.on_step(self, progress)

@@ -115,9 +115,11 @@ def attach(model: nn.Module, groups: Sequence[Group]) -> None:
     ]
     model.add_module(CONTAINER, container := Groups(groups, pool))
     container.shared = shared
+    recurrent = {module for _, site in sites for module, _ in site.owners if isinstance(module, nn.RNNBase)}
     container.hooks = [
         model.register_forward_pre_hook(_precompute),
         model.register_forward_hook(_clear_precomputed, always_call=True),
+        *(module.register_forward_hook(_forget_flat_weights, always_call=True) for module in recurrent),
     ]
 
 
@@ -130,6 +132,22 @@ def _parametrize(shared: SharedWeight, owner: tuple[Any, str]) -> tuple[SharedWe
     return shared, module.parametrizations[attribute]
 
 
+def _forget_flat_weights(module: nn.Module, *call: Any) -> None:
+    """Makes a recurrent layer ask for its weights anew in its next forward pass.
+
+    It keeps those of the last one in a list. They have a graph behind them, which would stay in memory, and a module
+    that keeps such tensors cannot be deep-copied.
+    """
+    assert isinstance(module, nn.RNNBase)
+    names = module._flat_weights_names
+    module.__dict__["_flat_weights"] = [None for _ in names]
+    module.__dict__["_flat_weight_refs"] = [_no_weight for _ in names]  # unlike any weight: they count as changed
+
+
+def _no_weight() -> None:
+    """Returns None, as a weak reference does to what is gone."""
+
+
 def detach(model: nn.Module) -> None:
     """Takes all groups off a model: Parameter objects, classes and state-dict order are those from before ``attach``.
 
@@ -137,15 +155,14 @@ def detach(model: nn.Module) -> None:
     """
     for hook in getattr(model, CONTAINER).hooks:
         hook.remove()
-    for group in getattr(model, CONTAINER):
-        for site in group.sites:
-            for module, attribute in site.owners:
-                order = module.__dict__.pop("_order_before_sharing", None)
-                _separate_class(module)
-                parametrize.remove_parametrizations(module, attribute, leave_parametrized=False)
-                for name in order or ():
-                    if name in module._parameters:
-                        module._parameters[name] = module._parameters.pop(name)
+    owners = [owner for group in getattr(model, CONTAINER) for site in group.sites for owner in site.owners]
+    for module, attribute in owners:
+        _separate_class(module)
+        parametrize.remove_parametrizations(module, attribute, leave_parametrized=False)
+    for module, _ in owners:
+        for name in module.__dict__.pop("_order_before_sharing", ()):
+            if name in module._parameters:
+                module._parameters[name] = module._parameters.pop(name)
     release_buffers(model)
     delattr(model, CONTAINER)
 

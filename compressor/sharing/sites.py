@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -15,8 +16,13 @@ from compressor.formats.errors import MissingError
 
 __all__ = ["Site", "find_tensors", "finite_weights"]
 
-SHARED_BY_DEFAULT = (nn.Linear, _ConvNd, nn.Embedding, nn.EmbeddingBag, nn.MultiheadAttention, nn.Bilinear)
-LEAVES_BY_DEFAULT = ("weight", "in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
+LAYERS = (nn.Linear, _ConvNd, nn.Embedding, nn.EmbeddingBag, nn.MultiheadAttention, nn.Bilinear)
+LAYER_WEIGHTS = ("weight", "in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
+NORM = re.compile(r"Norm(\dd)?$")  # of a class name, such as GroupNorm or LayerNorm2d
+POSITION = {"pos", "position", "rel", "relative", "token", "tokens"}  # words of a tensor's own name
+BIAS = {"bias", "biases"}
+OF_NORM, BIASES = "of a normalisation", "a bias"
+PARAMETRIZED = re.compile(r"parametrizations\.([^.]+)\.original\d*$")  # by ``torch.nn.utils.parametrize``
 
 
 @dataclass(eq=False)
@@ -44,11 +50,36 @@ class Site:
         return tensor
 
     @property
+    def exemption(self) -> str:
+        """Why only a rule that spells out its name shares it; "": any rule may, as it is a weight matrix or kernel.
+
+        The weights of PyTorch's own layers are sites, and so are all other floating tensors of two and more dimensions
+        but norms, positions, tokens and biases, whatever their module is. See docs/decisions/0018.
+        """
+        tensor = self.tensor
+        if not tensor.is_floating_point():
+            return f"holds {tensor.dtype}, not floating point"
+        matrix = tensor.ndim >= 2
+        if matrix and any(isinstance(module, LAYERS) and leaf in LAYER_WEIGHTS for module, leaf in self.owners):
+            return ""
+        if any(NORM.search(name) for name in self.types):
+            return OF_NORM
+        words = {word for _, leaf in self.owners for word in re.split("[^a-z]+", leaf.lower())}
+        if words & POSITION:
+            return "a position or token, by its name"
+        if words & BIAS:
+            return BIASES
+        return "" if sum(size > 1 for size in tensor.shape) > 1 else "a vector"
+
+    @property
     def default(self) -> bool:
         """Whether a rule need not spell out its name: true of weight matrices and kernels, not of norms and biases."""
-        tensor = self.tensor
-        usual = any(isinstance(m, SHARED_BY_DEFAULT) and a in LEAVES_BY_DEFAULT for m, a in self.owners)
-        return usual and tensor.is_floating_point() and tensor.ndim >= 2
+        return not self.exemption
+
+    @property
+    def is_minor(self) -> bool:
+        """Whether it is of a normalisation or a bias, which nobody expects to be shared."""
+        return self.exemption in (OF_NORM, BIASES)
 
     @property
     def types(self) -> set[str]:
@@ -62,8 +93,13 @@ class Site:
         )
 
     def paths(self) -> Iterator[str]:
-        """Yields every name a rule may match it by: those of the tensor and of all modules above it."""
-        for name in self.names:
+        """Yields every name a rule may match it by: those of the tensor and of all modules above it.
+
+        A parametrised tensor, such as that of ``torch.nn.utils.parametrizations.weight_norm``, has also the name that
+        it has in its layer.
+        """
+        spellings = (spelling for name in self.names for spelling in (name, PARAMETRIZED.sub(r"\1", name)))
+        for name in dict.fromkeys(spellings):
             parts = name.split(".")
             yield from (".".join(parts[:end]) for end in range(len(parts), 0, -1))
 

@@ -4,16 +4,40 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import update_bn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from compressor.training.modes import modules_in_eval, restored_modes, train_mode
 
 __all__ = ["estimate_batch_norm"]
 
 
-def estimate_batch_norm(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
-    """Estimates the statistics of all BatchNorm layers anew, and leaves the model's training mode unchanged.
+@torch.no_grad()
+def estimate_batch_norm(
+    model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], in_eval: Iterable[nn.Module] = ()
+) -> None:
+    """Estimates the statistics of BatchNorm layers anew, as the mean over all batches, and restores all modes.
+
+    Layers in eval mode, where the model is in training mode, keep their statistics.
 
     Args:
+        model: the model.
         batches: (inputs, targets); the targets are not used.
+        in_eval: modules that keep their statistics, too.
     """
-    update_bn(batches, model, next(model.parameters()).device)
+    kept = {*in_eval, *modules_in_eval(model)}
+    norms = [module for module in model.modules() if isinstance(module, _BatchNorm) and module not in kept]
+    if not norms:
+        return
+    device = next(model.parameters()).device
+    momenta = [norm.momentum for norm in norms]
+    with restored_modes(model):
+        train_mode(model, kept)
+        for norm in norms:
+            norm.reset_running_stats()
+            norm.momentum = None  # the mean over all batches
+        for inputs, *_ in batches:
+            model(inputs.to(device))
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum

@@ -15,6 +15,7 @@ from compressor.data.splits import UNREADABLE, check_pictures
 from compressor.distributed.collectives import all_reduce_sum
 from compressor.formats.errors import MissingError
 from compressor.sharing.parametrization import cached_weights
+from compressor.training.modes import eval_mode
 from compressor.training.out_of_memory import predict
 
 __all__ = ["Evaluation", "evaluate"]
@@ -58,7 +59,7 @@ class Evaluation:
 
 @torch.no_grad()
 def evaluate(model: nn.Module, loader: Iterable[Any]) -> Evaluation:
-    """Evaluates a model on a data set, in eval mode, and restores the model's training mode.
+    """Evaluates a model on a data set, in eval mode, and restores the mode of every module.
 
     Where several processes train a model, all of them have to call this; each evaluates its share of a DataLoader's
     images, and all get the whole result. Images that cannot be read are left out.
@@ -69,12 +70,9 @@ def evaluate(model: nn.Module, loader: Iterable[Any]) -> Evaluation:
     Raises:
         MissingError: the data set is empty, or more of its images cannot be read than are allowed.
     """
-    was_training = model.training
-    model.eval()
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    with cached_weights():
+    with eval_mode(model), cached_weights():
         results = _results(model, loader, device)
-    model.train(was_training)
     check_pictures(loader)
     correct = results[results != _LEFT_OUT]
     if not len(correct):

@@ -27,6 +27,7 @@ from compressor.training.metrics import SharingMetrics, SharingMonitor
 from compressor.training.mixed_precision import MixedPrecision
 from compressor.training.mixup import mixup_for, split_mixer
 from compressor.training.model_ema import ModelEma
+from compressor.training.modes import train_mode
 from compressor.training.optim import Schedule, use_fused_kernels
 from compressor.training.rollback import roll_back
 from compressor.training.step import Loss, TrainStep, batches_by_step
@@ -72,7 +73,7 @@ def train(
     checkpointer: TrainingCheckpointer | None = None,
     **overrides: Any,
 ) -> None:
-    """Trains a model in place.
+    """Trains a model in place, in training mode but for modules in eval mode where the model is in training mode.
 
     Where the loss is no longer finite, training returns to the state at the start of the epoch and continues at half
     the learning rate. Where memory runs out, fewer images go through the model at a time, for the same step.
@@ -111,7 +112,7 @@ def train(
         ema = ModelEma(model, config.model_ema_decay) if config.model_ema_decay else None
         # The names are those in the checkpoints on disk.
         parts = {"schedule": schedule, "scaler": precision.scaler, "stepper": train_step, "average": ema}
-        model.train()
+        train_mode(model)
         progress = checkpointer.begin(shard_loader(loader), config.epochs, config.grad_accum, optimizer, **parts)
         use_fused_kernels(optimizer)
         replicas.broadcast()

@@ -116,6 +116,14 @@ def test_json_is_one_document(type_: Any) -> None:
     assert err.startswith("No data named")
 
 
+def test_dry_run_lists_what_stays_dense(type_: Any) -> None:
+    out, _ = type_("--dry-run", "test_vit", "--scheme", "kmeans", "--bits", "2")
+    (line,) = [line for line in out.splitlines() if line.startswith("pos_embed")]
+    assert "left alone: a position or token, by its name; shared only by a rule that names it" in line
+    (line,) = [line for line in out.splitlines() if line.startswith("vectors")]
+    assert line.split(": ")[1] == "dense, shared only by rules that name them"
+
+
 def test_dry_run_writes_nothing(folder: Path, type_: Any) -> None:
     before = sorted(folder.iterdir())
     out, _ = type_("--dry-run", "test_resnet", "--recipe", "mixed3")

@@ -59,7 +59,9 @@ def test_types_narrow_a_rule(model: nn.Module) -> None:
 def test_other_tensors_are_shared_only_when_spelt_out() -> None:
     vit = timm.create_model("test_vit", num_classes=10)
     everything = Policy([Rule("*", scheme="learnt", bits=4)])
-    assert not any("pos_embed" in name or "norm" in name for name in plans(everything, vit))
+    assert {name: plan for name, plan in plans(everything, vit).items() if "pos_embed" in name or "norm" in name} == {
+        "pos_embed": "a position or token, by its name; shared only by a rule that names it"
+    }
     named = Policy([Rule("pos_embed", scheme="learnt", bits=4), Rule("*.norm1.weight", bits=2), Rule("*", "learnt")])
     assert {"pos_embed", "blocks.0.norm1.weight"} <= set(plans(named, vit))
 
@@ -108,7 +110,7 @@ def test_rules_that_do_not_fit_the_model(model: nn.Module, rules: list[Rule], me
 
 
 def test_nothing_to_share() -> None:
-    with pytest.raises(PolicyError, match="nothing to share: no Linear"):
+    with pytest.raises(PolicyError, match="nothing to share: no weights of two or more"):
         Policy([Rule("*", scheme="learnt", bits=4)]).plan(nn.BatchNorm2d(4))
 
 

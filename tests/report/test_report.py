@@ -142,3 +142,13 @@ def test_a_recipe_that_does_not_fit_is_passed_over(packed: tuple[Compressor, Pac
     forged = replace(packed[1].content, provenance={"rules": [99]}, recipe={"stage": "none"})
     with PackedFile.from_bytes(pack(forged)) as file:
         assert Report.of(file).rows[0].rule == ""
+
+
+def test_all_that_stays_dense_is_listed_with_its_reason() -> None:
+    model = timm.create_model("test_vit", num_classes=10)
+    policy = Policy([Rule.ignore("head"), Rule("*", scheme="kmeans", bits=2)])
+    report = Compressor(model, policy, teacher=None).prepare().finish().report()
+    unnamed = "a norm, position, bias or buffer; shared only by a rule that names it"
+    expected = {"head.weight": "ignored by rule 1 (head)", "cls_token": unnamed, "pos_embed": unnamed}
+    assert report.left == json.loads(report.to_json())["left"] == expected
+    assert f"left alone: pos_embed: {unnamed}" in report.table()
