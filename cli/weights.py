@@ -18,8 +18,9 @@ from compressor.cli.files import EVAL_BATCH
 from compressor.cli.setup import ModelSource, Teacher
 from compressor.cli.show import Step, counts, percent
 from compressor.data.datasets import Dataset
-from compressor.formats.errors import IntegrityError, MissingError, UnsupportedError
+from compressor.formats.errors import FileError, IntegrityError, MissingError
 from compressor.models.baseline import create_model, train_baseline
+from compressor.models.checkpoint import ARRAYS, load_checkpoint, read_checkpoint
 from compressor.models.teacher import with_normalization
 from compressor.training.evaluation import evaluate
 
@@ -120,16 +121,20 @@ def named_model(source: ModelSource, seed: int) -> nn.Module:
         MissingError: timm cannot build the model, or the weights are absent or do not fit.
         IntegrityError: the weights in the hub's cache are damaged.
         UnsupportedError: the checkpoint is damaged, or holds more than tensors.
+        FileError: the checkpoint is a packed file that is damaged.
     """
     config, path = source.config, source.config.checkpoint_path
     if path is None:
         with _explained_damage(config.name):
             return create_model(config.name, source.args, pretrained=config.pretrained, seed=seed)
-    try:
+    if path.suffix.lower() in ARRAYS:  # each model's own format, which timm knows
         return create_model(config.name, {**source.args, "checkpoint_path": str(path)}, seed=seed)
-    except (EOFError, SafetensorError, MissingError):
-        _check_readable(path)
-        raise
+    model = create_model(config.name, source.args, seed=seed)
+    try:
+        load_checkpoint(read_checkpoint(path, pickles=True), model, config.name)
+    except (FileError, MissingError) as exc:
+        raise type(exc)(f"--checkpoint-path {exc}") from exc
+    return model
 
 
 @contextmanager
@@ -146,14 +151,3 @@ def _explained_damage(model: str) -> Iterator[None]:
             f"--pretrained: the weights of {model} in the hub's cache are damaged ({exc}): delete "
             f"{Path(constants.HF_HUB_CACHE) / name} and run again, to fetch them anew"
         ) from exc
-
-
-def _check_readable(checkpoint: Path) -> None:
-    """Raises UnsupportedError where a checkpoint that did not load cannot be read at all.
-
-    timm lets torch unpickle nothing but tensors and plain values, and torch names what it has refused.
-    """
-    try:
-        timm.models.load_state_dict(str(checkpoint))
-    except (EOFError, RuntimeError, ValueError, SafetensorError) as exc:  # click takes an EOFError for Ctrl-D
-        raise UnsupportedError(f"--checkpoint-path {checkpoint}: damaged, or no checkpoint ({exc})") from exc

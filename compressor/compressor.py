@@ -22,7 +22,7 @@ from compressor.lifecycle.convert import convert, halve_untouched
 from compressor.lifecycle.coverage import warn_of_dense
 from compressor.lifecycle.importance import Batches, squared_gradients
 from compressor.lifecycle.packed import Packed, SharedModel
-from compressor.lifecycle.param_groups import param_groups
+from compressor.lifecycle.param_groups import check_optimizer, param_groups
 from compressor.lifecycle.prepare import fit_groups, penalties, start_rounds
 from compressor.policy.policy import Policy, TensorPlan
 from compressor.rng import seed_all
@@ -156,12 +156,13 @@ class Compressor:
         """Makes the schemes follow the steps of an optimiser; a loop of your own has nothing else to call.
 
         Args:
+            optimizer: of all parameters of the job, built after ``prepare()``.
             total_steps: of the whole training; rounds and schedules begin at shares of it.
             on_round: called when a scheme begins a round, with its parameters and the number of its steps. The
                 optimiser's state of these parameters is dropped before; restarting their learning rate is up to you.
 
         Raises:
-            UsageError: there is not one step.
+            UsageError: there is not one step, or the optimiser does not hold what the job trains.
         """
         self._check_prepared("attach()")
         if total_steps < 1:
@@ -169,6 +170,7 @@ class Compressor:
         for group in self.groups:
             if not group.virtual and not any(group.master_weight(site).requires_grad for site in group.sites):
                 group.freeze()  # it may have been frozen after prepare()
+        check_optimizer(optimizer, self.groups)
         self.total_steps = total_steps
         self._advance(optimizer, on_round)
         optimizer.register_step_post_hook(lambda *_: self._step(optimizer, on_round))

@@ -123,7 +123,7 @@ def cluster_weights_(model: nn.Module, config: Mapping[str, ClusteringConfig]) -
             of a module above it, applies.
 
     Raises:
-        UsageError: some configs preserve sparsity and others do not.
+        UsageError: ``config`` is not what is asked for, or some configs preserve sparsity and others do not.
         PolicyError: a pattern is no regular expression or matches nothing.
 
     Example:
@@ -134,6 +134,7 @@ def cluster_weights_(model: nn.Module, config: Mapping[str, ClusteringConfig]) -
 
     Reference: the names of "RFC: Weight Clustering for torchao", github.com/pytorch/ao/issues/4557, 2026.
     """
+    _check_configs(config)
     if len({one.preserve_sparsity for one in config.values()}) > 1:
         raise UsageError("preserve_sparsity must be the same in all configs of a model")
     rules = [one.rule(f"re:{pattern}") for pattern, one in config.items()]
@@ -148,3 +149,19 @@ def strip_clustering(to_strip: nn.Module) -> nn.Module:
         UsageError: the model has no clustered weights.
     """
     return strip(VERB, to_strip)
+
+
+def _check_configs(config: object) -> None:
+    """Raises UsageError unless an argument of ``cluster_weights_`` maps patterns to configurations."""
+    example = "such as {'.*': ClusteringConfig(number_of_clusters=16)}"
+    if not isinstance(config, Mapping):
+        raise UsageError(
+            f"cluster_weights_ takes a dict of ClusteringConfig by regular expression, {example}; "
+            f"got {type(config).__name__}"
+        )
+    for pattern, one in config.items():
+        if not isinstance(pattern, str) or not isinstance(one, ClusteringConfig):
+            raise UsageError(
+                f"cluster_weights_ takes ClusteringConfig by regular expression, {example}; got {one!r:.80} of "
+                f"{type(one).__name__} for {pattern!r:.80}"
+            )

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import copy
 import re
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any
 
 from torch import nn
 
@@ -16,18 +16,38 @@ from compressor.sharing.sites import find_tensors
 
 __all__ = [
     "DefaultNBitQuantizeScheme",
+    "QuantizeScheme",
     "quantize_annotate_layer",
     "quantize_annotate_model",
     "quantize_apply",
     "quantize_model",
 ]
 
+VERB = "quantize_apply"
 MARK = "quantize_annotation"
 MAX_BITS = 16
 
 
+class QuantizeScheme(ABC):
+    """How ``quantize_apply`` quantises the layers that are marked without a configuration."""
+
+    @property
+    def keeps_zeros(self) -> bool:
+        """Whether weights that are zero before the training stay zero."""
+        return False
+
+    @abstractmethod
+    def rules(self, name: str, layer: nn.Module) -> list[Rule]:
+        """Returns the rules that quantise a marked layer, the first that matches a tensor before all others.
+
+        Args:
+            name: of the layer in its model; "" for the model itself.
+            layer: its weights are those before the training.
+        """
+
+
 @dataclass(frozen=True)
-class DefaultNBitQuantizeScheme:
+class DefaultNBitQuantizeScheme(QuantizeScheme):
     """Weights of few bits: evenly spaced values between the extremes of every 256 weights, recomputed in each step.
 
     Args:
@@ -47,6 +67,11 @@ class DefaultNBitQuantizeScheme:
     def rule(self, match: str) -> Rule:
         """Returns the rule that quantises the tensors matched by ``match`` in this way."""
         return Rule(match, scheme="uniform", bits=self.num_bits_weight)
+
+    def rules(self, name: str, layer: nn.Module) -> list[Rule]:
+        """Returns one rule for all weights of the layer."""
+        del layer
+        return [self.rule(f"re:{re.escape(name)}" if name else "*")]
 
 
 EIGHT_BITS = DefaultNBitQuantizeScheme()
@@ -87,9 +112,14 @@ def quantize_annotate_layer(
         quantize_config: how; None: as the scheme of ``quantize_apply`` says.
 
     Raises:
-        UsageError: the argument is no module.
+        UsageError: the argument is no module, or the configuration none for single layers.
     """
     annotated = copy.deepcopy(_checked("quantize_annotate_layer", to_annotate))
+    if not isinstance(quantize_config, DefaultNBitQuantizeScheme | None):
+        raise UsageError(
+            f"quantize_config must be a DefaultNBitQuantizeScheme, got {quantize_config!r:.80}; other schemes are for "
+            "all marked layers of a model: quantize_apply(model, scheme)"
+        )
     setattr(annotated, MARK, Annotation(quantize_config))
     return annotated
 
@@ -111,15 +141,17 @@ def quantize_annotate_model(to_annotate: nn.Module) -> nn.Module:
     return annotated
 
 
-def quantize_apply(model: nn.Module, scheme: DefaultNBitQuantizeScheme = EIGHT_BITS) -> nn.Module:
+def quantize_apply(model: nn.Module, scheme: QuantizeScheme = EIGHT_BITS) -> nn.Module:
     """Returns a copy of a model that trains with the weights of its marked layers rounded.
+
+    Zeros and clusters of earlier stages are lost, unless one of the schemes of ``compressor.api.combine`` keeps them.
 
     Args:
         model: the model.
         scheme: applies to layers that are marked without a configuration.
 
     Raises:
-        UsageError: no layer of the model is marked.
+        UsageError: no layer of the model is marked, or an argument is no module or no scheme.
         PolicyError: a marked layer has no weights to quantise.
 
     Example:
@@ -130,17 +162,17 @@ def quantize_apply(model: nn.Module, scheme: DefaultNBitQuantizeScheme = EIGHT_B
         >>> len(quantized[1].weight.unique()), len(quantized[0].weight.unique()) > 200
         (4, True)
     """
-    copied = copy.deepcopy(_checked("quantize_apply", model))
-    rules = []
-    for name, module in copied.named_modules():
-        annotation: Any = vars(module).pop(MARK, None)
-        if annotation is not None:
-            match = f"re:{re.escape(name)}" if name else "*"
-            rules.append((annotation.quantize_config or scheme).rule(match))
-    if not rules:
+    copied = copy.deepcopy(_checked(VERB, model))
+    if not isinstance(scheme, QuantizeScheme):
+        raise UsageError(f"scheme must be one such as DefaultNBitQuantizeScheme(8), got {scheme!r:.80}")
+    marked = [(name, module, vars(module).pop(MARK)) for name, module in copied.named_modules() if MARK in vars(module)]
+    if not marked:
         raise UsageError("quantize_apply: no layer is marked; quantize_annotate_layer(layer) or _model(model) does")
     # The first matching rule applies: in reversed order, the mark of a layer precedes those of modules above it.
-    return wrap("quantize_apply", copied, Policy(rules[::-1]), inplace=True)
+    rules = [
+        rule for name, module, mark in marked[::-1] for rule in (mark.quantize_config or scheme).rules(name, module)
+    ]
+    return wrap(VERB, copied, Policy(rules), inplace=True, preserve_sparsity=scheme.keeps_zeros)
 
 
 def _checked(verb: str, model: nn.Module) -> nn.Module:

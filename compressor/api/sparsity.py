@@ -31,11 +31,14 @@ def _check_whole(name: str, value: int, least: int) -> None:
 class ConstantSparsity:
     """A constant share of zeros from a given step on.
 
-    Pruned weights stay pruned, so TFMOT's ``end_step`` and ``frequency`` have no meaning here.
+    All of it is pruned at ``begin_step``, and pruned weights stay pruned, so that the later prunings that ``end_step``
+    and ``frequency`` ask for find nothing left to prune.
 
     Args:
         target_sparsity: share of zeros, 0 to below 1.
         begin_step: number of optimiser steps before weights are pruned; 0: at once.
+        end_step: number of optimiser steps after which nothing more is pruned, no less than ``begin_step``; -1: never.
+        frequency: number of steps between prunings.
 
     Raises:
         UsageError: an argument is not valid.
@@ -43,10 +46,15 @@ class ConstantSparsity:
 
     target_sparsity: float
     begin_step: int
+    end_step: int = -1
+    frequency: int = 100
 
     def __post_init__(self) -> None:
         _check_share("target_sparsity", self.target_sparsity)
         _check_whole("begin_step", self.begin_step, 0)
+        if self.end_step != -1:
+            _check_whole("end_step", self.end_step, self.begin_step)
+        _check_whole("frequency", self.frequency, 1)
 
     @property
     def last_step(self) -> int:

@@ -7,10 +7,14 @@ from typing import Any
 
 from timm.optim import param_groups_layer_decay
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
+from compressor.formats.errors import UsageError
 from compressor.sharing.group import Group
 
-__all__ = ["param_groups"]
+__all__ = ["check_optimizer", "param_groups"]
+
+_MAX_LISTED = 3  # tensors that a message lists
 
 
 def param_groups(
@@ -54,3 +58,29 @@ def _lr_scales(model: nn.Module, groups: Sequence[Group], layer_decay: float) ->
         largest = max(scales.get(id(group.master_weight(site)), 1.0) for site in group.sites)
         scales |= {id(codebook): largest for codebook in group.parameters()}
     return scales
+
+
+def check_optimizer(optimizer: Optimizer, groups: Sequence[Group]) -> None:
+    """Checks that an optimiser holds all that is trained of some groups: one that does not would leave it unchanged.
+
+    Frozen tensors, those without ``requires_grad``, need not be held.
+
+    Raises:
+        UsageError: a codebook or master weight is missing; the message lists the first.
+    """
+    held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    missing = [name for group in groups for name, tensor in _trained(group) if id(tensor) not in held]
+    if missing:
+        more = f" and {len(missing) - _MAX_LISTED} more" if len(missing) > _MAX_LISTED else ""
+        raise UsageError(
+            f"the optimiser does not hold {', '.join(missing[:_MAX_LISTED])}{more}, which would never train: build it "
+            "after prepare(), from job.param_groups(lr) or job.model.parameters()"
+        )
+
+
+def _trained(group: Group) -> list[tuple[str, Tensor]]:
+    """Returns what training changes of a group, with the name a user knows it by."""
+    first = group.sites[0].name
+    codebooks = [(f"the codebook of {first}", codebook) for codebook in group.parameters()]
+    masters = [(f"the master weight of {site.name}", group.master_weight(site)) for site in group.sites]
+    return [(name, tensor) for name, tensor in codebooks + masters if tensor.requires_grad]

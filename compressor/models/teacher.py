@@ -7,19 +7,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import safetensors
-import safetensors.torch
 import torch
 from torch import Tensor, nn
 
 from compressor.formats.errors import MissingError
-from compressor.formats.file.container import KEY
-from compressor.formats.file.reader import PackedFile
-from compressor.formats.loader import build_model, load_state_dict
+from compressor.formats.loader import build_model
+from compressor.models.checkpoint import load_checkpoint, read_checkpoint
 
 __all__ = ["Renormalised", "load_teacher", "with_normalization"]
-
-_SHOWN = 3
 
 
 class Renormalised(nn.Module):
@@ -102,59 +97,12 @@ def load_teacher(
         FileError: a packed file that is damaged.
     """
     model = build_model(name, args, device="cpu")
-    state, stored_name, own = _read(path)
-    if stored_name is not None and str(stored_name).partition(".")[0] != name.partition(".")[0]:  # tags may differ
-        raise MissingError(f"{path} holds a {ascii(stored_name)[:80]}, expected a {name!r}")
-    _check(path, state, model, name)
-    model.load_state_dict(state)
-    try:
-        return with_normalization(model.eval(), mean, std, own)
-    except MissingError as exc:
-        raise MissingError(f"{path}: {exc}") from exc
-
-
-def _read(path: Path) -> tuple[dict[str, Tensor], Any, Mapping[str, Any]]:
-    """Reads the weights; of a packed file also the name of its model and its preprocessing."""
-    if not path.is_file():
-        raise MissingError(f"{path}: no such file")
-    try:
-        with safetensors.safe_open(path, "pt") as file:
-            packed = KEY in (file.metadata() or {})
-        if not packed:
-            return safetensors.torch.load_file(path), None, {}
-    except (safetensors.SafetensorError, OSError) as exc:
-        reason = " ".join(str(exc).split())
-        raise MissingError(
-            f"{path}: damaged, or no safetensors file ({reason}); a pickle such as .pth is never read: "
-            "write its state dict by safetensors.torch.save_file"
-        ) from exc
-    with PackedFile.open(path) as opened:
-        name, own = (opened.model or {}).get("name"), dict(opened.preprocessing or {})
-    return load_state_dict(path), name, own
-
-
-def _check(path: Path, state: Mapping[str, Tensor], model: nn.Module, name: str) -> None:
-    """Raises MissingError unless names and shapes are the model's; a different number of classes is reported first."""
-    wanted = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
-    stored = {key: tuple(tensor.shape) for key, tensor in state.items()}
-    reshaped = [key for key in wanted.keys() & stored.keys() if wanted[key] != stored[key]]
-    if wanted.keys() == stored.keys() and reshaped and all(key in _head(model) for key in reshaped):
-        classes = stored[reshaped[0]][0] if stored[reshaped[0]] else 1
-        raise MissingError(
-            f"{path}: its head tells {classes:,} classes apart, expected {wanted[reshaped[0]][0]:,}; "
-            "a teacher needs the classes of its student"
-        )
-    faults = [f"{key} {stored[key]}, expected {wanted[key]}" for key in sorted(reshaped)]
-    faults += [f"{key} is missing" for key in wanted if key not in stored]
-    faults += [f"{key} is unknown" for key in stored if key not in wanted]
-    if faults:
-        more = f" and {len(faults) - _SHOWN} more" if len(faults) > _SHOWN else ""
-        raise MissingError(f"{path} holds no {name}: {'; '.join(faults[:_SHOWN])}{more}")
+    checkpoint = read_checkpoint(path, pickles=False)
+    load_checkpoint(checkpoint, model, name, "a teacher needs the {expected} of its student")
+    state = model.state_dict()
     if bad := [key for key, tensor in state.items() if tensor.is_floating_point() and not tensor.isfinite().all()]:
         raise MissingError(f"{path}: {bad[0]} has weights that are NaN or infinite")
-
-
-def _head(model: nn.Module) -> set[str]:
-    """Returns the names of the classifier's tensors, if timm's configuration names the classifier."""
-    heads = (getattr(model, "pretrained_cfg", None) or {}).get("classifier") or ()
-    return {f"{head}.{kind}" for head in ([heads] if isinstance(heads, str) else heads) for kind in ("weight", "bias")}
+    try:
+        return with_normalization(model.eval(), mean, std, checkpoint.preprocessing)
+    except MissingError as exc:
+        raise MissingError(f"{path}: {exc}") from exc

@@ -55,9 +55,10 @@ def test_the_polynomial_is_tfmots_step_by_step(
     assert shares == pytest.approx(reference_sparsity(schedule, begin + length + 3), abs=0.00051), "of 1,000 weights"
 
 
+@pytest.mark.parametrize("more", [{}, {"end_step": 9, "frequency": 3}])
 @pytest.mark.parametrize("begin", [0, 4])
-def test_constant_sparsity_prunes_the_smallest_from_a_step_on(begin: int) -> None:
-    pruned = prune_low_magnitude(net(), ConstantSparsity(0.75, begin_step=begin))
+def test_constant_sparsity_prunes_the_smallest_from_a_step_on(begin: int, more: dict[str, int]) -> None:
+    pruned = prune_low_magnitude(net(), ConstantSparsity(0.75, begin_step=begin, **more))
     optimizer = torch.optim.SGD(pruned.parameters(), lr=0.01)
     UpdatePruningStep(pruned, optimizer)
     train(pruned, optimizer, begin)

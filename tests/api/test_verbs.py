@@ -20,6 +20,7 @@ from compressor.api.clustering import (
     cluster_weights_,
     strip_clustering,
 )
+from compressor.api.combine import Default8BitClusterPreserveQuantizeScheme, strip_clustering_cqat
 from compressor.api.quantization import DefaultNBitQuantizeScheme, quantize_annotate_layer, quantize_apply
 from compressor.api.sparsity import (
     ConstantSparsity,
@@ -95,6 +96,17 @@ FAULTS: dict[str, tuple[Callable[[], Any], type[CompressorError], str]] = {
     "bits": (lambda: DefaultNBitQuantizeScheme(17), UsageError, "num_bits_weight must be .* got 17"),
     "unmarked": (lambda: quantize_apply(net()), UsageError, "no layer is marked"),
     "marked": (lambda: quantize_apply(quantize_annotate_layer(nn.ReLU())), PolicyError, "nothing to share"),
+    "scheme": (lambda: quantize_apply(net(), 8), UsageError, "scheme must be one such as .* got 8"),  # type: ignore[arg-type]
+    "layer scheme": (lambda: quantize_annotate_layer(nn.Linear(9, 9), Default8BitClusterPreserveQuantizeScheme()),  # type: ignore[arg-type]
+                     UsageError, r"must be a DefaultNBitQuantizeScheme.*quantize_apply\(model, scheme\)"),
+    "strip cqat": (lambda: strip_clustering_cqat(cluster_weights(net(), 4)), UsageError, "not wrapped by quantize_app"),
+    "constant end": (lambda: ConstantSparsity(0.5, 9, end_step=8), UsageError, "end_step must be .* at least 9, got 8"),
+    "constant turns": (lambda: ConstantSparsity(0.5, 0, frequency=0), UsageError, "frequency must be .* got 0"),
+    "callable": (lambda: cluster_weights_(net(), lambda *_: True), UsageError, "takes a dict of .*; got function"),  # type: ignore[arg-type]
+    "config alone": (lambda: cluster_weights_(net(), ClusteringConfig()), UsageError, "; got ClusteringConfig"),  # type: ignore[arg-type]
+    "settings": (lambda: cluster_weights_(net(), {"number_of_clusters": 4}), UsageError,  # type: ignore[dict-item]
+                 "got 4 of int for 'number_of_clusters'"),
+    "dict": (lambda: cluster_weights_(net(), {"0": {"number_of_clusters": 4}}), UsageError, "got .* of dict for '0'"),  # type: ignore[dict-item]
     "no layer": (lambda: quantize_annotate_layer("fc"), UsageError, "got str"),  # type: ignore[arg-type]
 }  # fmt: skip
 

@@ -124,6 +124,10 @@ def test_pack_is_a_run_without_data(type_: Callable[..., Ran]) -> None:
     assert Path("a.safetensors").read_bytes() == Path("b.safetensors").read_bytes()
     assert type_("pack", *words)[0] == 0
     assert Path(f"{MODEL}-kmeans3.safetensors").exists()
+    words[words.index("own.safetensors")] = "a.safetensors"
+    assert type_("pack", *words, "-o", "again.safetensors")[0] == 0, "a packed file is a checkpoint"
+    again, first = (compressor.load(f"{name}.safetensors").state_dict() for name in ("again", "a"))
+    assert all(torch.equal(again[name], first[name]) for name in first)
 
 
 @pytest.mark.parametrize(

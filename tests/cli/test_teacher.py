@@ -109,7 +109,7 @@ def test_pretrained_teacher_is_shown_images_as_it_knows_them(tmp_path: Path, mon
         (
             4,
             ("--teacher", TEACHER, "--teacher-checkpoint", "seven.safetensors"),
-            "--teacher-checkpoint seven.safetensors: its head tells 7 classes apart, expected 10; a teacher needs",
+            "--teacher-checkpoint seven.safetensors: 7 classes in the checkpoint: a teacher needs the 10 of its",
         ),
         (
             4,

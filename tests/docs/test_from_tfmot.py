@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from compressor import api
-from compressor.api import clustering, quantization, sparsity
+from compressor.api import clustering, combine, quantization, sparsity
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "from-tfmot.md").read_text(encoding="utf-8")
 
@@ -33,6 +33,6 @@ def test_the_tutorial_runs_and_the_file_is_small(
 
 
 def test_the_page_names_every_verb() -> None:
-    for module in (api, clustering, sparsity, quantization):
+    for module in (api, clustering, combine, sparsity, quantization):
         for name in module.__all__:
             assert re.search(rf"\b{name}\b", PAGE), name

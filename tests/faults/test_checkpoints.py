@@ -23,9 +23,9 @@ class Hostile:
 
 
 CHECKPOINTS: dict[str, tuple[Callable[[], object], int, str]] = {
-    "hostile": (lambda: {"fc.weight": Hostile()}, 3, "Unsupported globals: posix.mkdir"),
-    "optimiser": (lambda: {"optimizer": {"state": {}, "param_groups": []}, "epoch": 3}, 4, "Missing key(s) in state"),
-    "options": (lambda: {"epoch": argparse.Namespace(lr=1)}, 4, "Missing key(s) in state_dict"),
+    "hostile": (lambda: {"fc.weight": Hostile()}, 3, "it holds more than tensors: posix.mkdir"),
+    "optimiser": (lambda: {"optimizer": {"state": {}, "param_groups": []}, "epoch": 3}, 4, "conv1.0.weight is missing"),
+    "options": (lambda: {"epoch": argparse.Namespace(lr=1)}, 4, "conv1.0.weight is missing"),
 }
 
 
