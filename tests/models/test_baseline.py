@@ -7,10 +7,13 @@ import threading
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import filelock
 import pytest
+import timm
 import torch
+from torch import nn
 
 from compressor.data.datasets import Dataset, load_data
 from compressor.data.splits import ArraySplit
@@ -35,6 +38,16 @@ def data() -> Dataset:
     assert isinstance(digits.train, ArraySplit)
     digits.train.images, digits.train.labels = digits.train.images[:130], digits.train.labels[:130]
     return digits
+
+
+@timm.models.register_model
+def answers_0(pretrained: bool = False, **_: Any) -> nn.Module:
+    """A network that is sure of class 0."""
+    layer = nn.Linear(1024, 10)
+    with torch.no_grad():
+        layer.weight.zero_()
+        layer.bias.copy_(torch.eye(10)[0])
+    return nn.Sequential(nn.Flatten(), layer)
 
 
 def same(one: object, other: object) -> bool:
@@ -71,6 +84,27 @@ def test_everything_it_depends_on_is_in_the_key(data: Dataset, cache: Path) -> N
     train_baseline("test_resnet", ARGS, replace(data, version="digits-2"), epochs=0)
     train_baseline("test_resnet", ARGS | {"drop_rate": 0.1}, data, epochs=0)
     assert len(list(cache.glob("*.safetensors"))) == 4
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"mean": (0.5,)}, {"std": (0.5,)}, {"name": "others"}, {"input_size": (1, 40, 40)}, {"channels_last": True}],
+)
+def test_data_that_is_prepared_otherwise_is_other_data(data: Dataset, cache: Path, change: dict[str, Any]) -> None:
+    train_baseline("test_resnet", ARGS, data, epochs=0)
+    assert not train_baseline("test_resnet", ARGS, replace(data, **change), epochs=0).reused
+    assert train_baseline("test_resnet", ARGS, data, epochs=0).reused
+    assert len(list(cache.glob("*.safetensors"))) == 2
+
+
+def test_top1_is_that_of_the_validation_split(data: Dataset) -> None:
+    """All labels of the validation split are 0, all of the test split 1, and the model answers 0."""
+    digits = load_data("digits")
+    for split, label in ((digits.validation, 0), (digits.test, 1)):
+        assert isinstance(split, ArraySplit)
+        split.images, split.labels = split.images[:8], torch.full((8,), label)
+    trained = train_baseline("answers_0", {}, digits, epochs=0)
+    assert trained.figures["validation_top1"] == 1.0
 
 
 @pytest.mark.parametrize("position", [3, 200, -1])

@@ -61,6 +61,18 @@ def test_size_is_the_entropy(count: int, codewords: int, spread: float) -> None:
     np.testing.assert_array_equal(Ans().decode(memoryview(data), stream(count, codewords)), indices)
 
 
+@pytest.mark.parametrize(("count", "size"), [(1, 10), (1_048_575, 10), (1_048_576, 10), (1_048_577, 18)])
+def test_a_chunk_has_up_to_two_to_the_twenty_indices(count: int, size: int) -> None:
+    """A byte, a byte of frequencies, and four of size and four of state for each chunk: no index needs a bit."""
+    assert len(Ans().encode(np.zeros(count, np.uint8), stream(count, 2))) == size
+
+
+def test_the_index_after_the_first_chunk() -> None:
+    indices = (np.arange(1_048_577) % 3 == 0).astype(np.uint8)
+    data = Ans().encode(indices, stream(1_048_577, 2))
+    assert np.array_equal(Ans().decode(memoryview(data), stream(1_048_577, 2)), indices)
+
+
 def test_below_a_hundredth_of_a_bit() -> None:
     indices = drawn(1_500_000, np.array([1.0, 2000.0, 1.0]))
     data = Ans().encode(indices, stream(len(indices), 3))

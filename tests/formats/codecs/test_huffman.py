@@ -34,7 +34,22 @@ def test_lengths_are_limited_and_complete() -> None:
     assert sum(2.0 ** -int(length) for length in lengths) == 1.0
 
 
-def testpackage_merge_costs_what_huffman_costs_where_the_limit_is_loose() -> None:
+def test_the_first_code_that_would_be_too_long() -> None:
+    """Of 17 Fibonacci counts the longest code would have 16 bits, all together 10,925; within 15, 10,926."""
+    assert sorted(limited_lengths(np.array(FIBONACCI[:16])).tolist()) == [*range(1, 16), 15]
+    lengths = limited_lengths(np.array(FIBONACCI[:17])).tolist()
+    assert max(lengths) == 15
+    assert sum(2 ** (15 - length) for length in lengths) == 32768
+    assert sum(count * length for count, length in zip(FIBONACCI[:17], lengths, strict=True)) == 10_926
+
+
+def test_a_stream_with_the_first_code_that_would_be_too_long() -> None:
+    indices = np.repeat(np.arange(17), FIBONACCI[:17]).astype(np.uint8)
+    data = Huffman().encode(indices, stream(len(indices), 17))
+    assert np.array_equal(Huffman().decode(memoryview(data), stream(len(indices), 17)), indices)
+
+
+def test_package_merge_costs_what_huffman_costs_where_the_limit_is_loose() -> None:
     rng = np.random.default_rng(0)
     for _ in range(50):
         counts = np.sort(rng.integers(1, 1000, rng.integers(2, 60)))
