@@ -99,10 +99,10 @@ def load_teacher(
 
     Raises:
         MissingError: there is no such file, it is no safetensors file, or it holds the weights of another model.
-        FileError: a packed file that is damaged.
+        FileError: a packed file that is damaged, or takes more memory than is believable for its size.
     """
-    model = build_model(name, args, device="cpu")
     state, stored_name, own = _read(path)
+    model = build_model(name, args, device="cpu")
     if stored_name is not None and str(stored_name).partition(".")[0] != name.partition(".")[0]:  # tags may differ
         raise MissingError(f"{path} holds a {ascii(stored_name)[:80]}, expected a {name!r}")
     _check(path, state, model, name)
