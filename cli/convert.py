@@ -10,7 +10,7 @@ import click
 
 from compressor.cli.compress import OPTIONS
 from compressor.cli.configs import Request
-from compressor.cli.files import PackedPath, memory_option, open_packed
+from compressor.cli.files import PackedPath, in_bytes, memory_option, open_packed
 from compressor.formats.errors import UsageError
 
 if TYPE_CHECKING:
@@ -68,7 +68,8 @@ def unpack(file: Path, output: Path, force: bool, max_memory: int | None) -> Non
     from compressor.formats.loader import load_state_dict
 
     # A tied tensor is written under each of its names: timm asks for all of them, and ties them itself.
-    tensors = {name: tensor.clone().contiguous() for name, tensor in load_state_dict(file).items()}
+    state = load_state_dict(file, max_memory=in_bytes(max_memory))
+    tensors = {name: tensor.clone().contiguous() for name, tensor in state.items()}
     data = save(tensors, {"format": "pt"})
     write_atomically(output, data, verify=lambda written: _verify(written, tensors), force=force)
     click.echo(f"{output}  {len(data):,} bytes, reopened and verified")
@@ -92,8 +93,8 @@ def _verify(written: Path, tensors: Mapping[str, Tensor]) -> None:
 
 
 def _how_to_load(model: Mapping[str, Any] | None, output: Path) -> str:
-    name, args = (model or {}).get("name"), (model or {}).get("args", {})
-    if not isinstance(name, str) or not isinstance(args, dict):
+    if model is None:
         return f"load it with: model.load_state_dict(safetensors.torch.load_file({str(output)!r}))"
-    arguments = ", ".join(f"{key}={value!r}" for key, value in {**args, "checkpoint_path": str(output)}.items())
-    return f"load it with: timm.create_model({name!r}, {arguments})"
+    named = {**model["args"], "checkpoint_path": str(output)}
+    arguments = ", ".join(f"{key}={value!r}" for key, value in named.items())
+    return f"load it with: timm.create_model({model['name']!r}, {arguments})"

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from compressor.formats.file.reader import PackedFile
     from compressor.report.provenance import Provenance
 
-__all__ = ["EVAL_BATCH", "PackedPath", "evaluate", "inspect", "memory_option", "open_packed"]
+__all__ = ["EVAL_BATCH", "PackedPath", "evaluate", "in_bytes", "inspect", "memory_option", "open_packed"]
 
 EVAL_BATCH = 256
 GIB = 1 << 30
@@ -40,6 +40,11 @@ memory_option = click.option(
 )
 
 
+def in_bytes(max_memory: int | None) -> int | None:
+    """Returns the bytes of as many GiB; None, for what is believable, as it is."""
+    return None if max_memory is None else max_memory * GIB
+
+
 @contextmanager
 def open_packed(path: Path, max_memory: int | None) -> Iterator[PackedFile]:
     """Opens a packed file of unknown origin.
@@ -51,11 +56,12 @@ def open_packed(path: Path, max_memory: int | None) -> Iterator[PackedFile]:
     Raises:
         FormatError: the file would decode to more.
     """
-    from compressor.formats.file.reader import PackedFile, believable_memory
+    from compressor.formats.file.memory import believable_memory
+    from compressor.formats.file.reader import PackedFile
 
     with PackedFile.open(path, max_memory=sys.maxsize) as packed:  # opening it decodes nothing
         size, decoded = packed.source.size, packed.decoded_size
-        allowed = believable_memory(size) if max_memory is None else max_memory * GIB
+        allowed = in_bytes(max_memory) or believable_memory(size)
         if decoded > allowed:
             raise FormatError(
                 f"{path}: {size:,} bytes that decode to {decoded:,}, more than the {allowed:,} allowed; "
@@ -94,12 +100,13 @@ def inspect(file: Path, everything: bool, as_json: bool, markdown: bool, max_mem
 
 @click.command("eval")
 @packed_file
-@click.option("--dataset", help="Data set; by default the one the file was made with.")
+@click.option("--dataset", help="Data set; by default the built-in one that the file was made with.")
 @click.option("--data-dir", type=click.Path(path_type=Path), help="Folder of its files.")
 @click.option("--batch-size", type=click.IntRange(1), default=EVAL_BATCH, show_default=True)
 @click.option("--device", help="cpu, cuda, cuda:1, mps ...  [default: a GPU if there is one]")
 @click.option("--max-bad-images", metavar="N", type=click.IntRange(0), default=0, show_default=True,
               help="Images that may be unreadable; all are listed in bad_images.txt.")  # fmt: skip
+@memory_option
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead.")
 def evaluate(
     file: Path,
@@ -108,20 +115,20 @@ def evaluate(
     batch_size: int,
     device: str | None,
     max_bad_images: int,
+    max_memory: int | None,
     as_json: bool,
 ) -> None:
     """Measure top-1 of a packed FILE."""
     from compressor import load
     from compressor.distributed.devices import find_device
-    from compressor.formats.file.reader import PackedFile
     from compressor.report.provenance import read_provenance
     from compressor.training.evaluation import evaluate as measure
 
     where = find_device(device)
-    with PackedFile.open(file) as packed:
+    with open_packed(file, max_memory) as packed:
         made, preprocessing = read_provenance(packed), dict(packed.preprocessing or {})
     data = _data(file, dataset, data_dir, made, preprocessing, max_bad_images)
-    model = load(file).to(where)
+    model = load(file, max_memory=in_bytes(max_memory)).to(where)
     _check_head(model, data)
     result = measure(model, data.eval_loader(batch_size))
     recorded = _recorded(made, data)
@@ -144,13 +151,14 @@ def _data(
     max_bad_images: int,
 ) -> Dataset:
     from compressor.data.bad_images import BadImages
-    from compressor.data.datasets import load_data
+    from compressor.data.datasets import BUILT_IN, load_data
 
     named = dataset if dataset is not None else ("" if data_dir is not None else None)
     if named is None:
         named = made.data.name if made.data is not None else None
-        if named is None or named == "folder":
-            raise UsageError(f"{file} does not say where its data set is: name --dataset or --data-dir")
+        if named not in BUILT_IN:  # any other name could make timm fetch or run what the author of the file wants
+            said = "names no data set" if named is None else f"was measured on {named[:80]!r}, which is not built in"
+            raise UsageError(f"{file} {said}: name --dataset, or the folder of your images with --data-dir")
     return load_data(named, data_dir, config=preprocessing, bad=BadImages(max_bad_images, Path("bad_images.txt")))
 
 

@@ -21,7 +21,7 @@ from compressor.cli.check import diff, verify
 from compressor.cli.compress import compress
 from compressor.cli.convert import pack, unpack
 from compressor.cli.files import evaluate, inspect
-from compressor.formats.errors import CompressorError
+from compressor.formats.errors import CompressorError, printable
 
 __all__ = ["cli", "main"]
 
@@ -163,8 +163,9 @@ def _silence_other_processes() -> None:
 
 def _say(message: str, code: int, kind: str = "error: ", shared: bool = False) -> int:
     """Prints a line and returns the exit code; an error that all processes share is printed by the first alone."""
+    line = printable(" ".join(message.split()))  # it may quote a file of a stranger
     if not _RANK:
-        click.echo(kind + " ".join(message.split()), err=True)
+        click.echo(kind + line, err=True)
     elif not shared and kind:
-        click.echo(f"process {_RANK}: {kind}" + " ".join(message.split()), file=sys.__stderr__)
+        click.echo(f"process {_RANK}: {kind}{line}", file=sys.__stderr__)
     return code

@@ -34,6 +34,7 @@ __all__ = [
     "UnsupportedError",
     "UsageError",
     "did_you_mean",
+    "printable",
 ]
 
 
@@ -110,3 +111,12 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     """
     near = difflib.get_close_matches(word, list(known), n=1)
     return f" Did you mean {near[0]!r}?" if near else ""
+
+
+def printable(text: str) -> str:
+    r"""Escapes control characters, which could drive the terminal that the text is shown on.
+
+    >>> printable("fc\x1b[2J")
+    'fc\\x1b[2J'
+    """
+    return "".join(char if char.isprintable() else f"\\x{ord(char):02x}" for char in text)

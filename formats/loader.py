@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from compressor.formats.content import Content
-from compressor.formats.errors import MissingError, UsageError, did_you_mean
+from compressor.formats.errors import FormatError, MissingError, UsageError, did_you_mean, printable
 from compressor.formats.file.reader import PackedFile
 from compressor.formats.inference.packed_weight import install, read_packed
 from compressor.formats.torch_tensors import load_state_dict, read_tensors, stored_shape
@@ -23,6 +24,7 @@ _MAX_CLASSES = 1_000_000
 _MAX_CHANNELS = 4_096
 _MAX_IMAGE = 8_192
 _MAX_LISTED = 5  # differences that a message lists
+_MAX_REASON = 300  # characters of a message that may be another's
 _WEIGHTS = ("dense", "packed")
 _RANDOM_FILLS = {
     "uniform_", "normal_", "trunc_normal_", "erfinv_", "kaiming_uniform_", "kaiming_normal_",
@@ -30,7 +32,12 @@ _RANDOM_FILLS = {
 }  # fmt: skip
 
 
-def load(path: str | os.PathLike[str], model: nn.Module | None = None, weights: str = "dense") -> nn.Module:
+def load(
+    path: str | os.PathLike[str],
+    model: nn.Module | None = None,
+    weights: str = "dense",
+    max_memory: int | None = None,
+) -> nn.Module:
     """Returns the model of a packed file, in eval mode.
 
     Args:
@@ -42,18 +49,25 @@ def load(path: str | os.PathLike[str], model: nn.Module | None = None, weights: 
             no parameter requires a gradient, and the state dict holds the packed buffers. Where a codec generates the
             indices none are kept: linear and convolution layers compute a chunk of channels at a time, and may sum in
             another order.
+        max_memory: the most bytes that the tensors may take when decoded, for a file you trust. None, the default, for
+            the size of ``model``, which is yours; without one for what is believable for the size of the file: 256 MiB
+            or 1,000 times that size, whichever is more, and at most half of the machine's memory.
 
     Raises:
-        UsageError: ``weights`` is neither "dense" nor "packed".
+        UsageError: ``weights`` is neither "dense" nor "packed", or ``max_memory`` is no whole number of 1 or more.
         MissingError: the file does not exist, timm has no such model, or its tensors are not those of the file.
-        FileError: the file is damaged, hostile or of another kind.
+        FileError: the file is damaged, hostile or of another kind, or its tensors, or the buffers that its model
+            computes, take more than ``max_memory``. Nothing has been decoded then.
     """
     if weights not in _WEIGHTS:
         raise UsageError(f"weights={weights!r}, expected 'dense' or 'packed'.{did_you_mean(str(weights), _WEIGHTS)}")
     packed = weights == "packed"
-    with PackedFile.open(path) as file:
+    if max_memory is None and model is not None:
+        max_memory = sys.maxsize  # the tensors must have the shapes of the caller's own
+    with PackedFile.open(path, max_memory) as file:
         target = _build_named(file) if model is None else model
         check_fits(file, target)
+        _check_memory(file, target)
         assign = _on_meta(target)
         if model is None and _computes_buffers(target):
             target = _build_named(file, "cpu")
@@ -82,8 +96,12 @@ def build_model(name: str, args: Mapping[str, Any], device: str = "meta") -> nn.
     try:
         with torch.device(device), _WithoutRandomFills():
             return timm.create_model(name, pretrained=False, **_tuples(args))
-    except (TypeError, ValueError, AssertionError, RuntimeError) as error:
-        raise MissingError(f"timm {timm.__version__} cannot build {name!r} with {dict(args)}: {error}") from error
+    except MemoryError:
+        raise
+    except Exception as error:  # constructors divide by arguments, use them as positions, and much else
+        reason = printable(" ".join(f"{type(error).__name__}: {error}".split()))[:_MAX_REASON]
+        what = f"{name!r} with {ascii(dict(args))[:_MAX_REASON]}"
+        raise MissingError(f"timm {timm.__version__} cannot build {what}: {reason}") from error
 
 
 def check_fits(content: Content | PackedFile, model: nn.Module) -> None:
@@ -158,10 +176,17 @@ def _build_named(file: PackedFile, device: str = "meta") -> nn.Module:
     """Returns the timm model that the file names, built on ``device``."""
     if file.model is None:
         raise MissingError(f"{file.label} names no timm model: give the module to fill, load(path, model=...)")
-    name, args = file.model.get("name"), file.model.get("args", {})
-    if not isinstance(name, str) or not isinstance(args, dict):
-        raise MissingError(f"{file.label}: model {ascii(dict(file.model))[:80]}, expected a name and args")
-    return build_model(name, args, device)
+    return build_model(file.model["name"], file.model["args"], device)
+
+
+def _check_memory(file: PackedFile, model: nn.Module) -> None:
+    """Raises FormatError where a model takes more memory than the file may; its constructor may compute buffers."""
+    size = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
+    if size > file.max_memory:
+        raise FormatError(
+            f"{file.label}: its model takes {size:,} bytes, more than the {file.max_memory:,} allowed (max_memory); "
+            f"if you trust the file: max_memory={size}"
+        )
 
 
 def _fill(model: nn.Module, file: PackedFile, assign: bool, packed: bool) -> None:

@@ -25,22 +25,26 @@ SAFETENSORS_NAMES = {dtype: name for name, dtype in TORCH_DTYPES.items()}
 """The safetensors name of each of torch's dtypes that a packed file can hold."""
 
 
-def load_state_dict(path: str | os.PathLike[str], names: Iterable[str] | None = None) -> dict[str, Tensor]:
+def load_state_dict(
+    path: str | os.PathLike[str], names: Iterable[str] | None = None, max_memory: int | None = None
+) -> dict[str, Tensor]:
     """Returns tensors of a packed file by name; only these are read and decoded.
 
     Args:
         path: the file.
         names: names of the tensors; None, the default, for all. An alias is the same tensor object as the tensor it
             is tied to.
+        max_memory: the most bytes that all tensors of the file may take, for a file you trust; None, the default, for
+            what is believable for the size of the file: 256 MiB or 1,000 times that size, whichever is more.
 
     Returns:
         Tensors on the CPU in the shapes and dtypes of the model, in the order of ``names``.
 
     Raises:
         MissingError: the file, or a name in it, does not exist.
-        FileError: the file is damaged, hostile or of another kind.
+        FileError: the file is damaged, hostile or of another kind, or its tensors take more than ``max_memory``.
     """
-    with PackedFile.open(path) as file:
+    with PackedFile.open(path, max_memory) as file:
         return read_tensors(file, names)
 
 

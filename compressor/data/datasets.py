@@ -26,7 +26,10 @@ from compressor.data.images import open_images
 from compressor.data.splits import ArraySplit, Batch, ImageSplit, SeededRandomSampler, collate_readable
 from compressor.formats.errors import MissingError, UsageError
 
-__all__ = ["FASHION_MNIST_DIR", "Dataset", "load_data"]
+__all__ = ["BUILT_IN", "FASHION_MNIST_DIR", "Dataset", "load_data"]
+
+BUILT_IN = ("digits", "fashion-mnist")
+"""Names of the data sets that are read here, of files that come with scikit-learn or Debian; timm opens all others."""
 
 FASHION_MNIST_DIR = Path("/usr/share/datasets/fashion-mnist")
 """Where Debian's package dataset-fashion-mnist puts its files."""
@@ -151,7 +154,7 @@ def load_data(
         >>> len(data.train), len(data.validation), len(data.test), data.input_size
         (1078, 359, 360, (1, 32, 32))
     """
-    if augment and name in ("digits", "fashion-mnist"):
+    if augment and name in BUILT_IN:
         raise UsageError(f"{', '.join(augment)}: for pictures; {name} is augmented in its own way")
     if name == "digits":
         return _digits()

@@ -16,6 +16,7 @@ from compressor.formats.errors import MissingError, UsageError
 
 __all__ = ["open_images"]
 
+_STREAMS = ("hfids", "tfds")
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -82,9 +83,11 @@ def _preprocessing(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def _sources(name: str, data_dir: str | Path | None, mode: str, download: bool) -> dict[str, Any]:
     """Opens train and validation, and test if there is one."""
-    if name.partition("/")[0].lower() == "wds":
-        if data_dir is None:
-            raise MissingError(f"data set {name}: name the folder of its shards with --data-dir")
+    kind = name.partition("/")[0].lower()
+    if data_dir is None and kind not in ("hfds", *_STREAMS):  # the hub has a folder of its own
+        files = "shards" if kind == "wds" else "files"
+        raise MissingError(f"data set {name or 'folder'}: name the folder of its {files} with --data-dir")
+    if kind == "wds" and data_dir is not None:
         return dict(open_shards(Path(data_dir)))
     splits = ["train", "validation"]
     if data_dir is not None and (Path(data_dir) / "test").is_dir():
@@ -95,7 +98,7 @@ def _sources(name: str, data_dir: str | Path | None, mode: str, download: bool) 
 def _source(name: str, data_dir: str | Path | None, split: str, mode: str, download: bool) -> Any:
     from timm.data import create_dataset
 
-    if name.partition("/")[0].lower() in ("hfids", "tfds"):
+    if name.partition("/")[0].lower() in _STREAMS:
         raise UsageError(
             f"--dataset {name}: a stream does not know its classes, and timm leaves out, without a word, what "
             "cannot be read: it cannot be used; name a folder, wds/... or hfds/..."

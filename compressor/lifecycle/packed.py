@@ -16,6 +16,8 @@ from torch import Tensor, nn
 import compressor
 from compressor.formats.content import Codebook, Content, RawTensor, SharedTensor
 from compressor.formats.errors import MissingError, UsageError
+from compressor.formats.file.memory import MAX_MEMORY
+from compressor.formats.file.objects import PREPROCESSING
 from compressor.formats.file.reader import PackedFile
 from compressor.formats.file.writer import pack, write
 from compressor.formats.loader import build_model, check_fits
@@ -27,7 +29,6 @@ from compressor.sharing.group_state import CHUNK
 __all__ = ["Packed", "SharedModel"]
 
 _log = logging.getLogger(__name__)
-PREPROCESSING = ("input_size", "mean", "std", "interpolation", "crop_pct", "crop_mode")
 
 
 @dataclass(frozen=True)
@@ -134,7 +135,7 @@ class Packed:
         Args:
             codec: how indices are coded, as in ``save``.
         """
-        with PackedFile.from_bytes(self.to_bytes(codec)) as file:
+        with PackedFile.from_bytes(self.to_bytes(codec), MAX_MEMORY) as file:
             return Report.of(file)
 
 
@@ -200,8 +201,12 @@ def _timm_model(cfg: Any, args: Mapping[str, Any]) -> dict[str, Any] | None:
 def _preprocessing(cfg: Any) -> dict[str, Any] | None:
     if not isinstance(cfg, dict):
         return None
-    chosen = {key: cfg[key] for key in PREPROCESSING if cfg.get(key) is not None}
-    return {key: list(value) if isinstance(value, tuple) else value for key, value in chosen.items()} or None
+    given = {key: cfg[key] for key in PREPROCESSING if cfg.get(key) is not None}
+    listed = {key: list(value) if isinstance(value, tuple) else value for key, value in given.items()}
+    for key in [key for key, value in listed.items() if not PREPROCESSING[key].fits(value)]:
+        value, expected = listed.pop(key), PREPROCESSING[key].expected
+        _log.warning("%s of pretrained_cfg is %.80r, expected %s: it is not stored", key, value, expected)
+    return listed or None
 
 
 def _provenance(shared: SharedModel) -> dict[str, Any]:

@@ -94,10 +94,10 @@ def load_teacher(
 
     Raises:
         MissingError: there is no such file, it is no safetensors file, or it holds the weights of another model.
-        FileError: a packed file that is damaged.
+        FileError: a packed file that is damaged, or takes more memory than is believable for its size.
     """
+    checkpoint = read_checkpoint(path, pickles=False)  # before the model is built: the file may be refused
     model = build_model(name, args, device="cpu")
-    checkpoint = read_checkpoint(path, pickles=False)
     load_checkpoint(checkpoint, model, name, "a teacher needs the {expected} of its student")
     state = model.state_dict()
     if bad := [key for key, tensor in state.items() if tensor.is_floating_point() and not tensor.isfinite().all()]:

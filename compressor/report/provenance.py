@@ -6,20 +6,11 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from compressor.formats.errors import FormatError
+from compressor.formats.errors import FormatError, printable
 from compressor.formats.file.reader import PackedFile
 from compressor.validation import one_line_errors
 
-__all__ = ["Provenance", "printable", "read_provenance", "rule_of"]
-
-
-def printable(text: str) -> str:
-    r"""Escapes control characters, which could drive the terminal the text is shown on.
-
-    >>> printable("fc\x1b[2J")
-    'fc\\x1b[2J'
-    """
-    return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text)
+__all__ = ["Provenance", "read_provenance", "rule_of"]
 
 
 Text = Annotated[str, AfterValidator(printable)]

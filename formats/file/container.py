@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import struct
 from collections.abc import Mapping
 from typing import Any
@@ -117,7 +118,9 @@ def read_json(text: str | bytes, what: str) -> Any:
         FormatError: the text is not JSON, has duplicate keys, NaN or infinities, or more than MAX_DEPTH levels.
     """
     try:
-        value = json.loads(text, object_pairs_hook=_no_duplicates, parse_constant=_no_constant)
+        value = json.loads(
+            text, object_pairs_hook=_no_duplicates, parse_constant=_no_constant, parse_float=_finite_number
+        )
     except FormatError as error:
         raise FormatError(f"{what}: {error}") from error
     except RecursionError as error:
@@ -147,6 +150,13 @@ def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _no_constant(literal: str) -> None:
     raise FormatError(f"{literal} is not a number here")
+
+
+def _finite_number(literal: str) -> float:
+    number = float(literal)
+    if math.isinf(number):
+        raise FormatError(f"{literal[:80]} is beyond the range of float64")
+    return number
 
 
 def parse_header(text: bytes, data_size: int) -> tuple[str, dict[str, int]]:

@@ -18,6 +18,7 @@ from compressor.formats.file.fields import MAX_DIM, parse_float_dtype, parse_int
 __all__ = ["RawEntry", "SiteEntry", "check_raw", "parse_raws", "parse_site"]
 
 MAX_SIZE = (1 << 62) - 1  # bytes of an index stream
+MAX_CODEC = 64  # characters of a codec's id
 _OPTIONS = {"dtype", "axis", "block", "vector_axis", "scale", "offset"}
 
 
@@ -105,7 +106,7 @@ def parse_site(entry: Any, books: tuple[TableEntry | Grid, ...]) -> SiteEntry:
     what = f"tensor {name!r}"
     shape = parse_shape(entry[1], what)
     number = parse_int(entry[2], f"codebook of {what}", 0, len(books) - 1)
-    if not isinstance(entry[3], str):
+    if not isinstance(entry[3], str) or not 0 < len(entry[3]) <= MAX_CODEC or not entry[3].isprintable():
         raise FormatError(f"codec of {what} is {ascii(entry[3])[:80]}, expected a name")
     size = parse_int(entry[4], f"bytes of {what}", 0, MAX_SIZE)
     options = _options(entry[5] if len(entry) == 6 else None, shape, what)

@@ -14,14 +14,12 @@ from compressor.formats.errors import FormatError, UnsupportedError
 from compressor.formats.file.codebooks import TableEntry, parse_book
 from compressor.formats.file.entries import RawEntry, SiteEntry, parse_raws, parse_site
 from compressor.formats.file.fields import parse_name
+from compressor.formats.file.objects import OBJECTS, check_object
 
-__all__ = ["OBJECTS", "VERSION", "Metadata", "parse_metadata"]
+__all__ = ["VERSION", "Metadata", "parse_metadata"]
 
 VERSION = 1
 """The version of the format that this release writes, and the latest that it reads."""
-
-OBJECTS = ("model", "preprocessing", "recipe", "provenance")
-"""Keys of the metadata whose values are free-form objects."""
 
 _KEYS = {"version", "requires", "books", "sites", "untouched", "aliases", *OBJECTS}
 
@@ -46,9 +44,10 @@ class Metadata:
 
     @property
     def decoded_size(self) -> int:
-        """The size in bytes of all tensors after decoding; aliases count nothing."""
-        shared = sum(site.weights * ITEM_SIZES[site.dtype] for site in self.sites.values())
-        return shared + sum(math.prod(raw.shape) * ITEM_SIZES[raw.dtype] for raw in self.untouched.values())
+        """The size in bytes of all tensors after decoding; tied ones count under each name, as a copy of each would."""
+        entries: dict[str, SiteEntry | RawEntry] = {**self.sites, **self.untouched}
+        sizes = {name: math.prod(entry.shape) * ITEM_SIZES[entry.dtype] for name, entry in entries.items()}
+        return sum(sizes.values()) + sum(sizes[name] for name in self.aliases.values())
 
 
 def parse_metadata(fields: Any, max_memory: int) -> Metadata:
@@ -69,8 +68,8 @@ def parse_metadata(fields: Any, max_memory: int) -> Metadata:
     if unknown:
         raise FormatError(f"metadata: unknown key {unknown[0][:80]!r}, expected {', '.join(sorted(_KEYS))}")
     for key in OBJECTS:
-        if key in fields and not (isinstance(fields[key], dict) and fields[key]):
-            raise FormatError(f"metadata: {key!r} is not an object, or an empty one")
+        if key in fields:
+            check_object(key, fields[key])
     books = tuple(parse_book(entry, number) for number, entry in enumerate(_list(fields, "books")))
     sites: dict[str, SiteEntry] = {}
     for entry in _list(fields, "sites"):
@@ -88,9 +87,11 @@ def parse_metadata(fields: Any, max_memory: int) -> Metadata:
 def _check_version(fields: dict[str, Any]) -> None:
     version = fields.get("version")
     if type(version) is not int or version < 1:
-        raise FormatError(f"metadata: version {version!r}, expected {VERSION}")
+        raise FormatError(f"metadata: version {ascii(version)[:80]}, expected {VERSION}")
     if version > VERSION:
-        raise UnsupportedError(f"format version {version}, this release reads up to {VERSION}: upgrade timm-compressor")
+        raise UnsupportedError(
+            f"format version {ascii(version)[:80]}, this release reads up to {VERSION}: upgrade timm-compressor"
+        )
     requires = fields.get("requires")
     if not isinstance(requires, list) or not all(isinstance(feature, str) for feature in requires):
         raise FormatError("metadata: 'requires' is not a list of features")
@@ -104,13 +105,15 @@ def _check_whole(metadata: Metadata, max_memory: int) -> None:
     """Checks codecs, unused codebooks and decoded size, which depend on several entries."""
     codecs = sorted({site.codec for site in metadata.sites.values()})
     if metadata.fields["requires"] != codecs:
-        raise FormatError(f"metadata: 'requires' is {metadata.fields['requires']}, but the sites use {codecs}")
+        stated = ascii(metadata.fields["requires"])[:80]
+        raise FormatError(f"metadata: 'requires' is {stated}, but the sites use {codecs}")
     unused = {*range(len(metadata.books))} - {site.book for site in metadata.sites.values()}
     if unused:
         raise FormatError(f"metadata: codebook {min(unused)} is used by no tensor")
     size = metadata.decoded_size
     if size > max_memory:
-        raise FormatError(f"the tensors take {size:,} bytes, more than the {max_memory:,} allowed (max_memory)")
+        allowed = f"more than the {max_memory:,} allowed (max_memory)"
+        raise FormatError(f"the tensors take {size:,} bytes, {allowed}; if you trust the file: max_memory={size}")
 
 
 def _add(entries: dict[str, Any], name: str, entry: object, taken: Collection[str] = ()) -> None:

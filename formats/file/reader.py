@@ -38,38 +38,16 @@ from compressor.formats.file.codebooks import TableEntry, read_table
 from compressor.formats.file.container import MAX_HEADER, canonical_json, parse_header, read_json, recognise
 from compressor.formats.file.entries import RawEntry, SiteEntry, check_raw
 from compressor.formats.file.layout import Key, check_sizes, layout
+from compressor.formats.file.memory import allowed_memory
 from compressor.formats.file.metadata import parse_metadata
 from compressor.formats.file.source import FileSource, MemorySource, Source
 
-__all__ = ["MAX_MEMORY", "PackedFile", "Sizes", "believable_memory"]
+__all__ = ["PackedFile", "Sizes"]
 
 _log = logging.getLogger(__name__)
 
-MAX_MEMORY = 32 << 30
-"""The most bytes that the tensors of a file may take when decoded, unless the caller says otherwise."""
-
-ALWAYS_ALLOWED = 256 << 20
-"""Bytes of decoded tensors that ``believable_memory`` allows a file of any size."""
-
-MAX_EXPANSION = 1_000
-"""Decoded bytes that it allows for each byte of the file; 1,000 is 0.03 bits for a float32 weight."""
-
 _HASH_CHUNK = 1 << 20  # bytes read at a time to be hashed
 _SMALLEST_NORMAL = float(np.finfo(np.float32).tiny)
-
-
-def believable_memory(file_size: int) -> int:
-    """Returns the decoded size, in bytes, up to which a file from an unknown sender is accepted.
-
-    Codecs of less than one bit an index can store any number of weights in a few bytes. With this limit a sender must
-    send bytes to make the reader allocate memory. At most half of the machine's memory is allowed, since decoding takes
-    memory besides.
-
-    Args:
-        file_size: the size of the packed file in bytes.
-    """
-    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return min(MAX_MEMORY, memory // 2, max(ALWAYS_ALLOWED, MAX_EXPANSION * file_size))
 
 
 @dataclass(frozen=True)
@@ -90,9 +68,11 @@ class PackedFile:
     Args:
         source: its bytes.
         label: what messages call it, such as its path.
-        max_memory: the most bytes that its tensors may take when decoded.
+        max_memory: the most bytes that its tensors may take when decoded; None, the default, for what
+            ``believable_memory`` allows a file of its size.
 
     Raises:
+        UsageError: ``max_memory`` is no whole number of 1 or more.
         UnsupportedError: another kind of file, a newer version, an unknown codec, or a big-endian machine.
         FormatError: the file does not follow SPEC.md, or its tensors take more than ``max_memory``.
         IntegrityError: the checksum of the header does not match.
@@ -103,7 +83,8 @@ class PackedFile:
         aliases: for each further name of a tied tensor, the name it is stored under.
         book_entries: the codebooks of the metadata, in file order.
         metadata: the metadata as a JSON object.
-        decoded_size: bytes of all tensors after decoding.
+        decoded_size: bytes of all tensors after decoding, tied ones counted under each of their names.
+        max_memory: the most bytes that were allowed for them.
 
     Methods that read parts raise FormatError or IntegrityError where one is damaged; messages begin with ``label``.
 
@@ -118,13 +99,16 @@ class PackedFile:
 
     # -- opening and closing
 
-    def __init__(self, source: Source, label: str, max_memory: int = MAX_MEMORY) -> None:
+    def __init__(self, source: Source, label: str, max_memory: int | None = None) -> None:
         self.source = source
         self.label = label
+        self.max_memory = allowed_memory(max_memory, source.size)
         with self._labelled_errors():
             check_byte_order()
             text, sizes = self._read_header()
-            parsed = parse_metadata(read_json(text, "metadata"), max_memory)
+            parsed = parse_metadata(read_json(text, "metadata"), self.max_memory)
+            if canonical_json(parsed.fields) != text:  # else two files of one content could have two hashes
+                raise FormatError("metadata: not in canonical form (order, spaces, escapes or numbers)")
             self._parts = layout(parsed)
             check_sizes(self._parts, sizes)
             start = self.source.size - sizes["checksums"]
@@ -144,7 +128,7 @@ class PackedFile:
         self._ascending = {site.book for site in self.sites.values() if codec_class(site.codec).general}
 
     @classmethod
-    def open(cls, path: str | os.PathLike[str], max_memory: int = MAX_MEMORY) -> Self:
+    def open(cls, path: str | os.PathLike[str], max_memory: int | None = None) -> Self:
         """Opens a file on disk; all reads use one descriptor, even if the file at the path is replaced.
 
         Raises:
@@ -160,7 +144,7 @@ class PackedFile:
             raise
 
     @classmethod
-    def from_bytes(cls, data: bytes, max_memory: int = MAX_MEMORY) -> Self:
+    def from_bytes(cls, data: bytes, max_memory: int | None = None) -> Self:
         """Opens a packed file that is in memory."""
         return cls(MemorySource(data), "packed bytes", max_memory)
 

@@ -21,8 +21,10 @@ from compressor.formats.file.container import canonical_json, header_bytes, read
 from compressor.formats.file.entries import check_raw
 from compressor.formats.file.fields import parse_name
 from compressor.formats.file.layout import Key, blob_sizes, layout
-from compressor.formats.file.metadata import OBJECTS, VERSION, parse_metadata
-from compressor.formats.file.reader import MAX_MEMORY, PackedFile
+from compressor.formats.file.memory import MAX_MEMORY
+from compressor.formats.file.metadata import VERSION, parse_metadata
+from compressor.formats.file.objects import OBJECTS
+from compressor.formats.file.reader import PackedFile
 from compressor.formats.io.atomic import check_writable, write_atomically
 
 __all__ = ["pack", "write"]
@@ -217,7 +219,7 @@ def _untouched_fields(untouched: Mapping[str, RawTensor]) -> list[list[Any]]:
 
 def _verify(path: Path, content: Content) -> None:
     """Raises IntegrityError unless the file holds exactly ``content``."""
-    with PackedFile.open(path) as file:
+    with PackedFile.open(path, MAX_MEMORY) as file:  # which the writer made itself
         for name, site in content.sites.items():
             scaled = site.scale is not None or site.offset is not None
             _check_same(file.shared(name), site if scaled else replace(site, scale_dtype="F32"), f"tensor {name!r}")

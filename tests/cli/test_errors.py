@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from compressor.cli import main as command
 from compressor.cli.main import run
 from compressor.formats.errors import IntegrityError
+from tests.helpers.forging import forged_from
 
 MODEL = "test_resnet"
 SHARE = ("--scheme", "kmeans", "--bits", "4")
@@ -224,7 +225,28 @@ def test_truncated_or_flipped(fails: Fails) -> None:
 
 def test_data_of_a_file_is_not_known(fails: Fails) -> None:
     packed()
-    assert "name --dataset or --data-dir" in fails(2, "eval", "good.safetensors")
+    ask = "name --dataset, or the folder of your images with --data-dir"
+    assert fails(2, "eval", "good.safetensors") == f"good.safetensors names no data set: {ask}"
+
+
+@pytest.mark.parametrize("name", ["hfds/someone/anything", "torch/mnist", "wds/shards", "folder", "", "Digits"])
+def test_a_file_names_built_in_data_only(fails: Fails, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """Any other name could make timm fetch, or run, what the author of the file wants."""
+    packed()
+    fields = {"data": {"name": name, "version": "1", "split": "test", "n": 1}}
+    data = Path("good.safetensors").read_bytes()
+    Path("evil.safetensors").write_bytes(forged_from(data, lambda f: f["provenance"].update(fields)))
+    monkeypatch.setattr("timm.data.create_dataset", None)
+    monkeypatch.setattr("compressor.formats.loader.load", None)
+    said = fails(2, "eval", "evil.safetensors")
+    assert said.startswith(f"evil.safetensors was measured on {name!r}, which is not built in: name --dataset")
+
+
+@pytest.mark.parametrize("name", ["torch/mnist", "image_folder", "any", ""])
+def test_data_of_timms_needs_its_folder(fails: Fails, name: str) -> None:
+    packed()
+    said = fails(4, "eval", "good.safetensors", "--dataset", name)
+    assert said == f"data set {name or 'folder'}: name the folder of its files with --data-dir"
 
 
 def test_a_bug_asks_for_a_report(fails: Fails, monkeypatch: pytest.MonkeyPatch) -> None:

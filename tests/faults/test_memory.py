@@ -12,15 +12,20 @@ from typing import Any
 
 import numpy as np
 import pytest
+import timm
+import torch
 
 import compressor
 from compressor.cli.files import open_packed
 from compressor.cli.main import run
-from compressor.formats.content import Content, SharedTensor, Table
-from compressor.formats.file import reader, source
+from compressor.formats.content import Content, RawTensor, SharedTensor, Table
+from compressor.formats.errors import FormatError, UsageError
+from compressor.formats.file import memory, source
 from compressor.formats.file.reader import PackedFile
 from compressor.formats.file.writer import pack, write
 from compressor.formats.io import atomic
+from compressor.formats.loader import build_model
+from compressor.models.teacher import load_teacher
 from tests.faults.test_damaged_files import Says, says
 from tests.formats.test_content import RECORDS
 from tests.helpers.forging import Fields, forged_from, small
@@ -60,8 +65,8 @@ def test_max_memory_admits_larger_files(tmp_path: Path, monkeypatch: pytest.Monk
         assert file.decoded_size == 20 << 30
     path.write_bytes(giant([9, 1024]))
     assert run(["verify", str(path)]) == 0
-    monkeypatch.setattr(reader, "ALWAYS_ALLOWED", 1 << 10)
-    monkeypatch.setattr(reader, "MAX_EXPANSION", 2)
+    monkeypatch.setattr(memory, "ALWAYS_ALLOWED", 1 << 10)
+    monkeypatch.setattr(memory, "MAX_EXPANSION", 2)
     assert run(["verify", str(path)]) == 3
     assert run(["verify", str(path), "--max-memory", "1"]) == 0
 
@@ -69,11 +74,103 @@ def test_max_memory_admits_larger_files(tmp_path: Path, monkeypatch: pytest.Monk
 def test_well_compressed_models_are_not_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """200 million float32 weights at a thirtieth of a bit, on a machine of 2 GB."""
     monkeypatch.setattr(os, "sysconf", {"SC_PHYS_PAGES": 500_000, "SC_PAGE_SIZE": 4096}.__getitem__)
-    assert reader.believable_memory(200_000_000 // 30 // 8) >= 4 * 200_000_000
-    assert reader.believable_memory(1_000) == 256 << 20
-    assert reader.believable_memory(1 << 40) == 500_000 * 4096 // 2
+    assert memory.believable_memory(200_000_000 // 30 // 8) >= 4 * 200_000_000
+    assert memory.believable_memory(1_000) == 256 << 20
+    assert memory.believable_memory(1 << 40) == 500_000 * 4096 // 2
     monkeypatch.setattr(os, "sysconf", {"SC_PHYS_PAGES": 1 << 40, "SC_PAGE_SIZE": 4096}.__getitem__)
-    assert reader.believable_memory(1 << 40) == reader.MAX_MEMORY
+    assert memory.believable_memory(1 << 40) == memory.MAX_MEMORY
+
+
+def a_million_classes(classes: int = 1_000_000, **args: Any) -> bytes:
+    """A resnet18 with a million classes in some 7 kB: one codeword everywhere, and with it no byte of indices."""
+    with torch.device("meta"):
+        shapes = {name: tuple(tensor.shape) for name, tensor in timm.create_model("resnet18").state_dict().items()}
+    sites = {name: SharedTensor((1,), 0, np.zeros(1, np.uint8)) for name, shape in shapes.items() if shape}
+    counts = {name: RawTensor("I64", (), bytes(8)) for name, shape in shapes.items() if not shape}
+    content = Content(sites, (Table.of([0.5]),), counts, model={"name": "resnet18", "args": {}})
+
+    def edit(fields: Fields) -> None:
+        fields["model"]["args"] = {"num_classes": classes, **args}
+        for entry in fields["sites"]:
+            first = classes if entry[0].startswith("fc.") else shapes[entry[0]][0]
+            entry[1] = [first, *shapes[entry[0]][1:]]
+
+    return forged_from(pack(content, "bits"), edit)
+
+
+@pytest.mark.parametrize("weights", ["dense", "packed"])
+def test_a_million_classes_are_refused_before_a_model_is_built(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, weights: str
+) -> None:
+    (tmp_path / "a").write_bytes(a_million_classes())
+    assert (tmp_path / "a").stat().st_size < 8_000
+    monkeypatch.setattr(timm, "create_model", None)
+    monkeypatch.setattr(np, "empty", None)
+    tracemalloc.start()
+    fault = r"a: the tensors take 2,096,744,608 bytes, more than the 268,435,456 allowed \(max_memory\); if you trust"
+    with pytest.raises(FormatError, match=fault):
+        compressor.load(tmp_path / "a", weights=weights)
+    with pytest.raises(FormatError, match="max_memory=2096744608"):
+        compressor.load_state_dict(tmp_path / "a", ["fc.bias"])
+    with pytest.raises(FormatError, match="more than the 2,096,744,607 allowed"):
+        compressor.load(tmp_path / "a", weights=weights, max_memory=2_096_744_607)
+    with pytest.raises(FormatError, match="more than the"):
+        load_teacher(tmp_path / "a", "resnet18", {"num_classes": 10}, [0.5], [0.5])
+    assert tracemalloc.get_traced_memory()[1] < 4 << 20
+    tracemalloc.stop()
+
+
+def test_eval_of_a_million_classes(says: Says, monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("a").write_bytes(a_million_classes())
+    monkeypatch.setattr(timm, "create_model", None)
+    assert says(3, "eval", "a", "--dataset", "digits").endswith("if you trust the file: --max-memory 2\n")
+    assert says(3, "eval", "a", "--dataset", "digits", "--max-memory", "1").endswith("--max-memory 2\n")
+
+
+def test_more_memory_for_a_file_that_is_trusted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "ALWAYS_ALLOWED", 1 << 20)
+    (tmp_path / "a").write_bytes(a_million_classes(10))
+    with pytest.raises(FormatError, match="max_memory"):
+        compressor.load(tmp_path / "a")
+    size = 4 * (11_181_642 + 9_600) + 8 * 20  # parameters and statistics in float32, and the counters of batches
+    assert float(compressor.load(tmp_path / "a", max_memory=size).state_dict()["fc.bias"][0]) == 0.5
+    with pytest.raises(FormatError, match="max_memory"):
+        compressor.load(tmp_path / "a", max_memory=size - 1)
+    mine = timm.create_model("resnet18", num_classes=10)
+    assert compressor.load(tmp_path / "a", model=mine) is mine  # no larger than what the caller has
+    assert len(compressor.load_state_dict(tmp_path / "a", ["fc.bias"], max_memory=size)["fc.bias"]) == 10
+
+
+@pytest.mark.parametrize("size", [0, -1, 1.5, True, "1 GiB"])
+def test_max_memory_is_a_number_of_bytes(tmp_path: Path, size: Any) -> None:
+    (tmp_path / "a").write_bytes(small())
+    for read in (compressor.load, compressor.load_state_dict, PackedFile.open):
+        with pytest.raises(UsageError, match=r"max_memory=.* expected a whole number of bytes"):
+            read(tmp_path / "a", max_memory=size)
+
+
+def test_buffers_that_a_constructor_computes_are_bounded(tmp_path: Path) -> None:
+    """The state dict of a BEiT has no relative positions: of images of 8,192 pixels they would take six terabytes."""
+    name, args = "beit_base_patch16_224", {"img_size": 8192, "num_classes": 0}
+    shapes = {key: tensor.shape for key, tensor in build_model(name, args).state_dict().items()}
+    sites = {key: SharedTensor((1,), 0, np.zeros(1, np.uint8)) for key in shapes}
+    data = pack(Content(sites, (Table.of([0.5]),), model={"name": name, "args": args}), "bits")
+
+    def edit(fields: Fields) -> None:
+        for entry in fields["sites"]:
+            entry[1] = list(shapes[entry[0]])
+
+    (tmp_path / "a").write_bytes(forged_from(data, edit))
+    with pytest.raises(FormatError, match=r"its model takes 6,5..,...,...,... bytes, more than the .* \(max_memory\)"):
+        compressor.load(tmp_path / "a", max_memory=32 << 30)
+
+
+def test_tied_names_count_each(tmp_path: Path) -> None:
+    """A checkpoint that is unpacked holds a copy under each name."""
+    aliases = {f"a{number}": "fc.weight" for number in range(9)}
+    (tmp_path / "a").write_bytes(forged_from(giant([32, 1 << 20]), lambda fields: fields.update(aliases=aliases)))
+    with pytest.raises(FormatError, match="the tensors take 1,342,177,280 bytes"):
+        PackedFile.open(tmp_path / "a")
 
 
 @pytest.mark.parametrize("size", ["0", "-1", "nan", "1e3", "many"])

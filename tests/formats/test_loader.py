@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 from torch import nn
 
 from compressor.formats.content import Content, RawTensor, SharedTensor, Table, decode
-from compressor.formats.errors import FileError, MissingError
+from compressor.formats.errors import FileError, FormatError, MissingError
 from compressor.formats.file.reader import PackedFile
 from compressor.formats.file.source import FileSource
 from compressor.formats.file.writer import pack, write
@@ -147,8 +148,22 @@ def test_models_that_a_file_may_not_name(tmp_path: Path, name: str, args: dict[s
 
 def test_model_entry_of_another_kind(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(forged(lambda fields: fields["model"].update(name=["resnet18"])))
-    with pytest.raises(MissingError, match="expected a name and args"):
+    with pytest.raises(FormatError, match=r"metadata: model: name is \['resnet18'\], expected 1 to 128 characters"):
         load(tmp_path / "a")
+
+
+@pytest.mark.parametrize("size", [[], 1, [1], [7, 7, 7]])
+@pytest.mark.parametrize("name", ["test_vit", "swin_tiny_patch4_window7_224", "mixer_s32_224", "coat_tiny"])
+def test_sizes_that_constructors_fail_on(name: str, size: Any) -> None:
+    """IndexError, ZeroDivisionError and whatever else comes out of them; most of these do build with 1."""
+    with contextlib.suppress(MissingError):
+        build_model(name, {"img_size": size})
+
+
+def test_reason_that_cannot_be_built_is_printable() -> None:
+    with pytest.raises(MissingError, match="cannot build 'test_resnet' with") as caught:
+        build_model("test_resnet", {"global_pool": "\x1b[2J"})
+    assert str(caught.value).isprintable()
 
 
 def test_tied_parameters_stay_tied(tmp_path: Path) -> None:

@@ -73,7 +73,7 @@ def test_content_hash_leaves_out_provenance_only() -> None:
             return file.content_sha256()
 
     assert digest(content) == digest(replace(content, provenance={"accuracy": 0.9}))
-    assert digest(content) != digest(replace(content, recipe={"bits": 4}))
+    assert digest(content) != digest(replace(content, recipe={"stage": [{"bits": 4}]}))
     assert digest(content) != digest(replace(content, books=(Table.of(normal(20, seed=1)),)))
 
 
@@ -98,7 +98,7 @@ def test_same_bytes_in_any_process() -> None:
 def test_what_is_given_is_said() -> None:
     content = replace(
         network_wide_book(), model={"name": "test_resnet", "args": {"num_classes": 3}}, preprocessing={"mean": [0.5]},
-        recipe={"stage": [{"bits": 4}]}, provenance={"top1": 0.98},
+        recipe={"stage": [{"bits": 4}]}, provenance={"top1": {"packed": 0.98}},
     )  # fmt: skip
     with PackedFile.from_bytes(pack(content)) as file:
         assert file.model == content.model

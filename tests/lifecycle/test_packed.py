@@ -1,0 +1,26 @@
+"""What goes into a packed file besides tensors."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import timm
+
+from compressor import Compressor, Policy, Rule
+from compressor.formats.file.reader import PackedFile
+
+
+def test_preprocessing_that_prepares_no_image_is_left_out(caplog: pytest.LogCaptureFixture) -> None:
+    model: Any = timm.create_model("test_resnet")
+    preprocessing = {
+        "input_size": (3, 96, 160), "mean": (0.5, 0.25, 1), "std": (0.0, 1.0, 1.0), "interpolation": "box",
+        "crop_pct": 1e308, "crop_mode": "border",
+    }  # fmt: skip
+    model.pretrained_cfg = {**model.pretrained_cfg, **preprocessing}
+    packed = Compressor(model, Policy([Rule("*", scheme="kmeans", bits=2)]), teacher=None).prepare().finish()
+    with PackedFile.from_bytes(packed.to_bytes()) as file:
+        assert file.preprocessing == {
+            "input_size": [3, 96, 160], "mean": [0.5, 0.25, 1], "interpolation": "box", "crop_mode": "border",
+        }  # fmt: skip
+    assert [record.message.partition(" of ")[0] for record in caplog.records] == ["std", "crop_pct"]
