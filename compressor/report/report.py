@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 
 from compressor.formats.content import Codebook, SharedTensor, Table
 from compressor.formats.dtypes import ITEM_SIZES
+from compressor.formats.errors import printable
 from compressor.formats.file.reader import PackedFile
-from compressor.report.provenance import Provenance, printable, read_provenance, rule_of
+from compressor.report.provenance import Provenance, read_provenance, rule_of
 from compressor.report.table import Row, markdown_table, text_table
 from compressor.report.weight_stats import MANY_ZEROS, Values, WeightSpace, entropy, gap_coded_bytes
 
