@@ -34,8 +34,12 @@ def schemes(as_json: bool) -> None:
     from compressor.formats.errors import UsageError
     from compressor.sharing.registry import describe
 
-    listed = []
-    for name in sorted(SCHEMES):
+    listed, names = [], SCHEMES.built_in()
+    try:
+        names = frozenset(SCHEMES)
+    except UsageError as error:  # packages that offer one id twice must not hide the schemes of this one
+        say(f"warning: {error}")
+    for name in sorted(names):
         try:
             listed.append(describe(SCHEMES[name]))
         except UsageError as error:  # one broken package must not hide the schemes of all others

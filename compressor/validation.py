@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import operator
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -45,7 +46,12 @@ def validate_config(config: type, values: Mapping[str, Any], error: type[Compres
         CompressorError: of the type ``error``, for a value of another type or out of bounds.
     """
     with one_line_errors(error, str):
-        return _model_of(config).model_validate(dict(values)).model_dump()
+        return _model_of(config).model_validate({name: _plain(value) for name, value in values.items()}).model_dump()
+
+
+def _plain(value: Any) -> Any:
+    """Returns numpy's whole numbers as Python's, which alone are strict integers to pydantic."""
+    return value if isinstance(value, bool | int) or not hasattr(value, "__index__") else operator.index(value)
 
 
 @functools.cache

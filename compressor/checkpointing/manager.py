@@ -21,6 +21,7 @@ __all__ = ["Checkpoints"]
 
 _log = logging.getLogger(__name__)
 KEPT = 2  # the newest checkpoints, in case the last one is damaged
+FORMAT = 2  # of what a checkpoint holds; one of another format is not resumed
 LOCK = ".lock"
 
 
@@ -101,6 +102,11 @@ class Checkpoints:
         """Reads the newest checkpoint with ``resume``; otherwise deletes existing ones, if ``force`` allows it."""
         if resume:
             self._newest_content = self._newest()
+            if self._newest_content.get("format") != FORMAT:
+                raise UsageError(
+                    f"{self.folder} holds what another version of this program has saved. Go on with that one, or "
+                    "begin anew with --force (force=True)"
+                )
             self._refuse_changes(self._newest_content["about"], self.about)
             for change in differences(self._newest_content["machine"], machine()):
                 _log.warning("%s: the file will not be the same to the last bit", change)
@@ -138,7 +144,13 @@ class Checkpoints:
         later = [file for file in self.paths() if file > path]  # from before a rollback, no longer valid
         old = [file for file in earlier[: 1 - KEPT] if file != kept]
         self._delete(old + later)  # before writing, because the disk may be nearly full
-        facts = {"about": self.about, "training": as_json(training), "stage": self.stage, "step": step}
+        facts = {
+            "format": FORMAT,
+            "about": self.about,
+            "training": as_json(training),
+            "stage": self.stage,
+            "step": step,
+        }
         facts["machine"] = machine()
         write_state(path, {**facts, "state": state})
         self._last_save = time.monotonic()

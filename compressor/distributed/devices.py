@@ -108,3 +108,6 @@ def _meet(backend: str | None) -> None:
     except (RuntimeError, ValueError, OSError) as exc:
         reason = " ".join(str(exc).split())[:200]
         raise ResourceError(f"process {collectives.rank()} could not meet the others: {reason}") from exc
+    if backend == BACKENDS["cpu"] and "OMP_NUM_THREADS" not in os.environ:  # torchrun sets it, other launchers need not
+        local = int(os.environ.get("LOCAL_WORLD_SIZE", collectives.world_size()))
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // local))

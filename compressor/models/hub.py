@@ -38,7 +38,11 @@ def create_pretrained(name: str, args: Mapping[str, Any]) -> nn.Module:
     settings = dict(args)
     try:
         if not constants.HF_HUB_OFFLINE and not _is_reachable() and (path := _cached_weights(name)):
-            settings["pretrained_cfg_overlay"] = {**(settings.get("pretrained_cfg_overlay") or {}), "file": path}
+            settings["pretrained_cfg_overlay"] = {
+                **(settings.get("pretrained_cfg_overlay") or {}),
+                "file": path,
+                "custom_load": False,
+            }
         model: nn.Module = timm.create_model(name, pretrained=True, **settings)
     except LocalEntryNotFoundError as exc:
         why = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else f"{constants.ENDPOINT} cannot be reached"

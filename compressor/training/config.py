@@ -27,7 +27,7 @@ class TrainingConfig:
         0.0003
         >>> TrainingConfig(lr=-1)
         Traceback (most recent call last):
-        compressor.formats.errors.UsageError: lr: Input should be greater than 0, got -1
+        compressor.formats.errors.UsageError: lr: Input should be greater than or equal to 0, got -1
     """
 
     batch_size: int = config_field(64, "Images of a batch.", ge=2)
@@ -37,7 +37,7 @@ class TrainingConfig:
     epochs: int = config_field(4, "Epochs of fine-tuning; 0: shared values only.", ge=0, from_scratch=12)
     opt: str = config_field("adamw", "timm's optimiser for fine-tuning.")
     lr: float = config_field(
-        3e-4, "Highest learning rate of fine-tuning, of weights and codebooks alike.", gt=0, from_scratch=3e-3
+        3e-4, "Highest learning rate of fine-tuning, of weights and codebooks alike.", ge=0, from_scratch=3e-3
     )
     sched: str = config_field("cosine", "timm's schedule for fine-tuning.")
     weight_decay: float = config_field(0.0, "Weight decay of the weights that are not shared.", ge=0)
@@ -97,7 +97,9 @@ class TrainingConfig:
                 hint = did_you_mean(name, known)
                 raise UsageError(f"there is no training option {name!r}.{hint} The options: {', '.join(known)}.")
         values = asdict(config) if isinstance(config, TrainingConfig) else dict(defaults or {})
-        values |= ({"epochs": config} if isinstance(config, int) else {}) | dict(overrides)
+        if config is not None and not isinstance(config, TrainingConfig):
+            values["epochs"] = config
+        values |= overrides
         _check_at_least("epochs", values, least_epochs, "; without training go on with finish()")
         _check_at_least("grad_accum", values, 1)
         return kind(**values)

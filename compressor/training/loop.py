@@ -199,6 +199,8 @@ def evaluate_after_epoch(
     def after_epoch(epoch: Epoch) -> None:
         top1 = None if val is None else evaluate(model, val).top1
         if on_epoch is not None:
-            on_epoch(replace(epoch, sharing=monitor.measure()), top1)
+            kind = next((parameter.device.type for parameter in model.parameters()), "cpu")
+            with torch.autocast(kind, enabled=False):  # the caller computes as the caller wishes
+                on_epoch(replace(epoch, sharing=monitor.measure()), top1)
 
     return after_epoch

@@ -29,7 +29,8 @@ class MixedPrecision:
     def __init__(self, device: torch.device, enabled: bool) -> None:
         self.device = device
         self._dtype = half_precision(device) if enabled else None
-        self.scaler = GradScaler(device.type) if self._dtype == torch.float16 else None
+        scaled = self._dtype == torch.float16 and device.type != "mps"  # its scale would be a float64, unknown there
+        self.scaler = GradScaler(device.type) if scaled else None
 
     def autocast(self, cache_enabled: bool = True) -> AbstractContextManager[Any]:
         """Returns the context in which forward passes run.

@@ -66,6 +66,18 @@ def test_resuming_a_checkpoint_of_another_version(runs: Runs, where: list[str], 
     assert not OUT.exists()
 
 
+def test_a_checkpoint_of_another_format(runs: Runs) -> None:
+    killed(runs, 9)
+    newest = max(FOLDER.glob("*.safetensors"))
+    state = read_state(newest)
+    del state["format"]  # as checkpoints were before it was noted
+    write_state(newest, state)
+    assert runs.refused(2, "--resume") == (
+        "out.checkpoints holds what another version of this program has saved. Go on with that one, or begin anew with "
+        "--force (force=True)"
+    )
+
+
 @pytest.mark.parametrize("cut", [0, 7, 400, -1])
 def test_the_newest_checkpoint_is_damaged(runs: Runs, caplog: pytest.LogCaptureFixture, cut: int) -> None:
     whole = runs.whole()

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -108,7 +109,18 @@ def test_a_config_an_int_and_keywords() -> None:
     assert rates(job_of(), config) == [(2, 0.01)] * 2
     assert rates(job_of(), 2, lr=0.01, sched="none") == [(2, 0.01)] * 2
     assert rates(job_of(), config, epochs=1, lr=0.02) == [(1, 0.02)]
+    assert rates(job_of(), np.int64(1), lr=0.01, sched="none") == [(1, 0.01)]
+    assert rates(job_of(), epochs=np.int64(1), lr=0, sched="none") == [(1, 0.0)]
     assert [epochs for epochs, _ in rates(job_of())] == [4] * 4
+
+
+def test_a_callback_computes_in_full_precision() -> None:
+    """Whatever the training computes in, and the evaluation after each epoch."""
+    seen: list[torch.dtype] = []
+    job = job_of()
+    probe = nn.Linear(2, 2)
+    job.finetune(loader(), loader(), 1, amp=True, on_epoch=lambda *_: seen.append(probe(torch.ones(1, 2)).dtype))
+    assert seen == [torch.float32]
 
 
 @pytest.mark.parametrize(
@@ -119,7 +131,9 @@ def test_a_config_an_int_and_keywords() -> None:
         ({"config": 0}, "epochs must be at least 1, got 0; without training go on with finish()"),
         ({"config": TrainingConfig(epochs=0)}, "epochs must be at least 1, got 0; without training go on with finish"),
         ({"grad_accum": 0}, "grad_accum must be at least 1, got 0"),
-        ({"lr": -1}, "lr: Input should be greater than 0, got -1"),
+        ({"config": 2.0}, "epochs: Input should be a valid integer, got 2.0"),
+        ({"config": "2"}, "epochs: Input should be a valid integer, got '2'"),
+        ({"lr": -1}, "lr: Input should be greater than or equal to 0, got -1"),
         ({"epochs": "two"}, "epochs: Input should be a valid integer, got 'two'"),
         (
             {"mixup": make_mixup(1.0, 0.0, 0.0, 3), "cutmix": 1.0},
