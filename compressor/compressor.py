@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy as copying
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -22,7 +21,7 @@ from compressor.lifecycle.convert import convert, halve_untouched
 from compressor.lifecycle.coverage import warn_of_dense
 from compressor.lifecycle.importance import Batches, squared_gradients
 from compressor.lifecycle.packed import Packed, SharedModel
-from compressor.lifecycle.param_groups import check_optimizer, param_groups
+from compressor.lifecycle.param_groups import check_embeddings, check_optimizer, param_groups
 from compressor.lifecycle.prepare import fit_groups, penalties, start_rounds
 from compressor.policy.policy import Policy, TensorPlan
 from compressor.rng import seed_all
@@ -37,6 +36,7 @@ from compressor.training.distillation import frozen_copy, with_distillation
 from compressor.training.loop import Epoch, OnStep, evaluate_after_epoch, train
 from compressor.training.metrics import SharingMonitor
 from compressor.training.mixup import Mixer, describe_mixup, mixup_for, split_mixer
+from compressor.training.model_copy import check_trainable, checked_module, copy_module
 from compressor.training.modes import modules_in_eval, train_mode
 from compressor.training.optim import make_optimizer
 from compressor.training.step import steps_per_epoch
@@ -53,7 +53,8 @@ class Compressor:
     The constructor validates everything: rules, schemes, settings, weights.
 
     Args:
-        model: any module; a timm model is rebuilt by its name when the packed file is loaded.
+        model: any module; a timm model is rebuilt by its name when the packed file is loaded. Of one that
+            ``torch.compile`` returned, the original module is taken.
         policy: which tensors share values, and by which scheme.
         model_args: the arguments that ``timm.create_model`` built it with, beside its name.
         copy: work on a copy, at ``job.model``; otherwise on the model itself.
@@ -69,7 +70,8 @@ class Compressor:
     Raises:
         PolicyError: the policy does not fit the model.
         MissingError: a weight is not finite.
-        UsageError: the teacher is another word than "dense", or the model is being compressed already.
+        UsageError: the teacher is another word than "dense", the model cannot be copied or trained, or it is being
+            compressed already.
 
     Example:
         >>> from compressor.policy.policy import Rule
@@ -94,9 +96,11 @@ class Compressor:
         original: Mapping[str, Tensor] | None = None,
         from_scratch: bool = False,
     ) -> None:
+        model = checked_module(model)
         if any(hasattr(module, CONTAINER) for module in model.modules()):
             raise UsageError("the model is being compressed already: finish() or undo() that first")
-        self.model = copying.deepcopy(model) if copy else model
+        self.model = copy_module(model) if copy else model
+        check_trainable(self.model)
         self.policy, self.model_args, self.seed = policy, dict(model_args or {}), seed
         self.distill, self.temperature = distill, temperature
         self.preserve_sparsity, self.from_scratch = preserve_sparsity, from_scratch
@@ -162,7 +166,8 @@ class Compressor:
                 optimiser's state of these parameters is dropped before; restarting their learning rate is up to you.
 
         Raises:
-            UsageError: there is not one step, or the optimiser does not hold what the job trains.
+            UsageError: there is not one step, the optimiser does not hold what the job trains, or an embedding cannot
+                be trained.
         """
         self._check_prepared("attach()")
         if total_steps < 1:
@@ -170,6 +175,7 @@ class Compressor:
         for group in self.groups:
             if not group.virtual and not any(group.master_weight(site).requires_grad for site in group.sites):
                 group.freeze()  # it may have been frozen after prepare()
+        check_embeddings(self.sites)
         check_optimizer(optimizer, self.groups)
         self.total_steps = total_steps
         self._advance(optimizer, on_round)

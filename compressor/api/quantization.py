@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import re
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from compressor.api.wrapping import wrap
 from compressor.formats.errors import UsageError
 from compressor.policy.policy import Policy, Rule
 from compressor.sharing.sites import find_tensors
+from compressor.training.model_copy import checked_module, copy_module
 
 __all__ = [
     "DefaultNBitQuantizeScheme",
@@ -114,7 +114,7 @@ def quantize_annotate_layer(
     Raises:
         UsageError: the argument is no module, or the configuration none for single layers.
     """
-    annotated = copy.deepcopy(_checked("quantize_annotate_layer", to_annotate))
+    annotated = copy_module(_checked("quantize_annotate_layer", to_annotate))
     if not isinstance(quantize_config, DefaultNBitQuantizeScheme | None):
         raise UsageError(
             f"quantize_config must be a DefaultNBitQuantizeScheme, got {quantize_config!r:.80}; other schemes are for "
@@ -133,7 +133,7 @@ def quantize_annotate_model(to_annotate: nn.Module) -> nn.Module:
     Raises:
         UsageError: the argument is no module.
     """
-    annotated = copy.deepcopy(_checked("quantize_annotate_model", to_annotate))
+    annotated = copy_module(_checked("quantize_annotate_model", to_annotate))
     for site in find_tensors(annotated):
         for module, _ in site.owners:
             if site.default and not hasattr(module, MARK):
@@ -162,7 +162,7 @@ def quantize_apply(model: nn.Module, scheme: QuantizeScheme = EIGHT_BITS) -> nn.
         >>> len(quantized[1].weight.unique()), len(quantized[0].weight.unique()) > 200
         (4, True)
     """
-    copied = copy.deepcopy(_checked(VERB, model))
+    copied = copy_module(_checked(VERB, model))
     if not isinstance(scheme, QuantizeScheme):
         raise UsageError(f"scheme must be one such as DefaultNBitQuantizeScheme(8), got {scheme!r:.80}")
     marked = [(name, module, vars(module).pop(MARK)) for name, module in copied.named_modules() if MARK in vars(module)]
@@ -178,4 +178,4 @@ def quantize_apply(model: nn.Module, scheme: QuantizeScheme = EIGHT_BITS) -> nn.
 def _checked(verb: str, model: nn.Module) -> nn.Module:
     if not isinstance(model, nn.Module):
         raise UsageError(f"{verb} takes a torch.nn.Module, got {type(model).__name__}")
-    return model
+    return checked_module(model)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -12,6 +11,7 @@ from compressor.compressor import Compressor
 from compressor.formats.errors import UsageError
 from compressor.policy.policy import Policy
 from compressor.sharing.parametrization import CONTAINER
+from compressor.training.model_copy import checked_module, copy_module
 
 __all__ = ["job_of", "jobs", "strip", "wrap"]
 
@@ -68,7 +68,7 @@ def strip(verb: str, to_strip: nn.Module) -> nn.Module:
     Raises:
         UsageError: that function has wrapped nothing in the model.
     """
-    stripped = copy.deepcopy(to_strip)
+    stripped = copy_module(checked_module(to_strip))
     for wrapping in jobs(verb, stripped):
         wrapping.job.finish()
     return stripped
@@ -112,7 +112,7 @@ def job_of(wrapped: nn.Module) -> Compressor:
         >>> len(clustered[0].weight.unique()), len(packed.to_bytes()) < 4 * 16 * 16
         (4, True)
     """
-    wrappings = dict(_wrappings(wrapped))
+    wrappings = dict(_wrappings(checked_module(wrapped)))
     if "" not in wrappings:
         layers = f", but {', '.join(wrappings)} in it" if wrappings else ", or has been stripped"
         raise UsageError(f"this model is not wrapped itself{layers}: wrap the whole model to pack it")

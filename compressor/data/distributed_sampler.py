@@ -67,8 +67,13 @@ def shard_loader(loader: DataLoader[Any], device: str | None = None) -> DataLoad
         device: where the processes will train; they are connected here if they are not yet.
 
     Raises:
-        UsageError: the loader has no batch sampler, or its sampler distributes the data itself.
+        UsageError: it is no DataLoader, has no batch sampler to share out, or its sampler distributes the data itself.
     """
+    if not isinstance(loader, DataLoader):
+        raise UsageError(
+            f"training takes a torch.utils.data.DataLoader of batches (inputs, targets), got {type(loader).__name__}; "
+            "DataLoader(batches, batch_size=None) makes one of a list of batches"
+        )
     init_processes(device)
     batches = loader.batch_sampler
     if collectives.world_size() == 1 or isinstance(batches, ShardedBatchSampler):

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from compressor.data.batches import check_batch
 from compressor.sharing.sites import Site
 from compressor.training.modes import eval_mode
 
@@ -28,11 +29,16 @@ def squared_gradients(model: nn.Module, sites: Sequence[Site], batches: Batches)
     Returns:
         For each site float32[shape], the sum over batches of the squared gradient of their mean cross entropy.
 
+    Raises:
+        UsageError: a batch is no pair of tensors.
+
     Reference: LeCun, Denker, Solla, "Optimal Brain Damage", NIPS 1990, with gradients in place of curvatures.
     """
     total = {site: torch.zeros_like(site.tensor, dtype=torch.float32) for site in sites}
     with eval_mode(model), _all_differentiable(sites):
-        for inputs, targets in batches:
+        for batch in batches:
+            check_batch(batch)
+            inputs, targets = batch
             value = functional.cross_entropy(model(inputs), targets)
             gradients = torch.autograd.grad(value, [site.tensor for site in sites], allow_unused=True)
             for site, gradient in zip(sites, gradients, strict=True):

@@ -11,8 +11,9 @@ from torch.optim import Optimizer
 
 from compressor.formats.errors import UsageError
 from compressor.sharing.group import Group
+from compressor.sharing.sites import Site
 
-__all__ = ["check_optimizer", "param_groups"]
+__all__ = ["check_embeddings", "check_optimizer", "param_groups"]
 
 _MAX_LISTED = 3  # tensors that a message lists
 
@@ -58,6 +59,24 @@ def _lr_scales(model: nn.Module, groups: Sequence[Group], layer_decay: float) ->
         largest = max(scales.get(id(group.master_weight(site)), 1.0) for site in group.sites)
         scales |= {id(codebook): largest for codebook in group.parameters()}
     return scales
+
+
+def check_embeddings(sites: Sequence[Site]) -> None:
+    """Checks that no embedding that shares values has an option of torch's that cannot be trained with them.
+
+    Raises:
+        UsageError: one has sparse gradients, or changes its weights in the forward pass.
+    """
+    for site in sites:
+        for module, _ in site.owners:
+            if isinstance(module, nn.Embedding | nn.EmbeddingBag) and (module.sparse or module.max_norm is not None):
+                layer = site.name.rpartition(".")[0]
+                held = f"model.get_submodule({layer!r})" if layer else "model"
+                option, off = ("sparse", False) if module.sparse else ("max_norm", None)
+                raise UsageError(
+                    f"{site.name}: an embedding with {option} cannot be trained while it shares values: "
+                    f"{held}.{option} = {off}, or Rule.ignore({layer or '*'!r})"
+                )
 
 
 def check_optimizer(optimizer: Optimizer, groups: Sequence[Group]) -> None:

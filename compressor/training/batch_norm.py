@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from compressor.data.batches import check_batch
 from compressor.training.modes import modules_in_eval, restored_modes, train_mode
 
 __all__ = ["estimate_batch_norm"]
@@ -25,6 +27,9 @@ def estimate_batch_norm(
         model: the model.
         batches: (inputs, targets); the targets are not used.
         in_eval: modules that keep their statistics, too.
+
+    Raises:
+        UsageError: a batch is neither a tensor nor a pair of them.
     """
     kept = {*in_eval, *modules_in_eval(model)}
     norms = [module for module in model.modules() if isinstance(module, _BatchNorm) and module not in kept]
@@ -37,7 +42,15 @@ def estimate_batch_norm(
         for norm in norms:
             norm.reset_running_stats()
             norm.momentum = None  # the mean over all batches
-        for inputs, *_ in batches:
-            model(inputs.to(device))
+        for batch in batches:
+            model(_inputs(batch).to(device))
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
+
+
+def _inputs(batch: Any) -> Tensor:
+    """Returns the inputs of a batch, which may be all that it has."""
+    if not isinstance(batch, Tensor | list | tuple):
+        check_batch(batch)
+    inputs: Tensor = batch if isinstance(batch, Tensor) else batch[0]
+    return inputs

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import copy
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from compressor.formats.errors import UsageError
+from compressor.training.model_copy import checked_module, copy_module
 
 __all__ = ["distillation", "frozen_copy", "with_distillation"]
 
@@ -63,5 +62,12 @@ def frozen_copy(teacher: nn.Module) -> nn.Module:
     """Returns a copy of a teacher in eval mode, without gradients.
 
     A copy, because the teacher may be the very model that is trained, or one that its owner goes on training.
+
+    Raises:
+        UsageError: it cannot be copied, or has a part that cannot be frozen, as one of TorchScript.
     """
-    return copy.deepcopy(teacher).eval().requires_grad_(False)
+    try:
+        return copy_module(checked_module(teacher)).eval().requires_grad_(False)
+    except RuntimeError as exc:
+        reason = " ".join(str(exc).split())[:150]
+        raise UsageError(f"the teacher cannot be frozen ({reason}): teacher=None distils from none") from exc

@@ -10,10 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from compressor.data.batches import check_batch
 from compressor.data.distributed_sampler import shard_for_evaluation
 from compressor.data.splits import UNREADABLE, check_pictures
 from compressor.distributed.collectives import all_reduce_sum
-from compressor.formats.errors import MissingError
+from compressor.formats.errors import MissingError, UsageError
 from compressor.sharing.parametrization import cached_weights
 from compressor.training.modes import eval_mode
 from compressor.training.out_of_memory import predict
@@ -68,6 +69,7 @@ def evaluate(model: nn.Module, loader: Iterable[Any]) -> Evaluation:
         loader: of batches (inputs, targets).
 
     Raises:
+        UsageError: a batch is no pair of tensors.
         MissingError: the data set is empty, or more of its images cannot be read than are allowed.
     """
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
@@ -83,16 +85,20 @@ def evaluate(model: nn.Module, loader: Iterable[Any]) -> Evaluation:
 def _results(model: nn.Module, loader: Iterable[Any], device: torch.device) -> Tensor:
     """Returns whether the class of each image was predicted, in order: uint8[n] on the CPU, 0, 1 or ``_LEFT_OUT``."""
 
-    def results(inputs: Tensor, targets: Tensor) -> Tensor:
+    def results(batch: Any) -> Tensor:
+        check_batch(batch)
+        inputs, targets = batch
+        if not targets.ndim:
+            raise UsageError("the loader to evaluate on gives single items: make batches, DataLoader(data, batch_size)")
         classes = targets.cpu()
-        correct = (predict(model, inputs, device) == classes).to(torch.uint8)
+        correct: Tensor = (predict(model, inputs, device) == classes).to(torch.uint8)
         return correct.masked_fill(classes == UNREADABLE, _LEFT_OUT)
 
     if (shares := shard_for_evaluation(loader)) is None:
-        return torch.cat([torch.zeros(0, dtype=torch.uint8), *(results(*batch) for batch in loader)])
+        return torch.cat([torch.zeros(0, dtype=torch.uint8), *map(results, loader)])
     own_batches, positions, images = shares
     gathered = torch.zeros(images, dtype=torch.uint8, device=device)
     for position, batch in zip(positions, own_batches, strict=True):
-        gathered[position] = results(*batch).to(device)
+        gathered[position] = results(batch).to(device)
     all_reduce_sum([gathered])  # each process has filled its own positions, and left the others 0
     return gathered.cpu()

@@ -107,10 +107,12 @@ def make_optimizer(
         updates_per_epoch: number of steps of an epoch.
 
     Raises:
-        UsageError: timm does not know a name, or refuses a setting.
+        UsageError: timm does not know a name, or refuses a setting; or the optimiser needs second derivatives.
     """
     try:
         optimizer = create_optimizer_v2(parameters, opt=opt, lr=lr)
+        if getattr(optimizer, "is_second_order", False):  # timm's mark of those that need backward(create_graph=True)
+            raise ValueError("it needs second derivatives, which training does not compute; take another, as adamw")
         return optimizer, RoundSchedule(optimizer, sched, epochs, updates_per_epoch)
     except (ValueError, AssertionError, NotImplementedError) as error:  # timm checks arguments by assert
         raise UsageError(f"optimiser {opt!r} with schedule {sched!r}: {error}") from None

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from compressor.data.batches import check_batch
 from compressor.formats.errors import ResourceError, UsageError
 from compressor.sharing.parametrization import cached_weights
 from compressor.training.mixed_precision import MixedPrecision
@@ -55,8 +56,11 @@ class TrainStep:
         """Sets the gradients of the mean loss over some batches, and returns it: a scalar without gradient.
 
         Raises:
+            UsageError: a batch is no pair of tensors.
             ResourceError: memory does not suffice for the fewest images at a time.
         """
+        for batch in batches:
+            check_batch(batch)
         if self.mixup is not None:
             batches = [mix_batch(self.mixup, *batch) for batch in batches]
         while True:
@@ -143,11 +147,21 @@ def batches_by_step(batches: Iterable[Batch], count: int) -> Iterator[list[Batch
 
 
 def steps_per_epoch(loader: Sized, grad_accum: int) -> int:
-    """Returns the number of steps of an epoch; raises UsageError for less than one batch a step.
+    """Returns the number of steps of an epoch.
+
+    Raises:
+        UsageError: there is less than one batch a step, or the loader has no length.
 
     >>> steps_per_epoch(range(5), 2)
     3
     """
     if grad_accum < 1:
         raise UsageError(f"grad_accum must be at least 1, got {grad_accum}")
-    return max(1, math.ceil(len(loader) / grad_accum))
+    try:
+        batches = len(loader)
+    except TypeError as exc:  # as of a stream
+        raise UsageError(
+            "the loader has no length, which learning rates and rounds are planned by: give its data set a __len__, "
+            "the number of its items"
+        ) from exc
+    return max(1, math.ceil(batches / grad_accum))
