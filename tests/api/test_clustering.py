@@ -91,3 +91,8 @@ def test_layers_may_be_wrapped_alone() -> None:
     assert [len(weight.unique()) > 4 for weight in weights(stripped)] == [True, False]
     with pytest.raises(UsageError, match="not wrapped itself, but 4 in it"):
         job_of(model)
+
+
+def test_a_random_start_is_refused_by_name() -> None:
+    with pytest.raises(UsageError, match=r"^cluster_centroids_init=RANDOM is not offered: take KMEANS_PLUS_PLUS"):
+        ClusteringConfig(4, CentroidInitialization.RANDOM)

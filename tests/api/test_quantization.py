@@ -11,6 +11,7 @@ from compressor.api.quantization import (
     quantize_annotate_layer,
     quantize_annotate_model,
     quantize_apply,
+    quantize_model,
 )
 from tests.helpers.wrapped import images, net, train, weights
 
@@ -38,3 +39,10 @@ def test_a_mark_within_a_mark_counts() -> None:
     first, second = (len(weight.unique()) for weight in weights(quantized))
     assert first == 2
     assert second > 100
+
+
+def test_eight_bits_are_the_default() -> None:
+    assert DefaultNBitQuantizeScheme().num_bits_weight == 8
+    layer = nn.Linear(256, 1, bias=False)
+    layer.weight.data = torch.arange(256.0)[None]  # a bucket of 256 evenly spaced weights is exact at 8 bits
+    assert len(weights(quantize_model(layer))[0].unique()) == 256

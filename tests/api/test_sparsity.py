@@ -90,3 +90,14 @@ def test_pruned_weights_stay_pruned_and_strip_to_zeros(tmp_path: Path) -> None:
     fresh = wrapped(9)
     fresh.load_state_dict(torch.load(tmp_path / "model.pt", weights_only=True))  # noqa: TID251  (as a user would)
     assert torch.equal(strip_pruning(fresh).eval()(images()), pruned(images()))
+
+
+def test_constant_sparsity_leaves_weights_alone_before_its_step() -> None:
+    pruned = prune_low_magnitude(nn.Linear(40, 25, bias=False), ConstantSparsity(0.75, begin_step=3))
+    optimizer = torch.optim.SGD(pruned.parameters(), lr=0.0)
+    UpdatePruningStep(pruned, optimizer)
+    zeros = []
+    for _ in range(5):
+        zeros.append(int((weights(pruned)[0] == 0).sum()))
+        optimizer.step()
+    assert zeros == [0, 0, 0, 750, 750]

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import compressor
+from compressor.cli.configs import Request
 from compressor.cli.main import run
 from compressor.compressor import Compressor
 from compressor.data.datasets import Dataset
@@ -191,3 +192,10 @@ def test_a_file_that_answers_otherwise_is_an_error(
 
     monkeypatch.setattr("compressor.load", another)
     assert runs.refused(1) == "out answers otherwise than the model it was written from"
+
+
+def test_from_scratch_trains_longer_at_a_higher_rate_without_a_teacher() -> None:
+    request = Request.from_command_line("test_resnet", {"from_scratch": True, "weight_decay": 0.5})
+    assert request.training_overrides() == {"epochs": 12, "lr": 3e-3, "weight_decay": 0.5, "distill": 0.0}
+    taught = Request.from_command_line("test_resnet", {"from_scratch": True, "teacher": "test_vit", "epochs": 2})
+    assert taught.training_overrides() == {"epochs": 2, "lr": 3e-3}

@@ -8,10 +8,11 @@ from typing import Any
 import kmeans1d
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from compressor.clustering.kmeans1d import optimal_codebook
+from compressor.clustering.kmeans1d import optimal_codebook, spread
 
 
 def error(weights: np.ndarray, codebook: np.ndarray, importance: np.ndarray | None = None) -> float:
@@ -141,3 +142,27 @@ def test_a_huge_tensor_is_seen_in_runs(monkeypatch: pytest.MonkeyPatch, weighed:
     found = error(weights, optimal_codebook(weights, 16, importance), importance)
     assert found == pytest.approx(exact, rel=1e-3)
     assert optimal_codebook(np.repeat(np.array([0.5, -1, 2], np.float32), 5_000), 16).tolist() == [-1, 0.5, 2]
+
+
+def test_starts_are_where_they_are_said_to_be() -> None:
+    """A quantile start takes 0, 6 and 7, the middles of three shares, and ends at the means of {0, 3}, {6, 7}, {10}."""
+    weights = np.array([0, 3, 6, 7, 10], np.float32)
+    assert optimal_codebook(weights, 3, init="quantile").tolist() == [1.5, 6.5, 10.0]
+
+
+@pytest.mark.parametrize("init", ["optimal", "linear", "density", "quantile"])
+def test_as_many_distinct_weights_as_codewords_come_back_whatever_the_start(init: Any) -> None:
+    weights = np.array([100, 0, 1, 2, 1], np.float32)
+    assert optimal_codebook(weights, 4, init=init).tolist() == [0.0, 1.0, 2.0, 100.0]
+
+
+def test_weights_of_no_importance_count_a_thousandth_of_the_mean() -> None:
+    """(2.001 * 0.25 + 0.001 * 2.25) / 2.003 = 0.250874, for the three weights that share a value."""
+    weights, importance = np.array([0, 0.25, 1, 1.25], np.float32), np.array([1, 1, 0, 0], np.float32)
+    assert optimal_codebook(weights, 2, importance).tolist() == pytest.approx([0.0, 0.250874], abs=1e-6)
+
+
+@pytest.mark.parametrize(("size", "expected"), [(0.7, 0.5), (0.75, 1.0), (1.4, 1.0), (1.5, 2.0), (0.0, 1.0)])
+def test_the_spread_is_the_power_of_two_nearest_in_the_logarithm(size: float, expected: float) -> None:
+    assert spread(torch.tensor([size, -size])) == expected
+    assert spread(torch.zeros(0)) == 1.0

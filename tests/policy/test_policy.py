@@ -187,3 +187,26 @@ def test_an_empty_recipe_is_refused() -> None:
 def test_rules_show_themselves() -> None:
     assert repr(Rule("fc", bits=8)) == "Rule('fc', bits=8)"
     assert torch.nn.Linear.__name__ in repr(Rule("*", types=["Linear"]))
+
+
+def test_a_regular_expression_matches_whole_names() -> None:
+    model = nn.ModuleDict({name: nn.Linear(8, 8) for name in ("conv1", "conv10", "my_conv1")})
+    policy = Policy([Rule(r"re:conv1", scheme="kmeans", bits=2), Rule.ignore("*")])
+    assert [plan.site.name for plan in policy.plan(model) if plan.scheme] == ["conv1.weight"]
+
+
+def test_settings_that_a_rule_does_not_name_are_those_of_the_last_rule() -> None:
+    last = Rule("*", scheme="learnt", bits=4, init="linear", group="channel", sparsity=0.25)
+    eight, named, other = Policy(
+        [Rule("a", bits=8), Rule("b", init="density"), Rule("c", scheme="kmeans"), last]
+    ).rules[:3]
+    assert (eight.scheme, eight.settings["codewords"], eight.settings["init"]) == ("learnt", 256, "linear")
+    assert (eight.settings["group"], eight.settings["sparsity"]) == ("channel", 0.25)
+    assert (named.settings["codewords"], named.settings["init"]) == (16, "density")
+    assert (other.settings["init"], "sparsity" in other.settings) == ("optimal", False)
+
+
+def test_what_a_rule_names_wins_over_its_bits() -> None:
+    (scheme,) = Policy([Rule("*", scheme="kmeans", bits=4, codewords=5)]).schemes
+    assert scheme is not None
+    assert scheme.stored_values(100) == 5

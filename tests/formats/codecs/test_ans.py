@@ -248,3 +248,22 @@ def test_plain_python_agrees_with_machine_code(monkeypatch: pytest.MonkeyPatch, 
     assert slow[0] == compiled[0]
     assert slow[1].dtype == compiled[1].dtype
     np.testing.assert_array_equal(slow[1], compiled[1])
+
+
+def test_set_padding_after_the_frequencies_is_refused() -> None:
+    """Lengths 7 and 8, which leave 6 + 7 bits below the highest: three bits of the second byte are padding."""
+    table = write_frequencies(np.array([100, 156]))
+    assert len(table) == 3
+    assert read_frequencies(memoryview(table), 2, 8, "test")[0].tolist() == [100, 156]
+    damaged = table[:2] + bytes([table[2] | 0x80])
+    with pytest.raises(FormatError, match="its padding is not zero"):
+        read_frequencies(memoryview(damaged), 2, 8, "test")
+
+
+@pytest.mark.parametrize(("count", "lanes"), [(3_000, 1), (5_000, 2), (9_000, 4), (17_000, 8), (60_000, 8)])
+def test_about_four_thousand_bytes_justify_a_lane(count: int, lanes: int) -> None:
+    """All bytes alike take a byte each; twice as many lanes from 4,096, 8,192 and 16,384 bytes on, up to 8."""
+    indices = np.random.default_rng(0).permutation(np.arange(count) % 256).astype(np.uint8)
+    data = Ans().encode(indices, stream(count, 256))
+    assert 1 << (data[0] >> 5) == lanes
+    assert np.array_equal(Ans().decode(memoryview(data), stream(count, 256)), indices)
