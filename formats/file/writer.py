@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,12 @@ import numpy as np
 
 from compressor.formats.codecs.base import Codec, Stream, check_indices
 from compressor.formats.codecs.registry import CODECS, codec_class
-from compressor.formats.content import Content, Indices, RawTensor, SharedTensor, Table, index_count
+from compressor.formats.content import Content, RawTensor, SharedTensor, Table, index_count
 from compressor.formats.dtypes import FLOATS, check_byte_order, from_storage, to_storage
 from compressor.formats.errors import FormatError, IntegrityError, UnsupportedError, UsageError
+from compressor.formats.file.choice import Option, choose, encode_each, text_size
 from compressor.formats.file.codebooks import book_fields, check_book
-from compressor.formats.file.container import canonical_json, header_bytes, read_json
+from compressor.formats.file.container import BLOBS, canonical_json, header_bytes, read_json
 from compressor.formats.file.entries import check_raw
 from compressor.formats.file.fields import parse_name
 from compressor.formats.file.layout import Key, blob_sizes, layout
@@ -36,8 +38,8 @@ def write(path: str | os.PathLike[str], content: Content, codec: str = "auto", f
     Args:
         path: the file to write.
         content: what it is to hold.
-        codec: the id of the codec of all sites that name none; "auto", the default, chooses for each site the codec
-            with the fewest bytes.
+        codec: the id of the codec of all sites that name none; "auto", the default, chooses codecs such that the whole
+            file is smallest.
         force: whether an existing file is replaced; by default it is an error.
 
     Returns:
@@ -74,14 +76,13 @@ def pack(content: Content, codec: str = "auto") -> bytes:
 
 def _pack(content: Content, codec: str) -> bytes:
     candidates = [name for name in sorted(CODECS.built_in()) if CODECS[name].general] if codec == "auto" else [codec]
-    parts: dict[Key, bytes] = {}
-    codecs: dict[str, str] = {}
-    for name, site in content.sites.items():
-        codecs[name], parts["indices", name] = _encode(name, site, content, candidates)
-    parts.update(_codebook_parts(content, codecs))
+    options = {name: _options(name, site, content, candidates) for name, site in content.sites.items()}
+    parts = _codebook_parts(content, {name: found[0].codec for name, found in options.items()})
     for name, raw in content.untouched.items():
         parts["untouched", parse_name(name)] = _raw_bytes(name, raw)
-    text = _metadata_text(_metadata(content, codecs, parts))
+    chosen = choose(options, _file_size(content, {name: found[0] for name, found in options.items()}, parts))
+    parts.update({("indices", name): option.data for name, option in chosen.items()})
+    text = _metadata_text(_metadata(content, chosen))
     order = layout(parse_metadata(read_json(text, "metadata"), MAX_MEMORY))
     for key, part in order.items():
         if len(parts[key]) != part.size:
@@ -98,8 +99,8 @@ def _metadata_text(fields: dict[str, Any]) -> str:
         raise FormatError(f"model, preprocessing, recipe or provenance is not JSON ({error})") from error
 
 
-def _encode(name: str, site: SharedTensor, content: Content, candidates: list[str]) -> tuple[str, bytes]:
-    """Returns codec id and bytes of the indices of a site, with the site's codec or else the best candidate."""
+def _options(name: str, site: SharedTensor, content: Content, candidates: list[str]) -> list[Option]:
+    """Returns the ways to store the indices of a site, by its codec or else by the candidates."""
     if not 0 <= site.book < len(content.books):
         raise FormatError(f"codebook of {name!r} is {site.book}, expected less than {len(content.books)}")
     _, codewords, length = content.books[site.book].shape
@@ -118,25 +119,7 @@ def _encode(name: str, site: SharedTensor, content: Content, candidates: list[st
     if not suitable:
         most = max(codec.max_codewords for codec in codecs)
         raise FormatError(f"{name!r} has {codewords} codewords, expected at most {most} with codec {codecs[0].id!r}")
-    return _smallest(suitable, site.indices, stream)
-
-
-def _smallest(codecs: list[Codec], indices: Indices, stream: Stream) -> tuple[str, bytes]:
-    """Returns id and bytes of the codec with the fewest bytes; of equals, the first id.
-
-    Codecs are tried in the order of their lower bounds, and none whose bound exceeds the best size so far.
-    """
-    if len(codecs) == 1:
-        return codecs[0].id, codecs[0].encode(indices, stream)
-    histogram = np.bincount(indices, minlength=stream.codewords)
-    lower_bound = {codec.id: float((codec.code_lengths(histogram) * histogram).sum()) / 8 - 1 for codec in codecs}
-    best: tuple[int, str, bytes] | None = None
-    for codec in sorted(codecs, key=lambda codec: lower_bound[codec.id]):
-        if best is None or lower_bound[codec.id] <= best[0]:
-            data = codec.encode(indices, stream)
-            best = min(best or (len(data), codec.id, data), (len(data), codec.id, data))
-    assert best is not None
-    return best[1:]
+    return encode_each(suitable, site.indices, stream)
 
 
 def _codebook_parts(content: Content, codecs: Mapping[str, str]) -> dict[Key, bytes]:
@@ -177,19 +160,42 @@ def _raw_bytes(name: str, raw: RawTensor) -> bytes:
     return _exact_bytes(from_storage(raw.data, raw.dtype), raw.stored, f"untouched {name!r}")
 
 
-def _metadata(content: Content, codecs: Mapping[str, str], parts: Mapping[Key, bytes]) -> dict[str, Any]:
+def _file_size(
+    content: Content, first: Mapping[str, Option], parts: Mapping[Key, bytes]
+) -> Callable[[Mapping[str, Option]], int]:
+    """Returns the function that computes the size of the file with other options than the first.
+
+    Args:
+        content: what the file is to hold.
+        first: an option of each site.
+        parts: all parts of the file but the indices.
+    """
+    others: dict[str, int] = dict.fromkeys(BLOBS, 0)
+    for (kind, _), data in parts.items():
+        others["untouched" if kind == "untouched" else "codebooks"] += len(data)
+    others["checksums"] = 4 * (len(parts) + len(first) + 1)
+    fixed = len(json.dumps(_metadata_text(_metadata(content, first)))) - 2 - text_size(first)
+
+    def size(chosen: Mapping[str, Option]) -> int:
+        sizes = {**others, "indices": sum(len(option.data) for option in chosen.values())}
+        return len(header_bytes("x" * (fixed + text_size(chosen)), sizes)) + sum(sizes.values())
+
+    return size
+
+
+def _metadata(content: Content, chosen: Mapping[str, Option]) -> dict[str, Any]:
     """Returns the fields of the metadata; empty ones are omitted."""
     entries: dict[str, Any] = {
         "books": [book_fields(book) for book in content.books],
         "sites": [
-            _site_fields(name, site, codecs[name], len(parts["indices", name])) for name, site in content.sites.items()
+            _site_fields(name, site, chosen[name].codec, len(chosen[name].data)) for name, site in content.sites.items()
         ],
         "untouched": _untouched_fields(content.untouched),
         "aliases": dict(content.aliases),
         **{key: getattr(content, key) for key in OBJECTS},
     }
     present = {key: value for key, value in entries.items() if value}
-    return {"version": VERSION, "requires": sorted({*codecs.values()}), **present}
+    return {"version": VERSION, "requires": sorted({option.codec for option in chosen.values()}), **present}
 
 
 def _site_fields(name: str, site: SharedTensor, codec: str, size: int) -> list[Any]:
