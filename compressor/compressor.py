@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader
 from compressor.checkpointing.manager import Checkpoints
 from compressor.checkpointing.serialization import checksum
 from compressor.data.distributed_sampler import shard_loader
+from compressor.formats.content import Codebook, SharedTensor
 from compressor.formats.errors import UsageError
 from compressor.lifecycle.convert import convert, halve_untouched
 from compressor.lifecycle.coverage import warn_of_dense
@@ -23,6 +24,8 @@ from compressor.lifecycle.importance import Batches, squared_gradients
 from compressor.lifecycle.packed import Packed, SharedModel
 from compressor.lifecycle.param_groups import check_embeddings, check_optimizer, param_groups
 from compressor.lifecycle.prepare import fit_groups, penalties, start_rounds
+from compressor.lifecycle.rebuild import find_args
+from compressor.lifecycle.state import state_to_pack
 from compressor.policy.policy import Policy, TensorPlan
 from compressor.rng import seed_all
 from compressor.sharing.group import Group
@@ -53,10 +56,12 @@ class Compressor:
     The constructor validates everything: rules, schemes, settings, weights.
 
     Args:
-        model: any module; a timm model is rebuilt by its name when the packed file is loaded. Of one that
+        model: any module; a timm model is built again by its name when the packed file is loaded. One that has been
+            changed so that timm cannot build it is stored as any module, which a warning says. Of one that
             ``torch.compile`` returned, the original module is taken.
         policy: which tensors share values, and by which scheme.
-        model_args: the arguments that ``timm.create_model`` built it with, beside its name.
+        model_args: the arguments that ``timm.create_model`` built it with, beside its name; None: found from the
+            model.
         copy: work on a copy, at ``job.model``; otherwise on the model itself.
         teacher: the model to distil from: "dense" for the model with its present weights, another module, or None.
         distill: weight of the distillation loss beside the loss of the labels, 0 to 1; with 0 no teacher is kept.
@@ -69,9 +74,9 @@ class Compressor:
 
     Raises:
         PolicyError: the policy does not fit the model.
-        MissingError: a weight is not finite.
-        UsageError: the teacher is another word than "dense", the model cannot be copied or trained, or it is being
-            compressed already.
+        MissingError: a weight is not finite, or timm builds another model with ``model_args``.
+        UsageError: the teacher is another word than "dense"; the model cannot be copied or trained, or is being
+            compressed already; a packed file cannot hold a state of it, or an argument of ``model_args``.
 
     Example:
         >>> from compressor.policy.policy import Rule
@@ -101,13 +106,15 @@ class Compressor:
             raise UsageError("the model is being compressed already: finish() or undo() that first")
         self.model = copy_module(model) if copy else model
         check_trainable(self.model)
-        self.policy, self.model_args, self.seed = policy, dict(model_args or {}), seed
+        self.policy, self.seed = policy, seed
         self.distill, self.temperature = distill, temperature
         self.preserve_sparsity, self.from_scratch = preserve_sparsity, from_scratch
         self.plans: list[TensorPlan] = policy.plan(self.model)
         warn_of_dense(self.model, policy, self.plans)
         self.sites = [plan.site for plan in self.plans if plan.scheme]
         weights = {site.name: finite_weights(site) for site in self.sites if not (from_scratch and site.tensor.is_meta)}
+        state_to_pack(self.model, meta=from_scratch)
+        self.model_args = find_args(self.model, model_args)
         self.teacher = _make_teacher(model, teacher, from_scratch) if distill > 0 else None
         if self.teacher is not None and teacher == "dense":
             dense = self.teacher.state_dict()  # the teacher's frozen copy of the weights serves for undo() as well
@@ -117,6 +124,7 @@ class Compressor:
         self.original = self.dense if original is None else {name: original[name] for name in self.dense}
         self._in_eval = set(modules_in_eval(self.model))
         self.groups: list[Group] = []
+        self._converted: tuple[dict[str, SharedTensor], tuple[Codebook, ...]] | None = None
         self.steps = self.total_steps = 0
 
     def prepare(self, calibration: Batches | None = None, virtual: bool = False) -> Compressor:
@@ -310,6 +318,8 @@ class Compressor:
     def finish(self, calibration: Batches | None = None, half_untouched: bool = False) -> Packed:
         """Sets every shared weight to its codeword, and makes ``job.model`` an ordinary module again.
 
+        Where it fails, as the batches of ``calibration`` may, it can be called again.
+
         Args:
             calibration: batches (inputs, targets) that the BatchNorm statistics are estimated on anew, for the
                 weights that have changed, except of layers that have been put in eval mode.
@@ -319,20 +329,28 @@ class Compressor:
         Returns:
             The packed model: it saves itself as a file, and reports what the file holds.
         """
-        self._check_prepared("finish()")
-        tensors, books, values = convert(self.groups)
-        detach(self.model)
-        for site, value in values.items():
-            set_weight(site, value)
-        self.groups = []
+        tensors, books = self._convert()
         if calibration is not None:
             estimate_batch_norm(self.model, calibration, self._in_eval)
         halved = halve_untouched(self.model, tensors) if half_untouched else frozenset()
-        return Packed.of(
+        packed = Packed.of(
             SharedModel(
                 self.model, tensors, books, halved, self.model_args, self.policy, self.plans, self.original, self.seed
             )
         )
+        self._converted = None
+        return packed
+
+    def _convert(self) -> tuple[dict[str, SharedTensor], tuple[Codebook, ...]]:
+        """Takes the groups off the model and returns what they have learnt, the same where ``finish()`` has failed."""
+        if self._converted is None:
+            self._check_prepared("finish()")
+            tensors, books, values = convert(self.groups)
+            detach(self.model)
+            for site, value in values.items():
+                set_weight(site, value)
+            self.groups, self._converted = [], (tensors, books)
+        return self._converted
 
     def undo(self) -> nn.Module:
         """Ends the sharing, gives the weights the values that they had before, and returns the model."""

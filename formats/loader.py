@@ -2,29 +2,33 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import sys
-from collections.abc import Mapping
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import timm
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_module_registration_hook
 from torch.overrides import TorchFunctionMode
 
 from compressor.formats.content import Content
 from compressor.formats.errors import FormatError, MissingError, UsageError, did_you_mean, printable
 from compressor.formats.file.reader import PackedFile
 from compressor.formats.inference.packed_weight import install, read_packed
+from compressor.formats.model_args import fault_of_args
 from compressor.formats.torch_tensors import load_state_dict, read_tensors, stored_shape
 
-__all__ = ["build_model", "check_fits", "load", "load_state_dict"]
+__all__ = ["build_model", "build_with", "check_fits", "differences", "load", "load_state_dict", "refused_args"]
 
-_MAX_CLASSES = 1_000_000
-_MAX_CHANNELS = 4_096
-_MAX_IMAGE = 8_192
 _MAX_LISTED = 5  # differences that a message lists
 _MAX_REASON = 300  # characters of a message that may be another's
+_MAX_MODULES = 50_000  # of a model; the largest of timm has about 6,000
+_MAX_COMPUTED = 1 << 30  # bytes of buffers that a constructor computes and a file does not hold
 _WEIGHTS = ("dense", "packed")
 _RANDOM_FILLS = {
     "uniform_", "normal_", "trunc_normal_", "erfinv_", "kaiming_uniform_", "kaiming_normal_",
@@ -69,8 +73,8 @@ def load(
         check_fits(file, target)
         _check_memory(file, target)
         assign = _on_meta(target)
-        if model is None and _computes_buffers(target):
-            target = _build_named(file, "cpu")
+        if model is None:
+            target = _with_buffers(target, *_named(file))
         _fill(target, file, assign, packed)
         if file.preprocessing:
             defaults: dict[str, Any] = dict(getattr(target, "pretrained_cfg", {}))
@@ -83,7 +87,7 @@ def build_model(name: str, args: Mapping[str, Any], device: str = "meta") -> nn.
 
     Args:
         name: a model name of timm.
-        args: any of num_classes, in_chans, img_size and global_pool; other arguments are refused.
+        args: arguments of ``timm.create_model`` that a packed file may hold: see ``refused_args``.
         device: the device of its tensors; on "meta", the default, they have shapes but no memory.
 
     Raises:
@@ -92,9 +96,10 @@ def build_model(name: str, args: Mapping[str, Any], device: str = "meta") -> nn.
     if not timm.is_model(name):
         hint = did_you_mean(name, timm.list_models())
         raise MissingError(f"timm {timm.__version__} has no model {name!r}.{hint} For another module: load(model=...)")
-    _check_args(name, args)
+    if refused := refused_args(args):
+        raise MissingError(f"model {name!r}: {refused}")
     try:
-        with torch.device(device), _WithoutRandomFills():
+        with torch.device(device), _WithoutRandomFills(), _bounded_modules():
             return timm.create_model(name, pretrained=False, **_tuples(args))
     except MemoryError:
         raise
@@ -104,25 +109,59 @@ def build_model(name: str, args: Mapping[str, Any], device: str = "meta") -> nn.
         raise MissingError(f"timm {timm.__version__} cannot build {what}: {reason}") from error
 
 
+def refused_args(args: Mapping[str, Any]) -> str:
+    """Returns which argument of ``timm.create_model`` a packed file may not hold, and why; "" where it may hold all.
+
+    All are allowed that are JSON and by which timm neither reads a file nor downloads anything; strings are words.
+    """
+    for key in args:
+        if key in _FACTORY_ARGS:
+            return f"{key} = {ascii(args[key])[:80]} is not allowed: it is for timm's factory, not for the model"
+    return fault_of_args(args)
+
+
+def build_with(state: Mapping[str, Tensor], name: str, args: Mapping[str, Any]) -> nn.Module:
+    """Returns the timm model that ``load`` would build, in eval mode, with the very tensors of a state dict.
+
+    Raises:
+        MissingError: timm cannot build it, or names and shapes of the tensors are not those of the model.
+    """
+    model = build_model(name, args)
+    if differing := differences({key: tuple(tensor.shape) for key, tensor in state.items()}, model):
+        raise MissingError(differing)
+    model = _with_buffers(model, name, args)
+    model.load_state_dict(state, assign=True)
+    return model.eval()
+
+
 def check_fits(content: Content | PackedFile, model: nn.Module) -> None:
     """Checks that names and shapes of a file's tensors are those of a model's state dict.
 
     Raises:
         MissingError: they differ; the message lists the first differences.
     """
-    stored = _shapes(content)
+    if differing := differences(_shapes(content), model):
+        raise MissingError(
+            f"file and {type(model).__name__} differ (file vs model): {differing}; "
+            f"check num_classes, in_chans and the timm version (here {timm.__version__}{_timm_of(content)})"
+        )
+
+
+def differences(stored: Mapping[str, tuple[int, ...]], model: nn.Module) -> str:
+    """Returns the first differences of names and shapes from those of a model's state dict; "" where there is none.
+
+    Args:
+        stored: the shapes by name.
+        model: the model.
+    """
     wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     missing = [f"{name} {wanted[name]} is missing" for name in wanted if name not in stored]
     extra = [f"{name} {stored[name]} is unknown to the model" for name in stored if name not in wanted]
     common = [name for name in wanted if name in stored]
     reshaped = [f"{name} {stored[name]} vs {wanted[name]}" for name in common if stored[name] != wanted[name]]
     faults = reshaped + missing + extra
-    if faults:
-        more = f" and {len(faults) - _MAX_LISTED} more" if len(faults) > _MAX_LISTED else ""
-        raise MissingError(
-            f"file and {type(model).__name__} differ (file vs model): {'; '.join(faults[:_MAX_LISTED])}{more}; "
-            f"check num_classes, in_chans and the timm version (here {timm.__version__}{_timm_of(content)})"
-        )
+    more = f" and {len(faults) - _MAX_LISTED} more" if len(faults) > _MAX_LISTED else ""
+    return "; ".join(faults[:_MAX_LISTED]) + more
 
 
 def _timm_of(content: Content | PackedFile) -> str:
@@ -139,7 +178,13 @@ def _shapes(content: Content | PackedFile) -> dict[str, tuple[int, ...]]:
 
 def _tuples(fields: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the fields with JSON's lists as the tuples that timm expects."""
-    return {key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()}
+    return {key: _tuple(value) for key, value in fields.items()}
+
+
+def _tuple(value: Any) -> Any:
+    if isinstance(value, dict):
+        return _tuples(value)
+    return tuple(_tuple(one) for one in value) if isinstance(value, list | tuple) else value
 
 
 class _WithoutRandomFills(TorchFunctionMode):
@@ -153,30 +198,47 @@ class _WithoutRandomFills(TorchFunctionMode):
         return function(*args, **(kwargs or {}))
 
 
-def _check_args(name: str, args: Mapping[str, Any]) -> None:
-    """Refuses arguments that could do harm, since they may come from a hostile file."""
-    allowed = {
-        "num_classes": lambda value: _is_int(value, 0, _MAX_CLASSES),
-        "in_chans": lambda value: _is_int(value, 1, _MAX_CHANNELS),
-        "img_size": lambda value: all(
-            _is_int(size, 1, _MAX_IMAGE) for size in (value if isinstance(value, list | tuple) else [value])
-        ),
-        "global_pool": lambda value: isinstance(value, str) and len(value) < 32,
-    }
-    for key, value in args.items():
-        if key not in allowed or not allowed[key](value):
-            raise MissingError(f"model {name!r}: {key} = {ascii(value)[:80]} is not allowed, only {', '.join(allowed)}")
+_FACTORY_ARGS = {
+    key
+    for function in (timm.create_model, timm.models.build_model_with_cfg)
+    for key, parameter in inspect.signature(function).parameters.items()
+    if parameter.kind is not parameter.VAR_KEYWORD
+}
+"""What the factories of the installed timm take for themselves, such as where weights are read from."""
 
 
-def _is_int(value: Any, low: int, high: int) -> bool:
-    return type(value) is int and low <= value <= high
+@contextmanager
+def _bounded_modules() -> Iterator[None]:
+    """Stops a build of more modules than any model has, which an argument of a hostile file may ask for.
+
+    Raises:
+        ValueError: inside, when there are too many.
+    """
+    count, thread = 0, threading.get_ident()
+
+    def register(*_: Any) -> None:
+        nonlocal count
+        count += threading.get_ident() == thread
+        if count > _MAX_MODULES:
+            raise ValueError(f"more than {_MAX_MODULES:,} modules")
+
+    hook = register_module_module_registration_hook(register)
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
-def _build_named(file: PackedFile, device: str = "meta") -> nn.Module:
-    """Returns the timm model that the file names, built on ``device``."""
+def _build_named(file: PackedFile) -> nn.Module:
+    """Returns the timm model that the file names, built on ``meta``."""
+    return build_model(*_named(file))
+
+
+def _named(file: PackedFile) -> tuple[str, dict[str, Any]]:
+    """Returns name and arguments of the timm model that the file names."""
     if file.model is None:
         raise MissingError(f"{file.label} names no timm model: give the module to fill, load(path, model=...)")
-    return build_model(file.model["name"], file.model["args"], device)
+    return file.model["name"], dict(file.model["args"])
 
 
 def _check_memory(file: PackedFile, model: nn.Module) -> None:
@@ -217,6 +279,18 @@ def _on_meta(model: nn.Module) -> bool:
     return any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers()))
 
 
-def _computes_buffers(model: nn.Module) -> bool:
-    """Returns whether a model has buffers that its constructor computes and its state dict omits."""
-    return not dict(model.named_buffers(remove_duplicate=False)).keys() <= model.state_dict().keys()
+def _with_buffers(model: nn.Module, name: str, args: Mapping[str, Any]) -> nn.Module:
+    """Returns a model on ``meta``, built again with memory where its constructor computes what no state dict has.
+
+    Raises:
+        MissingError: that would take more memory than any model needs.
+    """
+    stored = model.state_dict().keys()
+    computed = [t for key, t in model.named_buffers(remove_duplicate=False) if key not in stored]
+    if not computed:
+        return model
+    size = sum(tensor.numel() * tensor.element_size() for tensor in computed)
+    if size > _MAX_COMPUTED:
+        what = f"computes buffers of {size:,} bytes, more than the {_MAX_COMPUTED:,} allowed"
+        raise MissingError(f"{name!r} with {dict(args)!a} {what}")
+    return build_model(name, args, "cpu")

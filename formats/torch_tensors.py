@@ -16,7 +16,7 @@ from compressor.formats.dtypes import TORCH_NAMES
 from compressor.formats.errors import MissingError, did_you_mean
 from compressor.formats.file.reader import PackedFile
 
-__all__ = ["SAFETENSORS_NAMES", "TORCH_DTYPES", "load_state_dict", "read_tensors", "stored_shape"]
+__all__ = ["SAFETENSORS_NAMES", "TORCH_DTYPES", "load_state_dict", "raw_tensor", "read_tensors", "stored_shape"]
 
 TORCH_DTYPES: dict[str, torch.dtype] = {name: getattr(torch, attribute) for name, attribute in TORCH_NAMES.items()}
 """torch's dtype of each safetensors name."""
@@ -72,12 +72,13 @@ def stored_shape(file: Content | PackedFile, name: str) -> tuple[int, ...]:
 
 def _tensor(file: PackedFile, name: str) -> Tensor:
     if name not in file.sites:
-        return _raw(file.raw(name))
+        return raw_tensor(file.raw(name))
     weights = torch.from_numpy(file.tensor(name))
     return weights.view(torch.bfloat16) if file.sites[name].dtype == "BF16" else weights
 
 
-def _raw(raw: RawTensor) -> Tensor:
+def raw_tensor(raw: RawTensor) -> Tensor:
+    """Returns an untouched tensor as a tensor of torch, in memory of its own."""
     if not raw.data:
         return torch.empty(raw.shape, dtype=TORCH_DTYPES[raw.dtype])
     data = torch.from_numpy(np.frombuffer(raw.data, np.uint8).copy())

@@ -96,8 +96,7 @@ def job_of(wrapped: nn.Module) -> Compressor:
     """Returns the Compressor that controls a wrapped model.
 
     Its ``finish()`` strips the model in place and returns the content of the packed file; its ``attach(optimizer,
-    total_steps)`` tells the scheme how far training is. If a timm model was built with arguments, they have to be put
-    into ``model_args`` before the file is saved.
+    total_steps)`` tells the scheme how far training is.
 
     Args:
         wrapped: the model.

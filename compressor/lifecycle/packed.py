@@ -17,11 +17,13 @@ import compressor
 from compressor.formats.content import Codebook, Content, RawTensor, SharedTensor
 from compressor.formats.errors import MissingError, UsageError
 from compressor.formats.file.memory import MAX_MEMORY
-from compressor.formats.file.objects import PREPROCESSING
 from compressor.formats.file.reader import PackedFile
 from compressor.formats.file.writer import pack, write
-from compressor.formats.loader import build_model, check_fits
-from compressor.formats.torch_tensors import SAFETENSORS_NAMES
+from compressor.formats.torch_tensors import SAFETENSORS_NAMES, raw_tensor
+from compressor.lifecycle.convert import decode_tensor
+from compressor.lifecycle.rebuild import check_rebuild, timm_name, trace
+from compressor.lifecycle.state import preprocessing, state_to_pack
+from compressor.lifecycle.trace import Trace
 from compressor.policy.policy import Policy, TensorPlan
 from compressor.report.report import Report
 from compressor.sharing.group_state import CHUNK
@@ -40,7 +42,7 @@ class SharedModel:
         tensors: its shared tensors by name.
         books: their codebooks.
         halved: names of the other tensors that float16 represents exactly.
-        model_args: the arguments of ``timm.create_model`` that it was built with.
+        model_args: the arguments of ``timm.create_model`` that it was built with; None where timm cannot build it.
         policy: the rules by which its weights are shared.
         plans: the rule, or the reason for none, of each tensor.
         original: the dense weights by name, against which noise is measured.
@@ -51,7 +53,7 @@ class SharedModel:
     tensors: Mapping[str, SharedTensor]
     books: tuple[Codebook, ...]
     halved: frozenset[str]
-    model_args: Mapping[str, Any]
+    model_args: Mapping[str, Any] | None
     policy: Policy
     plans: Sequence[TensorPlan]
     original: Mapping[str, Tensor]
@@ -63,19 +65,21 @@ class Packed:
 
     Args:
         content: what the file will contain.
+        expected: what the layers of the model compute, where timm is to build it again.
     """
 
-    def __init__(self, content: Content) -> None:
-        self.content = content
+    def __init__(self, content: Content, expected: Trace | None = None) -> None:
+        self.content, self._expected = content, expected
         self._bytes: tuple[str, bytes] | None = None
 
     @classmethod
     def of(cls, shared: SharedModel) -> Packed:
         """Collects the content of the file from a finished model."""
-        states = _states(shared.model)
+        states = state_to_pack(shared.model)
         aliases = _aliases(states)
         _warn_of_views({name: tensor for name, tensor in states.items() if name not in aliases})
-        cfg = getattr(shared.model, "pretrained_cfg", None)
+        name, args = timm_name(shared.model), shared.model_args
+        named: dict[str, Any] | None = None if name is None or args is None else {"name": name, "args": dict(args)}
         return cls(
             Content(
                 sites={name: shared.tensors[name] for name in states if name in shared.tensors},
@@ -86,12 +90,26 @@ class Packed:
                     if name not in shared.tensors and name not in aliases
                 },
                 aliases=aliases,
-                model=_timm_model(cfg, shared.model_args),
-                preprocessing=_preprocessing(cfg),
+                model=named,
+                preprocessing=preprocessing(shared.model),
                 recipe={"stage": [{"rule": [rule.to_dict() for rule in shared.policy.rules]}]},
                 provenance=_provenance(shared),
-            )
+            ),
+            None if named is None else trace(shared.model, named["args"]),
         )
+
+    @property
+    def model_args(self) -> Mapping[str, Any] | None:
+        """The arguments of ``timm.create_model`` in the file; None, which may be set: to be loaded into any module."""
+        return None if self.content.model is None else self.content.model["args"]
+
+    @model_args.setter
+    def model_args(self, args: Mapping[str, Any] | None) -> None:
+        model = self.content.model
+        if model is None:
+            raise UsageError("model_args: the file names no timm model, it is to be loaded into any module")
+        named = None if args is None else {**model, "args": dict(args)}
+        self.content, self._bytes = replace(self.content, model=named), None
 
     def note(self, **facts: Any) -> None:
         """Adds facts to the provenance, such as the accuracy measured; a fact named ``recipe`` replaces the recipe.
@@ -113,10 +131,15 @@ class Packed:
 
         Raises:
             UsageError: the file exists and ``force`` is not set.
-            MissingError: the model cannot be rebuilt from its name and ``model_args``.
+            MissingError: the model that timm builds by its name and ``model_args`` is another: its tensors differ, or
+                its layers compute something else for one random image. Set ``model_args`` and save again.
         """
-        if self.content.model is not None:
-            _check_rebuild(self.content)
+        if self.content.model is not None and self._expected is not None:
+            model = self.content.model
+            try:
+                check_rebuild(model["name"], model["args"], _decoded(self.content), self._expected)
+            except MissingError as error:
+                raise MissingError(f"{error}; set packed.model_args and save again") from None
         return write(path, self.content, codec=codec, force=force)
 
     def to_bytes(self, codec: str = "auto") -> bytes:
@@ -139,25 +162,11 @@ class Packed:
             return Report.of(file)
 
 
-def _check_rebuild(content: Content) -> None:
-    assert content.model is not None
-    name, args = content.model["name"], content.model["args"]
-    try:
-        check_fits(content, build_model(name, args, device="meta"))
-    except MissingError as error:
-        built = f"timm's {name} built with {args or 'no arguments'}"
-        raise MissingError(f"{built} is not this model: {error}; pass model_args") from None
-
-
-def _states(model: nn.Module) -> dict[str, Tensor]:
-    states = model.state_dict()
-    for name, value in states.items():
-        if not isinstance(value, Tensor):
-            raise UsageError(f"state {name!r} is a {type(value).__name__}, not a tensor: it cannot be packed")
-        if value.dtype not in SAFETENSORS_NAMES or value.layout is not torch.strided or value.is_meta:
-            kind = "meta" if value.is_meta else f"{value.layout} {value.dtype}"
-            raise UsageError(f"{name}: a {kind} tensor cannot be packed; make it a dense one of a common dtype")
-    return dict(states)
+def _decoded(content: Content) -> dict[str, Tensor]:
+    """Returns the state dict that the file will give."""
+    state = {name: decode_tensor(site, content.books[site.book]) for name, site in content.sites.items()}
+    state |= {name: raw_tensor(raw) for name, raw in content.untouched.items()}
+    return state | {alias: state[name] for alias, name in content.aliases.items()}
 
 
 def _aliases(states: Mapping[str, Tensor]) -> dict[str, str]:
@@ -190,23 +199,6 @@ def _raw(tensor: Tensor, stored: str) -> RawTensor:
     return RawTensor(
         SAFETENSORS_NAMES[tensor.dtype], tuple(tensor.shape), flat.view(torch.uint8).numpy().tobytes(), stored
     )
-
-
-def _timm_model(cfg: Any, args: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Returns timm's name and arguments of the model; None if it is not timm's."""
-    is_timm = isinstance(cfg, dict) and cfg.get("architecture")
-    return {"name": cfg["architecture"], "args": dict(args)} if is_timm else None
-
-
-def _preprocessing(cfg: Any) -> dict[str, Any] | None:
-    if not isinstance(cfg, dict):
-        return None
-    given = {key: cfg[key] for key in PREPROCESSING if cfg.get(key) is not None}
-    listed = {key: list(value) if isinstance(value, tuple) else value for key, value in given.items()}
-    for key in [key for key, value in listed.items() if not PREPROCESSING[key].fits(value)]:
-        value, expected = listed.pop(key), PREPROCESSING[key].expected
-        _log.warning("%s of pretrained_cfg is %.80r, expected %s: it is not stored", key, value, expected)
-    return listed or None
 
 
 def _provenance(shared: SharedModel) -> dict[str, Any]:

@@ -88,7 +88,7 @@ def load_teacher(
     Args:
         path: the checkpoint; never a pickle.
         name: the model's name, of ``timm.create_model``.
-        args: the arguments of ``timm.create_model``, of which ``compressor.formats.loader`` allows some.
+        args: the arguments of ``timm.create_model`` that a packed file may hold.
         mean: of the images that will be given, one value per channel. A packed file states its own.
         std: of the images that will be given, one value per channel.
 

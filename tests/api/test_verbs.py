@@ -60,9 +60,7 @@ def test_timm_models_are_packed_with_their_arguments(tmp_path: Path) -> None:
 
     args: dict[str, Any] = {"num_classes": 10, "in_chans": 1}
     clustered = cluster_weights(timm.create_model("test_resnet", **args), 4)
-    job = job_of(clustered)
-    job.model_args = args
-    job.finish().save(tmp_path / "packed.safetensors")
+    job_of(clustered).finish().save(tmp_path / "packed.safetensors")
     loaded, x = compressor.load(tmp_path / "packed.safetensors"), torch.randn(1, 1, 32, 32)
     assert torch.equal(loaded(x), clustered.eval()(x))
 
