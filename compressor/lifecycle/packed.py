@@ -18,10 +18,11 @@ from compressor.formats.content import Codebook, Content, RawTensor, SharedTenso
 from compressor.formats.errors import MissingError, UsageError
 from compressor.formats.file.reader import PackedFile
 from compressor.formats.file.writer import pack, write
+from compressor.formats.io.atomic import check_writable
 from compressor.formats.torch_tensors import SAFETENSORS_NAMES, raw_tensor
 from compressor.lifecycle.convert import decode_tensor
 from compressor.lifecycle.rebuild import check_rebuild, timm_name, trace
-from compressor.lifecycle.state import preprocessing, state_to_pack
+from compressor.lifecycle.state import state_to_pack
 from compressor.lifecycle.trace import Trace
 from compressor.policy.policy import Policy, TensorPlan
 from compressor.report.report import Report
@@ -30,6 +31,7 @@ from compressor.sharing.group_state import CHUNK
 __all__ = ["Packed", "SharedModel"]
 
 _log = logging.getLogger(__name__)
+PREPROCESSING = ("input_size", "mean", "std", "interpolation", "crop_pct", "crop_mode")
 
 
 @dataclass(frozen=True)
@@ -90,7 +92,7 @@ class Packed:
                 },
                 aliases=aliases,
                 model=named,
-                preprocessing=preprocessing(shared.model),
+                preprocessing=_preprocessing(getattr(shared.model, "pretrained_cfg", None)),
                 recipe={"stage": [{"rule": [rule.to_dict() for rule in shared.policy.rules]}]},
                 provenance=_provenance(shared),
             ),
@@ -133,6 +135,7 @@ class Packed:
             MissingError: the model that timm builds by its name and ``model_args`` is another: its tensors differ, or
                 its layers compute something else for one random image. Set ``model_args`` and save again.
         """
+        check_writable(path, force)
         if self.content.model is not None and self._expected is not None:
             model = self.content.model
             try:
@@ -198,6 +201,13 @@ def _raw(tensor: Tensor, stored: str) -> RawTensor:
     return RawTensor(
         SAFETENSORS_NAMES[tensor.dtype], tuple(tensor.shape), flat.view(torch.uint8).numpy().tobytes(), stored
     )
+
+
+def _preprocessing(cfg: Any) -> dict[str, Any] | None:
+    if not isinstance(cfg, dict):
+        return None
+    chosen = {key: cfg[key] for key in PREPROCESSING if cfg.get(key) is not None}
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in chosen.items()} or None
 
 
 def _provenance(shared: SharedModel) -> dict[str, Any]:
