@@ -28,7 +28,6 @@ __all__ = ["build_model", "build_with", "check_fits", "differences", "load", "lo
 _MAX_LISTED = 5  # differences that a message lists
 _MAX_REASON = 300  # characters of a message that may be another's
 _MAX_MODULES = 50_000  # of a model; the largest of timm has about 6,000
-_MAX_COMPUTED = 1 << 30  # bytes of buffers that a constructor computes and a file does not hold
 _WEIGHTS = ("dense", "packed")
 _RANDOM_FILLS = {
     "uniform_", "normal_", "trunc_normal_", "erfinv_", "kaiming_uniform_", "kaiming_normal_",
@@ -280,17 +279,10 @@ def _on_meta(model: nn.Module) -> bool:
 
 
 def _with_buffers(model: nn.Module, name: str, args: Mapping[str, Any]) -> nn.Module:
-    """Returns a model on ``meta``, built again with memory where its constructor computes what no state dict has.
+    """Returns a model on ``meta``, built again with memory where its constructor computes what no state dict has."""
+    return build_model(name, args, "cpu") if _computes_buffers(model) else model
 
-    Raises:
-        MissingError: that would take more memory than any model needs.
-    """
-    stored = model.state_dict().keys()
-    computed = [t for key, t in model.named_buffers(remove_duplicate=False) if key not in stored]
-    if not computed:
-        return model
-    size = sum(tensor.numel() * tensor.element_size() for tensor in computed)
-    if size > _MAX_COMPUTED:
-        what = f"computes buffers of {size:,} bytes, more than the {_MAX_COMPUTED:,} allowed"
-        raise MissingError(f"{name!r} with {dict(args)!a} {what}")
-    return build_model(name, args, "cpu")
+
+def _computes_buffers(model: nn.Module) -> bool:
+    """Returns whether a model has buffers that its constructor computes and its state dict omits."""
+    return not dict(model.named_buffers(remove_duplicate=False)).keys() <= model.state_dict().keys()

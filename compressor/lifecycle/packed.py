@@ -17,12 +17,14 @@ import compressor
 from compressor.formats.content import Codebook, Content, RawTensor, SharedTensor
 from compressor.formats.errors import MissingError, UsageError
 from compressor.formats.file.memory import MAX_MEMORY
+from compressor.formats.file.objects import PREPROCESSING
 from compressor.formats.file.reader import PackedFile
 from compressor.formats.file.writer import pack, write
+from compressor.formats.io.atomic import check_writable
 from compressor.formats.torch_tensors import SAFETENSORS_NAMES, raw_tensor
 from compressor.lifecycle.convert import decode_tensor
 from compressor.lifecycle.rebuild import check_rebuild, timm_name, trace
-from compressor.lifecycle.state import preprocessing, state_to_pack
+from compressor.lifecycle.state import state_to_pack
 from compressor.lifecycle.trace import Trace
 from compressor.policy.policy import Policy, TensorPlan
 from compressor.report.report import Report
@@ -91,7 +93,7 @@ class Packed:
                 },
                 aliases=aliases,
                 model=named,
-                preprocessing=preprocessing(shared.model),
+                preprocessing=_preprocessing(getattr(shared.model, "pretrained_cfg", None)),
                 recipe={"stage": [{"rule": [rule.to_dict() for rule in shared.policy.rules]}]},
                 provenance=_provenance(shared),
             ),
@@ -134,6 +136,7 @@ class Packed:
             MissingError: the model that timm builds by its name and ``model_args`` is another: its tensors differ, or
                 its layers compute something else for one random image. Set ``model_args`` and save again.
         """
+        check_writable(path, force)
         if self.content.model is not None and self._expected is not None:
             model = self.content.model
             try:
@@ -199,6 +202,17 @@ def _raw(tensor: Tensor, stored: str) -> RawTensor:
     return RawTensor(
         SAFETENSORS_NAMES[tensor.dtype], tuple(tensor.shape), flat.view(torch.uint8).numpy().tobytes(), stored
     )
+
+
+def _preprocessing(cfg: Any) -> dict[str, Any] | None:
+    if not isinstance(cfg, dict):
+        return None
+    given = {key: cfg[key] for key in PREPROCESSING if cfg.get(key) is not None}
+    listed = {key: list(value) if isinstance(value, tuple) else value for key, value in given.items()}
+    for key in [key for key, value in listed.items() if not PREPROCESSING[key].fits(value)]:
+        value, expected = listed.pop(key), PREPROCESSING[key].expected
+        _log.warning("%s of pretrained_cfg is %.80r, expected %s: it is not stored", key, value, expected)
+    return listed or None
 
 
 def _provenance(shared: SharedModel) -> dict[str, Any]:
