@@ -1,7 +1,7 @@
 """Packed files changed at random but with sense: whatever is in them, one of our errors or good tensors come out.
 
 In the tests some 10,000 within a time limit;
-``python -m tests.formats.file.test_mutated_files 1000000 [SEED]`` for more.
+``python -m tests.formats.file.test_mutated_files 1000000 [SEED]`` for more; a hundredth as many models are loaded.
 """
 
 from __future__ import annotations
@@ -11,22 +11,44 @@ import random
 import resource
 import struct
 import sys
+import tempfile
 import time
 import zlib
 from collections.abc import Callable
+from functools import cache
+from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
+import numpy as np
 import pytest
+import timm
+import torch
+from timm.data import create_transform
 
+from compressor.cli.files import _check_head, _data, open_packed
+from compressor.data import datasets
+from compressor.data.datasets import BUILT_IN, Dataset, _digits
+from compressor.data.images import _preprocessing
 from compressor.formats.codecs.registry import CODECS
-from compressor.formats.errors import FileError
+from compressor.formats.content import Content, RawTensor, SharedTensor, Table
+from compressor.formats.errors import FileError, MissingError, UsageError
 from compressor.formats.file.container import BLOBS
 from compressor.formats.file.reader import PackedFile
 from compressor.formats.file.writer import pack
+from compressor.formats.loader import load
+from compressor.report.provenance import read_provenance
+from tests.formats.file.test_golden import tensors
 from tests.formats.test_content import RECORDS
+from tests.helpers import slow_reader
 from tests.helpers.forging import forged_from, small, split
 
 MAX_MEMORY = 16 << 20
+SLOW_MEMORY = 16 << 10  # bytes of tensors that the slow reader can be asked for
+NASTY_MODEL: list[Any] = [
+    "test_vit", "test_resnet2", "hf-hub:a/b", {"num_classes": 10**6}, {"img_size": 1}, {"img_size": []},
+    {"global_pool": "\x1b[2J"}, {"checkpoint_path": "/etc/passwd"}, [3, 10**9, 10**9], [0.0], [1e308], "torch/mnist",
+]  # fmt: skip
 NASTY: list[Any] = [
     None, True, False, -1, 0, 1, 2, 3, 7, 255, 65_535, 65_536, 2**31 - 1, 2**31, 2**32, 2**53 + 1, 2**63, 2**64, 10**30,
     -0.0, 0.5, 1e308, 1e-320, -1e39, "", "F32", "F16", "BF16", "F64", "U8", "bits", "huffman", "ans", "hashed", "auto",
@@ -123,16 +145,97 @@ EDITS: list[Callable[[bytes, random.Random], bytes]] = [
 
 
 def read_all(data: bytes) -> bool:
-    """Read everything; tell whether the file was found good."""
+    """Read everything; tell whether the file was found good. What is good, the slow reader reads alike."""
     try:
         with PackedFile.from_bytes(data, MAX_MEMORY) as file:
             if file.check():
                 return False
-            for name in file.sites:
-                assert file.tensor(name).shape == file.sites[name].shape
+            if file.decoded_size <= SLOW_MEMORY:
+                assert tensors(file) == slow_reader.read(data)
+            else:
+                assert all(file.tensor(name).shape == file.sites[name].shape for name in file.sites)
             return True
     except FileError:
         return False
+
+
+def built_in_data(name: str, data_dir: object, config: dict[str, Any], bad: object) -> Dataset:
+    """Give the digits, once for all, after making the transforms that the file asks for."""
+    assert name in BUILT_IN, "timm would have been asked to open it"
+    create_transform(**_preprocessing(config), is_training=False)
+    return datasets._digits()
+
+
+def load_all(path: Path, weights: str) -> bool:
+    """Load a model from a file, as ``load`` and ``eval`` do up to the data; tell whether there was one."""
+    try:
+        with open_packed(path, None) as file:
+            made, preprocessing = read_provenance(file), dict(file.preprocessing or {})
+    except FileError:
+        return False
+    try:
+        data = _data(path, None, None, made, preprocessing, 0)
+    except UsageError:
+        data = None
+    try:
+        model = load(path, weights=weights, max_memory=MAX_MEMORY)
+        if data is not None:
+            _check_head(model, data)
+    except (FileError, MissingError):
+        return False
+    if weights == "dense":
+        with PackedFile.open(path) as file:
+            read = {name: data for name, (_, _, data) in tensors(file).items()}
+        assert {name: to_bytes(tensor) for name, tensor in model.state_dict().items()} == read
+    return True
+
+
+def to_bytes(tensor: torch.Tensor) -> bytes:
+    return tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+
+
+def model_file() -> bytes:
+    """Pack a model of timm's in a few kilobytes: all its weights are one codeword."""
+    model = timm.create_model("test_resnet", num_classes=10, in_chans=1)
+    sites = {
+        name: SharedTensor(tuple(tensor.shape), 0, np.zeros(tensor.numel(), np.uint8))
+        for name, tensor in model.state_dict().items()
+        if tensor.ndim
+    }
+    counts = {name: RawTensor("I64", (), bytes(8)) for name in model.state_dict() if name not in sites}
+    facts = {"seed": 0, "data": {"name": "digits", "version": "digits-1", "split": "test", "n": 360}}
+    named = {"name": "test_resnet", "args": {"num_classes": 10, "in_chans": 1}}
+    preprocessing = {"input_size": [1, 32, 32], "mean": [0.5], "std": [0.5], "crop_pct": 0.9}
+    return pack(Content(sites, (Table.of([0.5]),), counts, {}, named, preprocessing, provenance=facts), "bits")
+
+
+def edit_objects(data: bytes, chance: random.Random) -> bytes:
+    """Replace a value or two of what a file says of its model, its images or its making; checksums made right."""
+
+    def edit(fields: dict[str, Any]) -> None:
+        for _ in range(chance.randint(1, 2)):
+            top = chance.choice(["model", "model", "preprocessing", "provenance"])
+            container, key = chance.choice([(fields, top), *places(fields.get(top))])
+            container[key] = json.loads(json.dumps(chance.choice([*NASTY, *NASTY_MODEL, *NASTY_MODEL])))
+
+    return forged_from(data, edit)
+
+
+@patch("compressor.data.datasets.load_data", built_in_data)
+@patch("compressor.data.datasets._digits", cache(_digits))
+def run_loads(count: int, seed: int, limit: float, folder: Path) -> tuple[int, int, float]:
+    """Load mutants of a model's file: how many, how many were good, the longest seconds."""
+    chance, good, done, longest = random.Random(seed), 0, 0, 0.0
+    path, start, sound = folder / "mutant", time.monotonic(), model_file()
+    path.write_bytes(sound)
+    assert load_all(path, "dense")
+    assert load_all(path, "packed")
+    while done < count and time.monotonic() - start < limit:
+        path.write_bytes(chance.choice([edit_objects, edit_objects, edit_metadata, edit_blobs])(sound, chance))
+        begun = time.monotonic()
+        good += load_all(path, chance.choice(["dense", "packed"]))
+        longest, done = max(longest, time.monotonic() - begun), done + 1
+    return done, good, longest
 
 
 def run(count: int, seed: int, limit: float) -> tuple[int, int, float, float]:
@@ -162,6 +265,16 @@ def test_mutants() -> None:
     assert memory < 64
 
 
+@pytest.mark.slow
+def test_mutants_of_a_model(tmp_path: Path) -> None:
+    done, good, longest = run_loads(150, 0, 12, tmp_path)
+    assert done >= 20
+    assert 0 < good < done
+    assert longest < 5
+
+
 if __name__ == "__main__":
-    wanted = int(sys.argv[1]) if len(sys.argv) > 1 else 10_000
-    print("mutants, good, longest s, MB above base:", *run(wanted, int(sys.argv[2]) if len(sys.argv) > 2 else 0, 1e9))  # noqa: T201
+    wanted, first = int(sys.argv[1]) if len(sys.argv) > 1 else 10_000, int(sys.argv[2]) if len(sys.argv) > 2 else 0
+    print("mutants, good, longest s, MB above base:", *run(wanted, first, 1e9))  # noqa: T201
+    with tempfile.TemporaryDirectory() as place:
+        print("loaded, good, longest s:", *run_loads(wanted // 100, first, 1e9, Path(place)))  # noqa: T201
