@@ -92,3 +92,9 @@ def test_learnt_puts_no_codeword_back_to_use_after_four_fifths() -> None:
         with torch.no_grad():
             group.on_step(progress)
         assert len(set(weights_of(group))) == 3
+
+
+def test_uniform_fills_its_last_bucket_with_no_other_weight() -> None:
+    """Of the three weights in it the least is 1 and the largest 2: no zero is among them."""
+    group = group_of([0.0, 1.0, 0.0, 1.0, 1.0, 1.25, 2.0], scheme="uniform", bits=1, bucket=4)
+    assert weights_of(group) == [0.0, 1.0, 0.0, 1.0, 1.0, 1.0, 2.0]
