@@ -59,7 +59,7 @@ def test_a_frozen_weight_keeps_the_values_that_it_had_before_training(scheme: st
     job.finish()
     assert torch.equal(during, layer(untrained, 0).weight)
     assert torch.equal(layer(job, 0).weight, layer(untrained, 0).weight)
-    assert torch.equal(layer(job, 0).bias, model[0].bias)
+    assert torch.equal(layer(job, 0).bias, model.get_parameter("0.bias"))
     assert len(layer(job, 0).weight.unique()) < 256
     assert not torch.equal(layer(job, 3).weight, layer(untrained, 3).weight)
     assert not layer(job, 0).weight.requires_grad
