@@ -205,8 +205,8 @@ class Compressor:
         """Returns the sum of the loss of the labels (cross entropy), distillation, and the penalties of the schemes.
 
         Args:
-            output: float[batch, classes], logits.
-            target: int[batch], or float[batch, classes].
+            output: float[batch, classes] or [batch, classes, ...], logits.
+            target: int[batch] or [batch, ...], or float of the shape of ``output``, as ``cross_entropy`` takes them.
             inputs: the batch that the model was given; needed where there is a teacher.
 
         Raises:

@@ -13,7 +13,7 @@ from compressor.formats.errors import UsageError
 from compressor.policy.policy import TensorPlan
 from compressor.sharing.group import Group
 from compressor.sharing.initialization import initialise_site
-from compressor.sharing.sites import Site
+from compressor.sharing.sites import Site, padding_rows
 
 __all__ = ["fit_groups", "penalties", "start_rounds"]
 
@@ -76,12 +76,17 @@ def fit_groups(
 
 
 def _pin_zeros(group: Group, preserve_sparsity: bool) -> None:
-    """Prunes the weights that are zero, if asked.
+    """Prunes the weights that are zero, if asked, and in any case the zeros that stand for padding in embeddings.
 
     Raises:
         UsageError: a virtual group is pruned, whose mask would be as large as its dense weights.
     """
-    zeros = {site: site.tensor.detach() == 0 for site in group.sites} if preserve_sparsity else {}
+    zeros = {site: site.tensor.detach() == 0 for site in group.sites if preserve_sparsity or padding_rows(site)}
+    if not preserve_sparsity:
+        for site, zero in zeros.items():
+            padding = torch.zeros(len(zero), 1, dtype=torch.bool, device=zero.device)
+            padding[list(padding_rows(site))] = True
+            zero &= padding
     if any(bool(zero.any()) for zero in zeros.values()):
         for site, zero in zeros.items():
             group.prune(site, zero | group.pruned(site))

@@ -71,8 +71,7 @@ class StepMemory:
 
 
 def _index_bytes(group: Group) -> int:
-    values: Tensor | None = getattr(group, "values", None)
-    return 1 if values is None or len(values) <= 256 else 4
+    return 1 if not hasattr(group, "values") or group.codeword_count <= 256 else 4
 
 
 def activations(sketch: nn.Module, images: Tensor) -> tuple[int | None, int]:

@@ -92,7 +92,9 @@ class Group(GroupState):
         """Yields a message for each site with indices of no codeword: machine code looks codewords up unchecked."""
         for site in self.sites if self.has_indices else ():
             if (indices := self.indices(site)).numel():
-                codewords = len(self.values) * (1 if self.scheme.generator() is None else 2)  # some generate negatives
+                codewords = self.codeword_count * (
+                    1 if self.scheme.generator() is None else 2
+                )  # some generate negatives
                 lowest, highest = (int(end) for end in indices.aminmax())
                 if lowest < -1 or highest >= codewords:
                     name = prefix + self._buffer_name("indices", site)

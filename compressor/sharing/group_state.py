@@ -51,6 +51,7 @@ class GroupState(nn.Module):
         self.has_zeros = False
         """Whether weights of this group are pruned, or will be: one codeword is 0.0 then."""
         self.step_cache = StepCache()
+        self._counted: tuple[tuple[int, int], int] | None = None  # identity and version of ``values``, and the count
         self._master_weights = [site.tensor for site in sites]
         self.weights = sum(master.numel() for master in self._master_weights)
         spread = math.sqrt(
@@ -67,15 +68,34 @@ class GroupState(nn.Module):
         """Replaces the dense tensors behind the sites, in the order of the sites, by others of their shapes."""
         self._master_weights = masters
 
-    def set_codebook(self, codebook: Tensor, learnt: bool) -> None:
-        """Replaces the codebook, float32[K]; ``learnt`` makes it a parameter, else it is a buffer."""
+    def set_codebook(self, codebook: Tensor, learnt: bool, capacity: int = 0) -> None:
+        """Replaces the codebook.
+
+        Args:
+            codebook: float32[K].
+            learnt: whether it is a parameter; else it is a buffer.
+            capacity: for a codebook that grows in training: the length of the buffer, whose rest is NaN, so that its
+                shape stays that of copies, such as ``torch.optim.swa_utils.AveragedModel`` makes; 0: K.
+        """
         values = codebook.detach().to(self.unit) / self.unit
-        self._parameters.pop("values", None)
-        self._buffers.pop("values", None)
+        if capacity > len(values):
+            values = torch.cat([values, values.new_full((capacity - len(values),), torch.nan)])
         if learnt:
+            self._buffers.pop("values", None)
             self.values = nn.Parameter(values)
         else:
-            self.register_buffer("values", values)
+            self._parameters.pop("values", None)
+            self.register_buffer("values", values)  # in its old place, for AveragedModel goes by the order
+
+    @property
+    def codeword_count(self) -> int:
+        """The number of codewords, K."""
+        if isinstance(self.values, nn.Parameter):
+            return len(self.values)
+        state = id(self.values), self.values._version
+        if self._counted is None or self._counted[0] != state:
+            self._counted = state, int((~self.values.isnan()).sum())
+        return self._counted[1]
 
     def codebook(self, rows: int = 0) -> Tensor:
         """Returns the codebook, differentiable where it is learnt.
@@ -86,7 +106,9 @@ class GroupState(nn.Module):
         Returns:
             float32[K], or [rows, K / rows].
         """
-        return scaled_codebook(self.values, self.codebook_scale(rows))
+        count = self.codeword_count
+        values = self.values if count == len(self.values) else self.values[:count]
+        return scaled_codebook(values, self.codebook_scale(rows))
 
     def codebook_scale(self, rows: int = 0) -> CodebookScale:
         """Returns how the codebook follows from ``values``; ``rows`` as for ``codebook``.
@@ -96,7 +118,7 @@ class GroupState(nn.Module):
         gradient. For optimisers that normalise gradients this makes no difference.
         """
         unit = float(self.unit)
-        return CodebookScale(unit, len(self.values) / (self.weights * unit**2), rows)
+        return CodebookScale(unit, self.codeword_count / (self.weights * unit**2), rows)
 
     @property
     def has_indices(self) -> bool:

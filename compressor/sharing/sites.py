@@ -14,7 +14,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from compressor.formats.errors import MissingError
 
-__all__ = ["Site", "find_tensors", "finite_weights"]
+__all__ = ["Site", "find_tensors", "finite_weights", "padding_rows"]
 
 LAYERS = (nn.Linear, _ConvNd, nn.Embedding, nn.EmbeddingBag, nn.MultiheadAttention, nn.Bilinear)
 LAYER_WEIGHTS = ("weight", "in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
@@ -122,6 +122,17 @@ def find_tensors(model: nn.Module) -> list[Site]:
             if not any(owner is module and leaf == attribute for owner, leaf in site.owners):
                 site.owners.append((module, attribute))
     return list(sites.values())
+
+
+def padding_rows(site: Site) -> set[int]:
+    """Returns the rows ``padding_idx`` of the embeddings that hold a site, which are not trained.
+
+    Example:
+        >>> [padding_rows(site) for site in find_tensors(nn.Embedding(3, 2, padding_idx=1))]
+        [{1}]
+    """
+    embeddings = [m for m, a in site.owners if isinstance(m, nn.Embedding | nn.EmbeddingBag) and a == "weight"]
+    return {embedding.padding_idx for embedding in embeddings if embedding.padding_idx is not None}
 
 
 def finite_weights(site: Site) -> Tensor:

@@ -13,10 +13,10 @@ __all__ = ["distillation", "frozen_copy", "with_distillation"]
 
 
 def distillation(output: Tensor, teacher_output: Tensor, temperature: float) -> Tensor:
-    """Returns ``T^2 KL(softmax(teacher / T) || softmax(output / T))``, the mean over the batch, a scalar.
+    """Returns ``T^2 KL(softmax(teacher / T) || softmax(output / T))``, the mean over the batch and all positions.
 
     Args:
-        output, teacher_output: float[batch, classes], logits.
+        output, teacher_output: float[batch, classes] or [batch, classes, ...], logits, as ``cross_entropy`` takes them.
         temperature: T; the factor T^2 keeps the size of the gradient independent of it.
 
     Raises:
@@ -32,9 +32,11 @@ def distillation(output: Tensor, teacher_output: Tensor, temperature: float) -> 
     if output.shape != teacher_output.shape:
         got, expected = tuple(teacher_output.shape), tuple(output.shape)
         raise UsageError(f"the teacher's output is {got}, expected {expected}: it needs the classes of its student")
-    student = functional.log_softmax(output / temperature, dim=-1)
-    teacher = functional.log_softmax(teacher_output / temperature, dim=-1)
-    return functional.kl_div(student, teacher, reduction="batchmean", log_target=True) * temperature**2
+    classes = min(1, output.ndim - 1)  # the dimension of the classes
+    student = functional.log_softmax(output / temperature, dim=classes)
+    teacher = functional.log_softmax(teacher_output / temperature, dim=classes)
+    divergence = functional.kl_div(student, teacher, reduction="sum", log_target=True)
+    return divergence / (output.numel() // output.shape[classes]) * temperature**2
 
 
 def with_distillation(

@@ -29,7 +29,7 @@ class Evaluation:
     """The correctness of predictions on a data set.
 
     Args:
-        correct: bool[n], whether the class of each image was predicted.
+        correct: bool[n], whether the class of each image was predicted; of each position, where images have several.
     """
 
     correct: Tensor
@@ -95,7 +95,7 @@ def _results(model: nn.Module, loader: Iterable[Any], device: torch.device) -> T
         return correct.masked_fill(classes == UNREADABLE, _LEFT_OUT)
 
     if (shares := shard_for_evaluation(loader)) is None:
-        return torch.cat([torch.zeros(0, dtype=torch.uint8), *map(results, loader)])
+        return torch.cat([torch.zeros(0, dtype=torch.uint8), *(results(batch).reshape(-1) for batch in loader)])
     own_batches, positions, images = shares
     gathered = torch.zeros(images, dtype=torch.uint8, device=device)
     for position, batch in zip(positions, own_batches, strict=True):

@@ -99,7 +99,7 @@ def _own_indices(group: Group) -> tuple[Mapping[str, Indices], float] | None:
             indices = indices.masked_fill(group.pruned(site), int(indices.max()) + 1)
         all_indices[site.name] = indices.cpu().numpy().reshape(-1)
     extra_zero = group.has_zeros and not bool((group.values == 0).any())
-    return all_indices, NUMBER_BYTES * (len(group.values) + extra_zero)
+    return all_indices, NUMBER_BYTES * (group.codeword_count + extra_zero)
 
 
 def _exported_indices(group: Group) -> tuple[Mapping[str, Indices], float]:

@@ -62,7 +62,7 @@ def predict(model: nn.Module, inputs: Tensor, device: torch.device) -> Tensor:
         ResourceError: there is no memory for one image.
     """
     try:
-        classes: Tensor = model(inputs.to(device)).argmax(dim=-1).cpu()
+        classes: Tensor = model(inputs.to(device)).argmax(dim=1).cpu()
         return classes
     except (RuntimeError, MemoryError) as exc:
         if not is_out_of_memory(exc):
