@@ -59,6 +59,8 @@ class Site:
         tensor = self.tensor
         if not tensor.is_floating_point():
             return f"holds {tensor.dtype}, not floating point"
+        if any(isinstance(module, torch.jit.ScriptModule) for module, _ in self.owners):
+            return "compiled by TorchScript, which reads its own weights"
         matrix = tensor.ndim >= 2
         if matrix and any(isinstance(module, LAYERS) and leaf in LAYER_WEIGHTS for module, leaf in self.owners):
             return ""

@@ -80,7 +80,7 @@ def packed(path: str = "good.safetensors") -> Path:
         ((MODEL, "--codec", "hufman"), "--codec hufman: no such codec. Did you mean 'huffman'? Known: "),
         ((MODEL, "--opt", "adamm"), "optimiser 'adamm' with schedule 'cosine'"),
         ((MODEL, "--sched", "cosin"), "optimiser 'adamw' with schedule 'cosin'"),
-        ((MODEL, "--lr", "-1"), "Invalid value for '--lr': -1.0 is not in the range x>0."),
+        ((MODEL, "--lr", "-1"), "Invalid value for '--lr': -1.0 is not in the range x>=0."),
         ((MODEL, "--distill", "2"), "Invalid value for '--distill': 2.0 is not in the range 0<=x<=1."),
     ],
 )

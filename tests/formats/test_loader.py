@@ -143,9 +143,8 @@ def test_file_without_a_model(tmp_path: Path) -> None:
         ("test_vit", {"depth": 100_000}, "depth = 100000 is not allowed, expected .* from 0 to 1,024"),
         ("test_vit", {"embed_dim": 10**9}, "embed_dim = .* is not allowed, expected .* at most 65,536"),
         ("test_resnet", {"global_pool": ["avg"]}, "cannot build"),
-        ("test_resnet", {"global_pool": "\x1b[2J"}, r"global_pool = '\\x1b\[2J' is not allowed, expected a word"),
         ("test_resnet", {"act_layer": "os.system"}, "act_layer = 'os.system' is not allowed, expected a word"),
-        ("test_resnet", {"act_layer": "nosuch"}, "cannot build 'test_resnet' .*KeyError 'nosuch'"),
+        ("test_resnet", {"act_layer": "nosuch"}, "cannot build 'test_resnet' .*KeyError: 'nosuch'"),
         ("test_resnet", {"features_only": True}, "features_only = True is not allowed"),
         ("test_resnet", {"pretrained_cfg": {"url": "x"}}, "pretrained_cfg = .*not allowed"),
         ("test_resnet", {"img_size": 64}, "cannot build"),
@@ -173,7 +172,7 @@ def test_sizes_that_constructors_fail_on(name: str, size: Any) -> None:
 
 
 def test_reason_that_cannot_be_built_is_printable() -> None:
-    with pytest.raises(MissingError, match="cannot build 'test_resnet' with") as caught:
+    with pytest.raises(MissingError, match="global_pool = ") as caught:
         build_model("test_resnet", {"global_pool": "\x1b[2J"})
     assert str(caught.value).isprintable()
 

@@ -102,7 +102,7 @@ def test_no_argument_reaches_a_file_or_the_network(monkeypatch: pytest.MonkeyPat
 
 def test_a_model_of_too_many_modules_is_not_built(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loader, "_MAX_MODULES", 30)
-    with pytest.raises(MissingError, match=r"cannot build 'test_resnet' .*ValueError more than 30 modules"):
+    with pytest.raises(MissingError, match=r"cannot build 'test_resnet' .*ValueError: more than 30 modules"):
         build_model("test_resnet", {})
     monkeypatch.undo()
     build_model("test_resnet", {})

@@ -54,7 +54,7 @@ def test_the_lookup_is_compiled_once_however_the_codebook_changes() -> None:
     for _ in range(20):
         job.model(torch.ones(4, 8)).sum().backward()
         optimizer.step()
-        sizes.add(len(job.groups[0].values))
+        sizes.add(len(job.groups[0].codebook()))
     assert len(sizes) > 3, "rounds have come and gone"
     assert len(graphs) <= 2
 
@@ -99,7 +99,7 @@ def test_channels_last_arrives_in_training_and_evaluation(
 
     def watch(module: Any, given: tuple[Tensor, ...], output: Tensor) -> None:
         del given
-        if isinstance(module, nn.BatchNorm2d):
+        if isinstance(module, nn.BatchNorm2d) and len(output) > 1:  # the arguments of the model are tried on one image
             seen.add((module.training, output.is_contiguous(memory_format=torch.channels_last)))
 
     words = ["tiny", "--baseline-epochs", "1", "--epochs", "1", "--batch-size", "16", "-o", str(tmp_path / "out")]
