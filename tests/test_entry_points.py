@@ -182,6 +182,7 @@ assert run(["schemes"]) == 0
 """
 
 
+@pytest.mark.slow
 def test_the_command_finds_scheme_and_codec(foreign: Path, tmp_path: Path) -> None:
     (tmp_path / "recipe.toml").write_text('[[stage]]\nepochs = 0\n[[stage.rule]]\nmatch = "*"\nscheme = "foreign"\n')
     printed = run("-c", COMMANDS, path=foreign, cwd=tmp_path)

@@ -180,6 +180,7 @@ def test_post_training_from_a_checkpoint(folder: Path, type_: Any) -> None:
     assert len(loaded.head.weight.unique()) <= 32
 
 
+@pytest.mark.slow
 def test_pretrained_from_a_local_hub_cache(folder: Path, type_: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     cfg: Any = timm.models.get_pretrained_cfg("test_resnet")
     repo = folder / "hub" / f"models--{cfg.hf_hub_id.replace('/', '--')}"

@@ -88,6 +88,7 @@ def test_no_signal_handlers_outside_the_main_thread(runs: Runs) -> None:
     assert not FOLDER.exists()
 
 
+@pytest.mark.slow
 def test_ctrl_c(tmp_path: Path) -> None:
     # Where the tests run in the background, the shell has them ignore Ctrl-C, and a child would inherit that.
     code = (

@@ -141,6 +141,7 @@ def test_too_many_open_files_are_no_fault_of_a_picture(folder: Path, monkeypatch
         data.validation[3]
 
 
+@pytest.mark.slow
 def test_the_command(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = [
         "test_resnet",

@@ -81,6 +81,7 @@ def test_the_page_has_the_files_of_a_package() -> None:
     assert list(FILES) == ["powers_of_two.py", "rice.py", "pyproject.toml"]
 
 
+@pytest.mark.slow
 def test_the_example_trains_packs_and_loads(package: Path, tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", USE], env=environment(ROOT, package), cwd=tmp_path, capture_output=True, text=True

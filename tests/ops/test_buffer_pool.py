@@ -174,6 +174,7 @@ def test_a_copy_has_a_pool_of_its_own() -> None:
     assert (pool.free_bytes, copied.free_bytes) == (kept, 0)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="it is about Linux's C library")
 def test_what_is_freed_is_kept_where_nobody_has_decided() -> None:
     """Counted in pages the system had to clear: 60 MB have 14,649; in some layouts one of three tensors moves."""
