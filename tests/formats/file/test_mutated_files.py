@@ -151,7 +151,8 @@ def read_all(data: bytes) -> bool:
             if file.check():
                 return False
             if file.decoded_size <= SLOW_MEMORY:
-                assert tensors(file) == slow_reader.read(data)
+                with np.errstate(over="ignore"):  # what is too large for float16 becomes infinite
+                    assert tensors(file) == slow_reader.read(data)
             else:
                 assert all(file.tensor(name).shape == file.sites[name].shape for name in file.sites)
             return True
