@@ -208,7 +208,7 @@ class Rationed:
 
 
 def each_failing(act: Callable[[], object], after: Callable[[bool], None]) -> int:
-    """Let each allocation of ``act`` fail in turn, until there are no more: how many there were."""
+    """Makes each allocation of ``act`` fail in turn, and returns how many there were."""
     for nth in range(1, 2000):
         with pytest.MonkeyPatch.context() as patch:
             rationed = Rationed(nth, patch)

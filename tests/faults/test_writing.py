@@ -40,7 +40,7 @@ COMMANDS = {"unpack": UNPACK, "pack": (*PACK, "-o", "a.safetensors")}
 
 @pytest.fixture
 def old(says: Says) -> Path:
-    """Give a file that is in the way, beside what the commands need."""
+    """Returns a file that is in the way, beside what the commands need."""
     del says  # it has changed the folder
     Path("good.safetensors").write_bytes(small())
     save_file(timm.create_model("test_resnet").state_dict(), "dense.safetensors")
@@ -50,7 +50,7 @@ def old(says: Says) -> Path:
 
 
 def fails(capsys: pytest.CaptureFixture[str], code: int, *words: str) -> str:
-    """Give the last line of a command that must fail, after those that tell how far it came."""
+    """Returns the last line of a command that must fail, after those that tell how far it came."""
     assert run(list(words)) == code
     out, err = capsys.readouterr()
     assert out == ""

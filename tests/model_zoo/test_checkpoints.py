@@ -43,7 +43,7 @@ def other_index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def first_200(model: nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
-    """Give the first 200 test images as the model's own preprocessing asks for them, and their labels."""
+    """Returns the first 200 test images as the model's own preprocessing asks for them, and their labels."""
     stored = load_file(SLICE)
     cfg: Any = model.pretrained_cfg
     (mean,), (std,) = cfg["mean"], cfg["std"]

@@ -38,7 +38,7 @@ marks = compile_function(_write_marks, 4)
 
 
 def marked(cuts: list[slice]) -> tuple[torch.Tensor, list[int]]:
-    """Give the marks, and what the calls gave."""
+    """Returns the marks, and what the calls gave."""
     openmp = parallel._openmp()
     assert openmp is not None
     items, asked = torch.zeros(COUNT, dtype=torch.int32), torch.tensor(openmp.queries)

@@ -31,24 +31,24 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 def chosen(free: Tensor) -> Tensor:
-    """Give indices by which these weights are free."""
+    """Returns indices by which these weights are free."""
     return torch.where(free, -1, 0).to(torch.int16)
 
 
 def all_free(count: int) -> Tensor:
-    """Give indices by which all weights are."""
+    """Returns indices by which all weights are."""
     return torch.full((count,), -1, dtype=torch.int8)
 
 
 def slopes_of(master: Tensor, codebook: Tensor, indices: Tensor, factor: float = 1.0) -> Tensor:
-    """Give the gradient of the pull, of the dtype of ``master``."""
+    """Returns the gradient of the relative distance, of the dtype of ``master``."""
     drawn = frozen_lookup_with_distance(master, codebook, indices, 0.1, nothing())[1]
     (found,) = torch.autograd.grad(drawn, master, torch.tensor(factor).double())
     return found
 
 
 def nothing() -> Tensor:
-    """Give room for what a pull finds."""
+    """Returns the buffer that takes the distance and the count."""
     return torch.zeros(2, dtype=torch.float64)
 
 

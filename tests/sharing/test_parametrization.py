@@ -28,7 +28,7 @@ class Net(nn.Module):
         self.through: Any = lambda layer, images: layer(images)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Give what the second layer makes of the first's."""
+        """Returns what the second layer makes of the first's."""
         return torch.as_tensor(self.through(self.second, self.first(images).relu()))
 
 
@@ -42,14 +42,14 @@ def job_of(scheme: str) -> Compressor:
 
 
 def gradients(job: Compressor, output: Tensor) -> list[Tensor]:
-    """Give the gradients of all that is trained."""
+    """Returns the gradients of all that is trained."""
     trained = [tensor for tensor in job.model.parameters() if tensor.requires_grad]
     found = torch.autograd.grad(output.square().sum(), trained, allow_unused=True)
     return [torch.zeros_like(one) if grad is None else grad for one, grad in zip(trained, found, strict=True)]
 
 
 def by_hand(net: Any, images: Tensor) -> Tensor:
-    """Give its output, by the weights there are now."""
+    """Returns its output, by the weights there are now."""
     hidden = functional.linear(images, net.first.weight, net.first.bias).relu()
     return functional.linear(hidden, net.second.weight, net.second.bias)
 

@@ -14,7 +14,7 @@ from compressor.training.optim import make_optimizer, use_fused_kernels
 
 
 def flags(*groups: list[nn.Parameter], opt: str = "adamw", settings: dict[str, Any] | None = None) -> list[Any]:
-    """Give what the groups of an optimiser say of it."""
+    """Returns what the groups of an optimiser say of it."""
     optimizer, _ = make_optimizer([{"params": group} for group in groups], opt, 0.1, "cosine", 1, 2)
     for group in optimizer.param_groups:
         group.update(settings or {})

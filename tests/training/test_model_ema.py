@@ -49,7 +49,7 @@ def test_it_is_the_sum_written_out() -> None:
 
 
 def losses_and_accuracies(decay: float) -> tuple[list[float], list[bool]]:
-    """Give the loss at every step, and whether the top-1 told at the end of an epoch is the model's at that time."""
+    """Returns the loss at every step, and whether the top-1 told at the end of an epoch is the model's at that time."""
     losses: list[float] = []
     same: list[bool] = []
     job = job_of()

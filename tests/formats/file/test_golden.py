@@ -19,7 +19,7 @@ FILES = sorted(GOLDEN.glob("v*/*.safetensors"))
 
 
 def tensors(file: PackedFile) -> slow_reader.Tensors:
-    """Give what the slow reader gives."""
+    """Returns what the slow reader gives."""
     read: slow_reader.Tensors = {}
     for name, site in file.sites.items():
         read[name] = (site.dtype, site.shape, file.tensor(name).tobytes())

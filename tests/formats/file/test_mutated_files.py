@@ -161,7 +161,7 @@ def read_all(data: bytes) -> bool:
 
 
 def built_in_data(name: str, data_dir: object, config: dict[str, Any], bad: object) -> Dataset:
-    """Give the digits, once for all, after making the transforms that the file asks for."""
+    """Returns the digits, once for all, after making the transforms that the file asks for."""
     assert name in BUILT_IN, "timm would have been asked to open it"
     create_transform(**_preprocessing(config), is_training=False)
     return datasets._digits()

@@ -14,7 +14,7 @@ MB = 1 << 20
 
 
 def has_large_pages() -> bool:
-    """Tell whether the system gives pages of 2 MB to who asks for them."""
+    """Returns whether the system gives pages of 2 MB to who asks for them."""
     size = LARGE_PAGES / "hpage_pmd_size"
     return size.exists() and int(size.read_text()) == 2 * MB and "[never]" not in (LARGE_PAGES / "enabled").read_text()
 
