@@ -15,6 +15,7 @@ from compressor import Compressor, Policy, Rule
 from compressor.formats.errors import UsageError
 from compressor.ops.gather_scatter import lookup
 from compressor.ops.nearest import nearest
+from compressor.sharing.curvature import Curvature
 from compressor.sharing.export import SharedTensors, export_scalars
 from compressor.sharing.group import Group
 from compressor.sharing.group_state import GroupState
@@ -35,8 +36,8 @@ class FreezeBySize(Scheme):
         del weights
         return 3
 
-    def fit(self, group: GroupState, importance: Mapping[Site, Tensor] | None) -> None:
-        del importance
+    def fit(self, group: GroupState, curvature: Mapping[Site, Curvature] | None) -> None:
+        del curvature
         group.set_codebook(torch.tensor([-1.0, 0.0, 1.0]), learnt=False)
         for site in group.sites:
             master = group.master_weight(site).detach()
