@@ -201,9 +201,13 @@ class Compressor:
         return self
 
     def _noted(self, options: FileOptions) -> FileOptions:
-        """Returns options with what ``finish`` notes of the calibration."""
+        """Returns options with what ``finish`` notes of the calibration, and all defaults resolved."""
         facts = {} if self.calibration is None else {"calibration": self.calibration}
-        return replace(options, notes={**facts, **options.notes})
+        halved = self._halves(options.half_untouched)
+        return replace(options, half_untouched=halved, notes={**facts, **options.notes})
+
+    def _halves(self, half_untouched: bool | None) -> bool:
+        return self.target.is_searched if half_untouched is None else half_untouched
 
     @property
     def rate(self) -> float | None:
@@ -381,7 +385,7 @@ class Compressor:
         }
         return TrainingCheckpointer(checkpoints, self, fingerprint)
 
-    def finish(self, calibration: Batches | None = None, half_untouched: bool = False) -> Packed:
+    def finish(self, calibration: Batches | None = None, half_untouched: bool | None = None) -> Packed:
         """Sets every shared weight to its codeword, and makes ``job.model`` an ordinary module again.
 
         Where it fails, as the batches of ``calibration`` may, it can be called again.
@@ -390,7 +394,8 @@ class Compressor:
             calibration: batches (inputs, targets) that the BatchNorm statistics are estimated on anew, for the
                 weights that have changed, except of layers that have been put in eval mode. Where ``prepare`` had
                 images, they are kept as they were unless that brings the answers to these nearer to the dense ones.
-            half_untouched: round the float32 tensors that are not shared to float16, and store them as such.
+            half_untouched: round the float32 tensors that are not shared to float16, and store them as such; None:
+                where there is a target, other than a mere price.
 
         Returns:
             The packed model: it saves itself as a file, and reports what the file holds.
@@ -398,7 +403,7 @@ class Compressor:
         tensors, books = self._convert()
         if calibration is not None:
             estimate_batch_norm(self.model, calibration, self._in_eval, self._reference and self._reference.loss)
-        halved = halve_untouched(self.model, tensors) if half_untouched else frozenset()
+        halved = halve_untouched(self.model, tensors) if self._halves(half_untouched) else frozenset()
         packed = Packed.of(self._shared_model(tensors, books, halved))
         if self.calibration is not None:
             packed.note(calibration=self.calibration)

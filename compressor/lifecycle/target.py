@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -21,7 +21,10 @@ _log = logging.getLogger(__name__)
 
 NEAR = 0.98  # of the target: a file that is larger, and no larger than the target, ends the search
 AIM = 0.99  # of the target: what the search tries to reach
+CLOSE = 1.001  # the ratio of two prices between which there is no other worth a pass
 MOST_PASSES = 10  # in which all weights are rounded
+FIRST_RATIO = 1.3  # of the bytes of indices with and without error feedback, as it mostly is
+FAR, MOST_SLOPE = 3.0, 0.3  # bounds of how the logarithm of that ratio is extrapolated to that of another price
 LEAST_RATE, MOST_RATE = 1e-16, 1.0
 DROP_PASSES = 8
 WIDEST_DROP_STEP = 8.0  # times, from one price to the next until the drop is between two
@@ -65,6 +68,11 @@ class Target:
         """Whether anything is asked for."""
         return any(value is not None for value in (self.rate, self.size, self.bits, self.drop))
 
+    @property
+    def is_searched(self) -> bool:
+        """Whether the price has to be searched for."""
+        return self.is_given and self.rate is None
+
     def bytes(self, weights: int) -> int | None:
         """Returns how large the file may be, None where that is not what is asked for.
 
@@ -85,7 +93,7 @@ class FileOptions:
     """
 
     codec: str = "auto"
-    half_untouched: bool = False
+    half_untouched: bool | None = None
     notes: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -117,6 +125,7 @@ class PlainSizes:
     def __init__(self, weights: Mapping[Site, Tensor], curvature: Mapping[Site, float] | None) -> None:
         self.weights, self.curvature = weights, curvature
         self._known: dict[float, float] = {}
+        self._ratios: list[tuple[float, float]] = []  # logarithms of prices, and of real to plain sizes
 
     def at(self, rate: float) -> float:
         """Returns the entropy of all indices at a price, in bytes."""
@@ -129,8 +138,21 @@ class PlainSizes:
         low, high = math.log(LEAST_RATE), math.log(MOST_RATE)
         for _ in range(24):
             middle = (low + high) / 2
-            low, high = (middle, high) if self.at(math.exp(middle)) > size else (low, middle)
+            low, high = (middle, high) if self.expected(math.exp(middle)) > size else (low, middle)
         return float(f"{math.exp(high):.4g}")
+
+    def expected(self, rate: float) -> float:
+        """Returns the bytes that indices are expected to take with error feedback, from the passes made so far."""
+        if not self._ratios:
+            return FIRST_RATIO * self.at(rate)
+        (place, ratio), (other, its) = self._ratios[-1], self._ratios[-2 if len(self._ratios) > 1 else -1]
+        slope = (its - ratio) / (other - place) if other != place else 0.0
+        away = min(max(math.log(rate) - place, -FAR), FAR)
+        return math.exp(ratio + min(max(slope, -MOST_SLOPE), MOST_SLOPE) * away) * self.at(rate)
+
+    def learn(self, rate: float, size: int) -> None:
+        """Notes the bytes that indices took in a pass."""
+        self._ratios.append((math.log(rate), math.log(max(size, 1) / max(self.at(rate), 1.0))))
 
     def _of(self, site: Site, weights: Tensor, rate: float) -> float:
         flat = weights.detach().reshape(-1).float()
@@ -158,33 +180,26 @@ def find_rate_for_size(target: int, floor: int, plain: PlainSizes, size_at: Call
             f"a target of {target:,} bytes cannot be reached: with all weights zero the file takes {floor:,} bytes; "
             "ask for more, or share or halve what is untouched"
         )
-    ratio, best, last = 1.0, None, 0.0
+    best: Search | None = None
     low, high = LEAST_RATE, MOST_RATE  # the prices of files that were too large, and small enough
     for passes in range(1, MOST_PASSES + 1):
-        wanted = (floor + AIM * (target - floor) if AIM * target < floor else AIM * target) - floor
-        rate = min(max(plain.rate_of(wanted / ratio), LEAST_RATE), MOST_RATE)
+        rate = plain.rate_of(max(AIM * target, (floor + target) / 2) - floor)
         if not low < rate < high:
             rate = float(f"{math.sqrt(low * high):.4g}")
-        predicted = floor + round(ratio * plain.at(rate))
+        predicted = floor + round(plain.expected(rate))
         size = size_at(rate)
         _log.debug("rate %.4g: %d bytes, %d predicted", rate, size, predicted)
+        plain.learn(rate, size - floor)
         if size <= target:
+            best = Search(rate, predicted, size, passes)
             high = rate
-            if best is None or size > best.size:
-                best = Search(rate, predicted, size, passes)
-            if size >= NEAR * target or rate <= LEAST_RATE * 2:
-                break
         else:
             low = rate
-        ratio = max(size - floor, 1) / max(plain.at(rate), 1.0)
-        if abs(math.log(high / low)) < 1e-4 or rate == last:
+        if (best and best.size >= NEAR * target) or high / low < CLOSE:
             break
-        last = rate
-    if best is None:  # prices are as fine as they get: all zero is what is left
+    if best is None:  # no price between that of the floor and the next gives anything smaller
         return Search(MOST_RATE, floor, size_at(MOST_RATE), passes + 1)
-    if rate != best.rate:
-        size_at(best.rate)
-    return Search(best.rate, best.predicted, best.size, passes)
+    return replace(best, size=best.size if rate == best.rate else size_at(best.rate), passes=passes)
 
 
 def find_rate_for_drop(allowed: float, size_at: Callable[[float], int], drop: Callable[[], float]) -> Search:
