@@ -94,6 +94,23 @@ def test_a_weight_is_computed_once_and_before_the_layers(monkeypatch: pytest.Mon
     assert told == ["second.weight"], "a part of the model alone"
 
 
+@pytest.mark.parametrize("training", [True, False])
+def test_weights_are_computed_outside_autocast(monkeypatch: pytest.MonkeyPatch, training: bool) -> None:
+    job = job_of("learnt")
+    outside: list[bool] = []
+    compute = Group.weight
+
+    def note(group: Group, site: Site, master: Tensor) -> Tensor:
+        outside.append(not torch.is_autocast_enabled("cpu"))
+        return compute(group, site, master)
+
+    monkeypatch.setattr(Group, "weight", note)
+    with torch.autocast("cpu", torch.bfloat16), torch.set_grad_enabled(training):
+        output = job.model.train(training)(torch.randn(8, 40))
+    assert outside == [True, True]
+    assert output.dtype == torch.bfloat16
+
+
 @pytest.mark.parametrize("fails", [False, True])
 def test_nothing_is_kept_for_the_next_pass(fails: bool) -> None:
     """Not even by one that raised: what is then changed by hand has to be seen."""
