@@ -138,6 +138,17 @@ def test_indices_of_no_codeword_are_refused(wrong: int) -> None:
         job.load_state_dict({"model": state, "steps": 0})
 
 
+@pytest.mark.parametrize(
+    ("codewords", "dtype"),
+    [(1, torch.int8), (127, torch.int8), (128, torch.int16), (32_767, torch.int16), (32_768, torch.int32)],
+)
+def test_indices_take_the_fewest_bytes(group: Group, codewords: int, dtype: torch.dtype) -> None:
+    """The number of codewords is an index too, that of pruned weights."""
+    site = group.sites[0]
+    group.set_indices(site, torch.full(site.tensor.shape, -1), codewords)
+    assert group.indices(site).dtype == dtype
+
+
 def test_a_sequential_still_runs_and_all_traces_go(net: Any, group: Group) -> None:
     assert net(torch.randn(2, 8)).shape == (2, 4)
     detach(net)
