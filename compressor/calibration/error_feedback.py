@@ -123,8 +123,10 @@ def inverse_factor(moment: Tensor) -> Tensor:
     Damping is raised until both factorisations succeed: with fewer positions than inputs the moments are singular.
     """
     diagonal = moment.diagonal(dim1=1, dim2=2)
-    mean = diagonal.mean(dim=1, keepdim=True).clamp(min=torch.finfo(moment.dtype).tiny)
-    alive = diagonal.masked_fill(is_dead(moment), 1) if bool((diagonal > 0).any()) else torch.ones_like(diagonal)
+    dead = is_dead(moment)
+    mean = diagonal.sum(dim=1, keepdim=True) / (~dead).sum(dim=1, keepdim=True).clamp(min=1)
+    mean = torch.where(mean > 0, mean, 1.0)
+    alive = torch.where(dead, mean, diagonal)
     damping = DAMPING
     while damping < ENOUGH_DAMPING:
         damped = moment.clone()
