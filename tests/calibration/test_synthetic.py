@@ -212,9 +212,9 @@ def test_values_that_are_not_finite_are_refused() -> None:
 
 
 def test_a_model_without_values_and_no_images_are_refused() -> None:
-    with pytest.raises(UsageError, match="^the model is on the meta device, where it has no values: load its weights"):
+    with pytest.raises(UsageError, match=r"^the model is on the meta device, where it has no values: load its weights"):
         synthetic_images(network().to("meta"), SHAPE, 8)
-    with pytest.raises(UsageError, match="^count: at least 1 image is to be made, got 0$"):
+    with pytest.raises(UsageError, match=r"^count: at least 1 image is to be made, got 0$"):
         synthetic_images(network(), SHAPE, 0)
 
 
