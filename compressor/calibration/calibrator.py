@@ -161,9 +161,8 @@ class Calibrator:
             if all(len(calls) == self.calls[one] for one, calls in met.items()):
                 raise _AllMetError
 
-        with self._listening(list(wanted), on_call):
-            with suppress(_AllMetError):
-                functional_call(self.model, dict(weights), (batch,))
+        with self._listening(list(wanted), on_call), suppress(_AllMetError):
+            functional_call(self.model, dict(weights), (batch,))
         return met
 
     def _first_pass(self, generator: torch.Generator) -> None:

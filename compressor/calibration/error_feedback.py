@@ -17,7 +17,7 @@ __all__ = ["Round", "compensate", "error_feedback", "inverse_factor", "is_dead",
 Round = Callable[[Tensor, Tensor], Tensor]
 """Rounds weights, float32[n], given their positions in the flat tensor, int64[n]."""
 
-DAMPING = 0.01  # of the mean of the diagonal, added to it
+DAMPING = 0.1  # of the mean of the diagonal, added to it: docs/decisions/0020
 MORE_DAMPING = 3.0  # times, until the matrix can be factorised
 ENOUGH_DAMPING = 100.0  # the columns are then all but independent
 DEAD = 1e-9  # of the mean of the diagonal: the moment of an input that is always zero
@@ -134,8 +134,10 @@ def inverse_factor(moment: Tensor) -> Tensor:
         lower, failed = torch.linalg.cholesky_ex(damped)
         if not failed.any():
             inverse = torch.cholesky_inverse(lower)
-            upper, failed = torch.linalg.cholesky_ex(inverse, upper=True)
-            if not failed.any() and bool(torch.isfinite(upper).all()):
-                return upper
+            factor: Tensor
+            factor, failed = torch.linalg.cholesky_ex(inverse, upper=True)
+            if not failed.any() and bool(torch.isfinite(factor).all()):
+                return factor
         damping *= MORE_DAMPING
-    return torch.diag_embed((alive + mean).rsqrt())
+    factor = torch.diag_embed((alive + mean).rsqrt())
+    return factor
