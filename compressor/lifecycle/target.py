@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from compressor.calibration.price import grid_step
 from compressor.formats.errors import UsageError
-from compressor.schemes.learnt import grid_step
 from compressor.sharing.sites import Site
 
 __all__ = ["FileOptions", "PlainSizes", "Search", "Target", "find_rate_for_drop", "find_rate_for_size"]
