@@ -168,8 +168,7 @@ class Compressor:
         """
         if self.groups:
             raise UsageError("prepare() has been called: the model is shared already")
-        if self.target.drop is not None and val is None:
-            raise UsageError("max_drop is measured on validation batches: prepare(val=...)")
+        self.target.check(val)
         if calibration is not None:
             self._measured = Measurement.of(self.model, self.sites, calibration, self.dense, self.seed, memory)
         for plan in self.plans:
