@@ -7,6 +7,7 @@ import math
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -21,6 +22,13 @@ from compressor.cli.gates import missed_gates, refuse, rejected
 from compressor.cli.malloc import keep_freed_memory
 from compressor.cli.requirements import check_requirements
 from compressor.cli.result import Result, show_result
+from compressor.cli.search import (
+    calibration_input,
+    note_target,
+    price_line,
+    target_arguments,
+    warn_of_growth,
+)
 from compressor.cli.setup import Run, set_up
 from compressor.cli.show import Step, counts, percent, say
 from compressor.cli.stopping import stoppable
@@ -30,7 +38,7 @@ from compressor.distributed.collectives import broadcast_tensors, destroy, is_ma
 from compressor.formats.errors import CompressorError
 from compressor.formats.io.locking import holding
 from compressor.lifecycle.packed import Packed
-from compressor.policy.recipe import Stage
+from compressor.policy.recipe import Recipe, Stage
 from compressor.training.compilation import compiled_model
 from compressor.training.evaluation import Evaluation, evaluate
 from compressor.training.loop import Epoch
@@ -125,8 +133,17 @@ def _run_stages(
         pruned = pruned or any(stage.policy.prunings)
     assert packed is not None
     facts = {"amp": work.execution.amp or None, "teacher": work.teacher_name}
-    packed.note(recipe=work.recipe.to_dict(), **_without_none(facts))
+    packed.note(recipe=_recipe_with_price(work, packed).to_dict(), **_without_none(facts))
+    note_target(packed, work)
     return packed, model
+
+
+def _recipe_with_price(work: Run, packed: Packed) -> Recipe:
+    """Returns the recipe with the rules of its last stage as the packed model has them, where a price was found."""
+    *earlier, last = work.recipe.stages
+    if work.target.flag is not None and packed.content.recipe is not None:
+        last = replace(last, policy=Recipe.from_dict(packed.content.recipe).stages[-1].policy)
+    return Recipe((*earlier, last))
 
 
 def _shared(
@@ -137,13 +154,16 @@ def _shared(
     job = Compressor(
         model, stage.policy, model_args=work.source.args, teacher=teacher, distill=training.distill if teacher else 0.0,
         temperature=training.temperature, seed=work.execution.seed, **stage_facts,
+        **target_arguments(work, stage, model),
     )  # fmt: skip
-    needs_importance = any(plan.scheme and plan.scheme.wants_importance for plan in job.plans)
-    job.prepare(_calibration(work, training.batch_size) if needs_importance else None)
+    images, val = calibration_input(work, stage, job), None
+    if work.data is not None and work.target_of(stage).max_drop is not None:
+        val = work.data.eval_loader(EVAL_BATCH, "validation")
+    job.prepare(images, val=val)
     shared = [plan for plan in job.plans if plan.scheme]
     weights = sum(plan.site.tensor.numel() for plan in shared)
     schemes = ", ".join(sorted({repr(plan.scheme) for plan in shared}))
-    step.done(f"{len(shared)} tensors, {counts(weights)} weights  {schemes}")
+    step.done(f"{len(shared)} tensors, {counts(weights)} weights  {price_line(work, stage, job, images) or schemes}")
     return job
 
 
@@ -210,6 +230,7 @@ def _write(
         data = {"name": work.data.name, "version": work.data.version, "split": work.data.evaluated, "n": expected.n}
         packed.note(data=data, top1=_without_none({"dense": dense_top1, "packed": packed_top1}))
     size = main_process_first(lambda: len(packed.to_bytes(output.codec)))
+    warn_of_growth(work, size)
     missed = missed_gates(gates, size, packed_top1, dense_top1)
     path, force = (rejected(work.output), True) if missed else (work.output, output.force)
     main_process_first(lambda: packed.save(path, codec=output.codec, force=force))
