@@ -259,8 +259,6 @@ class Request:
         """Raises UsageError for a target, or images to judge weights by, where there is nothing to judge."""
         if self.model.from_scratch and (flags := given_flags(self.target, *TARGETS, "calibration")):
             raise UsageError(f"--from-scratch starts from random weights: leave out {', '.join(flags)}")
-        if self.target.is_searched and self.output.codec != "auto":
-            raise UsageError(f"{self.target.flag} takes the smallest codec: leave out --codec {self.output.codec}")
         uses_data = self.calibration == "data" and (self.has_price or self.target.calibration is not None)
         if uses_data and (count := self.execution.calibration_images) < FEWEST_IMAGES:
             few = f"--calibration-images {count}: expected at least {FEWEST_IMAGES} to calibrate on"

@@ -8,6 +8,7 @@ import click
 import torch
 
 from compressor.cli.configs import OutputConfig
+from compressor.cli.search import least_size
 from compressor.cli.setup import Run
 from compressor.cli.show import print_json, print_table
 from compressor.cli.weights import named_model
@@ -37,10 +38,11 @@ def dry_run(run: Run, output: OutputConfig, as_json: bool) -> None:
     memory = _memory(run, job.prepare())
     report = job.finish(half_untouched=output.half_untouched).report(output.codec)
     dense = report.totals.dense
+    least = None if run.target.flag is None else least_size(run, output)
     size = report.totals.file if run.target.flag is None else run.target.size_of(_shared_weights(job))
     if as_json:
         memory_facts = None if memory is None else {**vars(memory), "total": memory.total}
-        predicted = {"file": size, "dense": dense, "memory": memory_facts}
+        predicted = {"file": size, "least": least, "dense": dense, "memory": memory_facts}
         target = run.target.arguments or None
         print_json({"sites": rows, "predicted": predicted, "target": target, "output": str(run.output)})
         return
@@ -50,6 +52,8 @@ def dry_run(run: Run, output: OutputConfig, as_json: bool) -> None:
     if memory is not None:
         click.echo(_memory_line(memory, run.recipe.stages[-1].training.batch_size))
     when = "before training" if run.target.flag is None else f"for {run.target.command_line().strip()}, not searched"
+    if least is not None:
+        click.echo(f"least      {least:,} bytes, with all weights zero")
     after = "unknown" if size is None else f"{size:,} bytes ({dense / size:.1f}x)"
     click.echo(f"predicted  {dense:,} -> {after} {when}; nothing was written")
 

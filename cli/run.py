@@ -7,7 +7,6 @@ import math
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, nullcontext
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -24,10 +23,11 @@ from compressor.cli.requirements import check_requirements
 from compressor.cli.result import Result, show_result
 from compressor.cli.search import (
     calibration_input,
-    note_target,
+    check_reachable,
+    file_options,
     price_line,
-    target_arguments,
     warn_of_growth,
+    with_rules,
 )
 from compressor.cli.setup import Run, set_up
 from compressor.cli.show import Step, counts, percent, say
@@ -38,7 +38,7 @@ from compressor.distributed.collectives import broadcast_tensors, destroy, is_ma
 from compressor.formats.errors import CompressorError
 from compressor.formats.io.locking import holding
 from compressor.lifecycle.packed import Packed
-from compressor.policy.recipe import Recipe, Stage
+from compressor.policy.recipe import Stage
 from compressor.training.compilation import compiled_model
 from compressor.training.evaluation import Evaluation, evaluate
 from compressor.training.loop import Epoch
@@ -78,6 +78,7 @@ def run(request: Request) -> None:
 
 def _compress(work: Run, output: OutputConfig, gates: GateConfig) -> Result:
     """Trains, shares, fine-tunes, packs, writes and measures."""
+    check_reachable(work, output)
     step = _numbered_steps(work)
     _say_resumed(work)
     teacher = None
@@ -87,7 +88,7 @@ def _compress(work: Run, output: OutputConfig, gates: GateConfig) -> Result:
     dense = _evaluate(work, model) if work.data is not None and work.has_dense_model else None
     if teacher is None and work.data is not None and work.has_dense_model:
         teacher = model
-    packed, compressed = _run_stages(work, model, teacher, output.half_untouched, step)
+    packed, compressed = _run_stages(work, model, teacher, output, step)
     result = _write(work, packed, compressed, dense, output, gates, step("file"))
     if work.checkpoints is not None:
         work.checkpoints.clear()
@@ -110,12 +111,12 @@ def _say_resumed(work: Run) -> None:
 
 
 def _run_stages(
-    work: Run, model: nn.Module, teacher: nn.Module | None, half_untouched: bool, step: NewStep
+    work: Run, model: nn.Module, teacher: nn.Module | None, output: OutputConfig, step: NewStep
 ) -> tuple[Packed, nn.Module]:
     """Runs the stages of the recipe; returns the packed model and the module it was packed from."""
     checkpoints, stages, original = work.checkpoints, work.recipe.stages, model.state_dict()
     resumed = 0 if checkpoints is None or checkpoints.found is None else checkpoints.found[0]
-    packed, pruned = None, False
+    packed, pruned, policy = None, False, stages[-1].policy
     for number, stage in enumerate(stages, 1):
         if checkpoints is not None:
             checkpoints.stage = number
@@ -125,41 +126,36 @@ def _run_stages(
                 step("fine-tuning").done(f"stage {number} was done before")
         else:
             job = _shared(
-                work, stage, model, teacher, step("codebooks"), original=original, preserve_sparsity=pruned,
+                work, stage, model, teacher, output, step("codebooks"), original=original, preserve_sparsity=pruned,
                 from_scratch=number == 1 and not work.has_dense_model,
             )  # fmt: skip
-            packed = _finetuned(work, stage, job, half_untouched and number == len(stages), step)
-            model = job.model
+            packed = _finetuned(work, stage, job, output.half_untouched and number == len(stages), step)
+            model, policy = job.model, job.policy
         pruned = pruned or any(stage.policy.prunings)
     assert packed is not None
     facts = {"amp": work.execution.amp or None, "teacher": work.teacher_name}
-    packed.note(recipe=_recipe_with_price(work, packed).to_dict(), **_without_none(facts))
-    note_target(packed, work)
+    packed.note(recipe=with_rules(work.recipe, policy).to_dict(), **_without_none(facts))
     return packed, model
 
 
-def _recipe_with_price(work: Run, packed: Packed) -> Recipe:
-    """Returns the recipe with the rules of its last stage as the packed model has them, where a price was found."""
-    *earlier, last = work.recipe.stages
-    if work.target.flag is not None and packed.content.recipe is not None:
-        last = replace(last, policy=Recipe.from_dict(packed.content.recipe).stages[-1].policy)
-    return Recipe((*earlier, last))
-
-
 def _shared(
-    work: Run, stage: Stage, model: nn.Module, teacher: nn.Module | None, step: Step, **stage_facts: Any
+    work: Run,
+    stage: Stage,
+    model: nn.Module,
+    teacher: nn.Module | None,
+    output: OutputConfig,
+    step: Step,
+    **stage_facts: Any,
 ) -> Compressor:
     """Makes the weights of a model share values by the policy of a stage."""
-    training = stage.training
+    training, target = stage.training, work.target_of(stage)
     job = Compressor(
         model, stage.policy, model_args=work.source.args, teacher=teacher, distill=training.distill if teacher else 0.0,
-        temperature=training.temperature, seed=work.execution.seed, **stage_facts,
-        **target_arguments(work, stage, model),
+        temperature=training.temperature, seed=work.execution.seed, **stage_facts, **target.arguments,
     )  # fmt: skip
-    images, val = calibration_input(work, stage, job), None
-    if work.data is not None and work.target_of(stage).max_drop is not None:
-        val = work.data.eval_loader(EVAL_BATCH, "validation")
-    job.prepare(images, val=val)
+    images = calibration_input(work, stage, job)
+    val = None if work.data is None or target.max_drop is None else work.data.eval_loader(EVAL_BATCH, "validation")
+    job.prepare(images, val=val, options=None if target.flag is None else file_options(work, output))
     shared = [plan for plan in job.plans if plan.scheme]
     weights = sum(plan.site.tensor.numel() for plan in shared)
     schemes = ", ".join(sorted({repr(plan.scheme) for plan in shared}))

@@ -4,32 +4,43 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from compressor.lifecycle.target import MOST_RATE, FileOptions
+from torch import Tensor
 
+from compressor.cli.configs import OutputConfig
 from compressor.cli.setup import Run
 from compressor.cli.targets import CALIBRATION_IMAGES, TargetConfig, number
 from compressor.compressor import Compressor
-from compressor.formats.file.container import canonical_json
+from compressor.formats.errors import UsageError
 from compressor.lifecycle.packed import Packed
-from compressor.policy.recipe import Stage
+from compressor.models.baseline import create_model
+from compressor.policy.policy import Policy
+from compressor.policy.recipe import Recipe, Stage
 
 __all__ = [
     "calibration_input",
-    "note_target",
-    "noted_size",
+    "check_reachable",
+    "file_options",
+    "least_size",
     "price_line",
-    "target_arguments",
     "target_facts",
     "target_line",
     "warn_of_growth",
+    "with_rules",
 ]
 
 _log = logging.getLogger(__name__)
-ALIGNMENT = 8  # of the header of a file
-LONGEST = 0.9305555555555556  # an accuracy that takes as many digits as any
+# As long as what is noted in files, or longer by a few bytes.
+LONG_RATE, LONG_SIZE, LONG_TOP1, LONG_SOURCE = (
+    1.2345678901234567e-07,
+    999_999_999,
+    0.9305555555555556,
+    "batch-norm statistics",
+)
 
 
 def calibration_input(work: Run, stage: Stage, job: Compressor) -> Tensor | Literal["synthetic"] | None:
@@ -57,37 +68,65 @@ def calibration_input(work: Run, stage: Stage, job: Compressor) -> Tensor | Lite
     return torch.cat(images)[:count]
 
 
-def noted_size(work: Run) -> int:
-    """Returns about how many bytes the recipe, the data and the accuracy of a run take that it notes in its file."""
-
-    def escaped(value: Any) -> int:  # the metadata is JSON in a string of JSON
-        return len(canonical_json({"": canonical_json(value)}))
-
-    facts: dict[str, Any] = {"recipe": work.recipe.to_dict()}
-    if work.data is not None:
-        count = len(work.data.eval_loader(1).dataset)  # type: ignore[arg-type]
-        facts["data"] = {"name": work.data.name, "version": work.data.version, "split": work.data.evaluated, "n": count}
-        facts["top1"] = {"dense": LONGEST, "packed": LONGEST}
-    facts |= {"amp": True} if work.execution.amp else {}
-    facts |= {"teacher": work.teacher_name} if work.teacher_name else {}
-    rules = [rule.to_dict() for rule in work.recipe.stages[-1].policy.rules]  # all that a packed model has for a recipe
-    return escaped(facts) - escaped({"recipe": {"stage": [{"rule": rules}]}}) + ALIGNMENT
-
-
-def target_arguments(work: Run, stage: Stage, model: nn.Module) -> dict[str, Any]:
-    """Returns the target of a stage as an argument of ``Compressor``, less the bytes that are noted in the file later.
+def file_options(work: Run, output: OutputConfig) -> FileOptions:
+    """Returns how the file of a run will be written, for a search of its size.
 
     Args:
-        work, stage: have the target.
-        model: to count the weights that share values.
+        work: has the recipe, the data and the accuracy that are noted in the file, here by values as long.
+        output: has the codec.
     """
-    arguments = work.target_of(stage).arguments
-    if "target_size" in arguments:
-        arguments["target_size"] = max(1, arguments["target_size"] - noted_size(work))
-    if "target_bits" in arguments:
-        shared = sum(plan.site.tensor.numel() for plan in stage.policy.plan(model) if plan.scheme)
-        arguments["target_bits"] = max(1 / shared, arguments["target_bits"] - 8 * noted_size(work) / shared)
-    return arguments
+    notes: dict[str, Any] = {"target": {"rate": LONG_RATE, "predicted": LONG_SIZE}}
+    notes["recipe"] = with_rules(work.recipe, work.recipe.stages[-1].policy.priced(LONG_RATE)).to_dict()
+    if work.calibration != "none":
+        notes["calibration"] = {"images": CALIBRATION_IMAGES, "source": LONG_SOURCE}
+    if work.data is not None:
+        count = len(work.data.eval_loader(1).dataset)  # type: ignore[arg-type]
+        notes["data"] = {"name": work.data.name, "version": work.data.version, "split": work.data.evaluated, "n": count}
+        notes["top1"] = {"dense": LONG_TOP1, "packed": LONG_TOP1}
+    notes |= {"amp": True} if work.execution.amp else {}
+    notes |= {"teacher": work.teacher_name} if work.teacher_name else {}
+    return FileOptions(output.codec, output.half_untouched, notes)
+
+
+def with_rules(recipe: Recipe, policy: Policy) -> Recipe:
+    """Returns a recipe with the rules of another policy in its last stage."""
+    *earlier, last = recipe.stages
+    return Recipe((*earlier, replace(last, policy=policy)))
+
+
+def least_size(work: Run, output: OutputConfig) -> int | None:
+    """Returns the bytes of the file when all weights are zero; None where something shared has no price of bits.
+
+    Args:
+        work: has the model, whose weights are not needed, and the recipe.
+        output: how the file would be written.
+    """
+    policy = work.recipe.stages[-1].policy.priced(MOST_RATE)
+    if not all(scheme is None or scheme.has_price for scheme in policy.schemes):
+        return None
+    model = create_model(work.source.config.name, work.source.args, seed=work.execution.seed)
+    job = Compressor(model, policy, model_args=work.source.args, copy=False, teacher=None).prepare()
+    options = file_options(work, output)
+    packed = job.finish(half_untouched=options.half_untouched)
+    packed.note(**options.notes)
+    return len(packed.to_bytes(options.codec))
+
+
+def check_reachable(work: Run, output: OutputConfig) -> None:
+    """Raises UsageError for a size that no price reaches, where a dense baseline would be trained before that shows.
+
+    Args:
+        work: has the target.
+        output: how the file is written.
+    """
+    wanted = work.target.target_size
+    if wanted is None or work.source.config.has_weights:  # with weights given, the search itself begins at once
+        return
+    least = least_size(work, output)
+    if least is not None and wanted < least:
+        raise UsageError(
+            f"--target-size {wanted:,}: with all weights zero the file takes {least:,} bytes; ask for more"
+        )
 
 
 def price_line(work: Run, stage: Stage, job: Compressor, images: Tensor | str | None) -> str:
@@ -98,22 +137,14 @@ def price_line(work: Run, stage: Stage, job: Compressor, images: Tensor | str | 
         job: prepared.
         images: what the weights were judged by.
     """
-    target = work.target_of(stage)
-    if target.flag is None:
+    target, search = work.target_of(stage), job.search
+    if target.flag is None or search is None:
         return ""
     judged = "no images" if images is None else f"{images if isinstance(images, str) else len(images)} images"
-    if job.search is None:
-        return f"rate {number(job.rate)}  {judged}"
+    passes = "" if target.rate is not None else f" in {search.passes} {'pass' if search.passes == 1 else 'passes'}"
     aim = "" if target.target_size is None else f" of {target.target_size:,}"
-    predicted = f"{job.search.predicted + noted_size(work):,}{aim} bytes predicted"
-    return f"rate {job.rate:.2g} in {job.search.passes} passes, {predicted}  {judged}"
-
-
-def note_target(packed: Packed, work: Run) -> None:
-    """Notes the predicted size of the file in a packed model as that with all that is noted in it."""
-    found = packed.content.provenance.get("target")
-    if work.target.flag is not None and found and found.get("predicted") is not None:
-        packed.note(target={**found, "predicted": found["predicted"] + noted_size(work)})
+    size = f"{search.size:,}{aim} bytes" if search.predicted is None else f"{search.predicted:,}{aim} bytes predicted"
+    return f"rate {number(float(f'{search.rate:.2g}'))}{passes}, {size}  {judged}"
 
 
 def target_facts(work: Run, packed: Packed, size: int) -> dict[str, Any] | None:
@@ -134,8 +165,9 @@ def target_facts(work: Run, packed: Packed, size: int) -> dict[str, Any] | None:
 
 def target_line(facts: Mapping[str, Any], target: TargetConfig) -> str:
     """Returns the same as a line for the terminal."""
-    predicted = "" if facts["predicted"] is None else f"{facts['predicted']:,} bytes predicted, "
-    return f"target {target.command_line().strip()}  rate {number(facts['rate'])}  {predicted}{facts['size']:,} written"
+    predicted = "" if facts["predicted"] is None else f"{facts['predicted']:,} predicted, "
+    rate = "unknown" if facts["rate"] is None else number(float(f"{facts['rate']:.3g}"))
+    return f"target {target.command_line().strip()}  rate {rate}  {predicted}{facts['size']:,} bytes written"
 
 
 def warn_of_growth(work: Run, size: int) -> None:

@@ -49,11 +49,6 @@ class TargetConfig:
         return next(iter(self._flags()), None)
 
     @property
-    def is_searched(self) -> bool:
-        """Whether the price is searched for, and not named."""
-        return self.flag is not None and self.rate is None
-
-    @property
     def arguments(self) -> dict[str, Any]:
         """The target as a keyword argument of ``Compressor``; none where there is no target."""
         return {name: value for name in TARGETS if (value := getattr(self, name)) is not None}

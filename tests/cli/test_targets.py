@@ -41,10 +41,6 @@ PRICED = "schemes with a price: learnt"
             "--from-scratch starts from random weights: leave out --calibration",
         ),
         (
-            ("--target-size", "50KB", "--codec", "bits"),
-            "--target-size takes the smallest codec: leave out --codec bits",
-        ),
-        (
             ("--target-size", "50KB", "--calibration-images", "8"),
             "--calibration-images 8: expected at least 16 to calibrate on, or --calibration synthetic or none",
         ),
