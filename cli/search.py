@@ -13,7 +13,7 @@ from torch import Tensor
 
 from compressor.cli.configs import OutputConfig
 from compressor.cli.setup import Run
-from compressor.cli.targets import CALIBRATION_IMAGES, TargetConfig, number
+from compressor.cli.targets import CALIBRATION_IMAGES, FEWEST_IMAGES, TargetConfig, number
 from compressor.compressor import Compressor
 from compressor.formats.errors import UsageError
 from compressor.lifecycle.packed import Packed
@@ -54,12 +54,13 @@ def calibration_input(work: Run, stage: Stage, job: Compressor) -> Tensor | Lite
     Returns:
         float[n, C, H, W], at most ``CALIBRATION_IMAGES``; "synthetic": images made from the model; None: none.
     """
-    is_wanted = any(plan.scheme and plan.scheme.wants_curvature for plan in job.plans) and work.data is not None
-    if not is_wanted and work.target.calibration is None and work.target_of(stage).flag is None:
-        return None
+    count, images, held = min(CALIBRATION_IMAGES, work.execution.calibration_images), [], 0
+    if work.target.calibration is None and work.target_of(stage).flag is None:
+        is_wanted = any(plan.scheme and plan.scheme.wants_curvature for plan in job.plans)
+        if work.data is None or count < FEWEST_IMAGES or not is_wanted:
+            return None
     if work.calibration != "data" or work.data is None:
         return "synthetic" if work.calibration == "synthetic" else None
-    count, images, held = min(CALIBRATION_IMAGES, work.execution.calibration_images), [], 0
     for batch, _ in work.data.train_loader(stage.training.batch_size, work.execution.seed):
         images.append(batch)
         held += len(batch)
