@@ -145,8 +145,10 @@ class OutputConfig:
     """What is written: the file, checkpoints on the way to it, and figures of its training."""
 
     codec: str = config_field("auto", "How indices become bytes.")
-    untouched: str = config_field(
-        "f32", "Store what is not shared, such as norms and biases, rounded to float16.", choices=("f32", "f16")
+    untouched: str | None = config_field(
+        None,
+        "What is not shared, such as norms and biases, as float32 or rounded. [default: f32; f16 for a target]",
+        choices=("f32", "f16"),
     )
     output: Path | None = config_field(
         None, "File to write. [default: MODEL-DATA-SCHEME.safetensors]", flags=("-o", "--output")
@@ -163,9 +165,9 @@ class OutputConfig:
     log: str | None = config_field(None, "Note them in OUTPUT.tensorboard, too.", choices=("tensorboard",))
 
     @property
-    def half_untouched(self) -> bool:
-        """Whether the tensors that are not shared are stored as float16."""
-        return self.untouched == "f16"
+    def half_untouched(self) -> bool | None:
+        """Whether the tensors that are not shared are stored as float16; None: where a target is searched for."""
+        return None if self.untouched is None else self.untouched == "f16"
 
 
 @dataclass(frozen=True)
@@ -259,6 +261,8 @@ class Request:
         """Raises UsageError for a target, or images to judge weights by, where there is nothing to judge."""
         if self.model.from_scratch and (flags := given_flags(self.target, *TARGETS, "calibration")):
             raise UsageError(f"--from-scratch starts from random weights: leave out {', '.join(flags)}")
+        if self.target.is_searched and self.output.codec != "auto":
+            raise UsageError(f"{self.target.flag} takes the smallest codec: leave out --codec {self.output.codec}")
         uses_data = self.calibration == "data" and (self.has_price or self.target.calibration is not None)
         if uses_data and (count := self.execution.calibration_images) < FEWEST_IMAGES:
             few = f"--calibration-images {count}: expected at least {FEWEST_IMAGES} to calibrate on"

@@ -163,7 +163,7 @@ def _shared(
     return job
 
 
-def _finetuned(work: Run, stage: Stage, job: Compressor, half_untouched: bool, new_step: NewStep) -> Packed:
+def _finetuned(work: Run, stage: Stage, job: Compressor, half_untouched: bool | None, new_step: NewStep) -> Packed:
     """Fine-tunes shared weights, where the stage has epochs, and packs them."""
     training, execution, data = stage.training, work.execution, work.data
     if data is None or not work.trains(stage):

@@ -8,7 +8,6 @@ from dataclasses import replace
 from typing import Any, Literal
 
 import torch
-from compressor.lifecycle.target import MOST_RATE, FileOptions
 from torch import Tensor
 
 from compressor.cli.configs import OutputConfig
@@ -17,6 +16,7 @@ from compressor.cli.targets import CALIBRATION_IMAGES, FEWEST_IMAGES, TargetConf
 from compressor.compressor import Compressor
 from compressor.formats.errors import UsageError
 from compressor.lifecycle.packed import Packed
+from compressor.lifecycle.target import MOST_RATE, FileOptions
 from compressor.models.baseline import create_model
 from compressor.policy.policy import Policy
 from compressor.policy.recipe import Recipe, Stage
@@ -76,10 +76,8 @@ def file_options(work: Run, output: OutputConfig) -> FileOptions:
         work: has the recipe, the data and the accuracy that are noted in the file, here by values as long.
         output: has the codec.
     """
-    notes: dict[str, Any] = {"target": {"rate": LONG_RATE, "predicted": LONG_SIZE}}
-    notes["recipe"] = with_rules(work.recipe, work.recipe.stages[-1].policy.priced(LONG_RATE)).to_dict()
-    if work.calibration != "none":
-        notes["calibration"] = {"images": CALIBRATION_IMAGES, "source": LONG_SOURCE}
+    policy = work.recipe.stages[-1].policy
+    notes: dict[str, Any] = {"recipe": with_rules(work.recipe, policy.priced(LONG_RATE)).to_dict()}
     if work.data is not None:
         count = len(work.data.eval_loader(1).dataset)  # type: ignore[arg-type]
         notes["data"] = {"name": work.data.name, "version": work.data.version, "split": work.data.evaluated, "n": count}
@@ -108,7 +106,8 @@ def least_size(work: Run, output: OutputConfig) -> int | None:
     model = create_model(work.source.config.name, work.source.args, seed=work.execution.seed)
     job = Compressor(model, policy, model_args=work.source.args, copy=False, teacher=None).prepare()
     options = file_options(work, output)
-    packed = job.finish(half_untouched=options.half_untouched)
+    half = work.target.is_searched if options.half_untouched is None else options.half_untouched
+    packed = job.finish(half_untouched=half)
     packed.note(**options.notes)
     return len(packed.to_bytes(options.codec))
 

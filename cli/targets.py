@@ -35,7 +35,7 @@ class TargetConfig:
         None, "The smallest file whose validation top-1 drops at most so much.", ge=0, metavar="POINTS"
     )
     rate: float | None = config_field(
-        None, "Price of a coded bit, in loss of one image; useful are 1e-9 to 1e-6.", gt=0, metavar="LOSS"
+        None, "Price of a coded bit, in loss of one image; useful are 1e-9 to 1e-6.", gt=0, le=1, metavar="LOSS"
     )
     calibration: str | None = config_field(
         None,
@@ -47,6 +47,11 @@ class TargetConfig:
     def flag(self) -> str | None:
         """The option that asks for a target; None where there is none."""
         return next(iter(self._flags()), None)
+
+    @property
+    def is_searched(self) -> bool:
+        """Whether the price is searched for, and not named."""
+        return self.flag is not None and self.rate is None
 
     @property
     def arguments(self) -> dict[str, Any]:

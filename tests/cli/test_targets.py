@@ -30,7 +30,7 @@ PRICED = "schemes with a price: learnt"
         (("--target-size", "0"), "--target-size 0: expected a finite number above 0"),
         (("--target-bits", "0"), "Invalid value for '--target-bits': 0.0 is not in the range x>0."),
         (("--target-bits", "nan"), "--target-bits nan: expected a finite number above 0"),
-        (("--rate", "inf"), "--rate inf: expected a finite number above 0"),
+        (("--rate", "inf"), "Invalid value for '--rate': inf is not in the range 0<x<=1."),
         (("--max-drop", "-1"), "Invalid value for '--max-drop': -1.0 is not in the range x>=0."),
         (("--calibration", "noise"), "Invalid value for '--calibration': 'noise' is not one of 'data', 'synthetic'"),
         (("--pretrained", "--max-drop", "1"), "--max-drop needs data to measure on: name --dataset or --data-dir"),
@@ -40,6 +40,7 @@ PRICED = "schemes with a price: learnt"
             ("--from-scratch", "--calibration", "none"),
             "--from-scratch starts from random weights: leave out --calibration",
         ),
+        (("--max-drop", "1", "--codec", "bits"), "--max-drop takes the smallest codec: leave out --codec bits"),
         (
             ("--target-size", "50KB", "--calibration-images", "8"),
             "--calibration-images 8: expected at least 16 to calibrate on, or --calibration synthetic or none",
