@@ -20,6 +20,7 @@ from compressor.lifecycle.target import MOST_RATE, FileOptions
 from compressor.models.baseline import create_model
 from compressor.policy.policy import Policy
 from compressor.policy.recipe import Recipe, Stage
+from compressor.rng import seeded
 
 __all__ = [
     "calibration_input",
@@ -61,11 +62,14 @@ def calibration_input(work: Run, stage: Stage, job: Compressor) -> Tensor | Lite
             return None
     if work.calibration != "data" or work.data is None:
         return "synthetic" if work.calibration == "synthetic" else None
-    for batch, _ in work.data.train_loader(stage.training.batch_size, work.execution.seed):
-        images.append(batch)
-        held += len(batch)
-        if held >= count:
-            break
+    with seeded(
+        work.execution.seed
+    ):  # augmentation draws; what was drawn before depends on whether a baseline was kept
+        for batch, _ in work.data.train_loader(stage.training.batch_size, work.execution.seed):
+            images.append(batch)
+            held += len(batch)
+            if held >= count:
+                break
     return torch.cat(images)[:count]
 
 

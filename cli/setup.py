@@ -154,8 +154,9 @@ def _checked(request: Request, device: torch.device) -> Run:
     data = None if request.post_training else _load_data(request)
     source = ModelSource(request.model, _model_args(request.model, data))
     sketch = build_model(request.model.name, source.args)
-    for stage in recipe.stages:
-        stage.policy.plan(sketch)
+    plans = [stage.policy.plan(sketch) for stage in recipe.stages]
+    if request.has_price and not any(plan.scheme and plan.scheme.has_price for plan in plans[-1]):
+        raise UsageError(f"{request.target.flag}: nothing that the recipe shares last has a price of bits{_priced()}")
     if data is not None:
         _check_head(sketch, data, request.model)
     logs = Logs.of(request.output, output) if writes and data is not None else None
@@ -318,9 +319,11 @@ def _augmentation(config: DataConfig) -> dict[str, Any]:
 def _model_args(config: ModelConfig, data: Dataset | None) -> dict[str, Any]:
     """Returns the arguments of ``timm.create_model`` that the data and the config call for."""
     args = {"num_classes": config.num_classes, "in_chans": config.in_chans, "img_size": config.img_size}
+    cfg = timm.models.get_pretrained_cfg(config.name)
+    if cfg is not None and not cfg.fixed_input_size:  # its constructor knows no size
+        args["img_size"] = None
     if data is not None:
         channels, size, _ = data.input_size
-        cfg = timm.models.get_pretrained_cfg(config.name)
         needs_size = cfg is not None and cfg.fixed_input_size and cfg.input_size[1] != size
         args["num_classes"] = config.num_classes or data.num_classes
         args["in_chans"] = channels if channels != 3 else config.in_chans

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from collections.abc import Callable
@@ -9,15 +10,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import timm
+import torch
+from safetensors.torch import save_file
 
 from compressor.cli.configs import Request
+from compressor.formats.file.reader import PackedFile
 from tests.helpers.file_commands import MODEL, Ran, type_
 
 __all__ = ["type_"]  # the fixture
 
 pytestmark = pytest.mark.usefixtures("own_folder")
 
-WHY = "finds the values by a price of bits: leave out"
+WHY = "finds the shared values by the price of bits: leave out"
 PRICED = "schemes with a price: learnt"
 
 
@@ -113,3 +118,53 @@ def test_the_command_for_own_data_has_the_target(values: dict[str, Any], command
 )
 def test_images_are_of_the_data_where_there_is_any(values: dict[str, Any], calibration: str) -> None:
     assert Request.from_command_line(MODEL, values).calibration == calibration
+
+
+def test_an_impossible_size_is_refused_before_a_baseline_is_trained(
+    type_: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("compressor.models.baseline.train", None)
+    code, _, err = type_(MODEL, "--target-size", "10KB")
+    assert code == 2
+    assert err[-1].startswith("error: --target-size 10,000: with all weights zero the file takes ")
+    assert err[-1].endswith(" bytes; ask for more")
+
+
+@pytest.mark.slow
+def test_built_in_digits_in_50_kb(type_: Callable[..., Ran]) -> None:
+    code, out, err = type_(MODEL, "--baseline-epochs", "2", "--epochs", "0", "--target-size", "50KB", "--json")
+    assert code == 0, err
+    document = json.loads(out)
+    size = Path("test_resnet-digits-learnt-50KB.safetensors").stat().st_size
+    assert 49_000 <= size <= 50_000
+    assert document["target"]["size"] == document["totals"]["file"] == size
+    assert document["target"]["calibration"] == {"images": 256, "source": "data"}
+    assert document["top1"]["packed"] > document["top1"]["dense"] - 0.05
+
+
+@pytest.mark.slow
+def test_pack_makes_its_own_images(type_: Callable[..., Ran]) -> None:
+    torch.manual_seed(0)
+    save_file(timm.create_model(MODEL, num_classes=10, in_chans=1).state_dict(), "own.safetensors")
+    words = [
+        MODEL,
+        "--checkpoint-path",
+        "own.safetensors",
+        "--num-classes",
+        "10",
+        "--in-chans",
+        "1",
+        "--img-size",
+        "32",
+    ]
+    code, out, err = type_("pack", *words, "--target-size", "60KB", "--json")
+    assert code == 0, err
+    document = json.loads(out)
+    assert document["target"]["calibration"] == {"images": 256, "source": "batch-norm statistics"}
+    size = Path(f"{MODEL}-learnt-60KB.safetensors").stat().st_size
+    assert 58_800 <= size <= 60_000
+    with PackedFile.open(f"{MODEL}-learnt-60KB.safetensors") as file:
+        assert file.preprocessing is not None
+        assert file.preprocessing["input_size"] == [1, 32, 32]
+    assert type_("pack", *words, "--target-size", "60KB", "--calibration", "none", "-o", "none")[0] == 0
+    assert 58_800 <= Path("none").stat().st_size <= 60_000
