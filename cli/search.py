@@ -64,7 +64,7 @@ def calibration_input(work: Run, stage: Stage, job: Compressor) -> Tensor | Lite
         return "synthetic" if work.calibration == "synthetic" else None
     with seeded(
         work.execution.seed
-    ):  # augmentation draws; what was drawn before depends on whether a baseline was kept
+    ):  # augmentation draws, after more draws where a baseline was trained
         for batch, _ in work.data.train_loader(stage.training.batch_size, work.execution.seed):
             images.append(batch)
             held += len(batch)
