@@ -211,7 +211,10 @@ def find_rate_for_size(target: int, floor: int, plain: PlainSizes, size_at: Call
         if (best and best.size >= NEAR * target) or high / low < CLOSE:
             break
     if best is None:  # no price between that of the floor and the next gives anything smaller
-        return Search(MOST_RATE, floor, size_at(MOST_RATE), passes + 1)
+        least = size_at(MOST_RATE)
+        if least > target:
+            raise UsageError(f"a target of {target:,} bytes cannot be reached: the file takes at least {least:,} bytes")
+        return Search(MOST_RATE, floor, least, passes + 1)
     return replace(best, size=best.size if rate == best.rate else size_at(best.rate), passes=passes)
 
 
