@@ -23,6 +23,7 @@ NEAR = 0.98  # of the target: a file that is larger, and no larger than the targ
 AIM = 0.99  # of the target: what the search tries to reach
 CLOSE = 1.001  # the ratio of two prices between which there is no other worth a pass
 MOST_PASSES = 10  # in which all weights are rounded
+PREDICTED_PASSES = 5  # of them at a price that is predicted, which may creep from one side; then the rest is halved
 FIRST_RATIO = 1.3  # of the bytes of indices with and without error feedback, as it mostly is
 FAR, MOST_SLOPE = 3.0, 0.3  # bounds of how the logarithm of that ratio is extrapolated to that of another price
 LEAST_RATE, MOST_RATE = 1e-16, 1.0
@@ -188,7 +189,7 @@ def find_rate_for_size(target: int, floor: int, plain: PlainSizes, size_at: Call
     low, high = LEAST_RATE, MOST_RATE  # the prices of files that were too large, and small enough
     for passes in range(1, MOST_PASSES + 1):
         rate = plain.rate_of(max(AIM * target, (floor + target) / 2) - floor)
-        if not low < rate < high:
+        if not low < rate < high or passes > PREDICTED_PASSES:
             rate = float(f"{math.sqrt(low * high):.4g}")
         predicted = floor + round(plain.expected(rate))
         size = size_at(rate)
