@@ -234,10 +234,12 @@ class Calibrator:
     def _listening(self, sites: Sequence[Site], on_call: OnCall) -> Iterator[None]:
         """Calls back whenever the layer of a tensor is called."""
 
-        def hook_of(site: Site) -> Callable[[nn.Module, tuple[Any, ...], Any], None]:
-            return lambda module, inputs, output: on_call(site, module, inputs[0], output)
+        def hook_of(site: Site) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any], Any], None]:
+            return lambda module, args, named, output: on_call(site, module, (*args, *named.values())[0], output)
 
-        handles = [module.register_forward_hook(hook_of(site)) for site in sites for module, _ in site.owners]
+        handles = [
+            module.register_forward_hook(hook_of(site), with_kwargs=True) for site in sites for module, _ in site.owners
+        ]
         try:
             yield
         finally:

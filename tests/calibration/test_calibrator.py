@@ -290,7 +290,7 @@ class Twice(nn.Module):
         self.early = nn.Linear(3, 3)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        answer: Tensor = self.late(self.early(self.early(inputs).tanh()))
+        answer: Tensor = self.late(input=self.early(self.early(inputs).tanh()))
         return answer
 
 
