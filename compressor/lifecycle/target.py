@@ -23,11 +23,13 @@ NEAR = 0.98  # of the target: a file that is larger, and no larger than the targ
 AIM = 0.99  # of the target: what the search tries to reach
 CLOSE = 1.001  # the ratio of two prices between which there is no other worth a pass
 MOST_PASSES = 10  # in which all weights are rounded
-PREDICTED_PASSES = 5  # of them at a price that is predicted, which may creep from one side; then the rest is halved
 FIRST_RATIO = 1.3  # of the bytes of indices with and without error feedback, as it mostly is
 FAR, MOST_SLOPE = 3.0, 0.3  # bounds of how the logarithm of that ratio is extrapolated to that of another price
 LEAST_RATE, MOST_RATE = 1e-16, 1.0
 DROP_PASSES = 8
+PREDICTED_PASSES = (
+    5  # of MOST_PASSES at a price that is predicted, which may creep from one side; then the rest is halved
+)
 WIDEST_DROP_STEP = 8.0  # times, from one price to the next until the drop is between two
 
 

@@ -95,7 +95,7 @@ def test_the_plain_size_is_the_entropy_of_the_rounded_weights() -> None:
 
 def test_expected_sizes_learn_from_passes() -> None:
     sizes = plain_sizes()
-    assert sizes.expected(1e-7) == pytest.approx(1.3 * sizes.at(1e-7))
+    assert sizes.expected(1e-7) / sizes.at(1e-7) == pytest.approx(sizes.expected(1e-5) / sizes.at(1e-5))
     sizes.learn(1e-7, round(2 * sizes.at(1e-7)))
     assert sizes.expected(1e-7) == pytest.approx(2 * sizes.at(1e-7), rel=1e-3)
     assert sizes.expected(1e-8) == pytest.approx(2 * sizes.at(1e-8), rel=1e-3)
@@ -114,7 +114,7 @@ def search(target: int, size: Callable[[float], float]) -> tuple[Search, Files]:
 
 
 CURVES: dict[str, Callable[[PlainSizes], Callable[[float], float]]] = {
-    "as expected": lambda plain: lambda rate: FLOOR + 1.3 * plain.at(rate),
+    "as expected": lambda plain: lambda rate: FLOOR + plain.expected(rate),
     "twice as much": lambda plain: lambda rate: FLOOR + 2.5 * plain.at(rate),
     "a third of it": lambda plain: lambda rate: FLOOR + 0.4 * plain.at(rate),
     "another slope": lambda plain: lambda rate: FLOOR + 1.2 * plain.at(rate) * rate**-0.02,
