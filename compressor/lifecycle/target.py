@@ -27,9 +27,7 @@ FIRST_RATIO = 1.3  # of the bytes of indices with and without error feedback, as
 FAR, MOST_SLOPE = 3.0, 0.3  # bounds of how the logarithm of that ratio is extrapolated to that of another price
 LEAST_RATE, MOST_RATE = 1e-16, 1.0
 DROP_PASSES = 8
-PREDICTED_PASSES = (
-    5  # of MOST_PASSES at a price that is predicted, which may creep from one side; then the rest is halved
-)
+PREDICTED_PASSES = 5  # of MOST_PASSES at a predicted price; predictions may creep, so then the rest is halved
 WIDEST_DROP_STEP = 8.0  # times, from one price to the next until the drop is between two
 
 
