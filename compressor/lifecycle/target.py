@@ -27,6 +27,7 @@ FIRST_RATIO = 1.2  # of the bytes of indices with and without error feedback, as
 FAR, MOST_SLOPE = 3.0, 0.3  # bounds of how the logarithm of that ratio is extrapolated to that of another price
 LEAST_RATE, MOST_RATE = 1e-16, 1.0
 DROP_PASSES = 8
+PREDICTED_PASSES = 5  # of MOST_PASSES at a predicted price; predictions may creep, so then the rest is halved
 WIDEST_DROP_STEP = 8.0  # times, from one price to the next until the drop is between two
 
 
@@ -197,7 +198,7 @@ def find_rate_for_size(target: int, floor: int, plain: PlainSizes, size_at: Call
     low, high = LEAST_RATE, MOST_RATE  # the prices of files that were too large, and small enough
     for passes in range(1, MOST_PASSES + 1):
         rate = plain.rate_of(max(AIM * target, (floor + target) / 2) - floor)
-        if not low < rate < high:
+        if not low < rate < high or passes > PREDICTED_PASSES:
             rate = float(f"{math.sqrt(low * high):.4g}")
         predicted = floor + round(plain.expected(rate))
         size = size_at(rate)
