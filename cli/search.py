@@ -62,9 +62,7 @@ def calibration_input(work: Run, stage: Stage, job: Compressor) -> Tensor | Lite
             return None
     if work.calibration != "data" or work.data is None:
         return "synthetic" if work.calibration == "synthetic" else None
-    with seeded(
-        work.execution.seed
-    ):  # augmentation draws, after more draws where a baseline was trained
+    with seeded(work.execution.seed):  # augmentation draws, after more draws where a baseline was trained
         for batch, _ in work.data.train_loader(stage.training.batch_size, work.execution.seed):
             images.append(batch)
             held += len(batch)
