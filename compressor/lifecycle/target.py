@@ -6,6 +6,7 @@ import logging
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from numbers import Real
 from typing import Any
 
 import torch
@@ -54,13 +55,13 @@ class Target:
             UsageError: several are given, or one that is not a number above zero.
         """
         names = {"rate": self.rate, "target_size": self.size, "target_bits": self.bits, "max_drop": self.drop}
-        given = {name: value for name, value in names.items() if value is not None}
+        given: dict[str, Any] = {name: value for name, value in names.items() if value is not None}
         if len(given) > 1:
             raise UsageError(f"{' and '.join(given)}: ask for one")
         for name, value in given.items():
-            least = 0 if name == "max_drop" else math.ulp(0.0)
-            if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value < math.inf:
-                raise UsageError(f"{name} must be a number above 0, got {value!r}")
+            least, bound = (0.0, "of at least 0") if name == "max_drop" else (math.ulp(0.0), "above 0")
+            if isinstance(value, bool) or not isinstance(value, Real) or not least <= value < math.inf:
+                raise UsageError(f"{name} must be a number {bound}, got {value!r}")
         if self.rate is not None and self.rate > MOST_RATE:
             raise UsageError(f"rate must be at most {MOST_RATE}, the loss of one image for a bit, got {self.rate!r}")
 

@@ -54,7 +54,7 @@ class Files:
         ({"size": "10 MB"}, "target_size must be a number above 0, got '10 MB'"),
         ({"bits": math.inf}, "target_bits must be a number above 0, got inf"),
         ({"bits": False}, "target_bits must be a number above 0, got False"),
-        ({"drop": -1.0}, "max_drop must be a number above 0, got -1.0"),
+        ({"drop": -1.0}, "max_drop must be a number of at least 0, got -1.0"),
         ({"rate": 1.5}, "rate must be at most 1.0, the loss of one image for a bit, got 1.5"),
     ],
 )
