@@ -60,7 +60,7 @@ class Target:
             raise UsageError(f"{' and '.join(given)}: ask for one")
         for name, value in given.items():
             least, bound = (0.0, "of at least 0") if name == "max_drop" else (math.ulp(0.0), "above 0")
-            if isinstance(value, bool) or not isinstance(value, Real) or not least <= value < math.inf:
+            if isinstance(value, bool) or not isinstance(value, Real) or not least <= float(value) < math.inf:
                 raise UsageError(f"{name} must be a number {bound}, got {value!r}")
         if self.rate is not None and self.rate > MOST_RATE:
             raise UsageError(f"rate must be at most {MOST_RATE}, the loss of one image for a bit, got {self.rate!r}")
