@@ -21,6 +21,7 @@ from compressor.cli.check import diff, verify
 from compressor.cli.compress import compress
 from compressor.cli.convert import pack, unpack
 from compressor.cli.files import evaluate, inspect
+from compressor.cli.sensitivity import sensitivity
 from compressor.formats.errors import CompressorError, printable
 
 __all__ = ["cli", "main"]
@@ -92,7 +93,7 @@ def cli() -> None:
 
 
 cli.add_command(compress, DefaultGroup.default)
-for command in (inspect, verify, diff, evaluate, pack, unpack, schemes, zoo, env):
+for command in (inspect, verify, diff, evaluate, pack, unpack, sensitivity, schemes, zoo, env):
     cli.add_command(command)
 
 

@@ -30,6 +30,7 @@ __all__ = [
     "price_line",
     "target_facts",
     "target_line",
+    "training_images",
     "warn_of_growth",
     "with_rules",
 ]
@@ -55,13 +56,25 @@ def calibration_input(work: Run, stage: Stage, job: Compressor) -> Tensor | Lite
     Returns:
         float[n, C, H, W], at most ``CALIBRATION_IMAGES``; "synthetic": images made from the model; None: none.
     """
-    count, images, held = min(CALIBRATION_IMAGES, work.execution.calibration_images), [], 0
+    count = min(CALIBRATION_IMAGES, work.execution.calibration_images)
     if work.target.calibration is None and work.target_of(stage).flag is None:
         is_wanted = any(plan.scheme and plan.scheme.wants_curvature for plan in job.plans)
         if work.data is None or count < FEWEST_IMAGES or not is_wanted:
             return None
     if work.calibration != "data" or work.data is None:
         return "synthetic" if work.calibration == "synthetic" else None
+    return training_images(work, stage)
+
+
+def training_images(work: Run, stage: Stage) -> Tensor:
+    """Returns the first training images in the order of the seed, float[n, C, H, W], n at most ``CALIBRATION_IMAGES``.
+
+    Args:
+        work: has the data, and how many images are asked for.
+        stage: of which batches are read.
+    """
+    assert work.data is not None
+    count, images, held = min(CALIBRATION_IMAGES, work.execution.calibration_images), [], 0
     with seeded(work.execution.seed):  # augmentation draws, after more draws where a baseline was trained
         for batch, _ in work.data.train_loader(stage.training.batch_size, work.execution.seed):
             images.append(batch)

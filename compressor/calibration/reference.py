@@ -29,9 +29,14 @@ class Reference:
         self.images = images
         self.answers = self._answers(model, dense)
 
-    def loss(self, model: nn.Module) -> float:
-        """Returns the mean Kullback-Leibler divergence of a model's answers from those of the dense one, in nats."""
-        answers = self._answers(model, {})
+    def loss(self, model: nn.Module, weights: Mapping[str, Tensor] | None = None) -> float:
+        """Returns the mean Kullback-Leibler divergence of a model's answers from those of the dense one, in nats.
+
+        Args:
+            model: the model.
+            weights: by name, in place of its own; None: its own.
+        """
+        answers = self._answers(model, weights or {})
         divergence = functional.kl_div(answers, self.answers.to(answers), reduction="sum", log_target=True)
         return float(divergence) / max(1, answers[..., 0].numel())
 

@@ -9,10 +9,9 @@ from dataclasses import dataclass, field, replace
 from numbers import Real
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from compressor.calibration.price import grid_step
+from compressor.calibration.price import entropy, grid_step
 from compressor.formats.errors import UsageError
 from compressor.sharing.sites import Site
 
@@ -172,10 +171,7 @@ class PlainSizes:
     def _of(self, site: Site, weights: Tensor, rate: float) -> float:
         flat = weights.detach().reshape(-1).float()
         step = grid_step(rate, 1.0 if self.curvature is None else self.curvature[site], flat)
-        numbers = (flat / step).round().int()
-        counts = torch.bincount(numbers - numbers.min()).double() if len(numbers) else torch.ones(1)
-        counts = counts[counts > 0]
-        return float((counts * (counts.sum() / counts).log2()).sum()) / 8
+        return entropy((flat / step).round().int()) * len(flat) / 8
 
 
 def find_rate_for_size(target: int, floor: int, plain: PlainSizes, size_at: Callable[[float], int]) -> Search:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from compressor.sharing.sites import Site
@@ -76,6 +77,20 @@ class Curvature:
     def mean(self) -> float:
         """The mean of the diagonal."""
         return float(self.diagonal.double().mean())
+
+    def loss(self, errors: Tensor) -> float:
+        """Returns the loss of one image that errors of the weights, float[shape], are predicted to add."""
+        if self.view is None or not self.moments:
+            return float((self.diagonal.double() * errors.double().square()).sum()) / 2
+        rows = self.view.matrices(self.diagonal.double()).sum(dim=2)
+        inputs = sum(moment.double().diagonal(dim1=1, dim2=2).sum(dim=1) for moment in self.moments)
+        gradients = rows / torch.as_tensor(inputs).clamp(min=torch.finfo(torch.float64).tiny)[:, None]
+        matrices, total, start = self.view.matrices(errors), 0.0, 0
+        for moment in self.moments:
+            part = matrices[..., start : start + moment.shape[-1]].to(moment.dtype)
+            total += float((((part @ moment) * part).sum(dim=2).double() * gradients).sum())
+            start += moment.shape[-1]
+        return total / 2
 
 
 def diagonals(curvature: Mapping[Site, Curvature] | None) -> dict[Site, Tensor] | None:

@@ -1,0 +1,44 @@
+"""``compress sensitivity``: refusals, table, JSON and CSV."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+import timm
+from safetensors.torch import save_file
+
+from compressor.cli.main import run
+
+WORDS = ["sensitivity", "test_resnet", "--checkpoint-path", "w.safetensors", "--num-classes", "10", "--in-chans", "1"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--price", "5"], "--price 5: a price of a bit is above 0 and at most 1"),
+        (["--calibration", "none"], "--calibration none: sensitivity is measured on images"),
+        (["--csv", "nowhere/rows.csv"], "nowhere"),
+    ],
+)
+def test_refused(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["sensitivity", "test_resnet", *words]) != 0
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_without_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(tmp_path)
+    model = timm.create_model("test_resnet", num_classes=10, in_chans=1)
+    save_file(model.state_dict(), "w.safetensors")
+    assert run([*WORDS, "--img-size", "32", "--price", "1e-6", "--csv", "rows.csv", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)["sensitivity"]
+    assert len(rows) == 16
+    assert {row["rate"] for row in rows} == {1e-6}
+    assert all(row["predicted"] >= 0 for row in rows)
+    with Path("rows.csv").open(encoding="utf-8") as file:
+        written = list(csv.DictReader(file))
+    assert [row["site"] for row in written] == [row["site"] for row in rows]
+    assert written[0]["shape"] == "16x1x3x3"
