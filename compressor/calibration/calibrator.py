@@ -23,7 +23,7 @@ from compressor.training.modes import eval_mode
 __all__ = ["Calibrator"]
 
 BATCH = 64  # images a forward pass
-PASSES = 24  # through the model, at most about so many: layers that come together see the same inputs
+PASSES = 64  # through the model, at most about so many: layers that come together see the same inputs
 MEMORY = 1 << 29  # bytes of the moments of layers that are measured together
 LEAST = 1e-6  # of the mean curvature of all tensors, given to those that the loss seems not to depend on
 
@@ -143,12 +143,13 @@ class Calibrator:
                 for site, calls in present.items():
                     for (module, inputs), (_, before) in zip(calls, dense[site], strict=True):
                         moments[site].add(module, inputs, before)
-        return {site: self._curvature(site, moments.get(site)) for site in sites}
+        return {site: self._curvature(site, moments.get(site), site is sites[0]) for site in sites}
 
-    def _curvature(self, site: Site, moments: Moments | None) -> Curvature:
+    def _curvature(self, site: Site, moments: Moments | None, first: bool) -> Curvature:
         if moments is None or not moments.sums:
             return Curvature(self.diagonals[site])
-        target = moments.corrected(self.dense[site.name])
+        # Those after the first meet inputs that the first has not made up for yet: both would make up for the same.
+        target = moments.corrected(self.dense[site.name]) if first else None
         of_one_image = [total.div_(self.images) for total in moments.sums]
         return Curvature(self.diagonals[site], self.views[site], of_one_image, target)
 
