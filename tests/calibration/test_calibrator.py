@@ -253,7 +253,8 @@ def test_the_target_is_the_regression_of_dense_outputs_on_present_inputs() -> No
     with torch.no_grad():
         before = model[:2](inputs).double()
         weight = model[2].weight.double()
-        found = measured(calibrator(model, inputs), {"0.weight": coarse})
+        one = calibrator(model, inputs)
+        found = {site.name: one.measure([site], {"0.weight": coarse})[site] for site in one.in_order()}
         model[0].weight.copy_(coarse)
         present = model[:2](inputs).double()
     damping = math.sqrt(0.1 * float(present.square().sum()) / 4)
@@ -272,13 +273,23 @@ def test_the_target_is_the_regression_of_dense_outputs_on_present_inputs() -> No
 def test_the_target_undoes_what_the_layer_before_has_lost() -> None:
     model: Any = nn.Sequential(nn.Linear(4, 4, bias=False), nn.Linear(4, 2, bias=False))
     inputs = torch.randn(200, 4)
-    target = measured(calibrator(model, inputs), {"0.weight": 0.5 * model[0].weight.detach()})["1.weight"].target
+    one = calibrator(model, inputs)
+    last = one.in_order()[1]
+    target = one.measure([last], {"0.weight": 0.5 * model[0].weight.detach()})[last].target
     assert target is not None
     with torch.no_grad():
         dense = model(inputs)
         hidden = 0.5 * model[0](inputs)
         errors = [float((hidden @ weight.T - dense).square().sum()) for weight in (target, model[1].weight)]
     assert errors[0] < errors[1] / 4
+
+
+def test_of_layers_measured_together_the_first_alone_makes_up_for_what_was_lost() -> None:
+    model: Any = nn.Sequential(*[nn.Linear(4, 4) for _ in range(3)])
+    one = calibrator(model, torch.randn(50, 4))
+    lost = {"0.weight": 0.5 * model[0].weight.detach()}
+    found = one.measure(one.in_order()[1:], lost)
+    assert [curvature.target is None for curvature in found.values()] == [False, True]
 
 
 class Twice(nn.Module):
@@ -321,16 +332,18 @@ def test_tensors_come_in_the_order_in_which_they_are_called() -> None:
 
 
 def test_a_deep_network_is_measured_in_a_limited_number_of_passes() -> None:
-    model: Any = nn.Sequential(*[nn.Linear(3, 3) for _ in range(50)])
+    model: Any = nn.Sequential(*[nn.Linear(3, 3) for _ in range(130)])
     inputs = torch.randn(16, 3)
 
     def sizes(one: Calibrator) -> list[int]:
         return [len(portion) for portion in one.portions()]
 
     one = calibrator(model, inputs)
-    assert sizes(one) == [3] * 16 + [2]
-    assert [site.name for portion in one.portions() for site in portion] == [f"{number}.weight" for number in range(50)]
-    assert sizes(calibrator(model, inputs, memory=2 * 4 * 3 * 3 * 8)) == [2] * 25  # four copies of 3 x 3 doubles
+    assert sizes(one) == [3] * 43 + [1]
+    assert [site.name for portion in one.portions() for site in portion] == [
+        f"{number}.weight" for number in range(130)
+    ]
+    assert sizes(calibrator(model, inputs, memory=2 * 4 * 3 * 3 * 8)) == [2] * 65  # four copies of 3 x 3 doubles
 
 
 def test_little_memory_leads_to_ranges_of_columns_and_less_to_the_diagonal() -> None:
