@@ -138,8 +138,8 @@ def _shared(
         model, stage.policy, model_args=work.source.args, teacher=teacher, distill=training.distill if teacher else 0.0,
         temperature=training.temperature, seed=work.execution.seed, **stage_facts,
     )  # fmt: skip
-    needs_importance = any(plan.scheme and plan.scheme.wants_importance for plan in job.plans)
-    job.prepare(_calibration(work, training.batch_size) if needs_importance else None)
+    needs_curvature = any(plan.scheme and plan.scheme.wants_curvature for plan in job.plans)
+    job.prepare(_calibration(work, training.batch_size) if needs_curvature else None)
     shared = [plan for plan in job.plans if plan.scheme]
     weights = sum(plan.site.tensor.numel() for plan in shared)
     schemes = ", ".join(sorted({repr(plan.scheme) for plan in shared}))

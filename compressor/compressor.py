@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, Literal
@@ -13,6 +13,9 @@ from torch.nn import functional
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
+from compressor.calibration.calibrator import MEMORY, Calibrator
+from compressor.calibration.images import Calibration, images_for
+from compressor.calibration.reference import Reference
 from compressor.checkpointing.manager import Checkpoints
 from compressor.checkpointing.serialization import checksum
 from compressor.data.distributed_sampler import shard_loader
@@ -20,13 +23,14 @@ from compressor.formats.content import Codebook, SharedTensor
 from compressor.formats.errors import UsageError
 from compressor.lifecycle.convert import convert, halve_untouched
 from compressor.lifecycle.coverage import warn_of_dense
-from compressor.lifecycle.importance import Batches, squared_gradients
+from compressor.lifecycle.fitting import Fitting, check_target
 from compressor.lifecycle.packed import Packed, SharedModel
 from compressor.lifecycle.param_groups import check_embeddings, check_optimizer, param_groups
-from compressor.lifecycle.prepare import fit_groups, penalties, start_rounds
+from compressor.lifecycle.prepare import penalties, start_rounds
 from compressor.lifecycle.rebuild import find_args
 from compressor.lifecycle.state import state_to_pack
-from compressor.policy.policy import Policy, TensorPlan
+from compressor.lifecycle.target import FileOptions, Search, Target
+from compressor.policy.policy import Policy, Rule, TensorPlan
 from compressor.rng import seed_all
 from compressor.sharing.group import Group
 from compressor.sharing.initialization import initialise
@@ -36,6 +40,7 @@ from compressor.training.batch_norm import estimate_batch_norm
 from compressor.training.checkpointer import TrainingCheckpointer
 from compressor.training.config import TrainingConfig
 from compressor.training.distillation import frozen_copy, with_distillation
+from compressor.training.evaluation import evaluate
 from compressor.training.loop import Epoch, OnStep, evaluate_after_epoch, train
 from compressor.training.metrics import SharingMonitor
 from compressor.training.mixup import Mixer, describe_mixup, mixup_for, split_mixer
@@ -45,6 +50,8 @@ from compressor.training.optim import make_optimizer
 from compressor.training.step import steps_per_epoch
 
 __all__ = ["Compressor"]
+
+Batches = Iterable[tuple[Tensor, Tensor]]
 
 OnRound = Callable[[list[Tensor], int], None]
 """Of the parameters that begin a round, and the steps that the round has."""
@@ -59,7 +66,7 @@ class Compressor:
         model: any module; a timm model is built again by its name when the packed file is loaded. One that has been
             changed so that timm cannot build it is stored as any module, which a warning says. Of one that
             ``torch.compile`` returned, the original module is taken.
-        policy: which tensors share values, and by which scheme.
+        policy: which tensors share values, and by which scheme; None: ``learnt`` for all, where a target is given.
         model_args: the arguments that ``timm.create_model`` built it with, beside its name; None: found from the
             model.
         copy: work on a copy, at ``job.model``; otherwise on the model itself.
@@ -71,6 +78,11 @@ class Compressor:
         original: the weights by name against which the report measures noise; None: those of the model now.
         from_scratch: the weights are random, or drawn in ``prepare`` where the model is on ``meta``; the teacher
             "dense" is then none, for random weights teach nothing.
+        rate: the price of a bit of the file, in the loss of one image, for the schemes that have a price. At most one
+            of these four is given. They are met by ``prepare``; training afterwards may change the size.
+        target_size: bytes that the file may have.
+        target_bits: bits of the file for each shared weight.
+        max_drop: points of top-1 that may be lost on ``prepare(val=)``.
 
     Raises:
         PolicyError: the policy does not fit the model.
@@ -89,7 +101,7 @@ class Compressor:
     def __init__(
         self,
         model: nn.Module,
-        policy: Policy,
+        policy: Policy | None = None,
         *,
         model_args: Mapping[str, Any] | None = None,
         copy: bool = True,
@@ -100,7 +112,13 @@ class Compressor:
         preserve_sparsity: bool = False,
         original: Mapping[str, Tensor] | None = None,
         from_scratch: bool = False,
+        rate: float | None = None,
+        target_size: int | None = None,
+        target_bits: float | None = None,
+        max_drop: float | None = None,
     ) -> None:
+        self.target = Target(rate, target_size, target_bits, max_drop)
+        policy = _policy_for(policy, self.target)
         model = checked_module(model)
         if any(hasattr(module, CONTAINER) for module in model.modules()):
             raise UsageError("the model is being compressed already: finish() or undo() that first")
@@ -110,6 +128,7 @@ class Compressor:
         self.distill, self.temperature = distill, temperature
         self.preserve_sparsity, self.from_scratch = preserve_sparsity, from_scratch
         self.plans: list[TensorPlan] = policy.plan(self.model)
+        check_target(self.target, self.plans)
         warn_of_dense(self.model, policy, self.plans)
         self.sites = [plan.site for plan in self.plans if plan.scheme]
         weights = {site.name: finite_weights(site) for site in self.sites if not (from_scratch and site.tensor.is_meta)}
@@ -124,32 +143,83 @@ class Compressor:
         self.original = self.dense if original is None else {name: original[name] for name in self.dense}
         self._in_eval = set(modules_in_eval(self.model))
         self.groups: list[Group] = []
+        self.search: Search | None = None
+        self.calibration: Mapping[str, Any] | None = None
+        self._reference: Reference | None = None
         self._converted: tuple[dict[str, SharedTensor], tuple[Codebook, ...]] | None = None
         self.steps = self.total_steps = 0
 
-    def prepare(self, calibration: Batches | None = None, virtual: bool = False) -> Compressor:
+    def prepare(
+        self,
+        calibration: Calibration | Literal["synthetic"] | None = None,
+        virtual: bool = False,
+        *,
+        val: Batches | None = None,
+        options: FileOptions | None = None,
+        memory: int = MEMORY,
+    ) -> Compressor:
         """Finds codebooks and indices for the weights, and makes the model compute with them.
 
         Args:
-            calibration: batches (inputs, targets) that the importance of each weight is measured on: the errors of
-                weights with large squared gradients count more. ``finish(calibration=)`` is for BatchNorm instead.
+            calibration: images, 256 or so, that what errors of each weight cost is measured on; targets are not used.
+                "synthetic": images are made from the model itself. None: only the weights are looked at, and the unit
+                of a price is a squared error of the weights.
             virtual: keep no dense weights where a scheme generates its indices, so that layers compute chunk by
                 chunk; ``undo()`` and the noise in the report are then not available for these tensors.
+            val: batches (inputs, targets) that ``max_drop`` is measured on.
+            options: how the file will be written, where a target is given; None: as by ``finish().save(path)``.
+            memory: bytes that the measurements of layers may take at a time, about.
 
         Raises:
-            UsageError: the model is prepared already.
+            UsageError: the model is prepared already; the images do not suit it; the target cannot be reached.
         """
         if self.groups:
             raise UsageError("prepare() has been called: the model is shared already")
-        importance = None if calibration is None else squared_gradients(self.model, self.sites, calibration)
+        if self.target.drop is not None and val is None:
+            raise UsageError("max_drop is measured on validation batches: prepare(val=...)")
+        calibrated = None if calibration is None else images_for(self.model, calibration, self.seed)
+        calibrator = None
+        if calibrated is not None:
+            calibrator = Calibrator(self.model, self.sites, calibrated.images, self.dense, self.seed, memory)
+            self._reference = Reference(self.model, self.dense, calibrated.images)
+            self.calibration = {"images": len(calibrated.images), "source": calibrated.source}
         for plan in self.plans:
             if virtual and plan.scheme and plan.scheme.generator():
                 self.dense.pop(plan.site.name, None)  # and from ``original``, which is the same dict by default
-        self.groups = fit_groups(self.plans, importance, self.preserve_sparsity, self.from_scratch, virtual)
+        fitting = Fitting(
+            self._shared_model({}, ()), self.dense, calibrator, self.preserve_sparsity, self.from_scratch, virtual,
+            self._noted(options or FileOptions()),
+        )  # fmt: skip
+        if self.target.is_given:
+            self.groups, self.search = fitting.search(self.target, None if val is None else _drop_on(val, self.model))
+            self.policy = self.policy.priced(self.search.rate)
+        else:
+            self.groups = fitting.at(None)
         if self.from_scratch:
             initialise(self.model)
         attach(self.model, self.groups)
         return self
+
+    def _noted(self, options: FileOptions) -> FileOptions:
+        """Returns options with what ``finish`` notes of the calibration, and all defaults resolved."""
+        facts = {} if self.calibration is None else {"calibration": self.calibration}
+        halved = self._halves(options.half_untouched)
+        return replace(options, half_untouched=halved, notes={**facts, **options.notes})
+
+    def _halves(self, half_untouched: bool | None) -> bool:
+        return self.target.is_searched if half_untouched is None else half_untouched
+
+    @property
+    def rate(self) -> float | None:
+        """The price of a bit that a target has come to; None where there is no target."""
+        return None if self.search is None else self.search.rate
+
+    def _shared_model(
+        self, tensors: Mapping[str, SharedTensor], books: tuple[Codebook, ...], halved: frozenset[str] = frozenset()
+    ) -> SharedModel:
+        return SharedModel(
+            self.model, tensors, books, halved, self.model_args, self.policy, self.plans, self.original, self.seed
+        )
 
     def param_groups(self, lr: float, weight_decay: float = 0.0, layer_decay: float = 1.0) -> list[dict[str, Any]]:
         """Returns the parameter groups for an optimiser, without decay on shared weights, codebooks, norms and biases.
@@ -315,29 +385,30 @@ class Compressor:
         }
         return TrainingCheckpointer(checkpoints, self, fingerprint)
 
-    def finish(self, calibration: Batches | None = None, half_untouched: bool = False) -> Packed:
+    def finish(self, calibration: Batches | None = None, half_untouched: bool | None = None) -> Packed:
         """Sets every shared weight to its codeword, and makes ``job.model`` an ordinary module again.
 
         Where it fails, as the batches of ``calibration`` may, it can be called again.
 
         Args:
             calibration: batches (inputs, targets) that the BatchNorm statistics are estimated on anew, for the
-                weights that have changed, except of layers that have been put in eval mode.
-                ``prepare(calibration=)`` is for the importance of weights instead.
-            half_untouched: round the float32 tensors that are not shared to float16, and store them as such.
+                weights that have changed, except of layers that have been put in eval mode. Where ``prepare`` had
+                images, they are kept as they were unless that brings the answers to these nearer to the dense ones.
+            half_untouched: round the float32 tensors that are not shared to float16, and store them as such; None:
+                where there is a target, other than a mere price.
 
         Returns:
             The packed model: it saves itself as a file, and reports what the file holds.
         """
         tensors, books = self._convert()
         if calibration is not None:
-            estimate_batch_norm(self.model, calibration, self._in_eval)
-        halved = halve_untouched(self.model, tensors) if half_untouched else frozenset()
-        packed = Packed.of(
-            SharedModel(
-                self.model, tensors, books, halved, self.model_args, self.policy, self.plans, self.original, self.seed
-            )
-        )
+            estimate_batch_norm(self.model, calibration, self._in_eval, self._reference and self._reference.loss)
+        halved = halve_untouched(self.model, tensors) if self._halves(half_untouched) else frozenset()
+        packed = Packed.of(self._shared_model(tensors, books, halved))
+        if self.calibration is not None:
+            packed.note(calibration=self.calibration)
+        if self.search is not None:
+            packed.note(target={"rate": self.search.rate, "predicted": self.search.predicted})
         self._converted = None
         return packed
 
@@ -384,3 +455,15 @@ def _make_teacher(model: nn.Module, teacher: nn.Module | str | None, from_scratc
     if isinstance(teacher, str):
         raise UsageError(f"teacher must be 'dense', a module or None, got {teacher!r}")
     return frozen_copy(teacher)
+
+
+def _policy_for(policy: Policy | None, target: Target) -> Policy:
+    if policy is None and not target.is_given:
+        raise UsageError("policy: name the rules, or give rate, target_size, target_bits or max_drop")
+    return Policy([Rule("*", scheme="learnt")]) if policy is None else policy
+
+
+def _drop_on(val: Batches, dense: nn.Module) -> Callable[[nn.Module], float]:
+    """Returns what measures how many points of top-1 a model has lost against the dense one."""
+    before = evaluate(dense, val).top1
+    return lambda model: 100 * (before - evaluate(model, val).top1)

@@ -193,6 +193,10 @@ def test_the_command_finds_scheme_and_codec(foreign: Path, tmp_path: Path) -> No
 BROKEN = {
     "an import that fails": ("import absent_module", "ModuleNotFoundError: No module named 'absent_module'"),
     "an error of two lines": ("raise RuntimeError('one\\ntwo')", "RuntimeError: one two"),
+    "an error after its class": (
+        CODEC.replace('"inverted"', '"broken"') + "raise ValueError('late')",
+        "ValueError: late",
+    ),
     "no class": ("", "registers no class of this id"),
     "a taken id": (CODEC.replace('"inverted"', '"ans"'), "codec id 'ans' is taken by compressor.formats.codecs.ans"),
     "a reserved id": (CODEC.replace('"inverted"', '"auto"'), "codec id 'auto' of broken cannot be used"),

@@ -13,7 +13,7 @@ from compressor.formats.content import Codebook, SharedTensor, decode
 from compressor.sharing.group import Group
 from compressor.sharing.sites import Site
 
-__all__ = ["convert", "decode_tensor", "halve_untouched"]
+__all__ = ["convert", "decode_tensor", "halvable", "halve_untouched"]
 
 
 def decode_tensor(tensor: SharedTensor, book: Codebook) -> Tensor:
@@ -56,6 +56,15 @@ def convert(
     return tensors, tuple(books), values
 
 
+def halvable(model: nn.Module, shared: Collection[str]) -> frozenset[str]:
+    """Returns the names of the float32 tensors that are not shared and within the range of float16."""
+    return frozenset(
+        name
+        for name, tensor in model.state_dict().items()
+        if name not in shared and tensor.dtype == torch.float32 and bool(torch.isfinite(tensor.half()).all())
+    )
+
+
 @torch.no_grad()
 def halve_untouched(model: nn.Module, shared: Collection[str]) -> frozenset[str]:
     """Rounds the float32 tensors that are not shared to float16, in place, unless they exceed its range.
@@ -67,9 +76,7 @@ def halve_untouched(model: nn.Module, shared: Collection[str]) -> frozenset[str]
     Returns:
         The names of the tensors that float16 now represents exactly.
     """
-    names = set()
-    for name, tensor in model.state_dict().items():
-        if name not in shared and tensor.dtype == torch.float32 and bool(torch.isfinite(tensor.half()).all()):
-            tensor.copy_(tensor.half())
-            names.add(name)
-    return frozenset(names)
+    names, state = halvable(model, shared), model.state_dict()
+    for name in names:
+        state[name].copy_(state[name].half())
+    return names

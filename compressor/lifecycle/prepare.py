@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from compressor.calibration.calibrator import Calibrator
 from compressor.formats.errors import UsageError
 from compressor.policy.policy import TensorPlan
+from compressor.sharing.curvature import Curvature
 from compressor.sharing.group import Group
 from compressor.sharing.initialization import initialise_site
 from compressor.sharing.sites import Site, padding_rows
@@ -23,7 +25,7 @@ _log = logging.getLogger(__name__)
 
 def fit_groups(
     plans: Sequence[TensorPlan],
-    importance: Mapping[Site, Tensor] | None = None,
+    calibrator: Calibrator | None = None,
     preserve_sparsity: bool = False,
     from_scratch: bool = False,
     virtual: bool = False,
@@ -34,7 +36,8 @@ def fit_groups(
 
     Args:
         plans: what the policy plans for each tensor.
-        importance: the weight of each squared error, by site; None: all equal.
+        calibrator: measures what errors cost, of each tensor after those that the model uses before it have been
+            compressed; None: all errors cost alike. Tensors that share a codebook have their diagonal alone.
         preserve_sparsity: whether weights that are zero now stay zero.
         from_scratch: whether the weights are random; those on ``meta`` are initialised here. For trained weights, a
             scheme may log a caution.
@@ -60,19 +63,57 @@ def fit_groups(
             own_group = None if plan.scheme.whole_network else number
             frozen = not plan.site.tensor.requires_grad
             grouped.setdefault((own_group, plan.scheme, plan.pruning, frozen), []).append(plan.site)
-    groups = []
-    for (_, scheme, pruning, frozen), sites in grouped.items():
-        for site in sites:
-            initialise_site(site)
-        group = Group(scheme, sites, pruning, from_scratch, virtual and scheme.generator() is not None)
-        _pin_zeros(group, preserve_sparsity)
-        group.scheme.fit(group, importance)
-        if frozen:
-            group.freeze()
-        if group.virtual:
-            group.free_dense()
-        groups.append(group)
-    return groups
+    fitted: dict[Any, Group] = {}
+    for keys, curvature in _curvatures(grouped, calibrator, fitted):
+        for key in keys:
+            (_, scheme, pruning, frozen), sites = key, grouped[key]
+            for site in sites:
+                initialise_site(site)
+            group = Group(scheme, sites, pruning, from_scratch, virtual and scheme.generator() is not None)
+            _pin_zeros(group, preserve_sparsity)
+            group.scheme.fit(group, curvature)
+            if frozen:
+                group.freeze()
+            if group.virtual:
+                group.free_dense()
+            fitted[key] = group
+    return [fitted[key] for key in grouped]
+
+
+def _curvatures(
+    grouped: Mapping[Any, list[Site]], calibrator: Calibrator | None, fitted: Mapping[Any, Group]
+) -> Iterator[tuple[list[Any], Mapping[Site, Curvature] | None]]:
+    """Yields the keys of groups that are to be fitted next, and the curvature of their tensors.
+
+    Args:
+        grouped: the sites of each group.
+        calibrator: what measures; None: nothing is measured, and all groups come at once.
+        fitted: the groups that have been fitted meanwhile.
+    """
+    if calibrator is None:
+        yield list(grouped), None
+        return
+    several = [key for key, sites in grouped.items() if len(sites) > 1]
+    single = {sites[0]: key for key, sites in grouped.items() if len(sites) == 1}
+    for key in several:
+        yield [key], {site: Curvature(calibrator.diagonals[site]) for site in grouped[key]}
+    compressed: dict[str, Tensor] = {}
+    done: set[Any] = set()
+    for portion in calibrator.portions():
+        sites = [site for site in portion if site in single]
+        for key in [key for key in fitted if key not in done]:
+            compressed |= _present_weights(fitted[key])
+            done.add(key)
+        if sites:
+            yield [single[site] for site in sites], calibrator.measure(sites, compressed)
+
+
+@torch.no_grad()
+def _present_weights(group: Group) -> dict[str, Tensor]:
+    """Returns what the model computes with for the tensors of a group, by name; of virtual ones nothing."""
+    if group.virtual:
+        return {}
+    return {site.name: group.weight(site, group.master_weight(site).detach()).clone() for site in group.sites}
 
 
 def _pin_zeros(group: Group, preserve_sparsity: bool) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -154,6 +155,12 @@ class Policy:
             settings = {**scheme_settings(scheme), **(asdict(pruning) if pruning else {})} if scheme else {}
             explicit.append(Rule(rule.match, scheme.id, types=rule.types, **settings) if scheme else rule)
         return tuple(explicit)
+
+    def priced(self, rate: float) -> Policy:
+        """Returns the policy with another price of a bit, for the schemes that have one."""
+        policy = copy.copy(self)
+        policy.schemes = tuple(one.priced(rate) if one and one.has_price else one for one in self.schemes)
+        return policy
 
     def plan(self, model: nn.Module) -> list[TensorPlan]:
         """Returns the plan of every tensor of two or more dimensions or named by a rule, in state-dict order.

@@ -34,7 +34,7 @@ class Accuracy(BaseModel):
 
 
 class Provenance(BaseModel):
-    """Facts about how a file was provenance; none of them is needed to load it.
+    """Facts about how a file was made; none of them is needed to load it.
 
     ``sqnr`` (dB) and ``rules`` (position in the last stage of the recipe) are in the order of the shared tensors.
     """

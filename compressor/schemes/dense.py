@@ -9,6 +9,7 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from compressor.formats.errors import PolicyError
+from compressor.sharing.curvature import Curvature
 from compressor.sharing.export import SharedTensors
 from compressor.sharing.group_state import GroupState
 from compressor.sharing.registry import register
@@ -51,9 +52,9 @@ class Dense(Scheme):
         del weights
         return 0
 
-    def fit(self, group: GroupState, importance: Mapping[Site, Tensor] | None) -> None:
+    def fit(self, group: GroupState, curvature: Mapping[Site, Curvature] | None) -> None:
         """Sets nothing: there are neither codebook nor indices."""
-        del group, importance
+        del group, curvature
 
     def weight(self, group: GroupState, site: Site, master: Tensor) -> Tensor:
         """Returns the master weight itself."""

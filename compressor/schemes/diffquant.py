@@ -16,6 +16,7 @@ from torch import Tensor
 from compressor.clustering.kmeans1d import spread
 from compressor.ops.gather_scatter import lookup
 from compressor.ops.nearest import nearest
+from compressor.sharing.curvature import Curvature, diagonals
 from compressor.sharing.export import SharedTensors, export_scalars
 from compressor.sharing.group_state import GroupState
 from compressor.sharing.registry import register
@@ -80,7 +81,7 @@ class DiffQuant(Scheme):
         return self.redistribute
 
     @property
-    def wants_importance(self) -> bool:
+    def wants_curvature(self) -> bool:
         """Whether points are redistributed, for which the norms of the gradients are needed."""
         return self.redistribute
 
@@ -89,9 +90,10 @@ class DiffQuant(Scheme):
         del weights
         return self.codewords
 
-    def fit(self, group: GroupState, importance: Mapping[Site, Tensor] | None) -> None:
+    def fit(self, group: GroupState, curvature: Mapping[Site, Curvature] | None) -> None:
         """Sets the points to quantiles of the weights, each weight counting by its importance."""
         books = []
+        importance = diagonals(curvature)
         for site, count in zip(group.sites, self._point_counts(group, importance), strict=True):
             kept = None if importance is None else importance[site][~group.pruned(site)]
             mass = None if kept is None else kept.double().clamp(min=MIN_IMPORTANCE)

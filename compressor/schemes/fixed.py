@@ -14,7 +14,9 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor
 from torch.autograd import Function
 
+from compressor.calibration.error_feedback import compensate
 from compressor.formats.content import Grid, SharedTensor, index_dtype
+from compressor.sharing.curvature import Curvature
 from compressor.sharing.export import DTYPE_NAMES, SharedTensors
 from compressor.sharing.group_state import GroupState
 from compressor.sharing.registry import register
@@ -82,14 +84,16 @@ class Fixed(Scheme):
         del weights
         return 3
 
-    def fit(self, group: GroupState, importance: Mapping[Site, Tensor] | None) -> None:
-        """Sets the fraction bits of each tensor."""
-        del importance  # the range follows from the largest weight alone
+    def fit(self, group: GroupState, curvature: Mapping[Site, Curvature] | None) -> None:
+        """Sets the fraction bits of each tensor; with curvature, weights make up for each other's errors."""
         fraction_bits = [_fraction_bits(group, site, self) for site in group.sites]
         group.register_buffer(FRACTION_BITS, torch.tensor(fraction_bits))
         group.register_buffer(SEED, torch.tensor(_torch_seed()))
         group.register_buffer(STEPS, torch.zeros((), dtype=torch.int64))
         group.register_buffer(TRAINED, torch.zeros((), dtype=torch.bool))
+        for site in group.sites if curvature is not None else ():
+            grid = _grid(group, site, self)
+            compensate(group, site, curvature[site], lambda w, _, grid=grid: _nearest_steps(w, grid) * grid.step)
 
     def weight(self, group: GroupState, site: Site, master: Tensor) -> Tensor:
         """Returns the master weights rounded, with the gradient passed straight through to them."""

@@ -18,6 +18,7 @@ from compressor.formats.dtypes import round_to
 from compressor.formats.errors import PolicyError
 from compressor.formats.inference.virtual_weight import mirrored
 from compressor.ops.gather_scatter import lookup
+from compressor.sharing.curvature import Curvature, diagonals
 from compressor.sharing.export import DTYPE_NAMES, SharedTensors, export_scalars
 from compressor.sharing.group_state import GroupState
 from compressor.sharing.registry import register
@@ -109,11 +110,13 @@ class HashedNets(Scheme):
         """Returns the codec that hashes name, position and seed to an index in 0..2K-1."""
         return codec_class(CODEC).of(memoryview(self.seed.to_bytes(8, "little")), Stream("", 0, 1))
 
-    def fit(self, group: GroupState, importance: Mapping[Site, Tensor] | None) -> None:
+    def fit(self, group: GroupState, curvature: Mapping[Site, Curvature] | None) -> None:
         """Sets the values from the signed sums of their weights, and the indices unless they are virtual."""
         group.unit.fill_(1.0)  # values are weights here, and learn at the rate of weights
         group.set_codebook(group.unit.new_zeros(self.stored_values(group.weights)), learnt=True)
-        sums, counts, energy = _signed_sums(group, self.generator(), None if group.from_scratch else importance)
+        sums, counts, energy = _signed_sums(
+            group, self.generator(), None if group.from_scratch else diagonals(curvature)
+        )
         if group.from_scratch:
             start = sums / counts.sqrt().clamp(min=TINY)
             start *= (energy / (start.square() * counts).sum().clamp(min=TINY)).sqrt()

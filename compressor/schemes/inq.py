@@ -13,7 +13,9 @@ from pydantic.dataclasses import dataclass
 from pydantic_core import PydanticCustomError
 from torch import Tensor
 
+from compressor.calibration.error_feedback import compensate
 from compressor.ops.gather_scatter import frozen_lookup
+from compressor.sharing.curvature import Curvature
 from compressor.sharing.export import SharedTensors, export_scalars
 from compressor.sharing.group_state import GroupState
 from compressor.sharing.registry import register
@@ -94,10 +96,12 @@ class INQ(Scheme):
         del weights
         return 2 * _power_count(self.bits) + 1
 
-    def fit(self, group: GroupState, importance: Mapping[Site, Tensor] | None) -> None:
-        """Sets the powers of two, and every weight free."""
-        del importance  # the powers follow from the largest weight alone
-        group.set_codebook(_powers_of_two(group, _power_count(self.bits)), learnt=False)
+    def fit(self, group: GroupState, curvature: Mapping[Site, Curvature] | None) -> None:
+        """Sets the powers of two, and every weight free; with curvature, weights make up for each other's errors."""
+        codebook = _powers_of_two(group, _power_count(self.bits))  # they follow from the largest weight alone
+        group.set_codebook(codebook, learnt=False)
+        for site in group.sites if curvature is not None else ():
+            compensate(group, site, curvature[site], lambda weights, _: codebook[_quantise(weights, codebook).long()])
         group.register_buffer(ROUNDS_DONE, torch.zeros((), dtype=torch.int64))
         for site in group.sites:
             group.set_indices(site, torch.full_like(group.master_weight(site), -1), len(group.values))

@@ -9,9 +9,11 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
+from compressor.calibration.error_feedback import compensate, nearest_codeword
 from compressor.clustering.kmeans1d import Init, fit_codebook
 from compressor.ops.gather_scatter import lookup
 from compressor.ops.nearest import nearest
+from compressor.sharing.curvature import Curvature, diagonals
 from compressor.sharing.export import SharedTensors, export_scalars
 from compressor.sharing.group_state import GroupState
 from compressor.sharing.registry import register
@@ -62,11 +64,13 @@ class KMeans(Scheme):
         del weights
         return self.codewords
 
-    def fit(self, group: GroupState, importance: Mapping[Site, Tensor] | None) -> None:
-        """Clusters the weights and sets centroids and indices."""
-        codebook = fit_codebook(group, self.codewords, importance, self.init)
+    def fit(self, group: GroupState, curvature: Mapping[Site, Curvature] | None) -> None:
+        """Clusters the weights and sets centroids and indices, with error feedback where the curvature is known."""
+        codebook = fit_codebook(group, self.codewords, diagonals(curvature), self.init)
         group.set_codebook(codebook, learnt=True)
         for site in group.sites:
+            if curvature is not None:
+                compensate(group, site, curvature[site], nearest_codeword(codebook))
             group.set_indices(site, nearest(group.master_weight(site).detach().float(), codebook), len(codebook))
 
     def weight(self, group: GroupState, site: Site, master: Tensor) -> Tensor:

@@ -12,12 +12,15 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
+from compressor.calibration.error_feedback import Round, compensate, nearest_codeword
 from compressor.clustering.kmeans1d import Init, fit_codebook, fit_codebook_of_each_slice, spread
+from compressor.formats.content import Grid
 from compressor.ops.gather_scatter import straight_through
 from compressor.ops.nearest import nearest, nearest_by_row
 from compressor.ops.parallel import cache_chunks
 from compressor.ops.soft_assignment import soft_gradient
-from compressor.sharing.export import SharedTensors, export_scalars, export_slices
+from compressor.sharing.curvature import Curvature, diagonals
+from compressor.sharing.export import SharedTensors, export_grid, export_scalars, export_slices
 from compressor.sharing.group_state import GroupState
 from compressor.sharing.registry import register
 from compressor.sharing.scheme import Scheme
@@ -28,8 +31,10 @@ _log = logging.getLogger(__name__)
 # Buffers of the group; the names are in checkpoints.
 SCALES = "scales"  # float32[sites]: what the weights of each site are divided by; only with group="network"
 RESEEDS_DONE = "reseeds"  # int64 scalar
+GRID = "grid"  # float64[2]: the least number of steps, and the step; only with a price
 TEMPERATURE = "temperature"  # float64 scalar, in halves of the mean squared spacing of the codewords
 
+MOST_STEPS = 60_000  # between the ends of a grid, of which a file may list 65,536 values
 RESEEDS = 10  # times in a training run that unused codewords are moved to where weights are
 LAST_RESEED = 0.8  # progress after which they are not moved any more, so that the network can adapt
 FINAL_TEMPERATURE = 0.01  # at the end of training, as a share of the first
@@ -64,6 +69,9 @@ class Learnt(Scheme):
         group: "site", the default: a codebook for each tensor; "channel": one for each slice of its axis 0, the output
             channels of all but transposed convolutions, if those have more weights than codewords; "network": one for
             all tensors, of weights divided by a power of two near each tensor's spread, which the file stores.
+        rate: the price of a bit of the file, in the loss of one image; 0, the default: none. With a price the codebook
+            is a grid through zero, whose step follows from price and curvature, ``codewords`` and ``group`` are not
+            used, and zero is the codeword that unimportant weights share: useful prices are 1e-9 to 1e-6.
         soft: 0, the default: straight-through; above, to 100: tau at the start of training, in halves of the mean
             squared spacing of the codewords. It is cooled to a hundredth of that.
         init: the k-means of the first codebook: "optimal", the default, "linear", "density" or "quantile", see
@@ -94,21 +102,31 @@ class Learnt(Scheme):
 
     codewords: Annotated[int, Field(ge=1, le=65536, strict=True)] = 16
     group: Literal["site", "channel", "network"] = "site"
+    rate: Annotated[float, Field(ge=0, le=1)] = 0.0
     soft: Annotated[float, Field(ge=0, le=100)] = 0.0
     init: Init = "optimal"
 
     @property
     def whole_network(self) -> bool:
         """Whether one codebook serves all tensors."""
-        return self.group == "network"
+        return self.group == "network" and not self.rate
 
     def stored_values(self, weights: int) -> int:
         """Returns K, one value a codeword."""
         del weights
-        return self.codewords
+        return 3 if self.rate else self.codewords  # a grid is three numbers
 
-    def fit(self, group: GroupState, importance: Mapping[Site, Tensor] | None) -> None:
-        """Sets the codebook to that of least squared error, and begins the schedules of reseeding and temperature."""
+    def fit(self, group: GroupState, curvature: Mapping[Site, Curvature] | None) -> None:
+        """Sets the codebook to that of least squared error, and begins the schedules of reseeding and temperature.
+
+        With a price it is a grid instead. Where the curvature is known, weights make up for each other's errors.
+        """
+        group.register_buffer(RESEEDS_DONE, torch.zeros((), dtype=torch.int64))
+        group.register_buffer(TEMPERATURE, torch.tensor(self.soft, dtype=torch.float64))
+        if self.rate:
+            self._fit_grid(group, curvature)
+            return
+        importance = diagonals(curvature)
         if self.whole_network:
             group.register_buffer(SCALES, torch.tensor([spread(group.survivors(site)) for site in group.sites]))
             group.unit.fill_(1.0)
@@ -117,8 +135,35 @@ class Learnt(Scheme):
         else:
             codebook = fit_codebook(group, self.codewords, importance, self.init, _scales(group))
         group.set_codebook(codebook, learnt=True)
-        group.register_buffer(RESEEDS_DONE, torch.zeros((), dtype=torch.int64))
-        group.register_buffer(TEMPERATURE, torch.tensor(self.soft, dtype=torch.float64))
+        for site in group.sites if curvature is not None else ():
+            compensate(group, site, curvature[site], self._rounding(group, site))
+
+    def _fit_grid(self, group: GroupState, curvature: Mapping[Site, Curvature] | None) -> None:
+        """Sets the codebook to all multiples of a step that the weights of the tensor round to."""
+        (site,) = group.sites
+        weights = group.master_weight(site).detach()
+        step = grid_step(self.rate, 1.0 if curvature is None else curvature[site].mean, weights)
+        if curvature is not None:
+            compensate(group, site, curvature[site], lambda column, _: (column / step).round() * step)
+        numbers = (weights.float() / step).round().masked_fill(group.pruned(site), 0)
+        least = min(0, int(numbers.min())) if numbers.numel() else 0
+        most = max(0, int(numbers.max())) if numbers.numel() else 0
+        grid = Grid(least * step, step, most - least + 1)
+        group.register_buffer(GRID, torch.tensor([least, step], dtype=torch.float64))
+        group.set_codebook(torch.from_numpy(grid.expand().reshape(-1)).to(weights.device), learnt=True)
+
+    def _rounding(self, group: GroupState, site: Site) -> Round:
+        """Returns the rounding to the codebook, or to that of the slice of each weight."""
+        books = group.codebook(self._codebook_count(group)).detach()
+        if len(books) == 1:
+            return nearest_codeword(books[0])
+        size = group.master_weight(site).numel() // len(books)
+
+        def rounded(weights: Tensor, positions: Tensor) -> Tensor:
+            own = books[positions // size]
+            return own.gather(1, (weights[:, None] - own).abs().argmin(dim=1, keepdim=True))[:, 0]
+
+        return rounded
 
     def weight(self, group: GroupState, site: Site, master: Tensor) -> Tensor:
         """Returns the codeword nearest to each master weight, with gradients to both."""
@@ -130,7 +175,7 @@ class Learnt(Scheme):
     def _codebook_count(self, group: GroupState) -> int:
         """Returns the number of codebooks of a group, which lie one after the other in its values."""
         shape = group.master_weight(group.sites[0]).shape
-        by_channel = self.group == "channel" and math.prod(shape[1:]) > self.codewords
+        by_channel = not self.rate and self.group == "channel" and math.prod(shape[1:]) > self.codewords
         return shape[0] if by_channel else 1
 
     def _assign(self, group: GroupState, master: Tensor) -> Tensor:
@@ -156,7 +201,7 @@ class Learnt(Scheme):
         """Cools the temperature, and at every tenth of the training moves codewords that no weight uses."""
         group.get_buffer(TEMPERATURE).fill_(self.soft * FINAL_TEMPERATURE**progress)
         due, done = math.floor(min(progress, LAST_RESEED) * RESEEDS), group.get_buffer(RESEEDS_DONE)
-        if due > int(done) and progress < 1:  # at the end it would change what was trained
+        if due > int(done) and progress < 1 and not self.rate:  # at the end it would change what was trained
             done.fill_(due)
             _reseed(group, self._codebook_count(group))
         return None
@@ -164,6 +209,10 @@ class Learnt(Scheme):
     def export(self, group: GroupState) -> SharedTensors:
         """Returns the codebook or codebooks, and the index of each weight's nearest codeword."""
         codebooks = group.codebook(self._codebook_count(group)).detach()
+        if self.rate and (grid := _unmoved_grid(group, codebooks[0])) is not None:
+            (site,) = group.sites
+            numbers = nearest(group.master_weight(site).detach().float(), codebooks[0]) + grid[0]
+            return export_grid(group, grid[1], {site: numbers})
         if len(codebooks) > 1:
             rows = group.master_weight(group.sites[0]).detach().float()
             return export_slices(group, codebooks, nearest_by_row(rows, codebooks) % codebooks.shape[1])
@@ -171,6 +220,37 @@ class Learnt(Scheme):
         masters = {site: group.master_weight(site).detach() / (scales[site] if scales else 1) for site in group.sites}
         indices = {site: nearest(master.float(), codebook) for site, master in masters.items()}
         return export_scalars(group, codebook, indices, scales)
+
+
+def grid_step(rate: float, curvature: float, weights: Tensor) -> float:
+    """Returns the step at which one bit more a weight saves the loss that it costs.
+
+    Rounding to a step s adds ``curvature s^2 / 24`` to the loss for each weight, and a step half as large takes one bit
+    more, so the sum with ``rate`` times the bits is least where ``s^2 = 12 rate / (ln 2 curvature)``.
+
+    Args:
+        rate: the price of a bit.
+        curvature: the mean over the weights.
+        weights: float[shape]; the grid gets no more values than a file may list.
+
+    Example:
+        >>> round(grid_step(math.log(2) / 12, 4.0, torch.zeros(1)), 12)
+        0.5
+
+    Reference: Gish, Pierce, "Asymptotically Efficient Quantizing", IEEE Transactions on Information Theory, 1968.
+    """
+    largest = float(weights.abs().max()) if weights.numel() else 0.0
+    smallest = max(2 * largest / MOST_STEPS, torch.finfo(torch.float32).tiny)
+    step = math.sqrt(12 * rate / (math.log(2) * curvature)) if curvature > 0 else math.inf
+    return float(torch.tensor(min(max(step, smallest), max(4 * largest, smallest)), dtype=torch.float32))
+
+
+def _unmoved_grid(group: GroupState, codebook: Tensor) -> tuple[int, float] | None:
+    """Returns the least number of steps, and the step, of a codebook that training has not moved; else None."""
+    least, step = group.get_buffer(GRID).tolist()
+    grid = Grid(least * step, step, len(codebook))
+    same = bool((torch.from_numpy(grid.expand().reshape(-1)).to(codebook.device) == codebook).all())
+    return (int(least), step) if same else None
 
 
 def _scales(group: GroupState) -> dict[Site, float] | None:

@@ -17,6 +17,7 @@ from compressor.formats.errors import PolicyError
 from compressor.ops.buffer_pool import active_pool
 from compressor.ops.gather_scatter import straight_through
 from compressor.ops.parallel import cache_chunks
+from compressor.sharing.curvature import Curvature, diagonals
 from compressor.sharing.export import SharedTensors, export_scalars
 from compressor.sharing.group_state import GroupState
 from compressor.sharing.registry import register
@@ -82,9 +83,10 @@ class TTQ(Scheme):
         del weights
         return 3
 
-    def fit(self, group: GroupState, importance: Mapping[Site, Tensor] | None) -> None:
+    def fit(self, group: GroupState, curvature: Mapping[Site, Curvature] | None) -> None:
         """Sets each scale to the mean magnitude of its weights."""
         # Divergence: the paper's code starts both at 1.0, whatever the size of the weights; the means have least error.
+        importance = diagonals(curvature)
         means = [_mean(group, self, code, importance) for code in (NEGATIVE, POSITIVE)]
         defined = [mean for mean in means if mean is not None]
         default = defined[0] if defined else SCALE_WITHOUT_WEIGHTS * float(group.unit)

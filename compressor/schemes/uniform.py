@@ -12,7 +12,9 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor
 from torch.nn import functional
 
+from compressor.calibration.error_feedback import compensate
 from compressor.formats.content import Grid, SharedTensor, index_dtype
+from compressor.sharing.curvature import Curvature
 from compressor.sharing.export import DTYPE_NAMES, SharedTensors
 from compressor.sharing.group_state import GroupState
 from compressor.sharing.registry import register
@@ -79,9 +81,10 @@ class Uniform(Scheme):
         most = 2**self.bits - 1
         return Grid(0.0, 1 / most, most + 1)
 
-    def fit(self, group: GroupState, importance: Mapping[Site, Tensor] | None) -> None:
-        """Sets nothing: all follows from the master weights."""
-        del group, importance
+    def fit(self, group: GroupState, curvature: Mapping[Site, Curvature] | None) -> None:
+        """Lets weights make up for each other's errors, where the curvature is known; all follows from the weights."""
+        for site in group.sites if curvature is not None else ():
+            _compensate(group, site, curvature[site], self)
 
     def weight(self, group: GroupState, site: Site, master: Tensor) -> Tensor:
         """Returns the master weights rounded, with the gradient passed straight through to them."""
@@ -153,6 +156,30 @@ def _round(group: GroupState, site: Site, master: Tensor, scheme: Uniform) -> Ro
         offset = torch.where(pruned.any(dim=1, keepdim=True), -zero, offset)
     steps = ((buckets - offset) / divisor).mul_(most).round_().clamp_(0, most)
     return RoundedBuckets(steps, scale, offset, master.numel())
+
+
+def _compensate(group: GroupState, site: Site, curvature: Curvature, scheme: Uniform) -> None:
+    """Compensates the weights of a site in the buckets that it has: their extremes stay what they are."""
+    dense = group.master_weight(site).detach().clone()
+    buckets, most = _round(group, site, dense, scheme), scheme.grid.count - 1
+    size, values = buckets.steps.shape[1], _values(scheme.grid, dense)
+    cut = _cut(dense.float(), scheme.bucket)
+    least, largest = torch.aminmax(cut, dim=1, keepdim=True)
+    ends = buckets.flat((cut == least) | (cut == largest))
+    divisor = buckets.scale.masked_fill(buckets.scale == 0, 1)
+
+    def rounded(weights: Tensor, positions: Tensor) -> Tensor:
+        bucket = positions // size
+        scale, offset = buckets.scale[bucket, 0], buckets.offset[bucket, 0]
+        free = torch.where(ends[positions], dense.reshape(-1)[positions].float(), weights)
+        steps = ((free - offset) / divisor[bucket, 0]).mul_(most).round_().clamp_(0, most)
+        return values[steps.long()] * scale + offset
+
+    compensate(group, site, curvature, rounded)
+    master = group.master_weight(site).detach()
+    inside = torch.minimum(torch.maximum(_cut(master.float(), scheme.bucket), least), largest)
+    kept = torch.where(ends.view(dense.shape), dense, buckets.flat(inside).view(dense.shape).to(dense.dtype))
+    master.copy_(kept)
 
 
 def _cut(tensor: Tensor, bucket: int) -> Tensor:

@@ -17,6 +17,7 @@ from compressor.clustering.weight_fixing import fix
 from compressor.formats.errors import PolicyError
 from compressor.ops.gather_scatter import frozen_lookup
 from compressor.ops.relative_distance import frozen_lookup_with_distance, relative_distance
+from compressor.sharing.curvature import Curvature
 from compressor.sharing.export import SharedTensors, export_scalars
 from compressor.sharing.group_state import GroupState
 from compressor.sharing.registry import register
@@ -110,9 +111,9 @@ class WeightFixing(Scheme):
         del weights
         return 1
 
-    def fit(self, group: GroupState, importance: Mapping[Site, Tensor] | None) -> None:
+    def fit(self, group: GroupState, curvature: Mapping[Site, Curvature] | None) -> None:
         """Sets every weight free, 0 as the only value, and how small the weights fixed to it are."""
-        del importance
+        del curvature
         zero_below = [self._zero_below(group.survivors(site)) for site in group.sites]
         device = group.unit.device
         group.set_codebook(torch.zeros(1), learnt=False, capacity=CAPACITY)

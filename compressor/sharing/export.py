@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 from compressor.formats.codecs.bitpacking import take
-from compressor.formats.content import Codebook, SharedTensor, Table, index_dtype
+from compressor.formats.content import Codebook, Grid, SharedTensor, Table, index_dtype
 from compressor.formats.dtypes import FLOATS, round_to
 from compressor.formats.torch_tensors import TORCH_DTYPES
 from compressor.sharing.group_state import GroupState
 from compressor.sharing.sites import Site
 
-__all__ = ["DTYPE_NAMES", "SharedTensors", "export_scalars", "export_slices"]
+__all__ = ["DTYPE_NAMES", "SharedTensors", "export_grid", "export_scalars", "export_slices"]
 
 DTYPE_NAMES = {TORCH_DTYPES[name]: name for name in FLOATS}
 """The safetensors name of each dtype that a shared tensor may have."""
@@ -71,6 +71,26 @@ def export_scalars(
         for site, master in masters.items()
     }
     return SharedTensors((Table(values.reshape(1, -1, 1), dtype),), tensors)
+
+
+def export_grid(group: GroupState, step: float, steps: Mapping[Site, Tensor]) -> SharedTensors:
+    """Returns tensors whose weights are whole numbers of one step, with a grid each that ends where they end.
+
+    Args:
+        group: the group of the sites; it is not changed.
+        step: above 0.
+        steps: int[shape] by site of ``group``; any number where the weight is pruned.
+    """
+    books: list[Grid] = []
+    tensors: dict[str, SharedTensor] = {}
+    for site, numbers in steps.items():
+        flat = numbers.masked_fill(group.pruned(site), 0).cpu().numpy().reshape(-1)
+        least, most = int(flat.min(initial=0)), int(flat.max(initial=0))
+        count, dtype = most - least + 1, DTYPE_NAMES[group.master_weight(site).dtype]
+        indices = (flat - least).astype(index_dtype(count))
+        tensors[site.name] = SharedTensor(tuple(numbers.shape), len(books), indices, dtype)
+        books.append(Grid(least * step, step, count))
+    return SharedTensors(tuple(books), tensors)
 
 
 def export_slices(group: GroupState, codebooks: Tensor, indices: Tensor) -> SharedTensors:

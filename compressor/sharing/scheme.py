@@ -23,12 +23,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from dataclasses import fields, replace
+from typing import Any, ClassVar, Self
 
 from torch import Tensor
 
 from compressor.formats.codecs.base import Codec
 from compressor.formats.errors import PolicyError
+from compressor.sharing.curvature import Curvature
 from compressor.sharing.export import SharedTensors
 from compressor.sharing.group_state import GroupState
 from compressor.sharing.sites import Site
@@ -60,9 +62,18 @@ class Scheme(ABC):
         return False
 
     @property
-    def wants_importance(self) -> bool:
-        """Whether ``fit`` makes use of ``importance``, so that calibration batches should be run to estimate it."""
+    def wants_curvature(self) -> bool:
+        """Whether the result of ``fit`` depends on ``curvature`` by design, so that it should be measured."""
         return False
+
+    @property
+    def has_price(self) -> bool:
+        """Whether there is a setting ``rate``, the price of a bit of the file, so that a target can be searched for."""
+        return any(one.name == "rate" for one in fields(self))  # type: ignore[arg-type]
+
+    def priced(self, rate: float) -> Self:
+        """Returns the scheme with another price of a bit."""
+        return replace(self, rate=rate)  # type: ignore[type-var]
 
     @classmethod
     def settings_for_bits(cls, bits: int) -> dict[str, Any]:
@@ -98,7 +109,7 @@ class Scheme(ABC):
         """
 
     @abstractmethod
-    def fit(self, group: GroupState, importance: Mapping[Site, Tensor] | None) -> None:
+    def fit(self, group: GroupState, curvature: Mapping[Site, Curvature] | None) -> None:
         """Sets codebook, indices and buffers of the group from its master weights.
 
         Called once, before training, in the autograd mode of the caller: master weights have to be detached. Pruning
@@ -106,8 +117,8 @@ class Scheme(ABC):
 
         Args:
             group: may be changed by ``set_codebook``, ``set_indices`` and ``register_buffer``; what is registered
-                here is part of every checkpoint. The master weights must not be changed.
-            importance: float32[shape] >= 0 by site, the weight of each squared error; None: all errors count alike.
+                here is part of every checkpoint. The master weights may be changed by ``compensate`` alone.
+            curvature: by site, what errors of its weights cost; None: it was not measured, and all errors count alike.
         """
 
     @abstractmethod

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -17,7 +17,10 @@ __all__ = ["estimate_batch_norm"]
 
 @torch.no_grad()
 def estimate_batch_norm(
-    model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], in_eval: Iterable[nn.Module] = ()
+    model: nn.Module,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    in_eval: Iterable[nn.Module] = (),
+    loss: Callable[[nn.Module], float] | None = None,
 ) -> None:
     """Estimates the statistics of BatchNorm layers anew, as the mean over all batches, and restores all modes.
 
@@ -27,6 +30,7 @@ def estimate_batch_norm(
         model: the model.
         batches: (inputs, targets); the targets are not used.
         in_eval: modules that keep their statistics, too.
+        loss: of the model; the statistics become what they were unless that is lower by the new ones. None: they stay.
 
     Raises:
         UsageError: a batch is neither a tensor nor a pair of them.
@@ -36,6 +40,10 @@ def estimate_batch_norm(
     if not norms:
         return
     device = next(model.parameters()).device
+    before, kept_state = None, {}
+    if loss is not None:
+        before = loss(model)
+        kept_state = {norm: {name: one.clone() for name, one in norm.state_dict().items()} for norm in norms}
     momenta = [norm.momentum for norm in norms]
     with restored_modes(model):
         train_mode(model, kept)
@@ -46,6 +54,9 @@ def estimate_batch_norm(
             model(_inputs(batch).to(device))
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
+    if loss is not None and before is not None and not loss(model) < before:
+        for norm, state in kept_state.items():
+            norm.load_state_dict(state)
 
 
 def _inputs(batch: Any) -> Tensor:

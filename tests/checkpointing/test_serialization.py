@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from timm.optim import create_optimizer_v2, list_optimizers
 from torch import Tensor, nn
 
-from compressor.checkpointing.serialization import DTYPES, read_state, write_state
+from compressor.checkpointing.serialization import DTYPES, checksum, read_state, write_state
 from compressor.formats.errors import IntegrityError, ResourceError, UsageError
 
 
@@ -96,6 +96,14 @@ def test_a_bit_flipped_in_any_byte_and_every_prefix(tmp_path: Path) -> None:
         path.write_bytes(good[:length])
         with pytest.raises(IntegrityError, match="is damaged, or holds no state of a training"):
             read_state(path)
+
+
+def test_checksum_is_the_crc32_of_names_and_values() -> None:
+    """CRC-32's check value is 0xCBF43926, of the text 123456789."""
+    tensors = {"4": torch.tensor(list(b"56789"), dtype=torch.uint8), "1": torch.tensor(list(b"23"), dtype=torch.uint8)}
+    assert checksum(tensors) == 0xCBF43926
+    assert checksum({"4": tensors["4"]}, checksum({"1": tensors["1"]})) == 0xCBF43926
+    assert checksum({"1": tensors["4"], "4": tensors["1"]}) != 0xCBF43926
 
 
 def test_other_files_are_refused(tmp_path: Path) -> None:

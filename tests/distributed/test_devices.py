@@ -17,6 +17,7 @@ import compressor
 from compressor import SCHEMES, Compressor, Policy, Rule
 from compressor.cli import main as command
 from compressor.cli.configs import ExecutionConfig, ModelConfig, Request
+from compressor.distributed.collectives import launched_world_size, rank
 from compressor.distributed.devices import find_device, half_precision
 from compressor.formats.errors import ResourceError, UsageError
 from compressor.formats.file.reader import PackedFile
@@ -159,6 +160,38 @@ def test_the_fastest_device_is_taken_unless_the_launcher_says_cpu(monkeypatch: p
     assert find_device(None) == torch.device("cuda")
     monkeypatch.setenv("ACCELERATE_USE_CPU", "True")  # accelerate launch --cpu
     assert find_device(None) == torch.device("cpu")
+
+
+@pytest.mark.parametrize("strategy", ["FSDP", "DEEPSPEED", "MEGATRON_LM", "PARALLELISM_CONFIG"])
+def test_a_model_split_among_processes_is_refused(monkeypatch: pytest.MonkeyPatch, strategy: str) -> None:
+    monkeypatch.setenv(f"ACCELERATE_USE_{strategy}", "false")
+    assert find_device("cpu") == torch.device("cpu")
+    monkeypatch.setenv(f"ACCELERATE_USE_{strategy}", "true")
+    with pytest.raises(UsageError, match=rf"^ACCELERATE_USE_{strategy}: the model cannot be split among processes"):
+        find_device("cpu")
+
+
+def test_processes_are_counted_where_a_launcher_has_numbered_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    monkeypatch.setenv("RANK", "3")
+    assert (launched_world_size(), rank()) == (1, 0), "a scheduler sets WORLD_SIZE for other ends"
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert (launched_world_size(), rank()) == (4, 3)
+
+
+def test_a_process_takes_the_device_of_its_local_rank(monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen, backends = list[int](), list[Any]()
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("cuda"))
+    monkeypatch.setattr(torch.accelerator, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.accelerator, "set_device_index", chosen.append)
+    monkeypatch.setattr("compressor.distributed.devices._meet", backends.append)
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    for local, number in (("0", 0), ("1", 1), ("3", 1)):
+        monkeypatch.setenv("LOCAL_RANK", local)
+        assert find_device(None) == torch.device("cuda", number)
+    assert find_device("cpu") == torch.device("cpu")
+    assert (chosen, backends) == ([0, 1, 1], ["nccl", "nccl", "nccl", "gloo"])
 
 
 @pytest.mark.parametrize(

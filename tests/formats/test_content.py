@@ -169,6 +169,28 @@ def test_untouched_floats_stored_smaller(stored: str) -> None:
         np.testing.assert_array_equal(from_storage(file.raw("norm.weight").data, "F32"), values)
 
 
+def test_a_grid_is_rounded_once() -> None:
+    """3 (1 + 2**-23) lies in the middle of two float32 numbers: rounded, it would be 3 + 2**-21."""
+    values = Grid(-3.0, 1 + 2.0**-23, 4).expand()
+    assert values.dtype == np.float32
+    assert values.shape == (1, 4, 1)
+    assert values.reshape(-1).tolist() == [-3.0, -2 + 2.0**-23, -1 + 2.0**-22, 3 * 2.0**-23]
+
+
+def test_mirrored_codewords_follow_the_others() -> None:
+    table = Table.of([2.0, -0.5], mirrored=True)
+    assert table.shape == (1, 4, 1)
+    assert table.expand().reshape(-1).tolist() == [-0.5, 2.0, 0.5, -2.0]
+
+
+@pytest.mark.parametrize(
+    ("count", "dtype"),
+    [(1, np.uint8), (256, np.uint8), (257, np.uint16), (65_536, np.uint16), (65_537, np.uint32)],
+)
+def test_indices_take_the_fewest_bytes(count: int, dtype: type[np.unsignedinteger[Any]]) -> None:
+    assert index_dtype(count) is dtype
+
+
 @pytest.mark.parametrize("shape", [(), (0,), (3, 0, 2), (1,)])
 def test_small_shapes(shape: tuple[int, ...]) -> None:
     site = SharedTensor(shape, 0, np.zeros(int(np.prod(shape)), np.uint8))

@@ -110,7 +110,7 @@ def decode(site: list[Any], stream: bytes, table: Any, scale: Any, offset: Any) 
     elif "block" in options:
         group = np.arange(entries.size) // options["block"]
     rows = entries.reshape(1, -1) if d == 1 else np.moveaxis(entries, options.get("vector_axis", 0), -1)
-    rows = rows.reshape(-1, rows.shape[-1])
+    rows = rows.reshape(int(np.prod(rows.shape[:-1])), rows.shape[-1])  # -1 could not be computed for an empty axis
     per_row = -(-rows.shape[1] // d)
     read_stream = {"bits": bits, "huffman": huffman, "ans": ans, "hashed": hashed}[codec]
     indices = read_stream(stream, len(rows) * per_row, codewords, name)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import timm
 
 from compressor import Compressor, Policy, Rule
+from compressor.formats.content import Content, SharedTensor, Table
 from compressor.formats.file.reader import PackedFile
+from compressor.lifecycle.packed import Packed
 
 
 def test_preprocessing_that_prepares_no_image_is_left_out(caplog: pytest.LogCaptureFixture) -> None:
@@ -24,3 +27,18 @@ def test_preprocessing_that_prepares_no_image_is_left_out(caplog: pytest.LogCapt
             "input_size": [3, 96, 160], "mean": [0.5, 0.25, 1], "interpolation": "box", "crop_mode": "border",
         }  # fmt: skip
     assert [record.message.partition(" of ")[0] for record in caplog.records] == ["std", "crop_pct"]
+
+
+def test_what_is_noted_is_in_the_bytes() -> None:
+    site, book = SharedTensor((2,), 0, np.array([0, 1], np.uint8)), Table.of([-1.0, 1.0])
+    packed = Packed(Content({"weight": site}, (book,), recipe={"stage": []}, provenance={"seed": 3}))
+    before = packed.to_bytes()
+    assert packed.to_bytes() is before, "packing takes long"
+    packed.note(top1={"packed": 0.5})
+    with PackedFile.from_bytes(packed.to_bytes()) as file:
+        assert file.provenance == {"seed": 3, "top1": {"packed": 0.5}}
+        assert file.recipe == {"stage": []}
+    packed.note(recipe={"stage": [{"epochs": 1}]}, seed=4)
+    with PackedFile.from_bytes(packed.to_bytes()) as file:
+        assert file.provenance == {"seed": 4, "top1": {"packed": 0.5}}
+        assert file.recipe == {"stage": [{"epochs": 1}]}

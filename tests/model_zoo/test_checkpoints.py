@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import shlex
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from compressor import Recipe, model_zoo
 from compressor.cli.compress import compress
 from compressor.data.datasets import FASHION_MNIST_DIR
 from compressor.data.splits import ArraySplit
-from compressor.formats.errors import MissingError
+from compressor.formats.errors import IntegrityError, MissingError
 from compressor.formats.file.reader import PackedFile
 from compressor.model_zoo import index
 from compressor.report.provenance import Accuracy, Measured, read_provenance
@@ -115,6 +116,10 @@ def test_interval_is_wilsons(name: str) -> None:
     assert entry.interval == pytest.approx(Evaluation(correct).interval, abs=1e-5)
 
 
+def test_bits_of_a_weight_are_those_of_the_whole_file() -> None:
+    assert replace(model_zoo.checkpoint(SMALL), bytes=1_500, parameters=6_000).bits_per_weight == 2.0
+
+
 def test_families_and_sizes() -> None:
     entries = {name: model_zoo.checkpoint(name) for name in NAMES}
     balanced = {entry.model for name, entry in entries.items() if name.endswith("-balanced")}
@@ -148,4 +153,12 @@ def test_unknown_checkpoint() -> None:
 def test_file_that_was_lost(other_index: Path) -> None:
     other_index.unlink()
     with pytest.raises(MissingError, match=rf"zoo:{SMALL}: .* cannot be read \(No such file .*\): install the package"):
+        model_zoo.load(SMALL)
+
+
+def test_file_that_is_another(other_index: Path) -> None:
+    data = bytearray(other_index.read_bytes())
+    data[-1] ^= 1
+    other_index.write_bytes(data)
+    with pytest.raises(IntegrityError, match=rf"zoo:{SMALL}: the sha256 of .* is [0-9a-f]{{64}}, expected "):
         model_zoo.load(SMALL)

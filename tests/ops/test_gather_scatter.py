@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from torch import Tensor
 
-from compressor.ops.gather_scatter import lookup, straight_through
+from compressor.ops.gather_scatter import lookup, straight_through, sum_by_index
 from compressor.ops.nearest import nearest
 
 finite = st.floats(-(2.0**99), 2.0**99, width=32)
@@ -93,3 +93,13 @@ def test_gradients_of_a_codebook_whatever_the_indices_are(dtype: torch.dtype) ->
         assert torch.equal(values, codebook[indices.long()])
         (found,) = torch.autograd.grad(values.sum(), codebook)
         assert torch.equal(found, torch.bincount(indices.reshape(-1).long(), minlength=7).float())
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32])
+@pytest.mark.parametrize(
+    ("count", "sums"), [(128, [4096, 4160]), (129, [4225, 4160]), (130, [4225, 4290]), (131, [4356, 4290])]
+)
+def test_no_term_is_left_out_of_sums_taken_four_at_a_time(count: int, sums: list[int], dtype: torch.dtype) -> None:
+    """The odd numbers up to 2 n - 1 sum to n n, the even ones up to 2 n to n (n + 1)."""
+    terms, indices = torch.arange(1.0, count + 1), (torch.arange(count) % 2).to(dtype)
+    assert sum_by_index(terms, indices, 2).tolist() == sums

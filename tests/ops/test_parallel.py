@@ -168,6 +168,11 @@ def test_what_a_step_does_is_done_in_parts(monkeypatch: pytest.MonkeyPatch, two_
     assert met[3:] == [2], "gradient and pull"
 
 
+def test_sums_of_all_threads_are_added(two_threads: None) -> None:
+    assert len(thread_slices(COUNT)) == 2
+    assert sum_by_index(torch.ones(COUNT), torch.arange(COUNT, dtype=torch.int32) % 3, 3).tolist() == [334, 333, 333]
+
+
 def test_sums_for_many_codewords_take_no_memory_for_each_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gather_scatter, "parallel_for", lambda *given: pytest.fail("sums for each thread"))
     terms = torch.randn(10_000)

@@ -56,6 +56,12 @@ def test_rounds_end_where_the_next_begins() -> None:
     assert group.on_step(1.0) is None
 
 
+def test_a_round_whose_progress_was_rounded_down_begins_in_time() -> None:
+    assert 1 / 49 * 49 < 1
+    group = job_of(network(), fractions=[number / 50 for number in range(1, 51)]).groups[0]
+    assert [group.on_step(step / 49) for step in range(3)] == [1 / 49, 2 / 49, 3 / 49]
+
+
 def test_rounds_that_were_passed_over_are_made_up_for() -> None:
     leap, steady = (job_of(network()).groups[0] for _ in range(2))
     leap.on_step(0.5)

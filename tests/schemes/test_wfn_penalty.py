@@ -26,6 +26,14 @@ def test_penalty_is_a_share_of_the_task_and_leaves_it_alone() -> None:
     assert float(off.penalty(torch.tensor(1.0))) == 0
 
 
+@pytest.mark.parametrize(("ratio", "loss"), [(0.0, 2.302585), (0.4, 3.223619), (1.0, 4.605170)])
+def test_penalty_is_part_of_the_loss(ratio: float, loss: float) -> None:
+    """With equal logits of ten classes, cross entropy is the logarithm of 10."""
+    job = job_of(network(), penalty_ratio=ratio)
+    job.attach(momentum(job), 100)
+    assert job.loss(torch.zeros(3, 10), torch.tensor([0, 4, 9])).item() == pytest.approx(loss, rel=1e-6)
+
+
 def test_penalty_is_of_the_weights_that_went_through_the_network() -> None:
     """Its gradient is that of the pull on the master weights, wherever in the step it is worked out."""
     job = job_of(network())

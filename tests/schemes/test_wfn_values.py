@@ -27,6 +27,15 @@ def test_one_book_for_layers_of_any_scale() -> None:
     assert 0 in values
 
 
+def test_zero_is_stored_only_where_a_weight_is_zero() -> None:
+    for weights, values in (([1.0, 0.5, 2.0, 0.5], [0.5, 1.0, 2.0]), ([1.0, 0.0, 2.0, 0.5], [0.0, 0.5, 1.0, 2.0])):
+        layer = nn.Linear(4, 1, bias=False)
+        layer.weight.data = torch.tensor([weights])
+        packed = job_of(layer, zero_distance=0.0).finish()
+        assert packed.content.books[0].expand().reshape(-1).tolist() == values
+        assert layer.weight.tolist() == [weights]
+
+
 def signed_digits(value: float) -> int:
     """Count the powers of two in the shortest signed sum: the non-adjacent form."""
     mantissa, _ = np.frexp(np.float32(value))

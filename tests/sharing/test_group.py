@@ -15,6 +15,7 @@ from compressor import Compressor, Policy, Rule
 from compressor.formats.errors import UsageError
 from compressor.ops.gather_scatter import lookup
 from compressor.ops.nearest import nearest
+from compressor.sharing.curvature import Curvature
 from compressor.sharing.export import SharedTensors, export_scalars
 from compressor.sharing.group import Group
 from compressor.sharing.group_state import GroupState
@@ -35,8 +36,8 @@ class FreezeBySize(Scheme):
         del weights
         return 3
 
-    def fit(self, group: GroupState, importance: Mapping[Site, Tensor] | None) -> None:
-        del importance
+    def fit(self, group: GroupState, curvature: Mapping[Site, Curvature] | None) -> None:
+        del curvature
         group.set_codebook(torch.tensor([-1.0, 0.0, 1.0]), learnt=False)
         for site in group.sites:
             master = group.master_weight(site).detach()
@@ -135,6 +136,17 @@ def test_indices_of_no_codeword_are_refused(wrong: int) -> None:
     state[name][3, 3] = wrong
     with pytest.raises(RuntimeError, match=f"{name} has indices from .*{wrong}.*, and there are 4 codewords"):
         job.load_state_dict({"model": state, "steps": 0})
+
+
+@pytest.mark.parametrize(
+    ("codewords", "dtype"),
+    [(1, torch.int8), (127, torch.int8), (128, torch.int16), (32_767, torch.int16), (32_768, torch.int32)],
+)
+def test_indices_take_the_fewest_bytes(group: Group, codewords: int, dtype: torch.dtype) -> None:
+    """The number of codewords is an index too, that of pruned weights."""
+    site = group.sites[0]
+    group.set_indices(site, torch.full(site.tensor.shape, -1), codewords)
+    assert group.indices(site).dtype == dtype
 
 
 def test_a_sequential_still_runs_and_all_traces_go(net: Any, group: Group) -> None:

@@ -13,7 +13,9 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from compressor import Compressor, Policy, Rule
+from compressor.formats.errors import UsageError
 from compressor.sharing.group import Group
+from compressor.sharing.parametrization import attach
 from compressor.sharing.sites import Site
 
 SCHEMES = "learnt", "kmeans", "inq", "wfn", "ttq", "diffquant", "hashed"
@@ -92,6 +94,23 @@ def test_a_weight_is_computed_once_and_before_the_layers(monkeypatch: pytest.Mon
     told.clear()
     net.second(torch.randn(8, 40))
     assert told == ["second.weight"], "a part of the model alone"
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_weights_are_computed_outside_autocast(monkeypatch: pytest.MonkeyPatch, training: bool) -> None:
+    job = job_of("learnt")
+    outside: list[bool] = []
+    compute = Group.weight
+
+    def note(group: Group, site: Site, master: Tensor) -> Tensor:
+        outside.append(not torch.is_autocast_enabled("cpu"))
+        return compute(group, site, master)
+
+    monkeypatch.setattr(Group, "weight", note)
+    with torch.autocast("cpu", torch.bfloat16), torch.set_grad_enabled(training):
+        output = job.model.train(training)(torch.randn(8, 40))
+    assert outside == [True, True]
+    assert output.dtype == torch.bfloat16
 
 
 @pytest.mark.parametrize("fails", [False, True])
@@ -196,6 +215,14 @@ def test_a_copy_in_the_middle_of_a_pass_has_its_own() -> None:
     images = torch.randn(8, 40)
     assert not torch.allclose(other(images), net(images))
     assert other.second.parametrizations.weight[0].precomputed.is_empty
+
+
+def test_groups_are_put_on_a_model_once() -> None:
+    job = job_of("learnt")
+    before = [(name, type(module)) for name, module in job.model.named_modules()]
+    with pytest.raises(UsageError, match=r"^the model is being compressed already: finish\(\) or undo\(\) that first$"):
+        attach(job.model, job.groups)
+    assert [(name, type(module)) for name, module in job.model.named_modules()] == before
 
 
 def test_no_hook_stays_on_the_model() -> None:

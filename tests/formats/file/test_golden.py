@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from compressor.formats.content import Content, RawTensor, SharedTensor, Table
 from compressor.formats.file.metadata import VERSION
 from compressor.formats.file.reader import PackedFile
 from compressor.formats.file.writer import pack
@@ -55,6 +57,23 @@ def test_readers_agree_on_random_content(seed: int) -> None:
     data = pack(random_content(seed), ["auto", "ans", "bits", "huffman"][seed % 4])
     with PackedFile.from_bytes(data) as file:
         assert tensors(file) == slow_reader.read(data)
+
+
+@pytest.mark.parametrize(
+    "site",
+    [
+        SharedTensor((0,), 0, np.zeros(0, np.uint8)),
+        SharedTensor((0, 3), 0, np.zeros(0, np.uint8), "F16", block=2),
+        SharedTensor((3, 0, 2), 0, np.zeros(0, np.uint8), "BF16", axis=0, scale=np.ones(3, np.float32)),
+    ],
+    ids=lambda site: "x".join(map(str, site.shape)),
+)
+def test_readers_agree_on_an_axis_of_size_zero(site: SharedTensor) -> None:
+    data = pack(Content({"empty": site}, (Table.of([-1.0, 1.0]),), {"full": RawTensor("U8", (2,), b"ab")}))
+    expected = {"empty": (site.dtype, site.shape, b""), "full": ("U8", (2,), b"ab")}
+    with PackedFile.from_bytes(data) as file:
+        assert tensors(file) == expected
+    assert slow_reader.read(data) == expected
 
 
 def test_slow_reader_is_short_and_shares_nothing() -> None:

@@ -205,6 +205,14 @@ def test_bad_blob_entry(entry: Any) -> None:
     refuse(spoilt(indices=entry), FormatError, "header: tensor")
 
 
+@pytest.mark.parametrize(("blob", "offsets", "start"), [("indices", [1, 11], 0), ("codebooks", [16, 38], 17)])
+def test_hole_and_overlap(blob: str, offsets: list[int], start: int) -> None:
+    """The shape is right for what lies between the end of one blob and that of the next."""
+    entry = {"dtype": "U8", "shape": [offsets[1] - start], "data_offsets": offsets}
+    fault = rf"tensor '{blob}' at \[{offsets[0]}, {offsets[1]}\], expected to begin at {start}: hole or overlap"
+    refuse(spoilt(**{blob: entry}), FormatError, fault)
+
+
 def test_header_in_another_order_is_refused() -> None:
     reordered = dict(reversed(good_header().items()))
     refuse(header(json.dumps(reordered, separators=(",", ":")).encode()), FormatError, "canonical form")

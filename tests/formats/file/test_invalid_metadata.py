@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from compressor.formats.errors import FormatError, UnsupportedError
+from compressor.formats.file.reader import PackedFile
 from tests.helpers.forging import Fields, forged, refuse
 
 
@@ -123,6 +124,14 @@ def test_codebook_of_nobody() -> None:
 @pytest.mark.parametrize("size", [14, 16, -1, "15", 15.0])
 def test_bytes_of_a_site(size: Any) -> None:
     site("bytes", None, None, None, None, size)
+
+
+def test_axes_of_a_shape() -> None:
+    with PackedFile.from_bytes(
+        forged(lambda fields: fields["sites"][0].__setitem__(1, [4, 1, 1, 1, 1, 1, 1, 10]))
+    ) as file:
+        assert file.tensor("fc.weight").shape == (4, 1, 1, 1, 1, 1, 1, 10)
+    site(r"shape of tensor 'fc.weight' is \[4, 1, .*, expected a list of at most 8 sizes", None, [4, *[1] * 7, 10])
 
 
 def test_record_of_another_length() -> None:

@@ -108,6 +108,19 @@ def test_what_is_given_is_said() -> None:
         assert file.metadata["version"] == 1
 
 
+def test_untouched_tensors_that_are_stored_otherwise_have_entries_of_their_own() -> None:
+    data = np.array([0.5, -2.0], np.float32).tobytes()
+    stored = {"a": "F16", "b": "", "c": "BF16", "d": "F16", "e": "F32"}
+    untouched = {name: RawTensor("F32", (2,), data, dtype) for name, dtype in stored.items()}
+    with PackedFile.from_bytes(pack(Content({}, (), untouched))) as file:
+        assert file.metadata["untouched"] == [
+            ["F32", [2], "a d", "F16"],
+            ["F32", [2], "b e"],
+            ["F32", [2], "c", "BF16"],
+        ]
+        assert {name: file.raw(name).data for name in file.raw_names} == dict.fromkeys("adbec", data)
+
+
 def test_existing_file_is_kept_without_force(tmp_path: Path) -> None:
     path = tmp_path / "a.safetensors"
     write(path, network_wide_book())

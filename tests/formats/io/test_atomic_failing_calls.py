@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import resource
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -53,6 +54,37 @@ def test_nth_call_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: s
         # once the name is given only syncing the folder can fail: the new file is then there in full
         assert (path.read_bytes() if path.exists() else b"") in (old, b"new")
     pytest.fail("never succeeded")
+
+
+@pytest.mark.parametrize(("force", "call"), [(False, "link"), (True, "replace")])
+def test_the_file_is_on_disk_before_it_has_its_name_and_the_name_before_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, force: bool, call: str
+) -> None:
+    calls: list[str] = []
+    sync, rename = os.fsync, getattr(os, call)
+
+    def fsync(descriptor: int) -> None:
+        status = os.fstat(descriptor)
+        calls.append("folder" if stat.S_ISDIR(status.st_mode) else f"{status.st_size} bytes")
+        sync(descriptor)
+
+    def named(old: Path, new: Path) -> None:
+        calls.append(call)
+        rename(old, new)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(os, call, named)
+    write_atomically(tmp_path / "a", [b"ne", b"w"], force=force)
+    assert calls == ["3 bytes", call, "folder"]
+
+
+def test_calls_that_write_less_than_they_are_given_are_repeated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = os.write
+    monkeypatch.setattr(os, "write", lambda descriptor, data: write(descriptor, data[:2]))
+    write_atomically(tmp_path / "a", [b"abcde", b"", b"fg"])
+    assert (tmp_path / "a").read_bytes() == b"abcdefg"
 
 
 @pytest.mark.parametrize("code", [errno.EPERM, errno.ENOTSUP, errno.ENOSYS])

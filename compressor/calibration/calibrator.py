@@ -1,0 +1,258 @@
+"""The calibrator measures the curvature of each tensor, layer after layer, on a model that is being compressed."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn import functional
+
+from compressor.calibration.layer_views import columns_met, layer_view, output_rows
+from compressor.calibration.moments import Moments
+from compressor.formats.errors import UsageError
+from compressor.sharing.curvature import Curvature
+from compressor.sharing.sites import Site
+from compressor.training.modes import eval_mode
+
+__all__ = ["Calibrator"]
+
+BATCH = 64  # images a forward pass
+PASSES = 24  # through the model, at most about so many: layers that come together see the same inputs
+MEMORY = 1 << 29  # bytes of the moments of layers that are measured together
+LEAST = 1e-6  # of the mean curvature of all tensors, given to those that the loss seems not to depend on
+
+OnCall = Callable[[Site, nn.Module, Tensor, Any], None]
+
+
+class _AllMetError(Exception):
+    """Ends a forward pass in which all layers that are measured have been called."""
+
+
+@dataclass
+class _Sums:
+    """What the first pass sums up for one tensor.
+
+    Args:
+        inputs: the sum of the squared inputs of each column, float64[G, columns].
+        outputs: the sum of the squared gradients of each row, float64[rows].
+        positions: the number of gradients of each row.
+        squares: the sum over batches of the squared gradient, float32[shape], where the tensor is no matrix.
+    """
+
+    inputs: Tensor | float = 0.0
+    outputs: Tensor | float = 0.0
+    positions: int = 0
+    squares: Tensor | float = 0.0
+
+
+class Calibrator:
+    """Measures what errors of each tensor cost, on images without labels.
+
+    One pass with gradients finds the mean squared gradient of the outputs of all layers, for labels that are drawn
+    from the model's own answers, and the squares of their inputs. The moments of inputs are measured later, of a few
+    layers at a time: of the inputs that the layer is given once the layers before it have been compressed.
+
+    Args:
+        model: the model; nothing of it is changed.
+        sites: the tensors.
+        images: float[n, ...], inputs of the model.
+        dense: the dense weights of the sites by name, whatever the model now holds.
+        seed: of the labels that are drawn.
+        memory: bytes that the moments of the layers that are measured together may take, about; a layer whose own
+            would take more has them for ranges of its columns, or its diagonal alone.
+
+    Raises:
+        UsageError: the model does not take the images, or answers other than with finite numbers; or the inputs of a
+            layer are not finite.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        sites: Sequence[Site],
+        images: Tensor,
+        dense: Mapping[str, Tensor],
+        seed: int = 0,
+        memory: int = MEMORY,
+    ) -> None:
+        self.model, self.sites, self.dense, self.memory = model, list(sites), dict(dense), memory
+        like = next(iter(self.dense.values()))
+        self.batches = images.to(like.device, like.dtype if images.is_floating_point() else None).split(BATCH)
+        self.images = len(images)
+        self.views = {site: view for site in sites if (view := layer_view(site)) is not None}
+        self.calls: Counter[Site] = Counter()
+        self._calls_known = False
+        self._sums = {site: _Sums() for site in sites}
+        with eval_mode(model):
+            self._first_pass(torch.Generator().manual_seed(seed))
+        self.diagonals = {site: self._diagonal(site) for site in sites}
+        measured = [float(one.double().mean()) for one in self.diagonals.values()]
+        least = LEAST * max(sum(measured) / len(measured), torch.finfo(torch.float32).tiny)
+        for diagonal in self.diagonals.values():
+            diagonal.clamp_(min=0.0).add_(max(0.0, least - float(diagonal.double().mean())))
+        del self._sums
+
+    def in_order(self) -> list[Site]:
+        """Returns the sites in the order in which the model calls their layers, those it does not call at the end."""
+        order = {site: number for number, site in enumerate(self.calls)}
+        return sorted(self.sites, key=lambda site: order.get(site, len(order)))
+
+    def portions(self) -> Iterator[list[Site]]:
+        """Yields the sites in order, as many at a time as are measured together."""
+        portion: list[Site] = []
+        taken, most = 0, math.ceil(len(self.sites) / PASSES)
+        for site in self.in_order():
+            size = 0 if site not in self.views else Moments.size(self.views[site], self.memory)
+            if portion and (len(portion) == most or taken + size > self.memory):
+                yield portion
+                portion, taken = [], 0
+            portion.append(site)
+            taken += size
+        if portion:
+            yield portion
+
+    @torch.no_grad()
+    def measure(self, sites: Sequence[Site], compressed: Mapping[str, Tensor]) -> dict[Site, Curvature]:
+        """Returns the curvature of some tensors.
+
+        Args:
+            sites: those to measure.
+            compressed: the weights of the tensors that have been compressed already, by name.
+        """
+        moments = {
+            site: Moments(self.views[site], self.memory, self.batches[0].device)
+            for site in sites
+            if site in self.calls and site in self.views
+        }
+        with eval_mode(self.model):
+            for batch in self.batches if moments else ():
+                dense = self._inputs(batch, moments, self.dense)
+                if not compressed:
+                    for site, calls in dense.items():
+                        for module, inputs in calls:
+                            moments[site].add(module, inputs)
+                    continue
+                present = self._inputs(batch, moments, {**self.dense, **compressed})
+                for site, calls in present.items():
+                    for (module, inputs), (_, before) in zip(calls, dense[site], strict=True):
+                        moments[site].add(module, inputs, before)
+        return {site: self._curvature(site, moments.get(site)) for site in sites}
+
+    def _curvature(self, site: Site, moments: Moments | None) -> Curvature:
+        if moments is None or not moments.sums:
+            return Curvature(self.diagonals[site])
+        target = moments.corrected(self.dense[site.name])
+        return Curvature(self.diagonals[site], self.views[site], moments.sums, target)
+
+    def _inputs(
+        self, batch: Tensor, wanted: Mapping[Site, Any], weights: Mapping[str, Tensor]
+    ) -> dict[Site, list[tuple[nn.Module, Tensor]]]:
+        """Returns what the layers of some tensors are given, call by call, under these weights."""
+        met: dict[Site, list[tuple[nn.Module, Tensor]]] = {site: [] for site in wanted}
+
+        def on_call(site: Site, module: nn.Module, inputs: Tensor, _: Any) -> None:
+            met[site].append((module, inputs))
+            if all(len(calls) == self.calls[one] for one, calls in met.items()):
+                raise _AllMetError
+
+        with self._listening(list(wanted), on_call):
+            with suppress(_AllMetError):
+                functional_call(self.model, dict(weights), (batch,))
+        return met
+
+    def _first_pass(self, generator: torch.Generator) -> None:
+        """Sums squared inputs and gradients over all images."""
+        leaves = {name: tensor.detach().requires_grad_() for name, tensor in self.dense.items()}
+        with self._listening(list(self.views), self._sum_call):
+            for batch in self.batches:
+                with torch.enable_grad():
+                    loss = _sampled_loss(self._answer(batch, leaves), generator)
+                    tensors = [leaves[site.name] for site in self.sites]
+                    gradients = torch.autograd.grad(loss, tensors, allow_unused=True)
+                self._calls_known = True
+                for site, gradient in zip(self.sites, gradients, strict=True):
+                    if gradient is not None and site not in self.views:
+                        self._sums[site].squares = self._sums[site].squares + gradient.detach().float().square()
+
+    def _answer(self, batch: Tensor, weights: Mapping[str, Tensor]) -> Tensor:
+        """Returns the logits of a batch."""
+        shape = tuple(batch.shape[1:])
+        try:
+            output = functional_call(self.model, dict(weights), (batch,))
+        except UsageError:
+            raise
+        except Exception as error:
+            line = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+            raise UsageError(f"calibration: the model does not take images of shape {shape}: {line}") from error
+        if not isinstance(output, Tensor) or output.ndim < 2 or not output.is_floating_point():
+            raise UsageError(
+                f"calibration: the model answers with {type(output).__name__}, expected logits [n, classes]"
+            )
+        if not bool(torch.isfinite(output).all()):
+            raise UsageError(f"calibration: the model's answers to images of shape {shape} are not finite")
+        return output
+
+    def _sum_call(self, site: Site, module: nn.Module, inputs: Tensor, output: Any) -> None:
+        """Sums the squares of what a layer is given, and of the gradient of what it returns."""
+        if not self._calls_known:
+            self.calls[site] += 1
+        sums, view = self._sums[site], self.views[site]
+        squares = sum(
+            columns_met(module, part, view).square().sum(dim=1).double() for part in inputs.detach().split(BATCH // 4)
+        )
+        if not bool(torch.isfinite(squares).all()):  # type: ignore[arg-type]
+            raise UsageError(f"calibration: the inputs of the layer of {site.name} are not finite")
+        sums.inputs = sums.inputs + squares
+
+        def on_gradient(gradient: Tensor) -> None:
+            rows = output_rows(gradient.detach(), module)
+            sums.outputs = sums.outputs + rows.square().sum(dim=1).double()
+            sums.positions += rows.shape[1]
+
+        if output.requires_grad:
+            output.register_hook(on_gradient)
+
+    def _diagonal(self, site: Site) -> Tensor:
+        """Returns the diagonal of the curvature, float32[shape]."""
+        sums, tensor = self._sums[site], self.dense[site.name]
+        if site not in self.views:
+            return torch.zeros_like(tensor, dtype=torch.float32) + sums.squares / self.images
+        if not isinstance(sums.inputs, Tensor) or not isinstance(sums.outputs, Tensor):
+            return torch.zeros_like(tensor, dtype=torch.float32)
+        view = self.views[site]
+        rows = (sums.outputs / sums.positions).view(view.groups, -1, 1)
+        return view.tensor((rows * (sums.inputs / self.images)[:, None, :]).float()).contiguous()
+
+    @contextmanager
+    def _listening(self, sites: Sequence[Site], on_call: OnCall) -> Iterator[None]:
+        """Calls back whenever the layer of a tensor is called."""
+
+        def hook_of(site: Site) -> Callable[[nn.Module, tuple[Any, ...], Any], None]:
+            return lambda module, inputs, output: on_call(site, module, inputs[0], output)
+
+        handles = [module.register_forward_hook(hook_of(site)) for site in sites for module, _ in site.owners]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+
+def _sampled_loss(logits: Tensor, generator: torch.Generator) -> Tensor:
+    """Returns the summed loss of answers against labels drawn from them; of one number, against normal noise.
+
+    Its expected gradient is zero for each image, so squared sums over a batch are sums of squares, in the mean.
+    """
+    rows = logits.float().movedim(1, -1).flatten(0, -2)
+    if rows.shape[1] == 1:
+        noise = torch.randn(rows.shape, generator=generator).to(rows.device)
+        return (rows * noise).sum()
+    labels = torch.multinomial(rows.detach().softmax(1).cpu(), 1, generator=generator).flatten()
+    return functional.cross_entropy(rows, labels.to(rows.device), reduction="sum")

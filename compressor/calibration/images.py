@@ -1,0 +1,97 @@
+"""The images that curvature is measured on, from what a caller has."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from compressor.calibration.image_shape import image_shape
+from compressor.calibration.synthetic import synthetic_images
+from compressor.formats.errors import UsageError
+
+__all__ = ["MAX_IMAGES", "Calibration", "CalibrationImages", "calibration_images", "images_for"]
+
+Calibration = Tensor | Iterable[Any]
+"""Images, [n, C, H, W], or batches of them, with or without targets, which are not used."""
+
+MAX_IMAGES = 1024
+"""How many images are taken from batches at most."""
+FEW = 16  # images; with fewer, the moments of hardly any layer can be told
+
+
+def calibration_images(calibration: Calibration) -> Tensor:
+    """Returns images as one float tensor, [n, ...].
+
+    Args:
+        calibration: a tensor, or batches, of which the first ``MAX_IMAGES`` images are taken.
+
+    Raises:
+        UsageError: there are fewer than 16 images, or something that is no images, or values that are not finite.
+    """
+    if isinstance(calibration, Tensor):
+        images = calibration
+    else:
+        parts: list[Tensor] = []
+        for batch in calibration:
+            parts.append(_inputs(batch))
+            if sum(map(len, parts)) >= MAX_IMAGES:
+                break
+        images = _joined(parts)[:MAX_IMAGES]
+    if len(images) < FEW:
+        raise UsageError(f"calibration: {len(images)} images, expected at least {FEW}, better 256")
+    if images.is_floating_point() and not bool(torch.isfinite(images).all()):
+        raise UsageError("calibration: some values of the images are NaN or infinite")
+    return images
+
+
+@dataclass(frozen=True)
+class CalibrationImages:
+    """The images to measure on, and where they come from.
+
+    Args:
+        images: float[n, ...].
+        source: "data", or what they were made from.
+    """
+
+    images: Tensor
+    source: str
+
+
+def images_for(model: nn.Module, calibration: Calibration | str, seed: int) -> CalibrationImages:
+    """Returns the images of a caller, or images made from the model where the word "synthetic" asks for them.
+
+    Raises:
+        UsageError: as ``calibration_images``; the word is another, or it is not known which images the model takes.
+    """
+    if not isinstance(calibration, str):
+        return CalibrationImages(calibration_images(calibration), "data")
+    if calibration != "synthetic":
+        raise UsageError(f"calibration must be images, 'synthetic' or None, got {calibration!r}")
+    shape = image_shape(model)
+    if shape is None:
+        raise UsageError("calibration='synthetic': it is not known which images the model takes; give it images")
+    made = synthetic_images(model, shape, seed=seed)
+    return CalibrationImages(made.images, made.source)
+
+
+def _inputs(batch: Any) -> Tensor:
+    inputs = batch[0] if isinstance(batch, list | tuple) and batch else batch
+    if not isinstance(inputs, Tensor) or not inputs.ndim:
+        raise UsageError(
+            f"calibration: a batch must be a tensor or begin with one, got {type(batch).__name__}: give the loader a "
+            "collate_fn that returns (inputs, targets)"
+        )
+    return inputs
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    if not parts:
+        return torch.empty(0)
+    shapes = sorted({tuple(part.shape[1:]) for part in parts})
+    if len(shapes) > 1:
+        raise UsageError(f"calibration: images of several shapes, {shapes[0]} and {shapes[1]}: give them one")
+    return torch.cat(parts)

@@ -1,0 +1,143 @@
+"""Fitting: groups for a model at a price, and the search for the price that a target asks for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor, nn
+
+from compressor.calibration.calibrator import Calibrator
+from compressor.formats.errors import PolicyError
+from compressor.lifecycle.convert import convert, halvable
+from compressor.lifecycle.packed import Packed, SharedModel
+from compressor.lifecycle.prepare import fit_groups
+from compressor.lifecycle.target import (
+    MOST_RATE,
+    FileOptions,
+    PlainSizes,
+    Search,
+    Target,
+    find_rate_for_drop,
+    find_rate_for_size,
+)
+from compressor.policy.policy import TensorPlan
+from compressor.sharing.group import Group
+from compressor.sharing.parametrization import attach, restore
+
+__all__ = ["Fitting", "check_target"]
+
+
+def check_target(target: Target, plans: Sequence[TensorPlan]) -> None:
+    """Checks that something in a policy has a price, where a target asks for one.
+
+    Raises:
+        PolicyError: nothing has.
+    """
+    schemes = sorted({plan.scheme.id for plan in plans if plan.scheme})
+    if target.is_given and not any(plan.scheme and plan.scheme.has_price for plan in plans):
+        raise PolicyError(f"a target needs a scheme with a price, such as learnt: {', '.join(schemes)} has none")
+
+
+UNKNOWN = 99_999_999  # stands for predicted bytes whose number of digits is not known yet
+
+
+@dataclass
+class Fitting:
+    """Fits the groups of a model, at any price, always from its dense weights.
+
+    Args:
+        shared: the model and the settings of its training; ``plans`` say what is shared.
+        dense: the dense weights of the sites by name.
+        calibrator: measures the curvature; None: all errors cost alike.
+        preserve_sparsity, from_scratch, virtual: as in ``fit_groups``.
+        options: how the file will be written.
+    """
+
+    shared: SharedModel
+    dense: Mapping[str, Tensor]
+    calibrator: Calibrator | None = None
+    preserve_sparsity: bool = False
+    from_scratch: bool = False
+    virtual: bool = False
+    options: FileOptions = field(default_factory=FileOptions)
+
+    def at(self, rate: float | None, measured: bool = True) -> list[Group]:
+        """Returns groups fitted at a price.
+
+        Args:
+            rate: the price of a bit; None: what the settings of the schemes say.
+            measured: whether the curvature counts.
+        """
+        for plan in self.shared.plans:
+            if plan.scheme and plan.site.name in self.dense and rate is not None:
+                with torch.no_grad():
+                    plan.site.tensor.copy_(self.dense[plan.site.name])  # error feedback has changed it
+        plans = self.shared.plans if rate is None else priced(self.shared.plans, rate)
+        calibrator = self.calibrator if measured else None
+        return fit_groups(plans, calibrator, self.preserve_sparsity, self.from_scratch, self.virtual)
+
+    def search(self, target: Target, drop: Callable[[nn.Module], float] | None) -> tuple[list[Group], Search]:
+        """Returns groups fitted at the price that a target asks for.
+
+        Args:
+            target: what is asked for.
+            drop: returns the points of top-1 that a model has lost; None where the target needs none.
+
+        Raises:
+            UsageError: the target cannot be reached.
+        """
+        groups: list[Group] = []
+
+        def size_at(rate: float) -> int:
+            groups[:] = self.at(rate)
+            return self._size(groups, rate)
+
+        weights = sum(plan.site.tensor.numel() for plan in self.shared.plans if plan.scheme)
+        size = target.bytes(weights)
+        if target.rate is not None:
+            found = Search(target.rate, None, size_at(target.rate), 1)
+        elif size is not None:
+            floor = self._size(self.at(MOST_RATE, measured=False), MOST_RATE)
+            found = find_rate_for_size(size, floor, self._plain_sizes(), size_at)
+        else:
+            assert target.drop is not None and drop is not None
+            found = find_rate_for_drop(target.drop, size_at, lambda: self._lost(groups, drop))
+        if any(group.pruning is not None or not group.scheme.has_price for group in groups):
+            groups[:] = self.at(found.rate)  # measuring the size has ended their rounds
+        return groups, found
+
+    def _plain_sizes(self) -> PlainSizes:
+        sites = [plan.site for plan in self.shared.plans if plan.scheme and plan.scheme.has_price]
+        means = None if self.calibrator is None else {s: self.calibrator.diagonals[s].double().mean() for s in sites}
+        curvature = None if means is None else {site: float(mean) for site, mean in means.items()}
+        return PlainSizes({site: self.dense[site.name] for site in sites}, curvature)
+
+    def _size(self, groups: Sequence[Group], rate: float) -> int:
+        """Returns the bytes of the file, were the model packed as it is."""
+        tensors, books, _ = convert(groups)
+        model = self.shared.model
+        halved = halvable(model, tensors) if self.options.half_untouched else frozenset()
+        policy = self.shared.policy.priced(rate)
+        packed = Packed.of(replace(self.shared, tensors=tensors, books=books, halved=halved, policy=policy))
+        packed.note(**{"target": {"rate": rate, "predicted": UNKNOWN}, **self.options.notes})
+        return len(packed.to_bytes(self.options.codec))
+
+    def _lost(self, groups: Sequence[Group], drop: Callable[[nn.Module], float]) -> float:
+        """Returns the points of top-1 that the model loses by these groups."""
+        model = self.shared.model
+        masters = {site.name: site.tensor.detach().clone() for group in groups for site in group.sites}
+        attach(model, groups)
+        try:
+            return drop(model)
+        finally:
+            restore(model, groups, masters)
+
+
+def priced(plans: Sequence[TensorPlan], rate: float) -> list[TensorPlan]:
+    """Returns plans whose schemes have this price, where they have one."""
+    return [
+        replace(plan, scheme=plan.scheme.priced(rate)) if plan.scheme and plan.scheme.has_price else plan
+        for plan in plans
+    ]
