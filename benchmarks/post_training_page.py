@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from importlib.util import find_spec
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +60,7 @@ def weight_ratio(rows: Rows, net: str, parts: tuple[str, ...]) -> float | None:
 def sqnr_at(points: list[Point], bits: float) -> float:
     """Returns the SQNR at a number of bits per weight, linear in their logarithm."""
     points = sorted(points)
-    for (left, low), (right, high) in zip(points, points[1:], strict=False):
+    for (left, low), (right, high) in pairwise(points):
         if left <= bits <= right:
             return low + (high - low) * math.log(bits / left) / math.log(right / left)
     return points[0][1] if bits < points[0][0] else points[-1][1]
@@ -69,7 +70,7 @@ def summary(rows: Rows) -> str:
     """Returns our size over NNCodec's at equal quality, of each network and their geometric mean."""
     columns: dict[str, dict[str, float | None]] = {"images": {}, "synthetic": {}}
     lines = [
-        "| network | dense % | compared from - to % | images: bytes / NNCodec's | from - to % | no image: bytes / NNCodec's |",
+        "| network | dense % | images: from - to % | bytes / NNCodec's | no image: from - to % | bytes / NNCodec's |",
         "|---|--:|--:|--:|--:|--:|",
     ]
     for net in nets(rows):
@@ -187,10 +188,14 @@ def draw(rows: Rows, path: Path) -> None:
         axes.axhline(LEAST * dense, color="black", linewidth=1, linestyle=":", label="99 % of dense")
         for method, style in STYLES.items():
             points = sorted(curve(rows, net, method))
-            axes.plot([size for size, _ in points], [100 * top1 for _, top1 in points], style, label=LABELS[method], ms=4)
+            axes.plot(
+                [size for size, _ in points], [100 * top1 for _, top1 in points], style, label=LABELS[method], ms=4
+            )
         for row in select(rows, net, "target"):
             axes.plot(row["file"], 100 * row["top1"], "*", color="crimson", ms=11, label="target size")
-        axes.set(title=net, xscale="log", ylim=(0.95 * dense, 1.005 * dense), xlabel="bytes of the file", ylabel="top-1 %")
+        axes.set(
+            title=net, xscale="log", ylim=(0.95 * dense, 1.005 * dense), xlabel="bytes of the file", ylabel="top-1 %"
+        )
         axes.grid(alpha=0.3, which="both")
     for axes in list(panels)[:1]:
         axes.legend(fontsize=8)

@@ -1,7 +1,7 @@
 """Compares two curves of quality over size: the mean ratio of the sizes at equal quality, as Bjøntegaard's delta rate.
 
-Both curves are piecewise linear in the logarithm of the size. Nothing is picked: each point counts, and where noise makes
-a larger file worse than a smaller one, the two become one point in their middle.
+Both curves are piecewise linear in the logarithm of the size. Nothing is picked: each point counts, and where noise
+makes a larger file worse than a smaller one, the two become one point in their middle.
 """
 
 from __future__ import annotations
