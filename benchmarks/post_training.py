@@ -5,8 +5,8 @@
 Nothing is trained. Each row is appended to ``results/post_training.jsonl`` as soon as it is measured and is not
 measured again, so the run can be cut into slices. The tables between the markers of ``README.md`` are rewritten from
 all rows, and ``docs/figures/post_training.png`` is drawn where there is matplotlib (extra ``report``). The test images
-are used once per row. NNCodec needs an older numpy, so it is installed in an environment of its own (``--peer-env``, by default
-under ``~/.cache``), which is removed at the end unless ``--keep-env`` is given.
+are used once per row. NNCodec needs an older numpy, so it is installed in an environment of its own (``--peer-env``, by
+default under ``~/.cache``), which is removed at the end unless ``--keep-env`` is given.
 """
 
 from __future__ import annotations
