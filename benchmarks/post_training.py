@@ -76,18 +76,17 @@ class Run:
 
 
 def runs() -> Iterator[Run]:
-    """Yields all rows, network by network, those of further seeds last."""
+    """Yields all rows, network by network, those of the targets and of further seeds last."""
     for net in NETS:
         yield Run(net, "dense", 0)
         yield from (Run(net, "nncodec", qp) for qp in QPS)
         yield from (Run(net, "nncodec, weights alone", qp) for qp in WEIGHT_QPS)
         yield from (Run(net, "weights alone", price) for price in WEIGHT_PRICES)
-        if net in TARGETS:
-            yield Run(net, "target", TARGETS[net])
         yield from (Run(net, "images", price) for price in PRICES[net])
         yield from (Run(net, "synthetic", price) for price in PRICES[net])
         for scheme, bits in FIXED.items():
             yield from (Run(net, method, bits) for method in (scheme, f"{scheme}, images"))
+    yield from (Run(net, "target", size) for net, size in TARGETS.items())
     for net in NETS[:-1]:
         yield from (Run(net, "images", price, seed) for seed in (1, 2) for price in PRICES[net])
 
