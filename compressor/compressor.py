@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -13,9 +12,9 @@ from torch.nn import functional
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
-from compressor.calibration.calibrator import MEMORY, Calibrator
-from compressor.calibration.images import Calibration, images_for
-from compressor.calibration.reference import Reference
+from compressor.calibration.calibrator import MEMORY
+from compressor.calibration.images import Calibration
+from compressor.calibration.measurement import Measurement
 from compressor.checkpointing.manager import Checkpoints
 from compressor.checkpointing.serialization import checksum
 from compressor.data.distributed_sampler import shard_loader
@@ -23,14 +22,15 @@ from compressor.formats.content import Codebook, SharedTensor
 from compressor.formats.errors import UsageError
 from compressor.lifecycle.convert import convert, halve_untouched
 from compressor.lifecycle.coverage import warn_of_dense
-from compressor.lifecycle.fitting import Fitting, check_target
+from compressor.lifecycle.fitting import Fitting, check_target, drop_on, policy_for
 from compressor.lifecycle.packed import Packed, SharedModel
 from compressor.lifecycle.param_groups import check_embeddings, check_optimizer, param_groups
 from compressor.lifecycle.prepare import penalties, start_rounds
 from compressor.lifecycle.rebuild import find_args
 from compressor.lifecycle.state import state_to_pack
 from compressor.lifecycle.target import FileOptions, Search, Target
-from compressor.policy.policy import Policy, Rule, TensorPlan
+from compressor.lifecycle.training_options import resolve_options
+from compressor.policy.policy import Policy, TensorPlan
 from compressor.rng import seed_all
 from compressor.sharing.group import Group
 from compressor.sharing.initialization import initialise
@@ -39,11 +39,10 @@ from compressor.sharing.sites import finite_weights
 from compressor.training.batch_norm import estimate_batch_norm
 from compressor.training.checkpointer import TrainingCheckpointer
 from compressor.training.config import TrainingConfig
-from compressor.training.distillation import frozen_copy, with_distillation
-from compressor.training.evaluation import evaluate
+from compressor.training.distillation import make_teacher, with_distillation
 from compressor.training.loop import Epoch, OnStep, evaluate_after_epoch, train
 from compressor.training.metrics import SharingMonitor
-from compressor.training.mixup import Mixer, describe_mixup, mixup_for, split_mixer
+from compressor.training.mixup import describe_mixup
 from compressor.training.model_copy import check_trainable, checked_module, copy_module
 from compressor.training.modes import modules_in_eval, train_mode
 from compressor.training.optim import make_optimizer
@@ -78,11 +77,8 @@ class Compressor:
         original: the weights by name against which the report measures noise; None: those of the model now.
         from_scratch: the weights are random, or drawn in ``prepare`` where the model is on ``meta``; the teacher
             "dense" is then none, for random weights teach nothing.
-        rate: the price of a bit of the file, in the loss of one image, for the schemes that have a price. At most one
-            of these four is given. They are met by ``prepare``; training afterwards may change the size.
-        target_size: bytes that the file may have.
-        target_bits: bits of the file for each shared weight.
-        max_drop: points of top-1 that may be lost on ``prepare(val=)``.
+        rate, target_size, target_bits, max_drop: at most one, see ``Target``. ``prepare`` meets it; training afterwards
+            may change the size.
 
     Raises:
         PolicyError: the policy does not fit the model.
@@ -118,7 +114,7 @@ class Compressor:
         max_drop: float | None = None,
     ) -> None:
         self.target = Target(rate, target_size, target_bits, max_drop)
-        policy = _policy_for(policy, self.target)
+        policy = policy_for(policy, self.target)
         model = checked_module(model)
         if any(hasattr(module, CONTAINER) for module in model.modules()):
             raise UsageError("the model is being compressed already: finish() or undo() that first")
@@ -134,7 +130,7 @@ class Compressor:
         weights = {site.name: finite_weights(site) for site in self.sites if not (from_scratch and site.tensor.is_meta)}
         state_to_pack(self.model, meta=from_scratch)
         self.model_args = find_args(self.model, model_args)
-        self.teacher = _make_teacher(model, teacher, from_scratch) if distill > 0 else None
+        self.teacher = make_teacher(model, teacher, from_scratch) if distill > 0 else None
         if self.teacher is not None and teacher == "dense":
             dense = self.teacher.state_dict()  # the teacher's frozen copy of the weights serves for undo() as well
             self.dense = {name: dense[name] for name in weights}
@@ -144,8 +140,7 @@ class Compressor:
         self._in_eval = set(modules_in_eval(self.model))
         self.groups: list[Group] = []
         self.search: Search | None = None
-        self.calibration: Mapping[str, Any] | None = None
-        self._reference: Reference | None = None
+        self._measured: Measurement | None = None
         self._converted: tuple[dict[str, SharedTensor], tuple[Codebook, ...]] | None = None
         self.steps = self.total_steps = 0
 
@@ -161,9 +156,8 @@ class Compressor:
         """Finds codebooks and indices for the weights, and makes the model compute with them.
 
         Args:
-            calibration: images, 256 or so, that what errors of each weight cost is measured on; targets are not used.
-                "synthetic": images are made from the model itself. None: only the weights are looked at, and the unit
-                of a price is a squared error of the weights.
+            calibration: about 256 images that the cost of errors is measured on; targets are not used. "synthetic":
+                images made from the model itself. None: the cost of an error of a weight is its square.
             virtual: keep no dense weights where a scheme generates its indices, so that layers compute chunk by
                 chunk; ``undo()`` and the noise in the report are then not available for these tensors.
             val: batches (inputs, targets) that ``max_drop`` is measured on.
@@ -177,21 +171,17 @@ class Compressor:
             raise UsageError("prepare() has been called: the model is shared already")
         if self.target.drop is not None and val is None:
             raise UsageError("max_drop is measured on validation batches: prepare(val=...)")
-        calibrated = None if calibration is None else images_for(self.model, calibration, self.seed)
-        calibrator = None
-        if calibrated is not None:
-            calibrator = Calibrator(self.model, self.sites, calibrated.images, self.dense, self.seed, memory)
-            self._reference = Reference(self.model, self.dense, calibrated.images)
-            self.calibration = {"images": len(calibrated.images), "source": calibrated.source}
+        if calibration is not None:
+            self._measured = Measurement.of(self.model, self.sites, calibration, self.dense, self.seed, memory)
         for plan in self.plans:
             if virtual and plan.scheme and plan.scheme.generator():
                 self.dense.pop(plan.site.name, None)  # and from ``original``, which is the same dict by default
         fitting = Fitting(
-            self._shared_model({}, ()), self.dense, calibrator, self.preserve_sparsity, self.from_scratch, virtual,
-            self._noted(options or FileOptions()),
+            self._shared_model({}, ()), self.dense, self._measured, self.preserve_sparsity, self.from_scratch, virtual,
+            options or FileOptions(),
         )  # fmt: skip
         if self.target.is_given:
-            self.groups, self.search = fitting.search(self.target, None if val is None else _drop_on(val, self.model))
+            self.groups, self.search = fitting.search(self.target, None if val is None else drop_on(val, self.model))
             self.policy = self.policy.priced(self.search.rate)
         else:
             self.groups = fitting.at(None)
@@ -199,20 +189,6 @@ class Compressor:
             initialise(self.model)
         attach(self.model, self.groups)
         return self
-
-    def _noted(self, options: FileOptions) -> FileOptions:
-        """Returns options with what ``finish`` notes of the calibration, and all defaults resolved."""
-        facts = {} if self.calibration is None else {"calibration": self.calibration}
-        halved = self._halves(options.half_untouched)
-        return replace(options, half_untouched=halved, notes={**facts, **options.notes})
-
-    def _halves(self, half_untouched: bool | None) -> bool:
-        return self.target.is_searched if half_untouched is None else half_untouched
-
-    @property
-    def rate(self) -> float | None:
-        """The price of a bit that a target has come to; None where there is no target."""
-        return None if self.search is None else self.search.rate
 
     def _shared_model(
         self, tensors: Mapping[str, SharedTensor], books: tuple[Codebook, ...], halved: frozenset[str] = frozenset()
@@ -330,13 +306,17 @@ class Compressor:
             QualityError, ResourceError, InterruptionError: see ``compressor.training.loop.train``.
         """
         self._check_prepared("finetune()")
-        config, mixup = self._resolve(config, overrides)
+        distill = None if self.teacher is None else self.distill
+        config, mixup = resolve_options(self.model, config, overrides, distill, self.temperature)
         if not any(parameter.requires_grad for parameter in self.model.parameters()):
             raise UsageError("finetune(): nothing to train, all parameters are frozen (requires_grad is False)")
         train_loader = shard_loader(train_loader, device)
         updates = steps_per_epoch(train_loader, config.grad_accum)
         seed_all(self.seed % (1 << 32))
-        checkpointer = self._checkpointer(checkpoints, config, mixup, amp)
+        weights = "" if checkpoints is None else f"CRC-32 {checksum(self.original):08x}"
+        facts = {"mixup": describe_mixup(mixup), "seed": self.seed, "amp": amp, "weights": weights}
+        rules = [rule.to_dict() for rule in self.policy.rules]
+        checkpointer = TrainingCheckpointer(checkpoints, self, {"rules": rules, **config.to_dict(), **facts})
         parameters = self.param_groups(config.lr, config.weight_decay, config.layer_decay)
         optimizer, schedule = make_optimizer(parameters, config.opt, config.lr, config.sched, config.epochs, updates)
         self.attach(optimizer, self.steps + config.epochs * updates, schedule.restart)
@@ -350,17 +330,6 @@ class Compressor:
             )  # fmt: skip
         return self
 
-    def _resolve(
-        self, config: TrainingConfig | int | None, overrides: Mapping[str, Any]
-    ) -> tuple[TrainingConfig, Mixer | None]:
-        """Returns the options of a fine-tuning, and its mixer."""
-        options, mixup = split_mixer(overrides)
-        defaults = {"distill": self.distill, "temperature": self.temperature}
-        resolved = TrainingConfig.resolve(config, options, defaults=defaults, least_epochs=1)
-        if self.teacher is None:
-            resolved = replace(resolved, distill=0.0)
-        return resolved, mixup or mixup_for(self.model, resolved)
-
     @contextmanager
     def _distilling(self, distill: float, temperature: float) -> Iterator[None]:
         """Makes ``loss`` distil by the options of a fine-tuning inside, and by the constructor's afterwards."""
@@ -370,20 +339,6 @@ class Compressor:
             yield
         finally:
             self.distill, self.temperature = before
-
-    def _checkpointer(
-        self, checkpoints: Checkpoints | None, config: TrainingConfig, mixup: Mixer | None, amp: bool
-    ) -> TrainingCheckpointer:
-        """Returns what saves the fine-tuning, with the fingerprint of all that its result depends on."""
-        fingerprint = {
-            "rules": [rule.to_dict() for rule in self.policy.rules],
-            **config.to_dict(),
-            "mixup": describe_mixup(mixup),
-            "seed": self.seed,
-            "amp": amp,
-            "weights": "" if checkpoints is None else f"CRC-32 {checksum(self.original):08x}",
-        }
-        return TrainingCheckpointer(checkpoints, self, fingerprint)
 
     def finish(self, calibration: Batches | None = None, half_untouched: bool | None = None) -> Packed:
         """Sets every shared weight to its codeword, and makes ``job.model`` an ordinary module again.
@@ -402,11 +357,12 @@ class Compressor:
         """
         tensors, books = self._convert()
         if calibration is not None:
-            estimate_batch_norm(self.model, calibration, self._in_eval, self._reference and self._reference.loss)
-        halved = halve_untouched(self.model, tensors) if self._halves(half_untouched) else frozenset()
+            loss = None if self._measured is None else self._measured.reference.loss
+            estimate_batch_norm(self.model, calibration, self._in_eval, loss)
+        halved = halve_untouched(self.model, tensors) if self.target.halves(half_untouched) else frozenset()
         packed = Packed.of(self._shared_model(tensors, books, halved))
-        if self.calibration is not None:
-            packed.note(calibration=self.calibration)
+        if self._measured is not None:
+            packed.note(calibration=self._measured.facts)
         if self.search is not None:
             packed.note(target={"rate": self.search.rate, "predicted": self.search.predicted})
         self._converted = None
@@ -444,26 +400,3 @@ class Compressor:
     def _check_prepared(self, call: str) -> None:
         if not self.groups:
             raise UsageError(f"{call} needs prepare() before it")
-
-
-def _make_teacher(model: nn.Module, teacher: nn.Module | str | None, from_scratch: bool) -> nn.Module | None:
-    """Returns a frozen copy of the teacher; None where there is none, or where "dense" weights would be random."""
-    if teacher is None or (teacher == "dense" and from_scratch):
-        return None
-    if teacher == "dense":
-        return frozen_copy(model)
-    if isinstance(teacher, str):
-        raise UsageError(f"teacher must be 'dense', a module or None, got {teacher!r}")
-    return frozen_copy(teacher)
-
-
-def _policy_for(policy: Policy | None, target: Target) -> Policy:
-    if policy is None and not target.is_given:
-        raise UsageError("policy: name the rules, or give rate, target_size, target_bits or max_drop")
-    return Policy([Rule("*", scheme="learnt")]) if policy is None else policy
-
-
-def _drop_on(val: Batches, dense: nn.Module) -> Callable[[nn.Module], float]:
-    """Returns what measures how many points of top-1 a model has lost against the dense one."""
-    before = evaluate(dense, val).top1
-    return lambda model: 100 * (before - evaluate(model, val).top1)

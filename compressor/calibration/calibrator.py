@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.nn import functional
 
 from compressor.calibration.layer_views import columns_met, layer_view, output_rows
 from compressor.calibration.moments import Moments
@@ -162,9 +161,8 @@ class Calibrator:
             if all(len(calls) == self.calls[one] for one, calls in met.items()):
                 raise _AllMetError
 
-        with self._listening(list(wanted), on_call):
-            with suppress(_AllMetError):
-                functional_call(self.model, dict(weights), (batch,))
+        with self._listening(list(wanted), on_call), suppress(_AllMetError):
+            functional_call(self.model, dict(weights), (batch,))
         return met
 
     def _first_pass(self, generator: torch.Generator) -> None:
@@ -246,13 +244,17 @@ class Calibrator:
 
 
 def _sampled_loss(logits: Tensor, generator: torch.Generator) -> Tensor:
-    """Returns the summed loss of answers against labels drawn from them; of one number, against normal noise.
+    """Returns a scalar whose squared gradient has the curvature of the cross entropy as its mean.
 
-    Its expected gradient is zero for each image, so squared sums over a batch are sums of squares, in the mean.
+    With p the model's own probabilities, its gradient by the logits is ``sqrt(p) e - p sum(sqrt(p) e)`` for signs e
+    drawn at random, whose covariance is ``diag(p) - p p^T``: that of the gradient for labels drawn by p. Drawing labels
+    instead gives the same mean from a few large gradients: a network that is sure of itself hardly ever draws another.
+    Of a single output it is the curvature of the squared error.
     """
     rows = logits.float().movedim(1, -1).flatten(0, -2)
+    signs = (torch.randint(2, rows.shape, generator=generator) * 2 - 1).to(rows)
     if rows.shape[1] == 1:
-        noise = torch.randn(rows.shape, generator=generator).to(rows.device)
-        return (rows * noise).sum()
-    labels = torch.multinomial(rows.detach().softmax(1).cpu(), 1, generator=generator).flatten()
-    return functional.cross_entropy(rows, labels.to(rows.device), reduction="sum")
+        return (rows * signs).sum()
+    probabilities = rows.detach().softmax(1)
+    weighted = probabilities.sqrt() * signs
+    return (rows * (weighted - probabilities * weighted.sum(1, keepdim=True))).sum()

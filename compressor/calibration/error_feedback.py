@@ -17,7 +17,7 @@ __all__ = ["Round", "compensate", "error_feedback", "inverse_factor", "is_dead",
 Round = Callable[[Tensor, Tensor], Tensor]
 """Rounds weights, float32[n], given their positions in the flat tensor, int64[n]."""
 
-DAMPING = 0.01  # of the mean of the diagonal, added to it
+DAMPING = 0.1  # of the mean of the diagonal, added to it: docs/decisions/0020
 MORE_DAMPING = 3.0  # times, until the matrix can be factorised
 ENOUGH_DAMPING = 100.0  # the columns are then all but independent
 DEAD = 1e-9  # of the mean of the diagonal: the moment of an input that is always zero
@@ -123,8 +123,10 @@ def inverse_factor(moment: Tensor) -> Tensor:
     Damping is raised until both factorisations succeed: with fewer positions than inputs the moments are singular.
     """
     diagonal = moment.diagonal(dim1=1, dim2=2)
-    mean = diagonal.mean(dim=1, keepdim=True).clamp(min=torch.finfo(moment.dtype).tiny)
-    alive = diagonal.masked_fill(is_dead(moment), 1) if bool((diagonal > 0).any()) else torch.ones_like(diagonal)
+    dead = is_dead(moment)
+    mean = diagonal.sum(dim=1, keepdim=True) / (~dead).sum(dim=1, keepdim=True).clamp(min=1)
+    mean = torch.where(mean > 0, mean, 1.0)
+    alive = torch.where(dead, mean, diagonal)
     damping = DAMPING
     while damping < ENOUGH_DAMPING:
         damped = moment.clone()
@@ -132,8 +134,10 @@ def inverse_factor(moment: Tensor) -> Tensor:
         lower, failed = torch.linalg.cholesky_ex(damped)
         if not failed.any():
             inverse = torch.cholesky_inverse(lower)
-            upper, failed = torch.linalg.cholesky_ex(inverse, upper=True)
-            if not failed.any() and bool(torch.isfinite(upper).all()):
-                return upper
+            factor: Tensor
+            factor, failed = torch.linalg.cholesky_ex(inverse, upper=True)
+            if not failed.any() and bool(torch.isfinite(factor).all()):
+                return factor
         damping *= MORE_DAMPING
-    return torch.diag_embed((alive + mean).rsqrt())
+    factor = torch.diag_embed((alive + mean).rsqrt())
+    return factor

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from typing import Any
 
 import torch
 from timm.layers import Conv2dSame
@@ -60,7 +61,7 @@ def _unfold(module: nn.Module, inputs: Tensor) -> Tensor:
     if type(module) is nn.Conv2d and module.padding_mode == "zeros" and not isinstance(module.padding, str):
         return functional.unfold(inputs, module.kernel_size, module.dilation, module.padding, module.stride)
     # The layer itself, with kernels that each pick one position: it knows how it pads.
-    picker = copy.deepcopy(module)
+    picker: Any = copy.deepcopy(module)
     kernel = tuple(picker.weight.shape[2:])
     positions, channels = math.prod(kernel), inputs.shape[1]
     pick = torch.eye(positions, device=inputs.device).view(1, positions, *kernel)
@@ -69,7 +70,8 @@ def _unfold(module: nn.Module, inputs: Tensor) -> Tensor:
         weight = weight.reshape(channels * positions, 1, *kernel)
     picker.weight, picker.bias, picker.groups = nn.Parameter(weight, requires_grad=False), None, channels
     with torch.no_grad():
-        return picker(inputs).flatten(2)
+        unfolded: Tensor = picker(inputs).flatten(2)
+    return unfolded
 
 
 def output_rows(gradient: Tensor, module: nn.Module) -> Tensor:

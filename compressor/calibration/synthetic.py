@@ -25,11 +25,11 @@ from compressor.training.modes import restored_modes
 
 __all__ = ["SyntheticImages", "batch_norm_mismatch", "synthetic_images"]
 
-_BATCH = 64  # images whose statistics are matched together; more cost more and hardly match better
-_LEARNING_RATE = 0.1
+_BATCH = 64  # images that are optimised together, which have the running statistics as a whole
+_LEARNING_RATE = 0.2  # at the start, falling to 0 as a cosine
 _BETAS = (0.5, 0.9)  # of Adam: a few dozen steps have no time for a long memory
 _COARSENESS = 4  # pixels between the independent values of smooth noise
-_WHITE = 0.3  # standard deviation of the white noise on top, relative to the smooth noise
+_WHITE = 0.1  # standard deviation of the white noise on top, relative to the smooth noise
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class SyntheticImages:
 
 
 def synthetic_images(
-    model: nn.Module, shape: tuple[int, int, int], count: int = 256, seed: int = 0, steps: int = 40
+    model: nn.Module, shape: tuple[int, int, int], count: int = 256, seed: int = 0, steps: int = 30
 ) -> SyntheticImages:
     """Makes images for which the inputs of each BatchNorm layer have the mean and variance that it remembers.
 
@@ -66,10 +66,15 @@ def synthetic_images(
         images.
 
     Raises:
-        UsageError: the model does not take images of this shape, or returns values that are not finite.
+        UsageError: ``count`` is less than 1, the model has no values (it is on ``meta``), does not take images of this
+            shape, or returns values that are not finite.
     """
+    if count < 1:
+        raise UsageError(f"count: at least 1 image is to be made, got {count}")
     noise = _smooth_noise((count, *shape), torch.Generator().manual_seed(seed))
     like = next((tensor for tensor in [*model.parameters(), *model.buffers()] if tensor.is_floating_point()), noise)
+    if like.is_meta:
+        raise UsageError("the model is on the meta device, where it has no values: load its weights first")
     with _eval_flags(model), seeded(seed):
         _check_output(model, noise[:2].to(like), shape)
         parts = noise.tensor_split(math.ceil(count / _BATCH))
@@ -126,15 +131,21 @@ def _matched(model: nn.Module, noise: Tensor, like: Tensor, steps: int) -> Tenso
     for step in range(steps):
         with torch.enable_grad():
             mismatch, output = batch_norm_mismatch(model, images.to(like.dtype))
-            if mismatch is None or not mismatch.requires_grad:
-                return None
-            (gradient,) = torch.autograd.grad(mismatch + _imbalance(output), [images], allow_unused=True)
+            gradient = None if mismatch is None else _gradient(mismatch + _imbalance(output), images)
         if gradient is None:
             return None
         images.grad = gradient.nan_to_num(0.0, 0.0, 0.0)  # a pixel without a usable gradient stays where it is
         optimizer.param_groups[0]["lr"] = _LEARNING_RATE * (1 + math.cos(math.pi * step / steps)) / 2
         optimizer.step()
     return images.detach().cpu()
+
+
+def _gradient(loss: Tensor, images: Tensor) -> Tensor | None:
+    """Returns the gradient of the images alone, so that parameters and their ``.grad`` are not touched."""
+    if not loss.requires_grad:
+        return None
+    gradients: tuple[Tensor | None, ...] = torch.autograd.grad(loss, [images], allow_unused=True)
+    return gradients[0]
 
 
 def batch_norm_mismatch(model: nn.Module, images: Tensor) -> tuple[Tensor | None, object]:

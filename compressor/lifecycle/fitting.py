@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from compressor.calibration.calibrator import Calibrator
-from compressor.formats.errors import PolicyError
+from compressor.calibration.measurement import Measurement
+from compressor.formats.errors import PolicyError, UsageError
 from compressor.lifecycle.convert import convert, halvable
 from compressor.lifecycle.packed import Packed, SharedModel
 from compressor.lifecycle.prepare import fit_groups
@@ -22,11 +23,29 @@ from compressor.lifecycle.target import (
     find_rate_for_drop,
     find_rate_for_size,
 )
-from compressor.policy.policy import TensorPlan
+from compressor.policy.policy import Policy, Rule, TensorPlan
 from compressor.sharing.group import Group
 from compressor.sharing.parametrization import attach, restore
+from compressor.training.evaluation import evaluate
 
-__all__ = ["Fitting", "check_target"]
+__all__ = ["Fitting", "check_target", "drop_on", "policy_for"]
+
+
+def policy_for(policy: Policy | None, target: Target) -> Policy:
+    """Returns the policy, or ``learnt`` for everything where only a target is given.
+
+    Raises:
+        UsageError: neither is given.
+    """
+    if policy is None and not target.is_given:
+        raise UsageError("policy: name the rules, or give rate, target_size, target_bits or max_drop")
+    return Policy([Rule("*", scheme="learnt")]) if policy is None else policy
+
+
+def drop_on(val: Any, dense: nn.Module) -> Callable[[nn.Module], float]:
+    """Returns what measures how many points of top-1 a model has lost against the dense one on batches."""
+    before = evaluate(dense, val).top1
+    return lambda model: 100 * (before - evaluate(model, val).top1)
 
 
 def check_target(target: Target, plans: Sequence[TensorPlan]) -> None:
@@ -50,14 +69,14 @@ class Fitting:
     Args:
         shared: the model and the settings of its training; ``plans`` say what is shared.
         dense: the dense weights of the sites by name.
-        calibrator: measures the curvature; None: all errors cost alike.
+        measured: what is measured of the model; None: nothing, and all errors cost alike.
         preserve_sparsity, from_scratch, virtual: as in ``fit_groups``.
         options: how the file will be written.
     """
 
     shared: SharedModel
     dense: Mapping[str, Tensor]
-    calibrator: Calibrator | None = None
+    measured: Measurement | None = None
     preserve_sparsity: bool = False
     from_scratch: bool = False
     virtual: bool = False
@@ -75,7 +94,7 @@ class Fitting:
                 with torch.no_grad():
                     plan.site.tensor.copy_(self.dense[plan.site.name])  # error feedback has changed it
         plans = self.shared.plans if rate is None else priced(self.shared.plans, rate)
-        calibrator = self.calibrator if measured else None
+        calibrator = self.measured.calibrator if measured and self.measured else None
         return fit_groups(plans, calibrator, self.preserve_sparsity, self.from_scratch, self.virtual)
 
     def search(self, target: Target, drop: Callable[[nn.Module], float] | None) -> tuple[list[Group], Search]:
@@ -92,17 +111,18 @@ class Fitting:
 
         def size_at(rate: float) -> int:
             groups[:] = self.at(rate)
-            return self._size(groups, rate)
+            return self._size(target, groups, rate)
 
         weights = sum(plan.site.tensor.numel() for plan in self.shared.plans if plan.scheme)
         size = target.bytes(weights)
         if target.rate is not None:
             found = Search(target.rate, None, size_at(target.rate), 1)
         elif size is not None:
-            floor = self._size(self.at(MOST_RATE, measured=False), MOST_RATE)
+            floor = self._size(target, self.at(MOST_RATE, measured=False), MOST_RATE)
             found = find_rate_for_size(size, floor, self._plain_sizes(), size_at)
         else:
-            assert target.drop is not None and drop is not None
+            assert target.drop is not None
+            assert drop is not None
             found = find_rate_for_drop(target.drop, size_at, lambda: self._lost(groups, drop))
         if any(group.pruning is not None or not group.scheme.has_price for group in groups):
             groups[:] = self.at(found.rate)  # measuring the size has ended their rounds
@@ -110,18 +130,19 @@ class Fitting:
 
     def _plain_sizes(self) -> PlainSizes:
         sites = [plan.site for plan in self.shared.plans if plan.scheme and plan.scheme.has_price]
-        means = None if self.calibrator is None else {s: self.calibrator.diagonals[s].double().mean() for s in sites}
-        curvature = None if means is None else {site: float(mean) for site, mean in means.items()}
+        known = None if self.measured is None else self.measured.calibrator.diagonals
+        curvature = None if known is None else {site: float(known[site].double().mean()) for site in sites}
         return PlainSizes({site: self.dense[site.name] for site in sites}, curvature)
 
-    def _size(self, groups: Sequence[Group], rate: float) -> int:
+    def _size(self, target: Target, groups: Sequence[Group], rate: float) -> int:
         """Returns the bytes of the file, were the model packed as it is."""
         tensors, books, _ = convert(groups)
         model = self.shared.model
-        halved = halvable(model, tensors) if self.options.half_untouched else frozenset()
+        halved = halvable(model, tensors) if target.halves(self.options.half_untouched) else frozenset()
         policy = self.shared.policy.priced(rate)
         packed = Packed.of(replace(self.shared, tensors=tensors, books=books, halved=halved, policy=policy))
-        packed.note(**{"target": {"rate": rate, "predicted": UNKNOWN}, **self.options.notes})
+        facts = {} if self.measured is None else {"calibration": self.measured.facts}
+        packed.note(**{**facts, "target": {"rate": rate, "predicted": UNKNOWN}, **self.options.notes})
         return len(packed.to_bytes(self.options.codec))
 
     def _lost(self, groups: Sequence[Group], drop: Callable[[nn.Module], float]) -> float:

@@ -198,6 +198,8 @@ def _warn_of_views(states: Mapping[str, Tensor]) -> None:
 
 
 def _raw(tensor: Tensor, stored: str) -> RawTensor:
+    if stored:  # nothing changes where ``halve_untouched`` has rounded it
+        tensor = tensor.half().to(tensor.dtype)
     flat = tensor.detach().cpu().contiguous().reshape(-1)
     return RawTensor(
         SAFETENSORS_NAMES[tensor.dtype], tuple(tensor.shape), flat.view(torch.uint8).numpy().tobytes(), stored

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from compressor.calibration.image_shape import image_channels, image_size, submodule
 from compressor.formats.errors import MissingError, UsageError
 from compressor.formats.loader import build_model, build_with, refused_args
 from compressor.lifecycle.trace import Trace
@@ -125,25 +126,17 @@ def _found_args(model: nn.Module, name: str) -> dict[str, Any]:
 
 def _visible(model: nn.Module) -> dict[str, Any]:
     """Returns the arguments that can be read off a model: those that are changed after it was built."""
-    traits = getattr(model, "_traits", None) or {}
-    cfg = getattr(model, "pretrained_cfg", None) or {}
-    first = cfg.get("first_conv")
     head = getattr(model, "head", None)
     pools = (getattr(head, "global_pool", None), getattr(head, "pool_type", None), getattr(model, "global_pool", None))
     names = [getattr(pool, "pool_type", pool) for pool in pools]
     args = {
         "num_classes": getattr(_classifier(model), "out_features", getattr(model, "num_classes", None)),
-        "in_chans": getattr(_submodule(model, first), "in_channels", getattr(model, "in_chans", None)),
-        "img_size": traits.get("img_size") or getattr(getattr(model, "patch_embed", None), "img_size", None),
+        "in_chans": image_channels(model),
+        "img_size": image_size(model),
         "global_pool": next((name for name in names if isinstance(name, str)), None),
     }
     return {key: list(value) if isinstance(value, tuple) else value for key, value in args.items() if value is not None}
 
 
-def _submodule(model: nn.Module, name: Any) -> nn.Module | None:
-    name = name[0] if isinstance(name, list | tuple) and name else name
-    return dict(model.named_modules()).get(name) if isinstance(name, str) else None
-
-
 def _classifier(model: nn.Module) -> nn.Module | None:
-    return _submodule(model, (getattr(model, "pretrained_cfg", None) or {}).get("classifier"))
+    return submodule(model, (getattr(model, "pretrained_cfg", None) or {}).get("classifier"))

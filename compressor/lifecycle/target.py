@@ -73,6 +73,10 @@ class Target:
         """Whether the price has to be searched for."""
         return self.is_given and self.rate is None
 
+    def halves(self, half_untouched: bool | None) -> bool:
+        """Returns whether tensors that are not shared become float16; None: where a price is searched for."""
+        return self.is_searched if half_untouched is None else half_untouched
+
     def bytes(self, weights: int) -> int | None:
         """Returns how large the file may be, None where that is not what is asked for.
 
@@ -214,8 +218,9 @@ def find_rate_for_drop(allowed: float, size_at: Callable[[float], int], drop: Ca
         UsageError: none of the prices tried keeps top-1.
     """
     good: tuple[float, int] | None = None
-    low, high, rate = LEAST_RATE, MOST_RATE, 1e-7
-    for passes in range(1, DROP_PASSES + 1):
+    low, high, rate, passes = LEAST_RATE, MOST_RATE, 1e-7, 0
+    for _ in range(DROP_PASSES):
+        passes += 1
         size = size_at(rate)
         lost = drop()
         _log.debug("rate %.4g: %d bytes, %.2f points lost", rate, size, lost)

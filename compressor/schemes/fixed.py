@@ -14,7 +14,7 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor
 from torch.autograd import Function
 
-from compressor.calibration.error_feedback import compensate
+from compressor.calibration.error_feedback import Round, compensate
 from compressor.formats.content import Grid, SharedTensor, index_dtype
 from compressor.sharing.curvature import Curvature
 from compressor.sharing.export import DTYPE_NAMES, SharedTensors
@@ -91,9 +91,9 @@ class Fixed(Scheme):
         group.register_buffer(SEED, torch.tensor(_torch_seed()))
         group.register_buffer(STEPS, torch.zeros((), dtype=torch.int64))
         group.register_buffer(TRAINED, torch.zeros((), dtype=torch.bool))
-        for site in group.sites if curvature is not None else ():
-            grid = _grid(group, site, self)
-            compensate(group, site, curvature[site], lambda w, _, grid=grid: _nearest_steps(w, grid) * grid.step)
+        for site, measured in (curvature or {}).items():
+            if site in group.sites:
+                compensate(group, site, measured, _rounding(_grid(group, site, self)))
 
     def weight(self, group: GroupState, site: Site, master: Tensor) -> Tensor:
         """Returns the master weights rounded, with the gradient passed straight through to them."""
@@ -212,6 +212,10 @@ def _nearest_steps(master: Tensor, grid: FixedPointGrid) -> Tensor:
 def _torch_seed() -> int:
     """Returns the number torch was last seeded with, cut to the range of int64."""
     return torch.initial_seed() & (1 << 63) - 1
+
+
+def _rounding(grid: FixedPointGrid) -> Round:
+    return lambda weights, _: _nearest_steps(weights, grid) * grid.step
 
 
 def _fraction_bits(group: GroupState, site: Site, scheme: Fixed) -> int:

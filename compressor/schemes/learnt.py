@@ -135,8 +135,9 @@ class Learnt(Scheme):
         else:
             codebook = fit_codebook(group, self.codewords, importance, self.init, _scales(group))
         group.set_codebook(codebook, learnt=True)
-        for site in group.sites if curvature is not None else ():
-            compensate(group, site, curvature[site], self._rounding(group, site))
+        for site, measured in (curvature or {}).items():
+            if site in group.sites:
+                compensate(group, site, measured, self._rounding(group, site))
 
     def _fit_grid(self, group: GroupState, curvature: Mapping[Site, Curvature] | None) -> None:
         """Sets the codebook to all multiples of a step that the weights of the tensor round to."""

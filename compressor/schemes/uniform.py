@@ -83,8 +83,9 @@ class Uniform(Scheme):
 
     def fit(self, group: GroupState, curvature: Mapping[Site, Curvature] | None) -> None:
         """Lets weights make up for each other's errors, where the curvature is known; all follows from the weights."""
-        for site in group.sites if curvature is not None else ():
-            _compensate(group, site, curvature[site], self)
+        for site, measured in (curvature or {}).items():
+            if site in group.sites:
+                _compensate(group, site, measured, self)
 
     def weight(self, group: GroupState, site: Site, master: Tensor) -> Tensor:
         """Returns the master weights rounded, with the gradient passed straight through to them."""

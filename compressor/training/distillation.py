@@ -9,7 +9,7 @@ from torch.nn import functional
 from compressor.formats.errors import UsageError
 from compressor.training.model_copy import checked_module, copy_module
 
-__all__ = ["distillation", "frozen_copy", "with_distillation"]
+__all__ = ["distillation", "frozen_copy", "make_teacher", "with_distillation"]
 
 
 def distillation(output: Tensor, teacher_output: Tensor, temperature: float) -> Tensor:
@@ -73,3 +73,23 @@ def frozen_copy(teacher: nn.Module) -> nn.Module:
     except RuntimeError as exc:
         reason = " ".join(str(exc).split())[:150]
         raise UsageError(f"the teacher cannot be frozen ({reason}): teacher=None distils from none") from exc
+
+
+def make_teacher(model: nn.Module, teacher: nn.Module | str | None, from_scratch: bool) -> nn.Module | None:
+    """Returns a frozen copy of the teacher; None where there is none, or where "dense" weights would be random.
+
+    Args:
+        model: the model that is trained.
+        teacher: another one, "dense" for the model as it is now, or None.
+        from_scratch: whether the weights of the model are random.
+
+    Raises:
+        UsageError: the teacher is another word than "dense", or cannot be copied or frozen.
+    """
+    if teacher is None or (teacher == "dense" and from_scratch):
+        return None
+    if teacher == "dense":
+        return frozen_copy(model)
+    if isinstance(teacher, str):
+        raise UsageError(f"teacher must be 'dense', a module or None, got {teacher!r}")
+    return frozen_copy(teacher)

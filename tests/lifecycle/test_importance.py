@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from compressor.lifecycle.importance import squared_gradients
 from torch import nn
 
 from compressor.formats.errors import UsageError
-from compressor.lifecycle.importance import squared_gradients
 from compressor.sharing.sites import find_tensors
 
 BATCHES = [(torch.tensor([[1.0, 2.0]]), torch.tensor([0])), (torch.tensor([[2.0, 0.0]]), torch.tensor([1]))]

@@ -1,0 +1,59 @@
+"""What is measured of a model before it is compressed: the calibrator, and the answers to compare with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from compressor.calibration.calibrator import Calibrator
+from compressor.calibration.images import Calibration, images_for
+from compressor.calibration.reference import Reference
+from compressor.sharing.sites import Site
+
+__all__ = ["Measurement"]
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """A calibrator with its images, and what the dense model answers to them.
+
+    Args:
+        calibrator: of the model.
+        reference: the answers.
+        facts: number and source of the images, as files note them.
+    """
+
+    calibrator: Calibrator
+    reference: Reference
+    facts: Mapping[str, Any]
+
+    @classmethod
+    def of(
+        cls,
+        model: nn.Module,
+        sites: Sequence[Site],
+        calibration: Calibration | str,
+        dense: Mapping[str, Tensor],
+        seed: int,
+        memory: int,
+    ) -> Measurement:
+        """Runs a model on the images of a caller, or on some that are made from it.
+
+        Args:
+            model: the model.
+            sites: the tensors whose curvature will be measured.
+            calibration: images, batches of them, or "synthetic".
+            dense: the dense weights of the sites by name.
+            seed: of all that is drawn.
+            memory: as in ``Calibrator``.
+
+        Raises:
+            UsageError: as ``images_for`` and ``Calibrator``.
+        """
+        given = images_for(model, calibration, seed)
+        calibrator = Calibrator(model, sites, given.images, dense, seed, memory)
+        facts = {"images": len(given.images), "source": given.source}
+        return cls(calibrator, Reference(model, dense, given.images), facts)
