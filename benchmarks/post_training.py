@@ -211,7 +211,7 @@ def compress_alone(net: str, target: str, weights: str, images: str, path: str) 
     job.prepare(calibration=calibration).finish(half_untouched=True).save(path)
     assert job.search is not None
     row: dict[str, Any] = {"seconds": time.perf_counter() - start, "cpu_seconds": time.process_time() - cpu}
-    row |= {"peak": resident(status, "VmHWM") - before, "price": job.rate, "passes": job.search.passes}
+    row |= {"peak": resident(status, "VmHWM") - before, "price": job.search.rate, "passes": job.search.passes}
     print(json.dumps({**row, "predicted": job.search.size}))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from importlib.util import find_spec
-from itertools import pairwise
+from itertools import pairwise, product
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ Point = tuple[float, float]
 LEAST = 0.99  # of the dense top-1
 BITS = 1.5, 5.0  # per weight, where weights alone are compared
 STYLES = {"nncodec": "s-", "images": "o-", "synthetic": "^-"}
+COLOURS = {"nncodec": "tab:grey", "images": "tab:blue", "synthetic": "tab:orange"}
 LABELS = {"nncodec": "NNCodec", "images": "images", "synthetic": "no image"}
 
 
@@ -30,15 +31,12 @@ def select(rows: Rows, net: str, method: str) -> Rows:
     return [row for row in rows if (row["net"], row["method"]) == (net, method)]
 
 
-def curve(rows: Rows, net: str, method: str, quality: str = "top1", size: str = "file") -> list[Point]:
-    """Returns (bytes, quality) of each setting: means over the seeds, geometric of bytes."""
-    points: dict[float, list[Point]] = {}
+def curves(rows: Rows, net: str, method: str) -> list[list[Point]]:
+    """Returns (bytes, top-1) of all settings, one list a seed."""
+    points: dict[int, list[Point]] = {}
     for row in select(rows, net, method):
-        points.setdefault(row["setting"], []).append((row[size], row[quality]))
-    return [
-        (geometric_mean(size for size, _ in same), sum(value for _, value in same) / len(same))
-        for _, same in sorted(points.items())
-    ]
+        points.setdefault(row["seed"], []).append((row["file"], row["top1"]))
+    return [sorted(same) for _, same in sorted(points.items())]
 
 
 def nets(rows: Rows) -> list[str]:
@@ -70,17 +68,21 @@ def summary(rows: Rows) -> str:
     """Returns our size over NNCodec's at equal quality, of each network and their geometric mean."""
     columns: dict[str, dict[str, float | None]] = {"images": {}, "synthetic": {}}
     lines = [
-        "| network | dense % | images: from - to % | bytes / NNCodec's | no image: from - to % | bytes / NNCodec's |",
+        "| network | dense % | images: to % | bytes / NNCodec's | no image: to % | bytes / NNCodec's |",
         "|---|--:|--:|--:|--:|--:|",
     ]
     for net in nets(rows):
         dense = select(rows, net, "dense")[0]["top1"]
         cells = [net, f"{100 * dense:.2f}"]
         for method, column in columns.items():
-            ours, peer = curve(rows, net, method), curve(rows, net, "nncodec")
-            ends = common_range(ours, peer, LEAST * dense) if ours and peer else None
-            column[net] = mean_ratio(ours, peer, LEAST * dense) if ends else None
-            cells += [" - ".join(f"{100 * end:.2f}" for end in ends) if ends else "", ratio(column[net])]
+            ratios, ends = [], []
+            for ours, peer in product(curves(rows, net, method), curves(rows, net, "nncodec")):
+                if (found := mean_ratio(ours, peer, LEAST * dense)) and (reached := common_range(ours, peer)):
+                    ratios.append(found)
+                    ends.append(reached[1])
+            column[net] = geometric_mean(ratios) if ratios else None
+            spread = f" ({min(ratios):.3f} to {max(ratios):.3f})" if len(ratios) > 1 else ""
+            cells += [f"{100 * min(ends):.2f}" if ends else "", ratio(column[net]) + spread]
         lines.append(f"| {' | '.join(cells)} |")
     means = [mean(column) for column in columns.values()]
     return "\n".join([*lines, f"| geometric mean | | | {means[0]} | | {means[1]} |"])
@@ -187,10 +189,10 @@ def draw(rows: Rows, path: Path) -> None:
         axes.axhline(dense, color="black", linewidth=1, label="dense")
         axes.axhline(LEAST * dense, color="black", linewidth=1, linestyle=":", label="99 % of dense")
         for method, style in STYLES.items():
-            points = sorted(curve(rows, net, method))
-            axes.plot(
-                [size for size, _ in points], [100 * top1 for _, top1 in points], style, label=LABELS[method], ms=4
-            )
+            for seed, points in enumerate(curves(rows, net, method)):
+                sizes, accuracies = [size for size, _ in points], [100 * top1 for _, top1 in points]
+                label = None if seed else LABELS[method]
+                axes.plot(sizes, accuracies, style, color=COLOURS[method], label=label, ms=4)
         for row in select(rows, net, "target"):
             axes.plot(row["file"], 100 * row["top1"], "*", color="crimson", ms=11, label="target size")
         axes.set(
