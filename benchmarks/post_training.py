@@ -56,6 +56,7 @@ PRICES = {  # from the dense accuracy down to about 99 % of it, on the last 5,00
 WEIGHT_PRICES = tuple(math.log(2) / 12 * 4.0**-k for k in range(3, 12))  # steps of 1/8 to 1/2048
 TARGETS = {"test_resnet": 50_000, "resnet18": 330_000}
 FIXED = {"kmeans": 4, "inq": 5}  # bits of the schemes that have no price
+PACKED_ALONE = {"packing, kmeans": 4, "packing, target bits": 2}  # without data, for time and memory
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,9 @@ def runs() -> Iterator[Run]:
         yield from (Run(net, "synthetic", price) for price in PRICES[net])
         for scheme, bits in FIXED.items():
             yield from (Run(net, method, bits) for method in (scheme, f"{scheme}, images"))
-    yield from (Run(net, "target", size) for net, size in TARGETS.items())
+    for net, size in TARGETS.items():
+        yield Run(net, "target", size)
+        yield from (Run(net, method, bits) for method, bits in PACKED_ALONE.items())
     for net in NETS[:-1]:
         yield from (Run(net, "images", price, seed) for seed in (1, 2) for price in PRICES[net])
 
@@ -137,8 +140,8 @@ class Bench:
             return {"file": self.weights(run.net).stat().st_size, **self.test(self.dense(run.net))}
         if run.method.startswith("nncodec"):
             return self.nncodec(run)
-        if run.method == "target":
-            return self.target(run)
+        if run.method == "target" or run.method in PACKED_ALONE:
+            return self.alone(run)
         return self.ours(run)
 
     def nncodec(self, run: Run) -> dict[str, Any]:
@@ -169,13 +172,14 @@ class Bench:
             return row | compare(model.state_dict(), job.model.state_dict(), [site.name for site in job.sites])
         return row | self.test(job.model)
 
-    def target(self, run: Run) -> dict[str, Any]:
-        """Returns a row of a target, measured in a new process."""
+    def alone(self, run: Run) -> dict[str, Any]:
+        """Returns a row whose time and memory are measured, in a new process."""
         with tempfile.TemporaryDirectory() as folder:
             weights, images, path = (Path(folder) / f"{name}.safetensors" for name in ("dense", "images", "packed"))
             save_file(self.dense(run.net).state_dict(), weights)
             save_file({"images": self.images(run.seed)}, images)
-            command = [sys.executable, __file__, "--alone", f"{run.net} {run.setting} {weights} {images} {path}"]
+            job = {"run": asdict(run), "weights": str(weights), "images": str(images), "path": str(path)}
+            command = [sys.executable, __file__, "--alone", json.dumps(job)]
             printed = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True).stdout
             return {**json.loads(printed.splitlines()[-1]), "file": path.stat().st_size, **self.test(load(path))}
 
@@ -200,19 +204,25 @@ def compare(dense: dict[str, Tensor], coded: dict[str, Tensor], names: list[str]
     return {"sqnr": 10 * math.log10(signal / noise), "weights": sum(dense[name].numel() for name in names)}
 
 
-def compress_alone(net: str, target: str, weights: str, images: str, path: str) -> None:
-    """Compresses a network to a size, and prints what it took: this process does nothing else."""
-    model, calibration = timm.create_model(net, **args(net)), load_file(images)["images"]
+def compress_alone(run: Run, weights: str, images: str, path: str) -> None:
+    """Compresses a network, and prints what it took: this process does nothing else."""
+    model, calibration = timm.create_model(run.net, **args(run.net)), load_file(images)["images"]
     model.load_state_dict(load_file(weights))
+    settings: dict[str, dict[str, Any]] = {
+        "target": {"target_size": int(run.setting)},
+        "packing, kmeans": {"policy": policy("kmeans", 2 ** int(run.setting))},
+        "packing, target bits": {"target_bits": run.setting},
+    }
     status = Path("/proc/self/status")
     Path("/proc/self/clear_refs").write_text("5")  # resets the highest resident size
     before, start, cpu = resident(status, "VmRSS"), time.perf_counter(), time.process_time()
-    job = Compressor(model.eval(), target_size=int(float(target)), model_args=args(net), teacher=None)
-    job.prepare(calibration=calibration).finish(half_untouched=True).save(path)
-    assert job.search is not None
+    job = Compressor(model.eval(), model_args=args(run.net), teacher=None, **settings[run.method])
+    job.prepare(calibration=calibration if run.method == "target" else None).finish(half_untouched=True).save(path)
     row: dict[str, Any] = {"seconds": time.perf_counter() - start, "cpu_seconds": time.process_time() - cpu}
-    row |= {"peak": resident(status, "VmHWM") - before, "price": job.search.rate, "passes": job.search.passes}
-    print(json.dumps({**row, "predicted": job.search.size}))
+    row |= {"peak": resident(status, "VmHWM") - before}
+    if job.search is not None:
+        row |= {"price": job.search.rate, "passes": job.search.passes, "predicted": job.search.size}
+    print(json.dumps(row))
 
 
 def resident(status: Path, name: str) -> int:
@@ -241,7 +251,8 @@ def main(
     """Measures the rows that are missing, and rewrites tables and figure."""
     torch.set_num_threads(1)
     if alone:
-        compress_alone(*alone.split())
+        job = json.loads(alone)
+        compress_alone(Run(**job.pop("run")), **job)
         return
     peer = NNCodec(peer_env, keep_env)
     try:

@@ -102,16 +102,16 @@ def ratio(value: float | None) -> str:
 def targets(rows: Rows) -> str:
     """Returns what a target took and gave."""
     lines = [
-        "| network | target bytes | file bytes | dense % | top-1 % (n = 10,000) | 95 % | CPU s | wall s | passes "
+        "| network | what | file bytes | dense % | top-1 % (n = 10,000) | 95 % | CPU s | wall s | passes "
         "| peak MB | times dense |",
-        "|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|",
+        "|---|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|",
     ]
-    for row in (row for row in rows if row["method"] == "target"):
+    for row in (row for row in rows if "peak" in row):
         dense = select(rows, row["net"], "dense")[0]
         cells = [
-            row["net"], f"{row['setting']:,.0f}", f"{row['file']:,}", f"{100 * dense['top1']:.2f}",
+            row["net"], f"{row['method']} {row['setting']:,.0f}", f"{row['file']:,}", f"{100 * dense['top1']:.2f}",
             f"{100 * row['top1']:.2f}", interval(row), f"{row['cpu_seconds']:.0f}", f"{row['seconds']:.0f}",
-            str(row["passes"]), f"{row['peak'] / 1e6:.1f}", f"{row['peak'] / dense['file']:.1f}",
+            str(row.get("passes", "")), f"{row['peak'] / 1e6:.1f}", f"{row['peak'] / dense['file']:.1f}",
         ]  # fmt: skip
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
