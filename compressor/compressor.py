@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Literal
 
@@ -17,6 +17,7 @@ from compressor.calibration.images import Calibration
 from compressor.calibration.measurement import Measurement
 from compressor.checkpointing.manager import Checkpoints
 from compressor.checkpointing.serialization import checksum
+from compressor.data.batches import Batches
 from compressor.data.distributed_sampler import shard_loader
 from compressor.formats.content import Codebook, SharedTensor
 from compressor.formats.errors import UsageError
@@ -49,8 +50,6 @@ from compressor.training.optim import make_optimizer
 from compressor.training.step import steps_per_epoch
 
 __all__ = ["Compressor"]
-
-Batches = Iterable[tuple[Tensor, Tensor]]
 
 OnRound = Callable[[list[Tensor], int], None]
 """Of the parameters that begin a round, and the steps that the round has."""
@@ -169,8 +168,7 @@ class Compressor:
         """
         if self.groups:
             raise UsageError("prepare() has been called: the model is shared already")
-        if self.target.drop is not None and val is None:
-            raise UsageError("max_drop is measured on validation batches: prepare(val=...)")
+        self.target.check(val)
         if calibration is not None:
             self._measured = Measurement.of(self.model, self.sites, calibration, self.dense, self.seed, memory)
         for plan in self.plans:

@@ -113,10 +113,19 @@ def test_calibration_weighs_the_errors_and_estimates_batch_norm(model: Any) -> N
     weighed = Compressor(model, LEARNT).prepare(calibration=loader())
     first, second = plain.groups[-1], weighed.groups[-1]
     assert not torch.equal(first.codebook(), second.codebook())
-    norm: Any = weighed.model.get_submodule("bn1")
+    norm: Any = plain.model.get_submodule("bn1")
     before = copy.deepcopy(norm.running_mean)
-    weighed.finish(calibration=loader())
+    plain.finish(calibration=loader())
     assert not torch.equal(norm.running_mean, before)
+
+
+def test_batch_norm_stays_where_new_statistics_answer_worse(model: Any) -> None:
+    """The statistics of an untrained model, 0 and 1, answer the dense model's images best."""
+    job = Compressor(model, LEARNT).prepare(calibration=loader())
+    norm: Any = job.model.get_submodule("bn1")
+    job.finish(calibration=loader())
+    assert not norm.running_mean.any()
+    assert bool((norm.running_var == 1).all())
 
 
 def test_calls_out_of_order_are_refused(model: Any) -> None:

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
+
+from torch import Tensor
 
 from compressor.formats.errors import UsageError
 
-__all__ = ["check_batch"]
+__all__ = ["Batches", "check_batch"]
+
+Batches = Iterable[tuple[Tensor, Tensor]]
+"""Pairs of inputs and targets."""
 
 _MAX_LISTED = 5  # keys or parts of a batch that a message lists
 

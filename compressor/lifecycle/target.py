@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from compressor.calibration.price import grid_step
 from compressor.formats.errors import UsageError
-from compressor.schemes.learnt import grid_step
 from compressor.sharing.sites import Site
 
 __all__ = ["FileOptions", "PlainSizes", "Search", "Target", "find_rate_for_drop", "find_rate_for_size"]
@@ -23,7 +23,7 @@ NEAR = 0.98  # of the target: a file that is larger, and no larger than the targ
 AIM = 0.99  # of the target: what the search tries to reach
 CLOSE = 1.001  # the ratio of two prices between which there is no other worth a pass
 MOST_PASSES = 10  # in which all weights are rounded
-FIRST_RATIO = 1.3  # of the bytes of indices with and without error feedback, as it mostly is
+FIRST_RATIO = 1.2  # of the bytes of indices with and without error feedback, as it mostly is
 FAR, MOST_SLOPE = 3.0, 0.3  # bounds of how the logarithm of that ratio is extrapolated to that of another price
 LEAST_RATE, MOST_RATE = 1e-16, 1.0
 DROP_PASSES = 8
@@ -72,6 +72,15 @@ class Target:
     def is_searched(self) -> bool:
         """Whether the price has to be searched for."""
         return self.is_given and self.rate is None
+
+    def check(self, val: object) -> None:
+        """Checks that there is what accuracy is measured on, where it is asked for.
+
+        Raises:
+            UsageError: there is not.
+        """
+        if self.drop is not None and val is None:
+            raise UsageError("max_drop is measured on validation batches: prepare(val=...)")
 
     def halves(self, half_untouched: bool | None) -> bool:
         """Returns whether tensors that are not shared become float16; None: where a price is searched for."""

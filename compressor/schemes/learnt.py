@@ -13,6 +13,7 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from compressor.calibration.error_feedback import Round, compensate, nearest_codeword
+from compressor.calibration.price import grid_step
 from compressor.clustering.kmeans1d import Init, fit_codebook, fit_codebook_of_each_slice, spread
 from compressor.formats.content import Grid
 from compressor.ops.gather_scatter import straight_through
@@ -34,7 +35,6 @@ RESEEDS_DONE = "reseeds"  # int64 scalar
 GRID = "grid"  # float64[2]: the least number of steps, and the step; only with a price
 TEMPERATURE = "temperature"  # float64 scalar, in halves of the mean squared spacing of the codewords
 
-MOST_STEPS = 60_000  # between the ends of a grid, of which a file may list 65,536 values
 RESEEDS = 10  # times in a training run that unused codewords are moved to where weights are
 LAST_RESEED = 0.8  # progress after which they are not moved any more, so that the network can adapt
 FINAL_TEMPERATURE = 0.01  # at the end of training, as a share of the first
@@ -221,29 +221,6 @@ class Learnt(Scheme):
         masters = {site: group.master_weight(site).detach() / (scales[site] if scales else 1) for site in group.sites}
         indices = {site: nearest(master.float(), codebook) for site, master in masters.items()}
         return export_scalars(group, codebook, indices, scales)
-
-
-def grid_step(rate: float, curvature: float, weights: Tensor) -> float:
-    """Returns the step at which one bit more a weight saves the loss that it costs.
-
-    Rounding to a step s adds ``curvature s^2 / 24`` to the loss for each weight, and a step half as large takes one bit
-    more, so the sum with ``rate`` times the bits is least where ``s^2 = 12 rate / (ln 2 curvature)``.
-
-    Args:
-        rate: the price of a bit.
-        curvature: the mean over the weights.
-        weights: float[shape]; the grid gets no more values than a file may list.
-
-    Example:
-        >>> round(grid_step(math.log(2) / 12, 4.0, torch.zeros(1)), 12)
-        0.5
-
-    Reference: Gish, Pierce, "Asymptotically Efficient Quantizing", IEEE Transactions on Information Theory, 1968.
-    """
-    largest = float(weights.abs().max()) if weights.numel() else 0.0
-    smallest = max(2 * largest / MOST_STEPS, torch.finfo(torch.float32).tiny)
-    step = math.sqrt(12 * rate / (math.log(2) * curvature)) if curvature > 0 else math.inf
-    return float(torch.tensor(min(max(step, smallest), max(4 * largest, smallest)), dtype=torch.float32))
 
 
 def _unmoved_grid(group: GroupState, codebook: Tensor) -> tuple[int, float] | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from compressor.sharing.curvature import Curvature
 from compressor.sharing.group import Group
 from compressor.sharing.scheme import Scheme
 from compressor.sharing.sites import find_tensors
@@ -27,7 +28,7 @@ def fitted(scheme: Scheme, weights: Tensor, importance: Tensor | None = None, pr
     group = Group(scheme, find_tensors(layer))
     if pruned is not None:
         group.prune(group.sites[0], pruned.view(shape))
-    scheme.fit(group, None if importance is None else {group.sites[0]: importance.view(shape)})
+    scheme.fit(group, None if importance is None else {group.sites[0]: Curvature(importance.view(shape))})
     return group
 
 

@@ -109,7 +109,7 @@ def statistics(norm: Any) -> list[Tensor]:
 def test_a_norm_in_eval_mode_keeps_its_statistics(val: Any) -> None:
     model = network()
     model[1].eval()
-    job = Compressor(model, policy("learnt"), teacher=None).prepare(calibration=batches())
+    job = Compressor(model, policy("learnt"), teacher=None).prepare()
     assert job.model.training
     assert not layer(job, 1).training
     job.finetune(batches(), val, epochs=2)

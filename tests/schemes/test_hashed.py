@@ -25,6 +25,7 @@ from compressor.formats.inference.virtual_weight import mirrored
 from compressor.ops.gather_scatter import lookup
 from compressor.policy.policy import Policy, Rule
 from compressor.schemes.hashed import MOST_VALUES, HashedNets
+from compressor.sharing.curvature import Curvature
 from compressor.sharing.group import Group
 from compressor.sharing.registry import make_scheme
 from compressor.sharing.sites import find_tensors
@@ -39,7 +40,7 @@ def named(name: str, layer: nn.Module) -> nn.Module:
 def group_of(model: nn.Module, from_scratch: bool = False, importance: Tensor | None = None, **settings: Any) -> Group:
     scheme = HashedNets(**settings)
     group = Group(scheme, find_tensors(model)[:1], from_scratch=from_scratch)
-    scheme.fit(group, None if importance is None else {group.sites[0]: importance})
+    scheme.fit(group, None if importance is None else {group.sites[0]: Curvature(importance)})
     return group
 
 
