@@ -118,7 +118,8 @@ class Bench:
         """Returns the dense network, in eval mode, which says for images of which size it was trained."""
         model = timm.create_model(net, **args(net))
         model.load_state_dict(load_file(self.weights(net)))
-        model.pretrained_cfg = {**model.pretrained_cfg, "input_size": self.data.input_size}  # or 160 or 224 pixels
+        cfg: Any = model.pretrained_cfg
+        cfg["input_size"] = self.data.input_size  # not that of timm's weights, 160 or 224 pixels
         return model.eval()
 
     def images(self, seed: int) -> Tensor:
