@@ -11,7 +11,7 @@ import click
 
 from compressor.config_fields import ConfigField, config_fields
 
-__all__ = ["byte_size", "click_options", "from_values"]
+__all__ = ["byte_size", "click_options", "from_values", "given_flags"]
 
 Config = TypeVar("Config")
 UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
@@ -43,6 +43,13 @@ def from_values(config: type[Config], values: Mapping[str, Any], **more: Any) ->
     """Builds a config from those of a command's values that are its own, and more arguments."""
     names = {one.name for one in config_fields(config)}
     return config(**more, **{name: value for name, value in values.items() if name in names})
+
+
+def given_flags(config: Any, *names: str) -> list[str]:
+    """Returns the flags of those of some fields of a config that were given."""
+    flags = {one.name: one.flag for one in config_fields(type(config))}
+    values = {name: getattr(config, name) for name in names}
+    return [flags[name] for name, value in values.items() if value not in (None, ()) and value is not False]
 
 
 def _option(one: ConfigField, override: bool) -> click.Option:

@@ -15,15 +15,17 @@ from compressor.cli.configs import (
     ModelConfig,
     OutputConfig,
     Request,
-    SharingConfig,
     TeacherConfig,
 )
+from compressor.cli.sharing import SharingConfig
+from compressor.cli.targets import TargetConfig
 from compressor.training.config import TrainingConfig
 
 __all__ = ["OPTIONS", "compress"]
 
 OPTIONS = (
     *click_options(SharingConfig),
+    *click_options(TargetConfig),
     *click_options(DataConfig),
     *click_options(ModelConfig),
     *click_options(TrainingConfig, overrides=True),
@@ -36,9 +38,11 @@ OPTIONS = (
 
 
 def _run(model: str, **values: Any) -> None:
-    from compressor.cli.run import run  # imports torch, which --help does without
+    request = Request.from_command_line(model, values)
+    request.check()
+    from compressor.cli.run import run  # imports torch, which help and errors of usage do without
 
-    run(Request.from_command_line(model, values))
+    run(request)
 
 
 compress = click.Command("run", params=[click.Argument(["model"]), *OPTIONS], callback=_run, help="Compress a MODEL.")

@@ -5,13 +5,14 @@ Nothing here imports torch, timm or pydantic, so that ``--help`` is quick.
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from compressor.cli.click_options import byte_size, from_values
+from compressor.cli.click_options import byte_size, from_values, given_flags
+from compressor.cli.sharing import SharingConfig
+from compressor.cli.targets import CALIBRATION_IMAGES, FEWEST_IMAGES, TARGETS, TargetConfig
 from compressor.config_fields import config_field, config_fields
 from compressor.formats.errors import UsageError
 from compressor.training.config import TrainingConfig
@@ -24,58 +25,8 @@ __all__ = [
     "ModelConfig",
     "OutputConfig",
     "Request",
-    "SharingConfig",
     "TeacherConfig",
 ]
-
-NUMBERS = ("codewords", "delta", "sparsity")
-DEFAULT_SCHEME, DEFAULT_BITS = "learnt", 4
-
-
-@dataclass(frozen=True)
-class SharingConfig:
-    """How weights share values; None where the command does not say."""
-
-    scheme: str | None = config_field(
-        None, "How weights share values: see 'compress schemes'. [default: learnt, 4 bits]"
-    )
-    bits: int | None = config_field(None, "Bits of an index: 2^BITS shared values for most schemes.")
-    codewords: int | None = config_field(None, "Number of shared values, instead of --bits.", ge=1)
-    delta: float | None = config_field(None, "Largest relative distance of a weight to its value, for wfn.")
-    sparsity: float | None = config_field(None, "Share of weights that are pruned to zero, under any scheme.")
-    settings: tuple[str, ...] = config_field((), "A setting of the scheme.", metavar="KEY=VALUE", flags=("--set",))
-    recipe: str | None = config_field(None, "Shipped recipe, TOML file, or that of a packed file.", metavar="NAME|FILE")
-
-    def check(self) -> None:
-        """Raises UsageError for options that contradict each other."""
-        if self.recipe is not None and (extra := _given(self, "scheme", "bits", *NUMBERS, "settings")):
-            raise UsageError(f"--recipe says what is shared and how: leave out {', '.join(extra)}")
-        if self.bits is not None and self.codewords is not None:
-            raise UsageError("--bits and --codewords: name one")
-
-    def rule(self) -> dict[str, Any]:
-        """Returns the one rule of the policy where there is no recipe, as keyword arguments of ``Rule``."""
-        numbers = {name: value for name in NUMBERS if (value := getattr(self, name)) is not None}
-        settings = {**dict(_setting(text) for text in self.settings), **numbers}
-        bits = self.bits
-        if self.scheme is None and bits is None and not settings.keys() - {"sparsity"}:
-            bits = DEFAULT_BITS
-        return {"scheme": self.scheme or DEFAULT_SCHEME, **({} if bits is None else {"bits": bits}), **settings}
-
-    def label(self) -> str:
-        """Returns a short name for files: that of the recipe, or scheme and numbers, such as ``learnt4``."""
-        if self.recipe is not None:
-            return Path(self.recipe.removeprefix("zoo:")).stem
-        rule = self.rule()
-        numbers = "".join(f"-{name}{rule[name]}" for name in NUMBERS if name in rule)
-        return f"{rule['scheme']}{rule.get('bits', '')}{numbers}".replace("-codewords", "-")
-
-    def command_line(self) -> str:
-        """Returns the options that ask for the same."""
-        if self.recipe is not None:
-            return f"--recipe {self.recipe}"
-        rule = self.rule()
-        return f"--scheme {rule['scheme']}" + "".join(f" --{k} {rule[k]}" for k in ("bits", *NUMBERS) if k in rule)
 
 
 @dataclass(frozen=True)
@@ -183,7 +134,9 @@ class ExecutionConfig:
         metavar="BACKEND",
         click={"is_flag": False, "flag_value": "inductor"},
     )
-    calibration_images: int = config_field(1024, "Training images that BatchNorm is re-estimated on at the end.", ge=0)
+    calibration_images: int = config_field(
+        1024, f"Training images to re-estimate BatchNorm on; at most {CALIBRATION_IMAGES} serve a target.", ge=0
+    )
     seed: int = config_field(0, "Seed of everything random.", ge=0)
 
 
@@ -192,8 +145,10 @@ class OutputConfig:
     """What is written: the file, checkpoints on the way to it, and figures of its training."""
 
     codec: str = config_field("auto", "How indices become bytes.")
-    untouched: str = config_field(
-        "f32", "Store what is not shared, such as norms and biases, rounded to float16.", choices=("f32", "f16")
+    untouched: str | None = config_field(
+        None,
+        "What is not shared, such as norms and biases, as float32 or rounded. [default: f32; f16 for a target]",
+        choices=("f32", "f16"),
     )
     output: Path | None = config_field(
         None, "File to write. [default: MODEL-DATA-SCHEME.safetensors]", flags=("-o", "--output")
@@ -210,9 +165,9 @@ class OutputConfig:
     log: str | None = config_field(None, "Note them in OUTPUT.tensorboard, too.", choices=("tensorboard",))
 
     @property
-    def half_untouched(self) -> bool:
-        """Whether the tensors that are not shared are stored as float16."""
-        return self.untouched == "f16"
+    def half_untouched(self) -> bool | None:
+        """Whether the tensors that are not shared are stored as float16; None: where a target is searched for."""
+        return None if self.untouched is None else self.untouched == "f16"
 
 
 @dataclass(frozen=True)
@@ -242,12 +197,13 @@ class Request:
     """Everything that ``compress MODEL`` was asked to do.
 
     Args:
-        model, sharing, data, teacher, execution, output, gates, display: the configs.
+        model, sharing, target, data, teacher, execution, output, gates, display: the configs.
         training: fields of ``TrainingConfig`` that were named; they win over those of a recipe.
     """
 
     model: ModelConfig
     sharing: SharingConfig = field(default_factory=SharingConfig)
+    target: TargetConfig = field(default_factory=TargetConfig)
     data: DataConfig = field(default_factory=DataConfig)
     training: Mapping[str, Any] = field(default_factory=dict)
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
@@ -263,6 +219,7 @@ class Request:
         return cls(
             model=from_values(ModelConfig, values, name=model),
             sharing=from_values(SharingConfig, values),
+            target=from_values(TargetConfig, values),
             data=from_values(DataConfig, values),
             training=training,
             teacher=from_values(TeacherConfig, values),
@@ -277,9 +234,20 @@ class Request:
         """Whether there is nothing to train on: weights were named, and no data."""
         return self.model.has_weights and not self.data.is_named
 
+    @property
+    def has_price(self) -> bool:
+        """Whether bits have a price: one is named, or searched for a target."""
+        return self.target.flag is not None
+
+    @property
+    def calibration(self) -> str:
+        """The images that weights are judged by: data, synthetic or none."""
+        return self.target.calibration or ("synthetic" if self.post_training else "data")
+
     def check(self) -> None:
         """Raises UsageError for options that contradict each other."""
         self.sharing.check()
+        self.target.check()
         self.model.check()
         self._check_teaching()
         self.data.check()
@@ -287,6 +255,18 @@ class Request:
             self._check_post_training()
         if self.model.from_scratch and self.gates.require_drop is not None:
             raise UsageError("--from-scratch has no dense model to compare with: use --require-top1")
+        self._check_calibration()
+
+    def _check_calibration(self) -> None:
+        """Raises UsageError for a target, or images to judge weights by, where there is nothing to judge."""
+        if self.model.from_scratch and (flags := given_flags(self.target, *TARGETS, "calibration")):
+            raise UsageError(f"--from-scratch starts from random weights: leave out {', '.join(flags)}")
+        if self.target.is_searched and self.output.codec != "auto":
+            raise UsageError(f"{self.target.flag} takes the smallest codec: leave out --codec {self.output.codec}")
+        uses_data = self.calibration == "data" and (self.has_price or self.target.calibration is not None)
+        if uses_data and (count := self.execution.calibration_images) < FEWEST_IMAGES:
+            few = f"--calibration-images {count}: expected at least {FEWEST_IMAGES} to calibrate on"
+            raise UsageError(f"{few}, or --calibration synthetic or none")
 
     def _check_teaching(self) -> None:
         """Raises UsageError for options about a dense model or a teacher that there is not."""
@@ -305,16 +285,20 @@ class Request:
         """Raises UsageError for options that need data."""
         flags = [
             *(one.flag for one in config_fields(TrainingConfig) if one.name in self.training),
-            *_given(self.data, "aa", "reprob"),
-            *_given(self.model, "baseline_epochs"),
-            *_given(self.teacher, "teacher"),
-            *_given(self.execution, "device", "amp", "channels_last", "torchcompile"),
-            *_given(self.output, "resume", "summary", "log"),
+            *given_flags(self.data, "aa", "reprob"),
+            *given_flags(self.model, "baseline_epochs"),
+            *given_flags(self.teacher, "teacher"),
+            *given_flags(self.execution, "device", "amp", "channels_last", "torchcompile"),
+            *given_flags(self.output, "resume", "summary", "log"),
         ]
         if flags:
             raise UsageError(f"no data to train on for {', '.join(flags)}: name --dataset or --data-dir")
         if self.gates.require_top1 is not None or self.gates.require_drop is not None:
             raise UsageError("--require-top1 and --require-drop need data to measure on: name --dataset or --data-dir")
+        if self.target.max_drop is not None:
+            raise UsageError("--max-drop needs data to measure on: name --dataset or --data-dir")
+        if self.target.calibration == "data":
+            raise UsageError("--calibration data: there is none; name --dataset or --data-dir")
 
     def training_overrides(self) -> dict[str, Any]:
         """Returns the training options that win over those of a recipe, or over the defaults."""
@@ -329,31 +313,11 @@ class Request:
         if self.output.output is not None:
             return self.output.output
         data = [] if self.post_training else [self.data.label]
-        return Path("-".join([self.model.name, *data, self.sharing.label()]) + ".safetensors")
+        target = [self.target.label()] if self.has_price else []
+        return Path("-".join([self.model.name, *data, self.sharing.label(self.has_price), *target]) + ".safetensors")
 
     def command_for_own_data(self) -> str:
         """Returns the command that does the same with images of the user's own."""
         teacher = "" if self.teacher.teacher is None else f" --teacher {self.teacher.teacher}"
-        return f"compress {self.model.name} --pretrained --data-dir IMAGES {self.sharing.command_line()}{teacher}"
-
-
-def _given(config: Any, *names: str) -> list[str]:
-    """Returns the flags of those of some fields that were given."""
-    flags = {one.name: one.flag for one in config_fields(type(config))}
-    values = {name: getattr(config, name) for name in names}
-    return [flags[name] for name, value in values.items() if value not in (None, ()) and value is not False]
-
-
-def _setting(text: str) -> tuple[str, Any]:
-    """Reads KEY=VALUE; a value that is no number, truth value or list of TOML is a word.
-
-    >>> _setting("threshold=0.5"), _setting("init=linear")
-    (('threshold', 0.5), ('init', 'linear'))
-    """
-    key, equals, value = text.partition("=")
-    if not equals or not key:
-        raise UsageError(f"--set {text}: expected KEY=VALUE")
-    try:
-        return key, tomllib.loads(f"value = {value}")["value"]
-    except tomllib.TOMLDecodeError:
-        return key, value
+        sharing = self.sharing.command_line(self.has_price) + self.target.command_line()
+        return f"compress {self.model.name} --pretrained --data-dir IMAGES {sharing}{teacher}"

@@ -20,15 +20,18 @@ __all__ = ["pack", "unpack"]
 
 ENDING = ".safetensors"
 WITHOUT_DATA = {
-    "scheme", "bits", "codewords", "delta", "sparsity", "settings", "recipe", "num_classes", "in_chans", "img_size",
-    "codec", "untouched", "output", "force", "everything", "as_json",
+    "scheme", "bits", "codewords", "delta", "sparsity", "settings", "recipe", "target_size", "target_bits", "rate",
+    "calibration", "num_classes", "in_chans", "img_size", "codec", "untouched", "output", "force", "everything",
+    "as_json",
 }  # fmt: skip
 
 
 def _pack(model: str, **values: Any) -> None:
+    request = Request.from_command_line(model, values)
+    request.check()
     from compressor.cli.run import run
 
-    run(Request.from_command_line(model, values))
+    run(request)
 
 
 # The very options of `compress MODEL`, so that both commands always mean and do the same.

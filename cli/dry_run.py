@@ -8,6 +8,7 @@ import click
 import torch
 
 from compressor.cli.configs import OutputConfig
+from compressor.cli.search import least_size
 from compressor.cli.setup import Run
 from compressor.cli.show import print_json, print_table
 from compressor.cli.weights import named_model
@@ -36,18 +37,29 @@ def dry_run(run: Run, output: OutputConfig, as_json: bool) -> None:
     vectors = _vectors_line(job)
     memory = _memory(run, job.prepare())
     report = job.finish(half_untouched=output.half_untouched).report(output.codec)
-    size, dense = report.totals.file, report.totals.dense
+    dense = report.totals.dense
+    least = None if run.target.flag is None else least_size(run, output)
+    size = report.totals.file if run.target.flag is None else run.target.size_of(_shared_weights(job))
     if as_json:
         memory_facts = None if memory is None else {**vars(memory), "total": memory.total}
-        predicted = {"file": size, "dense": dense, "memory": memory_facts}
-        print_json({"sites": rows, "predicted": predicted, "output": str(run.output)})
+        predicted = {"file": size, "least": least, "dense": dense, "memory": memory_facts}
+        target = run.target.arguments or None
+        print_json({"sites": rows, "predicted": predicted, "target": target, "output": str(run.output)})
         return
     shown = [[r["site"], "x".join(map(str, r["shape"])), f"{r['weights']:,}", r["plan"], r["rule"]] for r in rows]
     print_table([["site", "shape", "weights", "plan", "rule"], *shown])
     click.echo(vectors)
     if memory is not None:
         click.echo(_memory_line(memory, run.recipe.stages[-1].training.batch_size))
-    click.echo(f"predicted  {dense:,} -> {size:,} bytes ({dense / size:.1f}x) before training; nothing was written")
+    when = "before training" if run.target.flag is None else f"for {run.target.command_line().strip()}, not searched"
+    if least is not None:
+        click.echo(f"least      {least:,} bytes, with all weights zero")
+    after = "unknown" if size is None else f"{size:,} bytes ({dense / size:.1f}x)"
+    click.echo(f"predicted  {dense:,} -> {after} {when}; nothing was written")
+
+
+def _shared_weights(job: Compressor) -> int:
+    return sum(plan.site.tensor.numel() for plan in job.plans if plan.scheme)
 
 
 def _row(job: Compressor, plan: TensorPlan) -> dict[str, Any]:

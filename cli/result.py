@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from compressor.cli.configs import DisplayConfig
+from compressor.cli.search import target_facts, target_line
 from compressor.cli.setup import Run
 from compressor.cli.show import accuracy_line, flips, print_json, width
 from compressor.lifecycle.packed import Packed
@@ -45,12 +46,15 @@ def show_result(result: Result, run: Run, codec: str, display: DisplayConfig, ow
         own_data: the command for images of the user's own; None where the run was on those.
     """
     report = result.packed.report(codec)
+    target = target_facts(run, result.packed, report.totals.file)
     if display.as_json:
         accuracy = None if result.accuracy is None else _accuracy(result.accuracy, result.dense)
         facts = {"file": str(result.path), "model": run.source.config.name, "top1": accuracy, "missed": result.missed}
-        print_json(facts | _training_facts(run) | report.to_dict())
+        print_json(facts | {"target": target} | _training_facts(run) | report.to_dict())
         return
     click.echo("\n" + report.table(width(), display.everything))
+    if target is not None:
+        click.echo(target_line(target, run.target))
     if result.accuracy is not None and run.data is not None:
         click.echo(accuracy_line(result.accuracy, result.dense, run.data.evaluated, run.execution.seed))
     if own_data is not None:

@@ -21,6 +21,14 @@ from compressor.cli.gates import missed_gates, refuse, rejected
 from compressor.cli.malloc import keep_freed_memory
 from compressor.cli.requirements import check_requirements
 from compressor.cli.result import Result, show_result
+from compressor.cli.search import (
+    calibration_input,
+    check_reachable,
+    file_options,
+    price_line,
+    warn_of_growth,
+    with_rules,
+)
 from compressor.cli.setup import Run, set_up
 from compressor.cli.show import Step, counts, percent, say
 from compressor.cli.stopping import stoppable
@@ -70,6 +78,7 @@ def run(request: Request) -> None:
 
 def _compress(work: Run, output: OutputConfig, gates: GateConfig) -> Result:
     """Trains, shares, fine-tunes, packs, writes and measures."""
+    check_reachable(work, output)
     step = _numbered_steps(work)
     _say_resumed(work)
     teacher = None
@@ -79,7 +88,7 @@ def _compress(work: Run, output: OutputConfig, gates: GateConfig) -> Result:
     dense = _evaluate(work, model) if work.data is not None and work.has_dense_model else None
     if teacher is None and work.data is not None and work.has_dense_model:
         teacher = model
-    packed, compressed = _run_stages(work, model, teacher, output.half_untouched, step)
+    packed, compressed = _run_stages(work, model, teacher, output, step)
     result = _write(work, packed, compressed, dense, output, gates, step("file"))
     if work.checkpoints is not None:
         work.checkpoints.clear()
@@ -102,12 +111,12 @@ def _say_resumed(work: Run) -> None:
 
 
 def _run_stages(
-    work: Run, model: nn.Module, teacher: nn.Module | None, half_untouched: bool, step: NewStep
+    work: Run, model: nn.Module, teacher: nn.Module | None, output: OutputConfig, step: NewStep
 ) -> tuple[Packed, nn.Module]:
     """Runs the stages of the recipe; returns the packed model and the module it was packed from."""
     checkpoints, stages, original = work.checkpoints, work.recipe.stages, model.state_dict()
     resumed = 0 if checkpoints is None or checkpoints.found is None else checkpoints.found[0]
-    packed, pruned = None, False
+    packed, pruned, policy = None, False, stages[-1].policy
     for number, stage in enumerate(stages, 1):
         if checkpoints is not None:
             checkpoints.stage = number
@@ -117,37 +126,44 @@ def _run_stages(
                 step("fine-tuning").done(f"stage {number} was done before")
         else:
             job = _shared(
-                work, stage, model, teacher, step("codebooks"), original=original, preserve_sparsity=pruned,
+                work, stage, model, teacher, output, step("codebooks"), original=original, preserve_sparsity=pruned,
                 from_scratch=number == 1 and not work.has_dense_model,
             )  # fmt: skip
-            packed = _finetuned(work, stage, job, half_untouched and number == len(stages), step)
-            model = job.model
+            packed = _finetuned(work, stage, job, output.half_untouched and number == len(stages), step)
+            model, policy = job.model, job.policy
         pruned = pruned or any(stage.policy.prunings)
     assert packed is not None
     facts = {"amp": work.execution.amp or None, "teacher": work.teacher_name}
-    packed.note(recipe=work.recipe.to_dict(), **_without_none(facts))
+    packed.note(recipe=with_rules(work.recipe, policy).to_dict(), **_without_none(facts))
     return packed, model
 
 
 def _shared(
-    work: Run, stage: Stage, model: nn.Module, teacher: nn.Module | None, step: Step, **stage_facts: Any
+    work: Run,
+    stage: Stage,
+    model: nn.Module,
+    teacher: nn.Module | None,
+    output: OutputConfig,
+    step: Step,
+    **stage_facts: Any,
 ) -> Compressor:
     """Makes the weights of a model share values by the policy of a stage."""
-    training = stage.training
+    training, target = stage.training, work.target_of(stage)
     job = Compressor(
         model, stage.policy, model_args=work.source.args, teacher=teacher, distill=training.distill if teacher else 0.0,
-        temperature=training.temperature, seed=work.execution.seed, **stage_facts,
+        temperature=training.temperature, seed=work.execution.seed, **stage_facts, **target.arguments,
     )  # fmt: skip
-    needs_curvature = any(plan.scheme and plan.scheme.wants_curvature for plan in job.plans)
-    job.prepare(_calibration(work, training.batch_size) if needs_curvature else None)
+    images = calibration_input(work, stage, job)
+    val = None if work.data is None or target.max_drop is None else work.data.eval_loader(EVAL_BATCH, "validation")
+    job.prepare(images, val=val, options=None if target.flag is None else file_options(work, output))
     shared = [plan for plan in job.plans if plan.scheme]
     weights = sum(plan.site.tensor.numel() for plan in shared)
     schemes = ", ".join(sorted({repr(plan.scheme) for plan in shared}))
-    step.done(f"{len(shared)} tensors, {counts(weights)} weights  {schemes}")
+    step.done(f"{len(shared)} tensors, {counts(weights)} weights  {price_line(work, stage, job, images) or schemes}")
     return job
 
 
-def _finetuned(work: Run, stage: Stage, job: Compressor, half_untouched: bool, new_step: NewStep) -> Packed:
+def _finetuned(work: Run, stage: Stage, job: Compressor, half_untouched: bool | None, new_step: NewStep) -> Packed:
     """Fine-tunes shared weights, where the stage has epochs, and packs them."""
     training, execution, data = stage.training, work.execution, work.data
     if data is None or not work.trains(stage):
@@ -210,6 +226,7 @@ def _write(
         data = {"name": work.data.name, "version": work.data.version, "split": work.data.evaluated, "n": expected.n}
         packed.note(data=data, top1=_without_none({"dense": dense_top1, "packed": packed_top1}))
     size = main_process_first(lambda: len(packed.to_bytes(output.codec)))
+    warn_of_growth(work, size)
     missed = missed_gates(gates, size, packed_top1, dense_top1)
     path, force = (rejected(work.output), True) if missed else (work.output, output.force)
     main_process_first(lambda: packed.save(path, codec=output.codec, force=force))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,10 @@ from torch import nn
 from compressor import model_zoo
 from compressor.checkpointing.manager import Checkpoints
 from compressor.checkpointing.serialization import checksum
-from compressor.cli.configs import DataConfig, ExecutionConfig, ModelConfig, Request, SharingConfig, TeacherConfig
+from compressor.cli.configs import DataConfig, ExecutionConfig, ModelConfig, Request, TeacherConfig
 from compressor.cli.logs import Logs
+from compressor.cli.sharing import SharingConfig
+from compressor.cli.targets import TargetConfig
 from compressor.data.bad_images import BadImages
 from compressor.data.datasets import Dataset, load_data
 from compressor.distributed.collectives import is_main_process, main_process_first, raise_on_all
@@ -29,6 +31,7 @@ from compressor.formats.loader import build_model
 from compressor.models.teacher import load_teacher
 from compressor.policy.policy import Policy, Rule
 from compressor.policy.recipe import Recipe, Stage
+from compressor.sharing.registry import SCHEMES
 from compressor.training.compilation import check_backend
 from compressor.training.config import TrainingConfig
 from compressor.training.optim import make_optimizer
@@ -78,6 +81,8 @@ class Run:
         checkpoints: of the training; None where there is none.
         teacher: the model to distil from, where it is not the dense one.
         logs: of every epoch; None where there are none.
+        target: what the price of a bit is searched for in the last stage, or that price.
+        calibration: the images that weights are judged by: data, synthetic or none.
     """
 
     source: ModelSource
@@ -89,6 +94,8 @@ class Run:
     checkpoints: Checkpoints | None = None
     teacher: Teacher | None = None
     logs: Logs | None = None
+    target: TargetConfig = field(default_factory=TargetConfig)
+    calibration: str = "data"
 
     @property
     def has_dense_model(self) -> bool:
@@ -103,6 +110,10 @@ class Run:
     def trains(self, stage: Stage) -> bool:
         """Whether a stage is fine-tuned."""
         return self.data is not None and stage.training.epochs > 0
+
+    def target_of(self, stage: Stage) -> TargetConfig:
+        """Returns the target of a stage, which only the last may have."""
+        return self.target if stage is self.recipe.stages[-1] else TargetConfig()
 
 
 def set_up(request: Request) -> Run:
@@ -130,6 +141,7 @@ def _download(request: Request) -> None:
 def _checked(request: Request, device: torch.device) -> Run:
     """Checks and resolves everything but the checkpoints."""
     _check_models(request.model, request.teacher)
+    _check_has_price(request)
     recipe = _recipe(request)
     _check_codec(request.output.codec)
     _check_optimizers(recipe)
@@ -142,13 +154,17 @@ def _checked(request: Request, device: torch.device) -> Run:
     data = None if request.post_training else _load_data(request)
     source = ModelSource(request.model, _model_args(request.model, data))
     sketch = build_model(request.model.name, source.args)
-    for stage in recipe.stages:
-        stage.policy.plan(sketch)
+    plans = [stage.policy.plan(sketch) for stage in recipe.stages]
+    if request.has_price and not any(plan.scheme and plan.scheme.has_price for plan in plans[-1]):
+        raise UsageError(f"{request.target.flag}: nothing that the recipe shares last has a price of bits{_priced()}")
     if data is not None:
         _check_head(sketch, data, request.model)
     logs = Logs.of(request.output, output) if writes and data is not None else None
     teacher = None if data is None else _teacher(request.teacher, request.model, recipe, data)
-    return Run(source, recipe, data, request.execution, device, output, teacher=teacher, logs=logs)
+    return Run(
+        source, recipe, data, request.execution, device, output, teacher=teacher, logs=logs, target=request.target,
+        calibration=request.calibration,
+    )  # fmt: skip
 
 
 def _checkpoints(request: Request, run: Run, data: Dataset) -> Checkpoints:
@@ -171,6 +187,7 @@ def _checkpoints(request: Request, run: Run, data: Dataset) -> Checkpoints:
         "torchcompile": execution.torchcompile,
         "teacher": request.teacher.teacher,
         "weights of the teacher": None if teacher is None else f"CRC-32 {checksum(teacher.state_dict()):08x}",
+        **({"target": request.target.arguments, "calibration": run.calibration} if request.has_price else {}),
     }
     return Checkpoints(
         run.output.with_name(f"{run.output.name}.checkpoints"), about, minutes=output.checkpoint_minutes,
@@ -202,6 +219,28 @@ def _check_models(model: ModelConfig, teacher: TeacherConfig) -> None:
             raise MissingError(f"timm {timm.__version__} has no model {name!r}.{hint}")
 
 
+def _check_has_price(request: Request) -> None:
+    """Raises UsageError where a target meets options that its price makes pointless, or a scheme without a price."""
+    if not request.has_price:
+        return
+    sharing, flag = request.sharing, request.target.flag
+    if fixed := sharing.fixed_by_price():
+        raise UsageError(
+            f"{flag} finds the shared values by the price of bits: leave out {', '.join(fixed)}{_priced()}"
+        )
+    if sharing.recipe is None and not _has_price(scheme := sharing.rule(has_price=True)["scheme"]):
+        raise UsageError(f"{flag} and --scheme {scheme}, which has no price of bits: name another one{_priced()}")
+
+
+def _has_price(scheme: str) -> bool:
+    """Whether a scheme has a price of bits, which is its setting ``rate``."""
+    return any(setting.name == "rate" for setting in fields(SCHEMES.find(scheme)))  # type: ignore[arg-type]
+
+
+def _priced() -> str:
+    return f"; schemes with a price: {', '.join(filter(_has_price, sorted(SCHEMES)))}"
+
+
 def _check_codec(codec: str) -> None:
     """Checks the name of the codec, which is needed only at the end of the long work."""
     if codec == "auto" or (codec in CODECS and CODECS[codec].general):
@@ -219,7 +258,7 @@ def _check_optimizers(recipe: Recipe) -> None:
 
 def _recipe(request: Request) -> Recipe:
     """Returns the recipe that was named, or one of a single stage, with the training options that were named."""
-    recipe = _named_recipe(request.sharing)
+    recipe = _named_recipe(request.sharing, request.has_price)
     overrides = request.training_overrides()
     stages = [
         replace(stage, training=TrainingConfig.resolve(stage.training, overrides)) if overrides else stage
@@ -228,9 +267,9 @@ def _recipe(request: Request) -> Recipe:
     return Recipe(tuple(stages))
 
 
-def _named_recipe(sharing: SharingConfig) -> Recipe:
+def _named_recipe(sharing: SharingConfig, has_price: bool) -> Recipe:
     if sharing.recipe is None:
-        return Recipe((Stage(Policy([Rule("*", **sharing.rule())])),))
+        return Recipe((Stage(Policy([Rule("*", **sharing.rule(has_price))])),))
     path = model_zoo.packed_path(sharing.recipe)
     if path.suffix == ".safetensors":
         with PackedFile.open(path) as file:
@@ -280,9 +319,11 @@ def _augmentation(config: DataConfig) -> dict[str, Any]:
 def _model_args(config: ModelConfig, data: Dataset | None) -> dict[str, Any]:
     """Returns the arguments of ``timm.create_model`` that the data and the config call for."""
     args = {"num_classes": config.num_classes, "in_chans": config.in_chans, "img_size": config.img_size}
+    cfg = timm.models.get_pretrained_cfg(config.name)
+    if cfg is not None and not cfg.fixed_input_size:  # its constructor knows no size
+        args["img_size"] = None
     if data is not None:
         channels, size, _ = data.input_size
-        cfg = timm.models.get_pretrained_cfg(config.name)
         needs_size = cfg is not None and cfg.fixed_input_size and cfg.input_size[1] != size
         args["num_classes"] = config.num_classes or data.num_classes
         args["in_chans"] = channels if channels != 3 else config.in_chans

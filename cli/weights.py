@@ -51,6 +51,9 @@ def dense_model(
     if data is not None:
         preprocessing = {"input_size": data.input_size, "mean": data.mean, "std": data.std}
         model.pretrained_cfg = {**getattr(model, "pretrained_cfg", {}), **preprocessing}  # type: ignore[assignment]
+    elif (size := source.config.img_size) is not None and (cfg := dict(getattr(model, "pretrained_cfg", {}))):
+        channels = source.config.in_chans or cfg["input_size"][0]
+        model.pretrained_cfg = {**cfg, "input_size": (channels, size, size)}  # type: ignore[assignment]
     return model
 
 

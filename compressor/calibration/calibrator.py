@@ -42,7 +42,8 @@ class _Sums:
         inputs: the sum of the squared inputs of each column, float64[G, columns].
         outputs: the sum of the squared gradients of each row, float64[rows].
         positions: the number of gradients of each row.
-        squares: the sum over batches of the squared gradient, float32[shape], where the tensor is no matrix.
+        squares: the sum over batches of the squared gradient, float32[shape], where the tensor is no matrix of a layer
+            that is called: some models multiply by the weight of a layer themselves.
     """
 
     inputs: Tensor | float = 0.0
@@ -148,7 +149,8 @@ class Calibrator:
         if moments is None or not moments.sums:
             return Curvature(self.diagonals[site])
         target = moments.corrected(self.dense[site.name])
-        return Curvature(self.diagonals[site], self.views[site], moments.sums, target)
+        of_one_image = [total.div_(self.images) for total in moments.sums]
+        return Curvature(self.diagonals[site], self.views[site], of_one_image, target)
 
     def _inputs(
         self, batch: Tensor, wanted: Mapping[Site, Any], weights: Mapping[str, Tensor]
@@ -176,7 +178,7 @@ class Calibrator:
                     gradients = torch.autograd.grad(loss, tensors, allow_unused=True)
                 self._calls_known = True
                 for site, gradient in zip(self.sites, gradients, strict=True):
-                    if gradient is not None and site not in self.views:
+                    if gradient is not None and site not in self.calls:
                         self._sums[site].squares = self._sums[site].squares + gradient.detach().float().square()
 
     def _answer(self, batch: Tensor, weights: Mapping[str, Tensor]) -> Tensor:
@@ -220,7 +222,7 @@ class Calibrator:
     def _diagonal(self, site: Site) -> Tensor:
         """Returns the diagonal of the curvature, float32[shape]."""
         sums, tensor = self._sums[site], self.dense[site.name]
-        if site not in self.views:
+        if site not in self.calls:
             return torch.zeros_like(tensor, dtype=torch.float32) + sums.squares / self.images
         if not isinstance(sums.inputs, Tensor) or not isinstance(sums.outputs, Tensor):
             return torch.zeros_like(tensor, dtype=torch.float32)
@@ -232,10 +234,12 @@ class Calibrator:
     def _listening(self, sites: Sequence[Site], on_call: OnCall) -> Iterator[None]:
         """Calls back whenever the layer of a tensor is called."""
 
-        def hook_of(site: Site) -> Callable[[nn.Module, tuple[Any, ...], Any], None]:
-            return lambda module, inputs, output: on_call(site, module, inputs[0], output)
+        def hook_of(site: Site) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any], Any], None]:
+            return lambda module, args, named, output: on_call(site, module, (*args, *named.values())[0], output)
 
-        handles = [module.register_forward_hook(hook_of(site)) for site in sites for module, _ in site.owners]
+        handles = [
+            module.register_forward_hook(hook_of(site), with_kwargs=True) for site in sites for module, _ in site.owners
+        ]
         try:
             yield
         finally:

@@ -32,8 +32,10 @@ def calibration_images(calibration: Calibration) -> Tensor:
     Raises:
         UsageError: there are fewer than 16 images, or something that is no images, or values that are not finite.
     """
-    if isinstance(calibration, Tensor):
+    if isinstance(calibration, Tensor) and calibration.ndim:
         images = calibration
+    elif isinstance(calibration, Tensor) or not isinstance(calibration, Iterable):
+        raise UsageError(f"calibration must be images, or batches of them, got {calibration!r:.80}")
     else:
         parts: list[Tensor] = []
         for batch in calibration:

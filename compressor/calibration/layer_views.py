@@ -25,7 +25,7 @@ def layer_view(site: Site) -> LayerView | None:
 
     Subclasses may compute with another weight than the one they hold, so only the classes themselves are known.
     """
-    kinds = {type(module) for module, _ in site.owners}
+    kinds = {(type(module), getattr(module, "groups", 1)) for module, _ in site.owners}
     module, attribute = site.owners[0]
     if len(kinds) > 1 or attribute != "weight":
         return None
@@ -70,7 +70,7 @@ def _unfold(module: nn.Module, inputs: Tensor) -> Tensor:
         weight = weight.reshape(channels * positions, 1, *kernel)
     picker.weight, picker.bias, picker.groups = nn.Parameter(weight, requires_grad=False), None, channels
     with torch.no_grad():
-        unfolded: Tensor = picker(inputs).flatten(2)
+        unfolded: Tensor = picker.forward(inputs).flatten(2)  # without the hooks of the layer, which copies have too
     return unfolded
 
 

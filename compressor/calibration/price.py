@@ -7,9 +7,10 @@ import math
 import torch
 from torch import Tensor
 
-__all__ = ["grid_step"]
+__all__ = ["MOST_STEPS", "grid_step"]
 
-MOST_STEPS = 60_000  # between the ends of a grid, of which a file may list 65,536 values
+MOST_STEPS = 50_000
+"""Steps between the ends of a grid at most: a file may have grids of 65,536 values."""
 
 
 def grid_step(rate: float, curvature: float, weights: Tensor) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -43,7 +43,13 @@ def policy_for(policy: Policy | None, target: Target) -> Policy:
 
 
 def drop_on(val: Any, dense: nn.Module) -> Callable[[nn.Module], float]:
-    """Returns what measures how many points of top-1 a model has lost against the dense one on batches."""
+    """Returns what measures how many points of top-1 a model has lost against the dense one on batches.
+
+    Raises:
+        UsageError: the batches can be gone through only once.
+    """
+    if isinstance(val, Iterator):
+        raise UsageError("val: batches that can be gone through only once; give a list or a DataLoader")
     before = evaluate(dense, val).top1
     return lambda model: 100 * (before - evaluate(model, val).top1)
 
@@ -89,10 +95,8 @@ class Fitting:
             rate: the price of a bit; None: what the settings of the schemes say.
             measured: whether the curvature counts.
         """
-        for plan in self.shared.plans:
-            if plan.scheme and plan.site.name in self.dense and rate is not None:
-                with torch.no_grad():
-                    plan.site.tensor.copy_(self.dense[plan.site.name])  # error feedback has changed it
+        if rate is not None:
+            self._restore_dense()  # error feedback has changed them
         plans = self.shared.plans if rate is None else priced(self.shared.plans, rate)
         calibrator = self.measured.calibrator if measured and self.measured else None
         return fit_groups(plans, calibrator, self.preserve_sparsity, self.from_scratch, self.virtual)
@@ -113,20 +117,39 @@ class Fitting:
             groups[:] = self.at(rate)
             return self._size(target, groups, rate)
 
-        weights = sum(plan.site.tensor.numel() for plan in self.shared.plans if plan.scheme)
-        size = target.bytes(weights)
-        if target.rate is not None:
-            found = Search(target.rate, None, size_at(target.rate), 1)
-        elif size is not None:
-            floor = self._size(target, self.at(MOST_RATE, measured=False), MOST_RATE)
-            found = find_rate_for_size(size, floor, self._plain_sizes(), size_at)
-        else:
-            assert target.drop is not None
-            assert drop is not None
-            found = find_rate_for_drop(target.drop, size_at, lambda: self._lost(groups, drop))
+        try:
+            found = self._found(target, drop, groups, size_at)
+        except BaseException:
+            self._restore_dense()
+            raise
         if any(group.pruning is not None or not group.scheme.has_price for group in groups):
             groups[:] = self.at(found.rate)  # measuring the size has ended their rounds
         return groups, found
+
+    def _found(
+        self,
+        target: Target,
+        drop: Callable[[nn.Module], float] | None,
+        groups: Sequence[Group],
+        size_at: Callable[[float], int],
+    ) -> Search:
+        """Returns the price that a target asks for; ``groups`` are those of the last call of ``size_at``."""
+        weights = sum(plan.site.tensor.numel() for plan in self.shared.plans if plan.scheme)
+        size = target.bytes(weights)
+        if target.rate is not None:
+            return Search(target.rate, None, size_at(target.rate), 1)
+        if size is not None:
+            floor = self._size(target, self.at(MOST_RATE, measured=False), MOST_RATE)
+            return find_rate_for_size(size, floor, self._plain_sizes(), size_at)
+        assert target.drop is not None
+        assert drop is not None
+        return find_rate_for_drop(target.drop, size_at, lambda: self._lost(groups, drop))
+
+    @torch.no_grad()
+    def _restore_dense(self) -> None:
+        for plan in self.shared.plans:
+            if plan.scheme and plan.site.name in self.dense:
+                plan.site.tensor.copy_(self.dense[plan.site.name])
 
     def _plain_sizes(self) -> PlainSizes:
         sites = [plan.site for plan in self.shared.plans if plan.scheme and plan.scheme.has_price]

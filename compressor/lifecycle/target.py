@@ -6,6 +6,7 @@ import logging
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from numbers import Real
 from typing import Any
 
 import torch
@@ -27,6 +28,7 @@ FIRST_RATIO = 1.2  # of the bytes of indices with and without error feedback, as
 FAR, MOST_SLOPE = 3.0, 0.3  # bounds of how the logarithm of that ratio is extrapolated to that of another price
 LEAST_RATE, MOST_RATE = 1e-16, 1.0
 DROP_PASSES = 8
+PREDICTED_PASSES = 5  # of MOST_PASSES at a predicted price; predictions may creep, so then the rest is halved
 WIDEST_DROP_STEP = 8.0  # times, from one price to the next until the drop is between two
 
 
@@ -53,13 +55,13 @@ class Target:
             UsageError: several are given, or one that is not a number above zero.
         """
         names = {"rate": self.rate, "target_size": self.size, "target_bits": self.bits, "max_drop": self.drop}
-        given = {name: value for name, value in names.items() if value is not None}
+        given: dict[str, Any] = {name: value for name, value in names.items() if value is not None}
         if len(given) > 1:
             raise UsageError(f"{' and '.join(given)}: ask for one")
         for name, value in given.items():
-            least = 0 if name == "max_drop" else math.ulp(0.0)
-            if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value < math.inf:
-                raise UsageError(f"{name} must be a number above 0, got {value!r}")
+            least, bound = (0.0, "of at least 0") if name == "max_drop" else (math.ulp(0.0), "above 0")
+            if isinstance(value, bool) or not isinstance(value, Real) or not least <= float(value) < math.inf:
+                raise UsageError(f"{name} must be a number {bound}, got {value!r}")
         if self.rate is not None and self.rate > MOST_RATE:
             raise UsageError(f"rate must be at most {MOST_RATE}, the loss of one image for a bit, got {self.rate!r}")
 
@@ -197,7 +199,7 @@ def find_rate_for_size(target: int, floor: int, plain: PlainSizes, size_at: Call
     low, high = LEAST_RATE, MOST_RATE  # the prices of files that were too large, and small enough
     for passes in range(1, MOST_PASSES + 1):
         rate = plain.rate_of(max(AIM * target, (floor + target) / 2) - floor)
-        if not low < rate < high:
+        if not low < rate < high or passes > PREDICTED_PASSES:
             rate = float(f"{math.sqrt(low * high):.4g}")
         predicted = floor + round(plain.expected(rate))
         size = size_at(rate)
@@ -211,7 +213,10 @@ def find_rate_for_size(target: int, floor: int, plain: PlainSizes, size_at: Call
         if (best and best.size >= NEAR * target) or high / low < CLOSE:
             break
     if best is None:  # no price between that of the floor and the next gives anything smaller
-        return Search(MOST_RATE, floor, size_at(MOST_RATE), passes + 1)
+        least = size_at(MOST_RATE)
+        if least > target:
+            raise UsageError(f"a target of {target:,} bytes cannot be reached: the file takes at least {least:,} bytes")
+        return Search(MOST_RATE, floor, least, passes + 1)
     return replace(best, size=best.size if rate == best.rate else size_at(best.rate), passes=passes)
 
 

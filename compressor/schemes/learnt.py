@@ -13,7 +13,7 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from compressor.calibration.error_feedback import Round, compensate, nearest_codeword
-from compressor.calibration.price import grid_step
+from compressor.calibration.price import MOST_STEPS, grid_step
 from compressor.clustering.kmeans1d import Init, fit_codebook, fit_codebook_of_each_slice, spread
 from compressor.formats.content import Grid
 from compressor.ops.gather_scatter import straight_through
@@ -70,8 +70,8 @@ class Learnt(Scheme):
             channels of all but transposed convolutions, if those have more weights than codewords; "network": one for
             all tensors, of weights divided by a power of two near each tensor's spread, which the file stores.
         rate: the price of a bit of the file, in the loss of one image; 0, the default: none. With a price the codebook
-            is a grid through zero, whose step follows from price and curvature, ``codewords`` and ``group`` are not
-            used, and zero is the codeword that unimportant weights share: useful prices are 1e-9 to 1e-6.
+            is a grid through zero that training leaves as it is; its step follows from price and curvature, and
+            ``codewords``, ``group`` and ``init`` are not used. Useful prices are 1e-9 to 1e-6.
         soft: 0, the default: straight-through; above, to 100: tau at the start of training, in halves of the mean
             squared spacing of the codewords. It is cooled to a hundredth of that.
         init: the k-means of the first codebook: "optimal", the default, "linear", "density" or "quantile", see
@@ -147,11 +147,13 @@ class Learnt(Scheme):
         if curvature is not None:
             compensate(group, site, curvature[site], lambda column, _: (column / step).round() * step)
         numbers = (weights.float() / step).round().masked_fill(group.pruned(site), 0)
-        least = min(0, int(numbers.min())) if numbers.numel() else 0
-        most = max(0, int(numbers.max())) if numbers.numel() else 0
+        least, most = (int(end) for end in numbers.aminmax()) if numbers.numel() else (0, 0)
+        room = min(2 + (most - least) // 4, MOST_STEPS // 10)  # for weights that training takes beyond the ends
+        least, most = min(0, least) - room, max(0, most) + room
         grid = Grid(least * step, step, most - least + 1)
         group.register_buffer(GRID, torch.tensor([least, step], dtype=torch.float64))
-        group.set_codebook(torch.from_numpy(grid.expand().reshape(-1)).to(weights.device), learnt=True)
+        # Fixed: codewords that move would have to be listed, at four bytes each, where the grid is three numbers.
+        group.set_codebook(torch.from_numpy(grid.expand().reshape(-1)).to(weights.device), learnt=False)
 
     def _rounding(self, group: GroupState, site: Site) -> Round:
         """Returns the rounding to the codebook, or to that of the slice of each weight."""

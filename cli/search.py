@@ -1,0 +1,185 @@
+"""A run with a target: the images that its price is searched on, and what is said of what was found."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from compressor.cli.configs import OutputConfig
+from compressor.cli.setup import Run
+from compressor.cli.targets import CALIBRATION_IMAGES, FEWEST_IMAGES, TargetConfig, number
+from compressor.compressor import Compressor
+from compressor.formats.errors import UsageError
+from compressor.lifecycle.packed import Packed
+from compressor.lifecycle.target import MOST_RATE, FileOptions
+from compressor.models.baseline import create_model
+from compressor.policy.policy import Policy
+from compressor.policy.recipe import Recipe, Stage
+from compressor.rng import seeded
+
+__all__ = [
+    "calibration_input",
+    "check_reachable",
+    "file_options",
+    "least_size",
+    "price_line",
+    "target_facts",
+    "target_line",
+    "warn_of_growth",
+    "with_rules",
+]
+
+_log = logging.getLogger(__name__)
+# As long as what is noted in files, or longer by a few bytes.
+LONG_RATE, LONG_SIZE, LONG_TOP1, LONG_SOURCE = (
+    1.2345678901234567e-07,
+    999_999_999,
+    0.9305555555555556,
+    "batch-norm statistics",
+)
+
+
+def calibration_input(work: Run, stage: Stage, job: Compressor) -> Tensor | Literal["synthetic"] | None:
+    """Returns what weights are judged by: training images in the order of the seed, a word, or None for nothing.
+
+    Args:
+        work: names the source of the images, and how many at most.
+        stage: of which batches are read.
+        job: a stage without a target has images where a scheme of its own wants them, or they were asked for.
+
+    Returns:
+        float[n, C, H, W], at most ``CALIBRATION_IMAGES``; "synthetic": images made from the model; None: none.
+    """
+    count, images, held = min(CALIBRATION_IMAGES, work.execution.calibration_images), [], 0
+    if work.target.calibration is None and work.target_of(stage).flag is None:
+        is_wanted = any(plan.scheme and plan.scheme.wants_curvature for plan in job.plans)
+        if work.data is None or count < FEWEST_IMAGES or not is_wanted:
+            return None
+    if work.calibration != "data" or work.data is None:
+        return "synthetic" if work.calibration == "synthetic" else None
+    with seeded(work.execution.seed):  # augmentation draws, after more draws where a baseline was trained
+        for batch, _ in work.data.train_loader(stage.training.batch_size, work.execution.seed):
+            images.append(batch)
+            held += len(batch)
+            if held >= count:
+                break
+    return torch.cat(images)[:count]
+
+
+def file_options(work: Run, output: OutputConfig) -> FileOptions:
+    """Returns how the file of a run will be written, for a search of its size.
+
+    Args:
+        work: has the recipe, the data and the accuracy that are noted in the file, here by values as long.
+        output: has the codec.
+    """
+    policy = work.recipe.stages[-1].policy
+    notes: dict[str, Any] = {"recipe": with_rules(work.recipe, policy.priced(LONG_RATE)).to_dict()}
+    if work.data is not None:
+        count = len(work.data.eval_loader(1).dataset)  # type: ignore[arg-type]
+        notes["data"] = {"name": work.data.name, "version": work.data.version, "split": work.data.evaluated, "n": count}
+        notes["top1"] = {"dense": LONG_TOP1, "packed": LONG_TOP1}
+    notes |= {"amp": True} if work.execution.amp else {}
+    notes |= {"teacher": work.teacher_name} if work.teacher_name else {}
+    return FileOptions(output.codec, output.half_untouched, notes)
+
+
+def with_rules(recipe: Recipe, policy: Policy) -> Recipe:
+    """Returns a recipe with the rules of another policy in its last stage."""
+    *earlier, last = recipe.stages
+    return Recipe((*earlier, replace(last, policy=policy)))
+
+
+def least_size(work: Run, output: OutputConfig) -> int | None:
+    """Returns the bytes of the file when all weights are zero; None where something shared has no price of bits.
+
+    Args:
+        work: has the model, whose weights are not needed, and the recipe.
+        output: how the file would be written.
+    """
+    policy = work.recipe.stages[-1].policy.priced(MOST_RATE)
+    if not all(scheme is None or scheme.has_price for scheme in policy.schemes):
+        return None
+    model = create_model(work.source.config.name, work.source.args, seed=work.execution.seed)
+    job = Compressor(model, policy, model_args=work.source.args, copy=False, teacher=None).prepare()
+    options = file_options(work, output)
+    half = work.target.is_searched if options.half_untouched is None else options.half_untouched
+    packed = job.finish(half_untouched=half)
+    packed.note(**options.notes)
+    return len(packed.to_bytes(options.codec))
+
+
+def check_reachable(work: Run, output: OutputConfig) -> None:
+    """Raises UsageError for a size that no price reaches, where a dense baseline would be trained before that shows.
+
+    Args:
+        work: has the target.
+        output: how the file is written.
+    """
+    wanted = work.target.target_size
+    if wanted is None or work.source.config.has_weights:  # with weights given, the search itself begins at once
+        return
+    least = least_size(work, output)
+    if least is not None and wanted < least:
+        raise UsageError(
+            f"--target-size {wanted:,}: with all weights zero the file takes {least:,} bytes; ask for more"
+        )
+
+
+def price_line(work: Run, stage: Stage, job: Compressor, images: Tensor | str | None) -> str:
+    """Returns the price of a bit that a job has found, for the line of its step; "" for a stage without a target.
+
+    Args:
+        work, stage: have the target.
+        job: prepared.
+        images: what the weights were judged by.
+    """
+    target, search = work.target_of(stage), job.search
+    if target.flag is None or search is None:
+        return ""
+    judged = "no images" if images is None else f"{images if isinstance(images, str) else len(images)} images"
+    passes = "" if target.rate is not None else f" in {search.passes} {'pass' if search.passes == 1 else 'passes'}"
+    aim = "" if target.target_size is None else f" of {target.target_size:,}"
+    size = f"{search.size:,}{aim} bytes" if search.predicted is None else f"{search.predicted:,}{aim} bytes predicted"
+    return f"rate {number(float(f'{search.rate:.2g}'))}{passes}, {size}  {judged}"
+
+
+def target_facts(work: Run, packed: Packed, size: int) -> dict[str, Any] | None:
+    """Returns target, price, predicted and real bytes for a JSON document; None without a target.
+
+    Args:
+        work: has the target.
+        packed: has the price.
+        size: of the file, in bytes.
+    """
+    if work.target.flag is None:
+        return None
+    provenance = packed.content.provenance
+    found = provenance.get("target") or {}
+    facts = {"rate": found.get("rate"), "predicted": found.get("predicted"), "size": size}
+    return {**work.target.arguments, **facts, "calibration": provenance.get("calibration")}
+
+
+def target_line(facts: Mapping[str, Any], target: TargetConfig) -> str:
+    """Returns the same as a line for the terminal."""
+    predicted = "" if facts["predicted"] is None else f"{facts['predicted']:,} predicted, "
+    rate = "unknown" if facts["rate"] is None else number(float(f"{facts['rate']:.3g}"))
+    return f"target {target.command_line().strip()}  rate {rate}  {predicted}{facts['size']:,} bytes written"
+
+
+def warn_of_growth(work: Run, size: int) -> None:
+    """Warns of a file that fine-tuning has let grow beyond its target.
+
+    Args:
+        work: has the target.
+        size: of the file, in bytes.
+    """
+    wanted = work.target.target_size
+    if wanted is not None and size > wanted:
+        trained = "; fine-tuning changes what indices take" if work.trains(work.recipe.stages[-1]) else ""
+        _log.warning("the file has %s bytes, more than --target-size %s%s", f"{size:,}", f"{wanted:,}", trained)
