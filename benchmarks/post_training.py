@@ -215,15 +215,16 @@ def compress_alone(run: Run, weights: str, images: str, path: str) -> None:
     """Compresses a network, and prints what it took: this process does nothing else."""
     model, calibration = timm.create_model(run.net, **args(run.net)), load_file(images)["images"]
     model.load_state_dict(load_file(weights))
-    settings: dict[str, dict[str, Any]] = {
-        "target": {"target_size": int(run.setting)},
-        "packing, kmeans": {"policy": share("kmeans", run.setting)},
-        "packing, target bits": {"target_bits": run.setting},
-    }
+    if run.method == "packing, kmeans":
+        settings: dict[str, Any] = {"policy": share("kmeans", run.setting)}
+    elif run.method == "packing, target bits":
+        settings = {"target_bits": run.setting}
+    else:
+        settings = {"target_size": int(run.setting)}
     status = Path("/proc/self/status")
     Path("/proc/self/clear_refs").write_text("5")  # resets the highest resident size
     before, start, cpu = resident(status, "VmRSS"), time.perf_counter(), time.process_time()
-    job = Compressor(model.eval(), model_args=args(run.net), teacher=None, **settings[run.method])
+    job = Compressor(model.eval(), model_args=args(run.net), teacher=None, **settings)
     job.prepare(calibration=calibration if run.method == "target" else None).finish(half_untouched=True).save(path)
     row: dict[str, Any] = {"seconds": time.perf_counter() - start, "cpu_seconds": time.process_time() - cpu}
     row |= {"peak": resident(status, "VmHWM") - before}
