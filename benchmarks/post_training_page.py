@@ -194,11 +194,10 @@ def draw(rows: Rows, path: Path) -> None:
                 label = None if seed else LABELS[method]
                 axes.plot(sizes, accuracies, style, color=COLOURS[method], label=label, ms=4)
         for row in select(rows, net, "target"):
-            axes.plot(row["file"], 100 * row["top1"], "*", color="crimson", ms=11, label="target size")
+            axes.plot(row["file"], 100 * row["top1"], "*", color="crimson", ms=11, zorder=3, label="target size")
         axes.set(
-            title=net, xscale="log", ylim=(0.95 * dense, 1.005 * dense), xlabel="bytes of the file", ylabel="top-1 %"
+            title=net, xscale="log", ylim=(0.96 * dense, 1.005 * dense), xlabel="bytes of the file", ylabel="top-1 %"
         )
         axes.grid(alpha=0.3, which="both")
-    for axes in list(panels)[:1]:
-        axes.legend(fontsize=8)
+    figure.axes[0].legend(fontsize=8)
     figure.savefig(path, dpi=110)
