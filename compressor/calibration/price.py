@@ -42,7 +42,7 @@ def grid_step(rate: float, curvature: float, weights: Tensor) -> float:
         weights: float[shape]; the grid gets no more values than a file may list.
 
     Example:
-        >>> round(grid_step(math.log(2) / 12, 4.0, torch.zeros(1)), 12)
+        >>> round(grid_step(math.log(2) / 12, 4.0, torch.ones(1)), 12)
         0.5
 
     Reference: Gish, Pierce, "Asymptotically Efficient Quantizing", IEEE Transactions on Information Theory, 1968.

@@ -39,7 +39,7 @@ def policy_for(policy: Policy | None, target: Target) -> Policy:
     """
     if policy is None and not target.is_given:
         raise UsageError("policy: name the rules, or give rate, target_size, target_bits or max_drop")
-    return Policy([Rule("*", scheme="learnt")]) if policy is None else policy
+    return Policy([Rule("*", scheme="learnt", rate=ANY_RATE)]) if policy is None else policy
 
 
 def drop_on(val: Any, dense: nn.Module) -> Callable[[nn.Module], float]:
@@ -65,6 +65,7 @@ def check_target(target: Target, plans: Sequence[TensorPlan]) -> None:
         raise PolicyError(f"a target needs a scheme with a price, such as learnt: {', '.join(schemes)} has none")
 
 
+ANY_RATE = 1e-7  # of a policy whose price is searched for
 UNKNOWN = 99_999_999  # stands for predicted bytes whose number of digits is not known yet
 
 

@@ -15,9 +15,9 @@ from compressor.calibration.measurement import Measurement
 from compressor.calibration.price import entropy, grid_step
 from compressor.formats.errors import UsageError
 from compressor.policy.policy import Policy, Rule
-from compressor.schemes.learnt import Learnt
 from compressor.sharing.curvature import Curvature
 from compressor.sharing.group import Group
+from compressor.sharing.scheme import Scheme
 from compressor.sharing.sites import Site
 
 __all__ = ["RATES", "Sensitivity", "sensitivity"]
@@ -77,23 +77,28 @@ def sensitivity(
     """
     if wrong := [rate for rate in rates if not 0 < rate <= 1]:
         raise UsageError(f"rates: a price of a bit is above 0 and at most 1, got {wrong[0]!r}")
-    plans = [plan for plan in Policy([Rule("*", scheme="learnt")]).plan(model) if plan.scheme]
-    sites = [plan.site for plan in plans]
+    policy = Policy([Rule("*", scheme="learnt", rate=rates[0])])
+    schemes = {plan.site: plan.scheme for plan in policy.plan(model) if plan.scheme}
+    sites = list(schemes)
     dense = {site.name: site.tensor.detach().clone() for site in sites}
     measured = Measurement.of(model, sites, calibration, dense, seed, memory)
     for portion in measured.calibrator.portions():
         curvature = measured.calibrator.measure(portion, {})
         for site in portion:
             for rate in rates:
-                yield _at(model, site, rate, measured, curvature)
+                yield _at(model, site, schemes[site].priced(rate), rate, measured, curvature)
 
 
 def _at(
-    model: nn.Module, site: Site, rate: float, measured: Measurement, curvature: Mapping[Site, Curvature]
+    model: nn.Module,
+    site: Site,
+    scheme: Scheme,
+    rate: float,
+    measured: Measurement,
+    curvature: Mapping[Site, Curvature],
 ) -> Sensitivity:
     """Rounds one tensor at one price, and restores it."""
     dense = site.tensor.detach().clone()
-    scheme = Learnt(rate=rate)
     group = Group(scheme, [site])
     try:
         scheme.fit(group, curvature)

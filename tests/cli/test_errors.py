@@ -69,7 +69,7 @@ def packed(path: str = "good.safetensors") -> Path:
         ((MODEL, "--scheme", "lernt"), "no scheme 'lernt'. Did you mean 'learnt'? Known schemes: "),
         ((MODEL, "--scheme", "learnt", "--bits", "40"), "scheme 'learnt' takes 1 to 16 bits, got 40"),
         ((MODEL, "--bits", "four"), "Invalid value for '--bits': 'four' is not a valid integer."),
-        ((MODEL, "--bitss", "4"), "No such option '--bitss'. Did you mean '--bits'?"),
+        ((MODEL, "--bitss", "4"), "No such option '--bitss'. (Did you mean one of: '--bits', '--target-bits'?)"),
         ((MODEL, "--set", "codeword=3"), "scheme 'learnt' has no setting 'codeword'. Did you mean 'codewords'?"),
         ((MODEL, "--set", "codewords"), "--set codewords: expected KEY=VALUE"),
         ((MODEL, "--bits", "4", "--codewords", "16"), "--bits and --codewords: name one"),

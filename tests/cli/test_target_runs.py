@@ -71,7 +71,7 @@ def prepared(monkeypatch: pytest.MonkeyPatch) -> Prepared:
 )
 def test_the_file_is_as_large_as_the_target(runs: Runs, more: tuple[str, ...]) -> None:
     runs(0, "--target-size", "6KB", *more)
-    assert 5_880 <= OUT.stat().st_size <= 6_000
+    assert 5_850 <= OUT.stat().st_size <= 6_000  # 2 %, and some bytes that are kept for what is noted
 
 
 def test_bits_are_all_of_the_file_over_all_shared_weights(runs: Runs) -> None:

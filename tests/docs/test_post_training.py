@@ -31,6 +31,7 @@ def test_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_options_exist() -> None:
-    known = {option for parameter in cli.commands["run"].params for option in parameter.opts}
+    commands = cli.commands["run"], cli.commands["sensitivity"]
+    known = {option for command in commands for parameter in command.params for option in parameter.opts}
     named = set(re.findall(r"--[a-z][a-z0-9-]+", TEXT))
     assert {"--target-size", "--target-bits", "--max-drop", "--rate", "--calibration"} <= named <= known

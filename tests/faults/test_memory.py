@@ -309,6 +309,6 @@ def test_torch_reports_out_of_memory(says: Says, monkeypatch: pytest.MonkeyPatch
     def fail(*_: object, **__: object) -> None:
         raise RuntimeError(said)
 
-    monkeypatch.setattr("compressor.compressor.fit_groups", fail)
+    monkeypatch.setattr("compressor.lifecycle.fitting.fit_groups", fail)
     line = says(6, "test_resnet", "--dataset", "digits", "--from-scratch", "-o", "out")
     assert line.startswith("error: out of memory; ")

@@ -39,7 +39,7 @@ class WithOneMore(TrainingConfig):
 
 @pytest.fixture
 def one_more(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in ("compressor.policy.recipe", "compressor.compressor"):
+    for module in ("compressor.policy.recipe", "compressor.lifecycle.training_options"):
         monkeypatch.setattr(f"{module}.TrainingConfig", WithOneMore)
 
 

@@ -38,9 +38,9 @@ class SizedStream(Stream):
         return 8
 
 
-def prepared(calibration: Any = None) -> Compressor:
+def prepared() -> Compressor:
     model = nn.Sequential(nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 16))
-    return Compressor(model, LEARNT).prepare(calibration)
+    return Compressor(model, LEARNT).prepare()
 
 
 def good() -> DataLoader[Any]:
@@ -57,15 +57,13 @@ BATCHES: dict[str, tuple[Any, str]] = {
 }
 
 
-@pytest.mark.parametrize("use", ["train", "val", "calibration"])
+@pytest.mark.parametrize("use", ["train", "val"])
 @pytest.mark.parametrize("kind", BATCHES)
 def test_batches_that_are_no_pair(kind: str, use: str) -> None:
     item, got = BATCHES[kind]
     loader = DataLoader(Items(item), 4)
     with pytest.raises(UsageError) as caught:
-        prepared(loader if use == "calibration" else None).finetune(
-            loader if use == "train" else good(), loader if use == "val" else None, 1
-        )
+        prepared().finetune(loader if use == "train" else good(), loader if use == "val" else None, 1)
     assert str(caught.value) == f"{PAIR}{got}{HELP}"
 
 
