@@ -10,9 +10,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from compressor.calibration.image_counts import DEFAULT_IMAGES, FEWEST_IMAGES
 from compressor.cli.click_options import byte_size, from_values, given_flags
 from compressor.cli.sharing import SharingConfig
-from compressor.cli.targets import CALIBRATION_IMAGES, FEWEST_IMAGES, TARGETS, TargetConfig
+from compressor.cli.targets import TARGETS, TargetConfig
 from compressor.config_fields import config_field, config_fields
 from compressor.formats.errors import UsageError
 from compressor.training.config import TrainingConfig
@@ -135,7 +136,7 @@ class ExecutionConfig:
         click={"is_flag": False, "flag_value": "inductor"},
     )
     calibration_images: int = config_field(
-        1024, f"Training images to re-estimate BatchNorm on; at most {CALIBRATION_IMAGES} serve a target.", ge=0
+        1024, f"Training images to re-estimate BatchNorm on; at most {DEFAULT_IMAGES} serve a target.", ge=0
     )
     seed: int = config_field(0, "Seed of everything random.", ge=0)
 

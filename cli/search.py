@@ -10,9 +10,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from compressor.calibration.image_counts import DEFAULT_IMAGES, FEWEST_IMAGES
 from compressor.cli.configs import OutputConfig
 from compressor.cli.setup import Run
-from compressor.cli.targets import CALIBRATION_IMAGES, FEWEST_IMAGES, TargetConfig, number
+from compressor.cli.targets import TargetConfig, number
 from compressor.compressor import Compressor
 from compressor.formats.errors import UsageError
 from compressor.lifecycle.packed import Packed
@@ -36,13 +37,8 @@ __all__ = [
 ]
 
 _log = logging.getLogger(__name__)
-# As long as what is noted in files, or longer by a few bytes.
-LONG_RATE, LONG_SIZE, LONG_TOP1, LONG_SOURCE = (
-    1.2345678901234567e-07,
-    999_999_999,
-    0.9305555555555556,
-    "batch-norm statistics",
-)
+# As long as what is noted in files: prices that are found have four digits.
+LONG_RATE, LONG_TOP1 = 1.234e-07, 0.9305555555555556
 
 
 def calibration_input(work: Run, stage: Stage, job: Compressor) -> Tensor | Literal["synthetic"] | None:
@@ -54,9 +50,9 @@ def calibration_input(work: Run, stage: Stage, job: Compressor) -> Tensor | Lite
         job: a stage without a target has images where a scheme of its own wants them, or they were asked for.
 
     Returns:
-        float[n, C, H, W], at most ``CALIBRATION_IMAGES``; "synthetic": images made from the model; None: none.
+        float[n, C, H, W], at most ``DEFAULT_IMAGES``; "synthetic": images made from the model; None: none.
     """
-    count = min(CALIBRATION_IMAGES, work.execution.calibration_images)
+    count = min(DEFAULT_IMAGES, work.execution.calibration_images)
     if work.target.calibration is None and work.target_of(stage).flag is None:
         is_wanted = any(plan.scheme and plan.scheme.wants_curvature for plan in job.plans)
         if work.data is None or count < FEWEST_IMAGES or not is_wanted:
@@ -67,14 +63,14 @@ def calibration_input(work: Run, stage: Stage, job: Compressor) -> Tensor | Lite
 
 
 def training_images(work: Run, stage: Stage) -> Tensor:
-    """Returns the first training images in the order of the seed, float[n, C, H, W], n at most ``CALIBRATION_IMAGES``.
+    """Returns the first training images in the order of the seed, float[n, C, H, W], n at most ``DEFAULT_IMAGES``.
 
     Args:
         work: has the data, and how many images are asked for.
         stage: of which batches are read.
     """
     assert work.data is not None
-    count, images, held = min(CALIBRATION_IMAGES, work.execution.calibration_images), [], 0
+    count, images, held = min(DEFAULT_IMAGES, work.execution.calibration_images), [], 0
     with seeded(work.execution.seed):  # augmentation draws, after more draws where a baseline was trained
         for batch, _ in work.data.train_loader(stage.training.batch_size, work.execution.seed):
             images.append(batch)

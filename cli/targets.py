@@ -13,10 +13,8 @@ from compressor.cli.click_options import byte_size, given_flags
 from compressor.config_fields import config_field
 from compressor.formats.errors import UsageError
 
-__all__ = ["CALIBRATION_IMAGES", "FEWEST_IMAGES", "TARGETS", "TargetConfig", "number"]
+__all__ = ["TARGETS", "TargetConfig", "number"]
 
-CALIBRATION_IMAGES = 256  # training images at most that the price is searched on
-FEWEST_IMAGES = 16
 UNITS = (("GB", 10**9), ("MB", 10**6), ("KB", 10**3))
 TARGETS = ("target_size", "target_bits", "max_drop", "rate")
 

@@ -130,11 +130,9 @@ class Compressor:
         state_to_pack(self.model, meta=from_scratch)
         self.model_args = find_args(self.model, model_args)
         self.teacher = make_teacher(model, teacher, from_scratch) if distill > 0 else None
-        if self.teacher is not None and teacher == "dense":
-            dense = self.teacher.state_dict()  # the teacher's frozen copy of the weights serves for undo() as well
-            self.dense = {name: dense[name] for name in weights}
-        else:
-            self.dense = {name: weight.clone() for name, weight in weights.items()}
+        # The teacher's frozen copy of the dense weights serves for undo() as well.
+        copied = self.teacher.state_dict() if self.teacher is not None and teacher == "dense" else None
+        self.dense = {name: weight.clone() if copied is None else copied[name] for name, weight in weights.items()}
         self.original = self.dense if original is None else {name: original[name] for name in self.dense}
         self._in_eval = set(modules_in_eval(self.model))
         self.groups: list[Group] = []
@@ -168,7 +166,7 @@ class Compressor:
         """
         if self.groups:
             raise UsageError("prepare() has been called: the model is shared already")
-        self.target.check(val)
+        self.target.check(val, virtual)
         if calibration is not None:
             self._measured = Measurement.of(self.model, self.sites, calibration, self.dense, self.seed, memory)
         for plan in self.plans:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from compressor.calibration.layer_views import columns_met, layer_view, output_rows
+from compressor.calibration.layer_views import layer_view, output_rows, unfolded_inputs
 from compressor.calibration.moments import Moments
 from compressor.formats.errors import UsageError
 from compressor.sharing.curvature import Curvature
@@ -25,12 +25,12 @@ __all__ = ["Calibrator"]
 BATCH = 64  # images a forward pass
 PASSES = 64  # through the model, at most about so many: layers that come together see the same inputs
 MEMORY = 1 << 29  # bytes of the moments of layers that are measured together
-LEAST = 1e-6  # of the mean curvature of all tensors, given to those that the loss seems not to depend on
+LEAST_SHARE = 1e-6  # of the mean curvature of all tensors, given to those that the loss seems not to depend on
 
 OnCall = Callable[[Site, nn.Module, Tensor, Any], None]
 
 
-class _AllMetError(Exception):
+class _AllCalledError(Exception):
     """Ends a forward pass in which all layers that are measured have been called."""
 
 
@@ -55,16 +55,16 @@ class _Sums:
 class Calibrator:
     """Measures what errors of each tensor cost, on images without labels.
 
-    One pass with gradients finds the mean squared gradient of the outputs of all layers, for labels that are drawn
-    from the model's own answers, and the squares of their inputs. The moments of inputs are measured later, of a few
-    layers at a time: of the inputs that the layer is given once the layers before it have been compressed.
+    One pass with gradients finds the mean squared gradient of the outputs of all layers, for errors that are drawn from
+    the model's own answers (``_sampled_loss``), and the squares of their inputs. The moments of inputs are measured
+    later, of a few layers at a time: of the inputs that they are given once the layers before have been compressed.
 
     Args:
         model: the model; nothing of it is changed.
         sites: the tensors.
         images: float[n, ...], inputs of the model.
         dense: the dense weights of the sites by name, whatever the model now holds.
-        seed: of the labels that are drawn.
+        seed: of what is drawn.
         memory: bytes that the moments of the layers that are measured together may take, about; a layer whose own
             would take more has them for ranges of its columns, or its diagonal alone.
 
@@ -88,13 +88,15 @@ class Calibrator:
         self.images = len(images)
         self.views = {site: view for site in sites if (view := layer_view(site)) is not None}
         self.calls: Counter[Site] = Counter()
-        self._calls_known = False
+        """How often a forward pass calls the layers of each site that are called at all."""
         self._sums = {site: _Sums() for site in sites}
         with eval_mode(model):
             self._first_pass(torch.Generator().manual_seed(seed))
+        for site in self.calls:
+            self.calls[site] //= len(self.batches)
         self.diagonals = {site: self._diagonal(site) for site in sites}
         measured = [float(one.double().mean()) for one in self.diagonals.values()]
-        least = LEAST * max(sum(measured) / len(measured), torch.finfo(torch.float32).tiny)
+        least = LEAST_SHARE * max(sum(measured) / len(measured), torch.finfo(torch.float32).tiny)
         for diagonal in self.diagonals.values():
             diagonal.clamp_(min=0.0).add_(max(0.0, least - float(diagonal.double().mean())))
         del self._sums
@@ -104,19 +106,19 @@ class Calibrator:
         order = {site: number for number, site in enumerate(self.calls)}
         return sorted(self.sites, key=lambda site: order.get(site, len(order)))
 
-    def portions(self) -> Iterator[list[Site]]:
+    def site_chunks(self) -> Iterator[list[Site]]:
         """Yields the sites in order, as many at a time as are measured together."""
-        portion: list[Site] = []
+        chunk: list[Site] = []
         taken, most = 0, math.ceil(len(self.sites) / PASSES)
         for site in self.in_order():
             size = 0 if site not in self.views else Moments.size(self.views[site], self.memory)
-            if portion and (len(portion) == most or taken + size > self.memory):
-                yield portion
-                portion, taken = [], 0
-            portion.append(site)
+            if chunk and (len(chunk) == most or taken + size > self.memory):
+                yield chunk
+                chunk, taken = [], 0
+            chunk.append(site)
             taken += size
-        if portion:
-            yield portion
+        if chunk:
+            yield chunk
 
     @torch.no_grad()
     def measure(self, sites: Sequence[Site], compressed: Mapping[str, Tensor]) -> dict[Site, Curvature]:
@@ -134,15 +136,10 @@ class Calibrator:
         with eval_mode(self.model):
             for batch in self.batches if moments else ():
                 dense = self._inputs(batch, moments, self.dense)
-                if not compressed:
-                    for site, calls in dense.items():
-                        for module, inputs in calls:
-                            moments[site].add(module, inputs)
-                    continue
-                present = self._inputs(batch, moments, {**self.dense, **compressed})
+                present = self._inputs(batch, moments, {**self.dense, **compressed}) if compressed else dense
                 for site, calls in present.items():
                     for (module, inputs), (_, before) in zip(calls, dense[site], strict=True):
-                        moments[site].add(module, inputs, before)
+                        moments[site].add(module, inputs, before if compressed else None)
         return {site: self._curvature(site, moments.get(site), site is sites[0]) for site in sites}
 
     def _curvature(self, site: Site, moments: Moments | None, first: bool) -> Curvature:
@@ -157,16 +154,16 @@ class Calibrator:
         self, batch: Tensor, wanted: Mapping[Site, Any], weights: Mapping[str, Tensor]
     ) -> dict[Site, list[tuple[nn.Module, Tensor]]]:
         """Returns what the layers of some tensors are given, call by call, under these weights."""
-        met: dict[Site, list[tuple[nn.Module, Tensor]]] = {site: [] for site in wanted}
+        given: dict[Site, list[tuple[nn.Module, Tensor]]] = {site: [] for site in wanted}
 
         def on_call(site: Site, module: nn.Module, inputs: Tensor, _: Any) -> None:
-            met[site].append((module, inputs))
-            if all(len(calls) == self.calls[one] for one, calls in met.items()):
-                raise _AllMetError
+            given[site].append((module, inputs))
+            if all(len(calls) == self.calls[one] for one, calls in given.items()):
+                raise _AllCalledError
 
-        with self._listening(list(wanted), on_call), suppress(_AllMetError):
+        with self._listening(list(wanted), on_call), suppress(_AllCalledError):
             functional_call(self.model, dict(weights), (batch,))
-        return met
+        return given
 
     def _first_pass(self, generator: torch.Generator) -> None:
         """Sums squared inputs and gradients over all images."""
@@ -177,7 +174,6 @@ class Calibrator:
                     loss = _sampled_loss(self._answer(batch, leaves), generator)
                     tensors = [leaves[site.name] for site in self.sites]
                     gradients = torch.autograd.grad(loss, tensors, allow_unused=True)
-                self._calls_known = True
                 for site, gradient in zip(self.sites, gradients, strict=True):
                     if gradient is not None and site not in self.calls:
                         self._sums[site].squares = self._sums[site].squares + gradient.detach().float().square()
@@ -202,11 +198,11 @@ class Calibrator:
 
     def _sum_call(self, site: Site, module: nn.Module, inputs: Tensor, output: Any) -> None:
         """Sums the squares of what a layer is given, and of the gradient of what it returns."""
-        if not self._calls_known:
-            self.calls[site] += 1
+        self.calls[site] += 1
         sums, view = self._sums[site], self.views[site]
         squares = sum(
-            columns_met(module, part, view).square().sum(dim=1).double() for part in inputs.detach().split(BATCH // 4)
+            unfolded_inputs(module, part, view).square().sum(dim=1).double()
+            for part in inputs.detach().split(BATCH // 4)
         )
         if not bool(torch.isfinite(squares).all()):  # type: ignore[arg-type]
             raise UsageError(f"calibration: the inputs of the layer of {site.name} are not finite")

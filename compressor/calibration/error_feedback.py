@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -21,7 +21,7 @@ DAMPING = 0.1  # of the mean of the diagonal, added to it: docs/decisions/0020
 MORE_DAMPING = 3.0  # times, until the matrix can be factorised
 ENOUGH_DAMPING = 100.0  # the columns are then all but independent
 DEAD = 1e-9  # of the mean of the diagonal: the moment of an input that is always zero
-BLOCK = 128  # columns between two products of matrices
+CHUNK = 128  # columns between two products of matrices
 
 
 def nearest_codeword(codebook: Tensor) -> Round:
@@ -29,25 +29,29 @@ def nearest_codeword(codebook: Tensor) -> Round:
     return lambda weights, _: codebook[nearest(weights, codebook).long()]
 
 
-def compensate(group: GroupState, site: Site, curvature: Curvature, rounded: Round) -> None:
-    """Replaces the master weights of a site by those whose rounded values cost least; pruned ones round to zero.
+def compensate(
+    group: GroupState, curvature: Mapping[Site, Curvature] | None, rounding: Callable[[Site], Round]
+) -> None:
+    """Replaces the master weights of a group by those whose rounded values cost least; pruned ones round to zero.
 
     Where no moments are known they become the target, if there is one. The rounded master weights are the result: a
     scheme that takes the nearest codeword needs no more, and training goes on from them.
 
     Args:
-        group: of the site.
-        site: whose master weights are replaced.
-        curvature: of the site.
-        rounded: the rounding of the scheme.
+        group: whose master weights are replaced.
+        curvature: of its sites; None: it was not measured, and nothing is replaced.
+        rounding: returns the rounding of a site.
     """
-    master = group.master_weight(site)
-    weights = (master.detach() if curvature.target is None else curvature.target).float()
-    if curvature.view is not None and curvature.moments:
-        pruned = group.pruned(site) if group.has_zeros else None
-        weights = error_feedback(weights, curvature.view, curvature.moments, rounded, pruned)
-    with torch.no_grad():
-        master.copy_(weights)
+    if curvature is None:
+        return
+    for site in group.sites:
+        measured, master = curvature[site], group.master_weight(site)
+        weights = (master.detach() if measured.target is None else measured.target).float()
+        if measured.view is not None and measured.moments:
+            pruned = group.pruned(site) if group.has_zeros else None
+            weights = error_feedback(weights, measured.view, measured.moments, rounding(site), pruned)
+        with torch.no_grad():
+            master.copy_(weights)
 
 
 def error_feedback(
@@ -96,17 +100,17 @@ def _feed_back(weights: Tensor, positions: Tensor, moment: Tensor, rounded: Roun
     factor = inverse_factor(moment)
     work = weights.to(factor.dtype).masked_fill(dead[:, None], 0)
     before = torch.empty_like(work)
-    for start in range(0, work.shape[-1], BLOCK):
-        columns = slice(start, min(start + BLOCK, work.shape[-1]))
-        block, upper = work[..., columns], factor[:, columns, columns]
-        errors = torch.empty_like(block)
-        for j in range(block.shape[-1]):
-            column = before[..., start + j] = block[..., j].clone()
+    for start in range(0, work.shape[-1], CHUNK):
+        columns = slice(start, min(start + CHUNK, work.shape[-1]))
+        chunk, upper = work[..., columns], factor[:, columns, columns]
+        errors = torch.empty_like(chunk)
+        for j in range(chunk.shape[-1]):
+            column = before[..., start + j] = chunk[..., j].clone()
             value = rounded(column.float().reshape(-1), positions[..., start + j].reshape(-1)).view(column.shape)
             if zero is not None:
                 value = value.masked_fill(zero[..., start + j], 0)
             errors[..., j] = (column - value) / upper[:, j, j, None]
-            block[..., j + 1 :] -= errors[..., j, None] * upper[:, j, None, j + 1 :]
+            chunk[..., j + 1 :] -= errors[..., j, None] * upper[:, j, None, j + 1 :]
         work[..., columns.stop :] -= errors @ factor[:, columns, columns.stop :]
     return before.float()
 

@@ -9,25 +9,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from compressor.calibration.image_counts import DEFAULT_IMAGES, FEWEST_IMAGES, MOST_IMAGES
 from compressor.calibration.image_shape import image_shape
 from compressor.calibration.synthetic import synthetic_images
 from compressor.formats.errors import UsageError
 
-__all__ = ["MAX_IMAGES", "Calibration", "CalibrationImages", "calibration_images", "images_for"]
+__all__ = ["Calibration", "CalibrationImages", "calibration_images", "images_for"]
 
 Calibration = Tensor | Iterable[Any]
 """Images, [n, C, H, W], or batches of them, with or without targets, which are not used."""
-
-MAX_IMAGES = 1024
-"""How many images are taken from batches at most."""
-FEW = 16  # images; with fewer, the moments of hardly any layer can be told
 
 
 def calibration_images(calibration: Calibration) -> Tensor:
     """Returns images as one float tensor, [n, ...].
 
     Args:
-        calibration: a tensor, or batches, of which the first ``MAX_IMAGES`` images are taken.
+        calibration: a tensor, or batches, of which the first ``MOST_IMAGES`` images are taken.
 
     Raises:
         UsageError: there are fewer than 16 images, or something that is no images, or values that are not finite.
@@ -40,11 +37,13 @@ def calibration_images(calibration: Calibration) -> Tensor:
         parts: list[Tensor] = []
         for batch in calibration:
             parts.append(_inputs(batch))
-            if sum(map(len, parts)) >= MAX_IMAGES:
+            if sum(map(len, parts)) >= MOST_IMAGES:
                 break
-        images = _joined(parts)[:MAX_IMAGES]
-    if len(images) < FEW:
-        raise UsageError(f"calibration: {len(images)} images, expected at least {FEW}, better 256")
+        images = _joined(parts)[:MOST_IMAGES]
+    if len(images) < FEWEST_IMAGES:
+        raise UsageError(
+            f"calibration: {len(images)} images, expected at least {FEWEST_IMAGES}, better {DEFAULT_IMAGES}"
+        )
     if images.is_floating_point() and not bool(torch.isfinite(images).all()):
         raise UsageError("calibration: some values of the images are NaN or infinite")
     return images

@@ -14,7 +14,7 @@ from torch.nn import functional
 from compressor.sharing.curvature import LayerView
 from compressor.sharing.sites import Site
 
-__all__ = ["columns_met", "layer_view", "output_rows"]
+__all__ = ["layer_view", "output_rows", "unfolded_inputs"]
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, Conv2dSame)
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -39,7 +39,7 @@ def layer_view(site: Site) -> LayerView | None:
     return None
 
 
-def columns_met(module: nn.Module, inputs: Tensor, view: LayerView) -> Tensor:
+def unfolded_inputs(module: nn.Module, inputs: Tensor, view: LayerView) -> Tensor:
     """Returns what the columns of a layer's matrices are multiplied by, float32[G, positions, columns].
 
     Args:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from compressor.calibration.error_feedback import is_dead
-from compressor.calibration.layer_views import columns_met
+from compressor.calibration.layer_views import unfolded_inputs
 from compressor.sharing.curvature import LayerView
 
 __all__ = ["Moments"]
@@ -30,9 +30,9 @@ class Moments:
 
     def __init__(self, view: LayerView, memory: int, device: torch.device) -> None:
         self.view = view
-        columns = view.matrices(torch.empty(view.shape, device="meta")).shape[-1]
-        width, self.dtype = _width(view.groups, columns, memory)
-        self.ranges = [slice(start, min(start + width, columns)) for start in range(0, columns, width)] if width else []
+        width, self.dtype = _width(view, memory)
+        starts = range(0, view.columns, width) if width else ()
+        self.ranges = [slice(start, min(start + width, view.columns)) for start in starts]
         shapes = [(view.groups, one.stop - one.start, one.stop - one.start) for one in self.ranges]
         self.sums = [torch.zeros(shape, dtype=self.dtype, device=device) for shape in shapes]
         self.drifts: list[Tensor] = []
@@ -41,9 +41,8 @@ class Moments:
     @staticmethod
     def size(view: LayerView, memory: int) -> int:
         """Returns the bytes that the moments of a layer take, with what is computed from them."""
-        columns = view.matrices(torch.empty(view.shape, device="meta")).shape[-1]
-        width, dtype = _width(view.groups, columns, memory)
-        return COPIES * view.groups * columns * width * dtype.itemsize
+        width, dtype = _width(view, memory)
+        return COPIES * view.groups * view.columns * width * dtype.itemsize
 
     def add(self, module: nn.Module, inputs: Tensor, dense: Tensor | None = None) -> None:
         """Adds one batch.
@@ -57,14 +56,14 @@ class Moments:
             return
         if dense is not None and not self.drifts:
             self.drifts = [torch.zeros_like(one) for one in self.sums]
-        unfolded = self.view.matrices(torch.empty(self.view.shape, device="meta")).shape[-1] * self.view.groups
+        unfolded = self.view.columns * self.view.groups
         positions = max(1, inputs[0].numel() // max(1, inputs.shape[1 if inputs.ndim > 2 else -1]))
         size = max(1, CHUNK // max(1, unfolded * positions))
         for number, part in enumerate(inputs.split(size)):
-            columns = columns_met(module, part, self.view)
+            columns = unfolded_inputs(module, part, self.view)
             self._add(self.sums, columns, columns)
             if dense is not None:
-                before = columns_met(module, dense.split(size)[number], self.view)
+                before = unfolded_inputs(module, dense.split(size)[number], self.view)
                 self._add(self.drifts, before - columns, columns)
 
     def _add(self, sums: list[Tensor], left: Tensor, right: Tensor) -> None:
@@ -100,8 +99,8 @@ class Moments:
         return self.view.tensor(result) if bool(torch.isfinite(result).all()) else None
 
 
-def _width(groups: int, columns: int, memory: int) -> tuple[int, torch.dtype]:
+def _width(view: LayerView, memory: int) -> tuple[int, torch.dtype]:
     """Returns the columns of a range, 0 where only the diagonal fits, and the dtype of the sums."""
-    dtype = torch.float64 if columns <= EXACT else torch.float32
-    width = min(columns, WIDEST, memory // max(1, COPIES * groups * columns * dtype.itemsize))
-    return (width if width >= min(columns, NARROWEST) else 0), dtype
+    dtype = torch.float64 if view.columns <= EXACT else torch.float32
+    width = min(view.columns, WIDEST, memory // max(1, COPIES * view.groups * view.columns * dtype.itemsize))
+    return (width if width >= min(view.columns, NARROWEST) else 0), dtype

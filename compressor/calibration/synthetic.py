@@ -8,8 +8,7 @@ same means and variances in every such layer resemble the training images where 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -21,7 +20,7 @@ from torch.utils._pytree import tree_leaves
 from compressor.calibration.image_shape import image_shape
 from compressor.formats.errors import UsageError
 from compressor.rng import seeded
-from compressor.training.modes import restored_modes
+from compressor.training.modes import eval_flags
 
 __all__ = ["SyntheticImages", "batch_norm_mismatch", "synthetic_images"]
 
@@ -75,7 +74,7 @@ def synthetic_images(
     like = next((tensor for tensor in [*model.parameters(), *model.buffers()] if tensor.is_floating_point()), noise)
     if like.is_meta:
         raise UsageError("the model is on the meta device, where it has no values: load its weights first")
-    with _eval_flags(model), seeded(seed):
+    with eval_flags(model), seeded(seed):
         _check_output(model, noise[:2].to(like), shape)
         parts = noise.tensor_split(math.ceil(count / _BATCH))
         matched = [_matched(model, part, like, steps) for part in parts]
@@ -83,15 +82,6 @@ def synthetic_images(
     if not images:
         return SyntheticImages(noise, "noise")
     return SyntheticImages(torch.cat(images), "batch-norm statistics")
-
-
-@contextmanager
-def _eval_flags(model: nn.Module) -> Iterator[None]:
-    """Sets the modes without calling ``eval()``, which some modules act upon, and restores them afterwards."""
-    with restored_modes(model):
-        for module in model.modules():
-            module.training = False
-        yield
 
 
 def _smooth_noise(shape: tuple[int, int, int, int], generator: torch.Generator) -> Tensor:

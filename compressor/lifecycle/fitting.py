@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from compressor.calibration.measurement import Measurement
 from compressor.formats.errors import PolicyError, UsageError
 from compressor.lifecycle.convert import convert, halvable
-from compressor.lifecycle.packed import Packed, SharedModel
+from compressor.lifecycle.packed import Packed, SharedModel, content_of
 from compressor.lifecycle.prepare import fit_groups
 from compressor.lifecycle.target import (
     MOST_RATE,
@@ -26,9 +27,13 @@ from compressor.lifecycle.target import (
 from compressor.policy.policy import Policy, Rule, TensorPlan
 from compressor.sharing.group import Group
 from compressor.sharing.parametrization import attach, restore
+from compressor.sharing.sites import Site
 from compressor.training.evaluation import evaluate
 
 __all__ = ["Fitting", "check_target", "drop_on", "policy_for"]
+
+ANY_RATE = 1e-7  # of a policy whose price is searched for
+UNKNOWN = 99_999_999  # stands for predicted bytes whose number of digits is not known yet
 
 
 def policy_for(policy: Policy | None, target: Target) -> Policy:
@@ -63,10 +68,6 @@ def check_target(target: Target, plans: Sequence[TensorPlan]) -> None:
     schemes = sorted({plan.scheme.id for plan in plans if plan.scheme})
     if target.is_given and not any(plan.scheme and plan.scheme.has_price for plan in plans):
         raise PolicyError(f"a target needs a scheme with a price, such as learnt: {', '.join(schemes)} has none")
-
-
-ANY_RATE = 1e-7  # of a policy whose price is searched for
-UNKNOWN = 99_999_999  # stands for predicted bytes whose number of digits is not known yet
 
 
 @dataclass
@@ -160,13 +161,15 @@ class Fitting:
 
     def _size(self, target: Target, groups: Sequence[Group], rate: float) -> int:
         """Returns the bytes of the file, were the model packed as it is."""
-        tensors, books, _ = convert(groups)
+        tensors, books, values = convert(groups)
         model = self.shared.model
         halved = halvable(model, tensors) if target.halves(self.options.half_untouched) else frozenset()
         policy = self.shared.policy.priced(rate)
-        packed = Packed.of(replace(self.shared, tensors=tensors, books=books, halved=halved, policy=policy))
+        shared = replace(self.shared, tensors=tensors, books=books, halved=halved, policy=policy)
+        with _holding(values):  # the noise that is noted is that of the values
+            packed = Packed(content_of(shared))
         facts = {} if self.measured is None else {"calibration": self.measured.facts}
-        packed.note(**{**facts, "target": {"rate": rate, "predicted": UNKNOWN}, **self.options.notes})
+        packed.note(**{**facts, "target": {"rate": rate, "predicted": target.size or UNKNOWN}, **self.options.notes})
         return len(packed.to_bytes(self.options.codec))
 
     def _lost(self, groups: Sequence[Group], drop: Callable[[nn.Module], float]) -> float:
@@ -178,6 +181,21 @@ class Fitting:
             return drop(model)
         finally:
             restore(model, groups, masters)
+
+
+@contextmanager
+def _holding(values: Mapping[Site, Tensor]) -> Iterator[None]:
+    """Gives tensors other values inside."""
+    masters = {site: site.tensor.detach().clone() for site in values}
+    try:
+        with torch.no_grad():
+            for site, value in values.items():
+                site.tensor.copy_(value)
+        yield
+    finally:
+        with torch.no_grad():
+            for site, master in masters.items():
+                site.tensor.copy_(master)
 
 
 def priced(plans: Sequence[TensorPlan], rate: float) -> list[TensorPlan]:

@@ -30,7 +30,7 @@ from compressor.policy.policy import Policy, TensorPlan
 from compressor.report.report import Report
 from compressor.sharing.group_state import CHUNK
 
-__all__ = ["Packed", "SharedModel"]
+__all__ = ["Packed", "SharedModel", "content_of"]
 
 _log = logging.getLogger(__name__)
 
@@ -76,29 +76,9 @@ class Packed:
 
     @classmethod
     def of(cls, shared: SharedModel) -> Packed:
-        """Collects the content of the file from a finished model."""
-        states = state_to_pack(shared.model)
-        aliases = _aliases(states)
-        _warn_of_views({name: tensor for name, tensor in states.items() if name not in aliases})
-        name, args = timm_name(shared.model), shared.model_args
-        named: dict[str, Any] | None = None if name is None or args is None else {"name": name, "args": dict(args)}
-        return cls(
-            Content(
-                sites={name: shared.tensors[name] for name in states if name in shared.tensors},
-                books=shared.books,
-                untouched={
-                    name: _raw(tensor, "F16" if name in shared.halved else "")
-                    for name, tensor in states.items()
-                    if name not in shared.tensors and name not in aliases
-                },
-                aliases=aliases,
-                model=named,
-                preprocessing=_preprocessing(getattr(shared.model, "pretrained_cfg", None)),
-                recipe={"stage": [{"rule": [rule.to_dict() for rule in shared.policy.rules]}]},
-                provenance=_provenance(shared),
-            ),
-            None if named is None else trace(shared.model, named["args"]),
-        )
+        """Collects the content of the file from a finished model, and what its layers compute."""
+        content = content_of(shared)
+        return cls(content, None if content.model is None else trace(shared.model, content.model["args"]))
 
     @property
     def model_args(self) -> Mapping[str, Any] | None:
@@ -163,6 +143,28 @@ class Packed:
         """
         with PackedFile.from_bytes(self.to_bytes(codec), MAX_MEMORY) as file:
             return Report.of(file)
+
+
+def content_of(shared: SharedModel) -> Content:
+    """Returns the content of the file of a finished model."""
+    states = state_to_pack(shared.model)
+    aliases = _aliases(states)
+    _warn_of_views({name: tensor for name, tensor in states.items() if name not in aliases})
+    name, args = timm_name(shared.model), shared.model_args
+    return Content(
+        sites={name: shared.tensors[name] for name in states if name in shared.tensors},
+        books=shared.books,
+        untouched={
+            name: _raw(tensor, "F16" if name in shared.halved else "")
+            for name, tensor in states.items()
+            if name not in shared.tensors and name not in aliases
+        },
+        aliases=aliases,
+        model=None if name is None or args is None else {"name": name, "args": dict(args)},
+        preprocessing=_preprocessing(getattr(shared.model, "pretrained_cfg", None)),
+        recipe={"stage": [{"rule": [rule.to_dict() for rule in shared.policy.rules]}]},
+        provenance=_provenance(shared),
+    )
 
 
 def _decoded(content: Content) -> dict[str, Tensor]:

@@ -99,8 +99,8 @@ def _curvatures(
         yield [key], {site: Curvature(calibrator.diagonals[site]) for site in grouped[key]}
     compressed: dict[str, Tensor] = {}
     done: set[Any] = set()
-    for portion in calibrator.portions():
-        sites = [site for site in portion if site in single]
+    for chunk in calibrator.site_chunks():
+        sites = [site for site in chunk if site in single]
         for key in [key for key in fitted if key not in done]:
             compressed |= _present_weights(fitted[key])
             done.add(key)

@@ -82,9 +82,9 @@ def sensitivity(
     sites = list(schemes)
     dense = {site.name: site.tensor.detach().clone() for site in sites}
     measured = Measurement.of(model, sites, calibration, dense, seed, memory)
-    for portion in measured.calibrator.portions():
-        curvature = measured.calibrator.measure(portion, {})
-        for site in portion:
+    for chunk in measured.calibrator.site_chunks():
+        curvature = measured.calibrator.measure(chunk, {})
+        for site in chunk:
             for rate in rates:
                 yield _at(model, site, schemes[site].priced(rate), rate, measured, curvature)
 

@@ -19,8 +19,8 @@ __all__ = ["FileOptions", "PlainSizes", "Search", "Target", "find_rate_for_drop"
 
 _log = logging.getLogger(__name__)
 
-NEAR = 0.98  # of the target: a file that is larger, and no larger than the target, ends the search
-AIM = 0.99  # of the target: what the search tries to reach
+NEAR = 0.985  # of the target: a file that is larger, and no larger than the target, ends the search; 0.98 is promised
+AIM = 0.993  # of the target: what the search tries to reach
 CLOSE = 1.001  # the ratio of two prices between which there is no other worth a pass
 MOST_PASSES = 10  # in which all weights are rounded
 FIRST_RATIO = 1.2  # of the bytes of indices with and without error feedback, as it mostly is
@@ -74,12 +74,16 @@ class Target:
         """Whether the price has to be searched for."""
         return self.is_given and self.rate is None
 
-    def check(self, val: object) -> None:
-        """Checks that there is what accuracy is measured on, where it is asked for.
+    def check(self, val: object, virtual: bool) -> None:
+        """Checks that there is what a search needs: batches to measure accuracy on, and dense weights to start from.
 
         Raises:
             UsageError: there is not.
         """
+        if self.is_given and virtual:
+            raise UsageError(
+                "virtual=True keeps no dense weights, which each pass of a search starts from: leave it out"
+            )
         if self.drop is not None and val is None:
             raise UsageError("max_drop is measured on validation batches: prepare(val=...)")
 

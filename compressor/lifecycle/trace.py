@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +11,8 @@ import torch
 from timm.layers import get_act_layer, get_norm_layer
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
+
+from compressor.training.modes import eval_flags
 
 __all__ = ["Layer", "Trace"]
 
@@ -113,25 +114,12 @@ def _run(model: nn.Module, batch: Tensor) -> dict[str, list[Layer]]:
 
     hooks = [module.register_forward_hook(listen(name)) for name, module in _layers(model)]
     try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]), _eval_mode(model):
+        with torch.no_grad(), torch.random.fork_rng(devices=[]), eval_flags(model):
             model(batch)
     finally:
         for hook in hooks:
             hook.remove()
     return calls
-
-
-@contextmanager
-def _eval_mode(model: nn.Module) -> Iterator[None]:
-    """Sets the modes without calling ``train()``, which some modules act upon."""
-    modes = [(module, module.training) for module in model.modules()]
-    try:
-        for module, _ in modes:
-            module.training = False
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
 
 
 def _layer(module: nn.Module, output: Any = None) -> Layer:

@@ -91,9 +91,7 @@ class Fixed(Scheme):
         group.register_buffer(SEED, torch.tensor(_torch_seed()))
         group.register_buffer(STEPS, torch.zeros((), dtype=torch.int64))
         group.register_buffer(TRAINED, torch.zeros((), dtype=torch.bool))
-        for site, measured in (curvature or {}).items():
-            if site in group.sites:
-                compensate(group, site, measured, _rounding(_grid(group, site, self)))
+        compensate(group, curvature, lambda site: _rounding(_grid(group, site, self)))
 
     def weight(self, group: GroupState, site: Site, master: Tensor) -> Tensor:
         """Returns the master weights rounded, with the gradient passed straight through to them."""

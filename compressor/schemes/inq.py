@@ -100,9 +100,7 @@ class INQ(Scheme):
         """Sets the powers of two, and every weight free; with curvature, weights make up for each other's errors."""
         codebook = _powers_of_two(group, _power_count(self.bits))  # they follow from the largest weight alone
         group.set_codebook(codebook, learnt=False)
-        for site, measured in (curvature or {}).items():
-            if site in group.sites:
-                compensate(group, site, measured, lambda weights, _: codebook[_quantise(weights, codebook).long()])
+        compensate(group, curvature, lambda _: lambda weights, _: codebook[_quantise(weights, codebook).long()])
         group.register_buffer(ROUNDS_DONE, torch.zeros((), dtype=torch.int64))
         for site in group.sites:
             group.set_indices(site, torch.full_like(group.master_weight(site), -1), len(group.values))

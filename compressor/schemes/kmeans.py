@@ -68,9 +68,8 @@ class KMeans(Scheme):
         """Clusters the weights and sets centroids and indices, with error feedback where the curvature is known."""
         codebook = fit_codebook(group, self.codewords, diagonals(curvature), self.init)
         group.set_codebook(codebook, learnt=True)
+        compensate(group, curvature, lambda _: nearest_codeword(codebook))
         for site in group.sites:
-            if curvature is not None:
-                compensate(group, site, curvature[site], nearest_codeword(codebook))
             group.set_indices(site, nearest(group.master_weight(site).detach().float(), codebook), len(codebook))
 
     def weight(self, group: GroupState, site: Site, master: Tensor) -> Tensor:

@@ -135,17 +135,14 @@ class Learnt(Scheme):
         else:
             codebook = fit_codebook(group, self.codewords, importance, self.init, _scales(group))
         group.set_codebook(codebook, learnt=True)
-        for site, measured in (curvature or {}).items():
-            if site in group.sites:
-                compensate(group, site, measured, self._rounding(group, site))
+        compensate(group, curvature, lambda site: self._rounding(group, site))
 
     def _fit_grid(self, group: GroupState, curvature: Mapping[Site, Curvature] | None) -> None:
         """Sets the codebook to all multiples of a step that the weights of the tensor round to."""
         (site,) = group.sites
         weights = group.master_weight(site).detach()
         step = grid_step(self.rate, 1.0 if curvature is None else curvature[site].mean, weights)
-        if curvature is not None:
-            compensate(group, site, curvature[site], lambda column, _: (column / step).round() * step)
+        compensate(group, curvature, lambda _: lambda column, _: (column / step).round() * step)
         numbers = (weights.float() / step).round().masked_fill(group.pruned(site), 0)
         least, most = (int(end) for end in numbers.aminmax()) if numbers.numel() else (0, 0)
         room = min(2 + (most - least) // 4, MOST_STEPS // 10)  # for weights that training takes beyond the ends
@@ -212,7 +209,7 @@ class Learnt(Scheme):
     def export(self, group: GroupState) -> SharedTensors:
         """Returns the codebook or codebooks, and the index of each weight's nearest codeword."""
         codebooks = group.codebook(self._codebook_count(group)).detach()
-        if self.rate and (grid := _unmoved_grid(group, codebooks[0])) is not None:
+        if self.rate and (grid := _exact_grid(group, codebooks[0])) is not None:
             (site,) = group.sites
             numbers = nearest(group.master_weight(site).detach().float(), codebooks[0]) + grid[0]
             return export_grid(group, grid[1], {site: numbers})
@@ -225,8 +222,8 @@ class Learnt(Scheme):
         return export_scalars(group, codebook, indices, scales)
 
 
-def _unmoved_grid(group: GroupState, codebook: Tensor) -> tuple[int, float] | None:
-    """Returns the least number of steps, and the step, of a codebook that training has not moved; else None."""
+def _exact_grid(group: GroupState, codebook: Tensor) -> tuple[int, float] | None:
+    """Returns the least number of steps, and the step, of a codebook; None where another dtype has rounded it."""
     least, step = group.get_buffer(GRID).tolist()
     grid = Grid(least * step, step, len(codebook))
     same = bool((torch.from_numpy(grid.expand().reshape(-1)).to(codebook.device) == codebook).all())

@@ -83,9 +83,10 @@ class Uniform(Scheme):
 
     def fit(self, group: GroupState, curvature: Mapping[Site, Curvature] | None) -> None:
         """Lets weights make up for each other's errors, where the curvature is known; all follows from the weights."""
-        for site, measured in (curvature or {}).items():
-            if site in group.sites:
-                _compensate(group, site, measured, self)
+        buckets = {site: _Buckets.of(group, site, self) for site in group.sites} if curvature is not None else {}
+        compensate(group, curvature, lambda site: buckets[site].rounded)
+        for site, kept in buckets.items():
+            kept.restore_ends(group.master_weight(site))
 
     def weight(self, group: GroupState, site: Site, master: Tensor) -> Tensor:
         """Returns the master weights rounded, with the gradient passed straight through to them."""
@@ -159,28 +160,56 @@ def _round(group: GroupState, site: Site, master: Tensor, scheme: Uniform) -> Ro
     return RoundedBuckets(steps, scale, offset, master.numel())
 
 
-def _compensate(group: GroupState, site: Site, curvature: Curvature, scheme: Uniform) -> None:
-    """Compensates the weights of a site in the buckets that it has: their extremes stay what they are."""
-    dense = group.master_weight(site).detach().clone()
-    buckets, most = _round(group, site, dense, scheme), scheme.grid.count - 1
-    size, values = buckets.steps.shape[1], _values(scheme.grid, dense)
-    cut = _cut(dense.float(), scheme.bucket)
-    least, largest = torch.aminmax(cut, dim=1, keepdim=True)
-    ends = buckets.flat((cut == least) | (cut == largest))
-    divisor = buckets.scale.masked_fill(buckets.scale == 0, 1)
+@plain_dataclass(frozen=True)
+class _Buckets:
+    """The buckets of a tensor before error feedback, whose extremes have to stay what they are.
 
-    def rounded(weights: Tensor, positions: Tensor) -> Tensor:
-        bucket = positions // size
-        scale, offset = buckets.scale[bucket, 0], buckets.offset[bucket, 0]
-        free = torch.where(ends[positions], dense.reshape(-1)[positions].float(), weights)
-        steps = ((free - offset) / divisor[bucket, 0]).mul_(most).round_().clamp_(0, most)
-        return values[steps.long()] * scale + offset
+    Args:
+        dense: the master weights, [shape].
+        least: float32[buckets, 1], the smallest weight of each bucket.
+        largest: float32[buckets, 1], the largest.
+        rounding: scale and offset of each bucket.
+        values: float32[2^bits], the codewords before scale and offset.
+    """
 
-    compensate(group, site, curvature, rounded)
-    master = group.master_weight(site).detach()
-    inside = torch.minimum(torch.maximum(_cut(master.float(), scheme.bucket), least), largest)
-    kept = torch.where(ends.view(dense.shape), dense, buckets.flat(inside).view(dense.shape).to(dense.dtype))
-    master.copy_(kept)
+    dense: Tensor
+    least: Tensor
+    largest: Tensor
+    rounding: RoundedBuckets
+    values: Tensor
+
+    @classmethod
+    def of(cls, group: GroupState, site: Site, scheme: Uniform) -> _Buckets:
+        dense = group.master_weight(site).detach().clone()
+        least, largest = torch.aminmax(_cut(dense.float(), scheme.bucket), dim=1, keepdim=True)
+        return cls(dense, least, largest, _round(group, site, dense, scheme), _values(scheme.grid, dense))
+
+    @property
+    def size(self) -> int:
+        return self.rounding.steps.shape[1]
+
+    @property
+    def ends(self) -> Tensor:
+        """Which weights are an extreme of their bucket, bool[N]."""
+        cut = _cut(self.dense.float(), self.size)
+        return self.rounding.flat((cut == self.least) | (cut == self.largest))
+
+    def rounded(self, weights: Tensor, positions: Tensor) -> Tensor:
+        """Returns weights rounded in the buckets of their positions; extremes as if they were what they were."""
+        bucket, dense = positions // self.size, self.dense.reshape(-1)[positions].float()
+        scale, offset = self.rounding.scale[bucket, 0], self.rounding.offset[bucket, 0]
+        is_end = (dense == self.least[bucket, 0]) | (dense == self.largest[bucket, 0])
+        most = len(self.values) - 1
+        steps = (torch.where(is_end, dense, weights) - offset) / scale.masked_fill(scale == 0, 1) * most
+        return self.values[steps.round_().clamp_(0, most).long()] * scale + offset
+
+    def restore_ends(self, master: Tensor) -> None:
+        """Gives extremes their value back, and draws weights that have gone beyond them to them, in place."""
+        cut = _cut(master.detach().float(), self.size)
+        inside = self.rounding.flat(torch.minimum(torch.maximum(cut, self.least), self.largest))
+        kept = torch.where(self.ends, self.dense.reshape(-1), inside.to(self.dense.dtype))
+        with torch.no_grad():
+            master.copy_(kept.view(master.shape))
 
 
 def _cut(tensor: Tensor, bucket: int) -> Tensor:

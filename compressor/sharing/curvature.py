@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -32,6 +33,12 @@ class LayerView:
     groups: int = 1
     inputs_first: bool = False
 
+    @property
+    def columns(self) -> int:
+        """The number of columns of each matrix."""
+        inputs = self.shape[0] // self.groups if self.inputs_first else self.shape[1]
+        return inputs * math.prod(self.shape[2:])
+
     def matrices(self, tensor: Tensor) -> Tensor:
         """Returns a tensor of ``shape`` as [G, rows, columns]; columns are ordered by input channel, then position."""
         parts = tensor.reshape(self.groups, self.shape[0] // self.groups, *self.shape[1:])
@@ -53,8 +60,8 @@ class Curvature:
     """The second-order loss of errors of one tensor.
 
     An error E of the matrix of a layer, [rows, columns], adds ``1/2 sum_o g_o E_o H E_o^T`` to the loss of an image,
-    where H is the second moment of the inputs and g_o the mean squared gradient of an output. Labels are drawn from
-    the model's own output, so this is the true Fisher information, under the assumption that both are independent.
+    where H is the second moment of the inputs and g_o the mean squared gradient of an output, for labels as the model's
+    own answers have them: the true Fisher information, under the assumption that both are independent.
 
     Args:
         diagonal: float32[shape], ``g_o H_jj``, or the mean squared gradient where nothing better is known.

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 from torch import nn
 
-__all__ = ["eval_mode", "modules_in_eval", "restored_modes", "train_mode"]
+__all__ = ["eval_flags", "eval_mode", "modules_in_eval", "restored_modes", "train_mode"]
 
 
 def modules_in_eval(model: nn.Module) -> list[nn.Module]:
@@ -45,6 +45,15 @@ def restored_modes(model: nn.Module) -> Iterator[None]:
     finally:
         for module, training in modes.items():
             module.training = training
+
+
+@contextmanager
+def eval_flags(model: nn.Module) -> Iterator[None]:
+    """Does what ``eval_mode`` does without calling ``eval()``, which some modules act upon."""
+    with restored_modes(model):
+        for module in model.modules():
+            module.training = False
+        yield
 
 
 @contextmanager

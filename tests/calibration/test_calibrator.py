@@ -326,7 +326,7 @@ def test_a_layer_that_is_called_twice_meets_the_inputs_of_both_calls() -> None:
 def test_tensors_come_in_the_order_in_which_they_are_called() -> None:
     one = calibrator(Twice(), torch.randn(20, 3))
     assert [site.name for site in one.in_order()] == ["early.weight", "late.weight", "unused.weight"]
-    assert [[site.name for site in portion] for portion in one.portions()] == [
+    assert [[site.name for site in portion] for portion in one.site_chunks()] == [
         ["early.weight"], ["late.weight"], ["unused.weight"],
     ]  # fmt: skip
 
@@ -336,11 +336,11 @@ def test_a_deep_network_is_measured_in_a_limited_number_of_passes() -> None:
     inputs = torch.randn(16, 3)
 
     def sizes(one: Calibrator) -> list[int]:
-        return [len(portion) for portion in one.portions()]
+        return [len(portion) for portion in one.site_chunks()]
 
     one = calibrator(model, inputs)
     assert sizes(one) == [3] * 43 + [1]
-    assert [site.name for portion in one.portions() for site in portion] == [
+    assert [site.name for portion in one.site_chunks() for site in portion] == [
         f"{number}.weight" for number in range(130)
     ]
     assert sizes(calibrator(model, inputs, memory=2 * 4 * 3 * 3 * 8)) == [2] * 65  # four copies of 3 x 3 doubles

@@ -8,7 +8,7 @@ from timm.layers import Conv2dSame, ScaledStdConv2d
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from compressor.calibration.layer_views import columns_met, layer_view, output_rows
+from compressor.calibration.layer_views import layer_view, output_rows, unfolded_inputs
 from compressor.sharing.sites import Site, find_tensors
 
 LAYERS: dict[str, tuple[nn.Module, tuple[int, ...]]] = {
@@ -47,7 +47,7 @@ def test_matrices_times_columns_are_what_the_layer_answers_without_bias(name: st
     assert view is not None
     inputs = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        columns = columns_met(layer, inputs, view)
+        columns = unfolded_inputs(layer, inputs, view)
         answers = (view.matrices(site.tensor) @ columns.transpose(1, 2)).flatten(0, 1)  # groups are consecutive rows
         expected = functional_call(layer, {"bias": torch.zeros_like(layer.get_parameter("bias"))}, (inputs,))
     assert columns.dtype == torch.float32
@@ -75,7 +75,7 @@ def test_columns_are_ordered_by_channel_then_position() -> None:
     view = layer_view(only_site(layer))
     assert view is not None
     inputs = torch.tensor([[[1.0, 2.0, 3.0], [10.0, 20.0, 30.0]]])
-    assert columns_met(layer, inputs, view).tolist() == [[[1.0, 2.0, 10.0, 20.0], [2.0, 3.0, 20.0, 30.0]]]
+    assert unfolded_inputs(layer, inputs, view).tolist() == [[[1.0, 2.0, 10.0, 20.0], [2.0, 3.0, 20.0, 30.0]]]
     assert view.matrices(torch.tensor([[[1.0, 2.0], [3.0, 4.0]]])).tolist() == [[[1.0, 2.0, 3.0, 4.0]]]
 
 
@@ -84,8 +84,8 @@ def test_inputs_of_half_precision_are_met_in_float32() -> None:
         view = layer_view(only_site(layer))
         assert view is not None
         inputs = torch.randn(shape)
-        expected = columns_met(layer, inputs.bfloat16().float(), view)
-        assert torch.equal(columns_met(layer.bfloat16(), inputs.bfloat16(), view), expected)
+        expected = unfolded_inputs(layer, inputs.bfloat16().float(), view)
+        assert torch.equal(unfolded_inputs(layer.bfloat16(), inputs.bfloat16(), view), expected)
         layer.float()
 
 
@@ -96,7 +96,7 @@ def test_columns_have_no_gradient_and_hooks_of_the_layer_are_not_called() -> Non
         calls: list[None] = []
         handles = [layer.register_forward_hook(lambda *_, calls=calls: calls.append(None))]
         handles.append(layer.register_forward_pre_hook(lambda *_, calls=calls: calls.append(None)))
-        assert not columns_met(layer, torch.randn(shape, requires_grad=True), view).requires_grad
+        assert not unfolded_inputs(layer, torch.randn(shape, requires_grad=True), view).requires_grad
         for handle in handles:
             handle.remove()
         assert calls == []

@@ -198,3 +198,10 @@ def test_where_nothing_is_lost_the_price_is_high() -> None:
 def test_where_too_much_is_lost_at_any_price_it_is_said() -> None:
     with pytest.raises(UsageError, match=r"^max_drop=1\.0: top-1 drops by more even at a price of \d\.\de-1\d; allow"):
         search_drop(1.0, lambda _: 5.0)
+
+
+def test_a_search_needs_dense_weights() -> None:
+    Target(size=1000).check(val=None, virtual=False)
+    Target().check(val=None, virtual=True)
+    with pytest.raises(UsageError, match="virtual=True keeps no dense weights"):
+        Target(size=1000).check(val=None, virtual=True)

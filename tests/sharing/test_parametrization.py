@@ -235,3 +235,11 @@ def test_no_hook_stays_on_the_model() -> None:
         assert not model._forward_pre_hooks
         assert not model._forward_hooks
         assert not model._forward_hooks_always_called
+
+
+@pytest.mark.parametrize("end", ["finish", "undo"])
+def test_tensors_are_in_the_order_that_they_had(end: str) -> None:
+    job = job_of("learnt")
+    getattr(job, end)()
+    assert list(job.model.state_dict()) == ["first.weight", "first.bias", "second.weight", "second.bias"]
+    assert [name for name, _ in job.model.named_parameters()] == list(job.model.state_dict())
