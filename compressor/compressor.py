@@ -35,7 +35,7 @@ from compressor.policy.policy import Policy, TensorPlan
 from compressor.rng import seed_all
 from compressor.sharing.group import Group
 from compressor.sharing.initialization import initialise
-from compressor.sharing.parametrization import CONTAINER, attach, detach, restore, set_weight
+from compressor.sharing.parametrization import attach, check_not_shared, detach, restore, set_weight
 from compressor.sharing.sites import finite_weights
 from compressor.training.batch_norm import estimate_batch_norm
 from compressor.training.checkpointer import TrainingCheckpointer
@@ -93,6 +93,12 @@ class Compressor:
         4
     """
 
+    search: Search | None = None
+    """What the search for a target has found; None without a target, and before ``prepare``."""
+    steps = total_steps = 0
+    _measured: Measurement | None = None
+    _converted: tuple[dict[str, SharedTensor], tuple[Codebook, ...]] | None = None
+
     def __init__(
         self,
         model: nn.Module,
@@ -115,8 +121,7 @@ class Compressor:
         self.target = Target(rate, target_size, target_bits, max_drop)
         policy = policy_for(policy, self.target)
         model = checked_module(model)
-        if any(hasattr(module, CONTAINER) for module in model.modules()):
-            raise UsageError("the model is being compressed already: finish() or undo() that first")
+        check_not_shared(model)
         self.model = copy_module(model) if copy else model
         check_trainable(self.model)
         self.policy, self.seed = policy, seed
@@ -136,10 +141,6 @@ class Compressor:
         self.original = self.dense if original is None else {name: original[name] for name in self.dense}
         self._in_eval = set(modules_in_eval(self.model))
         self.groups: list[Group] = []
-        self.search: Search | None = None
-        self._measured: Measurement | None = None
-        self._converted: tuple[dict[str, SharedTensor], tuple[Codebook, ...]] | None = None
-        self.steps = self.total_steps = 0
 
     def prepare(
         self,

@@ -17,7 +17,16 @@ from compressor.sharing.group import Group
 from compressor.sharing.precomputed import PrecomputedWeight, can_precompute
 from compressor.sharing.sites import Site
 
-__all__ = ["CONTAINER", "attach", "cached_weights", "detach", "release_buffers", "restore", "set_weight"]
+__all__ = [
+    "CONTAINER",
+    "attach",
+    "cached_weights",
+    "check_not_shared",
+    "detach",
+    "release_buffers",
+    "restore",
+    "set_weight",
+]
 
 CONTAINER = "weight_sharing"
 
@@ -100,14 +109,23 @@ class Groups(nn.ModuleList):
             group.set_master_weights([module.parametrizations[attribute].original for module, attribute in owners])
 
 
+def check_not_shared(model: nn.Module) -> None:
+    """Checks that neither the model nor a part of it has groups.
+
+    Raises:
+        UsageError: one has.
+    """
+    if any(hasattr(module, CONTAINER) for module in model.modules()):
+        raise UsageError("the model is being compressed already: finish() or undo() that first")
+
+
 def attach(model: nn.Module, groups: Sequence[Group]) -> None:
     """Makes a model compute with shared weights; the groups become one container module of it.
 
     Raises:
         UsageError: the model has groups already.
     """
-    if hasattr(model, CONTAINER):
-        raise UsageError("the model is being compressed already: finish() or undo() that first")
+    check_not_shared(model)
     pool = BufferPool()
     sites = [(group, site) for group in groups for site in group.sites]
     shared = [

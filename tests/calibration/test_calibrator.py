@@ -17,24 +17,7 @@ from compressor.formats.errors import UsageError
 from compressor.rng import random_state
 from compressor.sharing.curvature import Curvature
 from compressor.sharing.sites import Site, find_tensors
-
-
-def network() -> Any:
-    torch.manual_seed(0)
-    return nn.Sequential(
-        nn.Conv2d(2, 4, 2, groups=2), nn.ReLU(), nn.Conv2d(4, 3, 3, padding=1, stride=2), nn.GELU(), nn.Flatten(),
-        nn.Linear(12, 3),
-    ).eval()  # fmt: skip
-
-
-def images(count: int = 5, size: int = 5) -> Tensor:
-    return torch.randn(count, 2, size, size, generator=torch.Generator().manual_seed(1))
-
-
-def calibrator(model: nn.Module, inputs: Tensor, names: str = "weight", **options: Any) -> Calibrator:
-    """Returns the calibrator of the tensors of a model whose names end so."""
-    sites = [site for site in find_tensors(model) if site.name.endswith(names)]
-    return Calibrator(model, sites, inputs, {site.name: site.tensor.detach() for site in sites}, **options)
+from tests.helpers.calibrators import calibrator, images, network
 
 
 def measured(one: Calibrator, compressed: dict[str, Tensor] | None = None) -> dict[str, Curvature]:
@@ -369,48 +352,6 @@ def test_half_precision_models_are_measured() -> None:
     for name, curvature in measured(calibrator(model.bfloat16(), inputs)).items():
         torch.testing.assert_close(curvature.moments[0], expected[name].moments[0], rtol=0.1, atol=0.02)
         assert curvature.diagonal.dtype == torch.float32
-
-
-class Root(nn.Module):
-    def forward(self, inputs: Tensor) -> Tensor:
-        return inputs.sqrt()
-
-
-def test_inputs_that_are_not_finite_name_the_layer() -> None:
-    model: Any = nn.Sequential(nn.Linear(3, 3), Root(), nn.Linear(3, 2))
-    with pytest.raises(UsageError, match=r"^calibration: the inputs of the layer of 2\.weight are not finite$"):
-        calibrator(model, torch.randn(16, 3))
-
-
-def test_answers_that_are_not_finite_are_refused() -> None:
-    model: Any = nn.Sequential(nn.Linear(3, 3), Root())
-    message = r"^calibration: the model's answers to images of shape \(3,\) are not finite$"
-    with pytest.raises(UsageError, match=message):
-        calibrator(model, torch.randn(16, 3))
-
-
-def test_images_of_another_shape_are_refused() -> None:
-    message = r"^calibration: the model does not take images of shape \(2, 6, 6\): mat1 and mat2 shapes cannot be multi"
-    with pytest.raises(UsageError, match=message):
-        calibrator(network(), images(size=6))
-
-
-class Answers(nn.Module):
-    def __init__(self, form: str) -> None:
-        super().__init__()
-        self.layer, self.form = nn.Linear(3, 2), form
-
-    def forward(self, inputs: Tensor) -> Any:
-        logits = self.layer(inputs)
-        forms = {"tuple": (logits,), "dict": {"logits": logits}, "Tensor": logits[:, 0]}
-        return forms[self.form]
-
-
-@pytest.mark.parametrize("form", ["tuple", "dict", "Tensor"])
-def test_answers_that_are_no_logits_are_refused(form: str) -> None:
-    message = rf"^calibration: the model answers with {form}, expected logits \[n, classes\]$"
-    with pytest.raises(UsageError, match=message):
-        calibrator(Answers(form), torch.randn(16, 3))
 
 
 def test_logits_of_each_position_are_samples() -> None:
