@@ -136,8 +136,10 @@ def inverse_factor(moment: Tensor) -> Tensor:
         damped = moment.clone()
         damped.diagonal(dim1=1, dim2=2).copy_(alive + damping * mean)
         lower, failed = torch.linalg.cholesky_ex(damped)
+        del damped  # each of these is as large as the moments, the largest tensors there are
         if not failed.any():
             inverse = torch.cholesky_inverse(lower)
+            del lower
             factor: Tensor
             factor, failed = torch.linalg.cholesky_ex(inverse, upper=True)
             if not failed.any() and bool(torch.isfinite(factor).all()):
