@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from compressor.cli.click_options import click_options
+from compressor.cli.completion import completing, models
 from compressor.cli.configs import (
     DataConfig,
     DisplayConfig,
@@ -21,20 +22,34 @@ from compressor.cli.sharing import SharingConfig
 from compressor.cli.targets import TargetConfig
 from compressor.training.config import TrainingConfig
 
-__all__ = ["OPTIONS", "compress"]
+__all__ = ["MODEL", "OPTIONS", "SectionedCommand", "compress"]
 
-OPTIONS = (
-    *click_options(SharingConfig),
-    *click_options(TargetConfig),
-    *click_options(DataConfig),
-    *click_options(ModelConfig),
-    *click_options(TrainingConfig, overrides=True),
-    *click_options(TeacherConfig),
-    *click_options(ExecutionConfig),
-    *click_options(OutputConfig),
-    *click_options(GateConfig),
-    *click_options(DisplayConfig),
-)
+MODEL = click.Argument(["model"], shell_complete=completing(models))
+SECTIONS: dict[str, list[click.Option]] = {
+    "Compression": click_options(SharingConfig),
+    "Target": click_options(TargetConfig),
+    "Data": click_options(DataConfig),
+    "Model": click_options(ModelConfig),
+    "Training": [*click_options(TrainingConfig, overrides=True), *click_options(TeacherConfig)],
+    "Execution": click_options(ExecutionConfig),
+    "Output": [*click_options(OutputConfig), *click_options(GateConfig), *click_options(DisplayConfig)],
+}
+OPTIONS = tuple(option for options in SECTIONS.values() for option in options)
+
+
+class SectionedCommand(click.Command):
+    """A command whose help lists the options in sections; those that are its own come first."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Writes a list of options for each section."""
+        own = [option for option in self.params if isinstance(option, click.Option) and option not in OPTIONS]
+        last = [option for option in [self.get_help_option(ctx)] if option is not None]
+        offered = [*self.params, *last]
+        for title, options in {"Options": own, **SECTIONS, "Help": last}.items():
+            records = [option.get_help_record(ctx) for option in options if option in offered]
+            if shown := [record for record in records if record is not None]:
+                with formatter.section(title):
+                    formatter.write_dl(shown)
 
 
 def _run(model: str, **values: Any) -> None:
@@ -45,4 +60,4 @@ def _run(model: str, **values: Any) -> None:
     run(request)
 
 
-compress = click.Command("run", params=[click.Argument(["model"]), *OPTIONS], callback=_run, help="Compress a MODEL.")
+compress = SectionedCommand("run", params=[MODEL, *OPTIONS], callback=_run, help="Compress a MODEL.")

@@ -12,6 +12,7 @@ from typing import Any
 
 from compressor.calibration.image_counts import DEFAULT_IMAGES, FEWEST_IMAGES
 from compressor.cli.click_options import byte_size, from_values, given_flags
+from compressor.cli.completion import codecs, completing, models
 from compressor.cli.sharing import SharingConfig
 from compressor.cli.targets import TARGETS, TargetConfig
 from compressor.config_fields import config_field, config_fields
@@ -106,7 +107,12 @@ class ModelConfig:
 class TeacherConfig:
     """A model to distil from, other than the dense one."""
 
-    teacher: str | None = config_field(None, "Distil from this bigger timm model instead.", metavar="MODEL")
+    teacher: str | None = config_field(
+        None,
+        "Distil from this bigger timm model instead.",
+        metavar="MODEL",
+        click={"shell_complete": completing(models)},
+    )
     teacher_checkpoint: Path | None = config_field(None, "Its weights, packed or not. [default: trained and kept]")
 
     @property
@@ -145,7 +151,7 @@ class ExecutionConfig:
 class OutputConfig:
     """What is written: the file, checkpoints on the way to it, and figures of its training."""
 
-    codec: str = config_field("auto", "How indices become bytes.")
+    codec: str = config_field("auto", "How indices become bytes.", click={"shell_complete": completing(codecs)})
     untouched: str | None = config_field(
         None,
         "What is not shared, such as norms and biases, as float32 or rounded. [default: f32; f16 for a target]",

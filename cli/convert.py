@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from compressor.cli.compress import OPTIONS
+from compressor.cli.compress import MODEL, OPTIONS, SectionedCommand
 from compressor.cli.configs import Request
 from compressor.cli.files import PackedPath, in_bytes, memory_option, open_packed
 from compressor.formats.errors import UsageError
@@ -35,10 +35,10 @@ def _pack(model: str, **values: Any) -> None:
 
 
 # The very options of `compress MODEL`, so that both commands always mean and do the same.
-pack = click.Command(
+pack = SectionedCommand(
     "pack",
     params=[
-        click.Argument(["model"]),
+        MODEL,
         click.Option(["--checkpoint-path"], type=click.Path(path_type=Path), required=True, help="Its weights."),
         *(option for option in OPTIONS if option.name in WITHOUT_DATA),
     ],

@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.shell_completion import CompletionItem
 
+from compressor.cli.completion import checkpoints, completing
 from compressor.cli.show import accuracy_line, percent, print_json, width
 from compressor.formats.errors import FormatError, MissingError, UsageError
 
@@ -32,6 +34,10 @@ class PackedPath(click.Path):
         from compressor.model_zoo import packed_path
 
         return packed_path(value) if isinstance(value, str) else super().convert(value, param, ctx)
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        """Completes names of checkpoints, and paths."""
+        return completing(checkpoints, files=True)(ctx, param, incomplete)
 
 
 packed_file = click.argument("file", type=PackedPath(path_type=Path))

@@ -14,11 +14,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import click
+from click.shell_completion import CompletionItem
 
 import compressor
 from compressor.cli.about import env, schemes, zoo
 from compressor.cli.check import diff, verify
-from compressor.cli.compress import compress
+from compressor.cli.completion import completing
+from compressor.cli.compress import MODEL, compress
 from compressor.cli.convert import pack, unpack
 from compressor.cli.files import evaluate, inspect
 from compressor.cli.sensitivity import sensitivity
@@ -54,6 +56,10 @@ class DefaultGroup(click.Group):
             raise click.UsageError(f"no command {args[0]!r}. Did you mean 'compress {near}'?")
         return super().resolve_command(ctx, [self.default, *args])
 
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """Completes commands; where none begins so, models."""
+        return super().shell_complete(ctx, incomplete) or MODEL.shell_complete(ctx, incomplete)
+
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Lists the commands in the order in which they were added."""
         del ctx
@@ -61,7 +67,7 @@ class DefaultGroup(click.Group):
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Shows the options of the default command with the group's own."""
-        click.Command.format_options(self.commands[self.default], ctx, formatter)
+        self.commands[self.default].format_options(ctx, formatter)
         self.format_commands(ctx, formatter)
 
 
@@ -92,8 +98,24 @@ def cli() -> None:
     """
 
 
+@click.command("help")
+@click.argument("command", required=False, shell_complete=completing(lambda: cli.list_commands(click.Context(cli))))
+@click.pass_context
+def show_help(ctx: click.Context, command: str | None) -> None:
+    """Show this help, or that of a COMMAND."""
+    root = ctx.find_root()
+    if command is None:
+        click.echo(cli.get_help(root))
+        return
+    _, found, _ = cli.resolve_command(root, [command])
+    if found is None or found.name == DefaultGroup.default:
+        raise click.UsageError(f"no command {command!r}: 'compress help' lists them")
+    with click.Context(found, info_name=command, parent=root) as context:
+        click.echo(found.get_help(context))
+
+
 cli.add_command(compress, DefaultGroup.default)
-for command in (inspect, verify, diff, evaluate, pack, unpack, sensitivity, schemes, zoo, env):
+for command in (inspect, verify, diff, evaluate, pack, unpack, sensitivity, schemes, zoo, env, show_help):
     cli.add_command(command)
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from compressor.cli.compress import OPTIONS
+from compressor.cli.compress import MODEL, OPTIONS, SectionedCommand
 from compressor.cli.configs import Request
 from compressor.formats.errors import MissingError, UsageError
 
@@ -117,10 +117,10 @@ def _draw(rows: list[Sensitivity], path: Path) -> None:
     pyplot.close(figure)
 
 
-sensitivity = click.Command(
+sensitivity = SectionedCommand(
     "sensitivity",
     params=[
-        click.Argument(["model"]),
+        MODEL,
         *(option for option in OPTIONS if option.name in SHARED),
         click.Option(
             ["--price", "prices"],

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from compressor.cli.click_options import given_flags
+from compressor.cli.completion import completing, recipes, schemes
 from compressor.config_fields import config_field
 from compressor.formats.errors import UsageError
 
@@ -26,14 +27,21 @@ class SharingConfig:
     """How weights share values; None where the command does not say."""
 
     scheme: str | None = config_field(
-        None, "How weights share values: see 'compress schemes'. [default: learnt, 4 bits]"
+        None,
+        "How weights share values: see 'compress schemes'. [default: learnt, 4 bits]",
+        click={"shell_complete": completing(schemes)},
     )
     bits: int | None = config_field(None, "Bits of an index: 2^BITS shared values for most schemes.")
     codewords: int | None = config_field(None, "Number of shared values, instead of --bits.", ge=1)
     delta: float | None = config_field(None, "Largest relative distance of a weight to its value, for wfn.")
     sparsity: float | None = config_field(None, "Share of weights that are pruned to zero, under any scheme.")
     settings: tuple[str, ...] = config_field((), "A setting of the scheme.", metavar="KEY=VALUE", flags=("--set",))
-    recipe: str | None = config_field(None, "Shipped recipe, TOML file, or that of a packed file.", metavar="NAME|FILE")
+    recipe: str | None = config_field(
+        None,
+        "Shipped recipe, TOML file, or that of a packed file.",
+        metavar="NAME|FILE",
+        click={"shell_complete": completing(recipes, files=True)},
+    )
 
     def check(self) -> None:
         """Raises UsageError for options that contradict each other."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ import torch
 from safetensors.torch import save_file
 
 import compressor
+from compressor.cli.compress import SECTIONS
 from compressor.cli.main import nearest_command, run
 
 QUICK = ("--baseline-epochs", "1", "--epochs", "1")
@@ -216,6 +218,21 @@ def test_help_lists_options_and_commands(type_: Any) -> None:
     out = type_("--help")[0]
     for word in ("--scheme", "--dry-run", "inspect", "eval", "schemes", "zoo", "zoo:NAME", "env"):
         assert word in out
+    sections = re.findall(r"^(\w+):$", out, flags=re.MULTILINE)
+    assert sections == [*SECTIONS, "Help", "Commands"]
+    assert out.count("--bits INTEGER ") == 1
+
+
+def test_help_shows_the_help_of_a_command(type_: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    assert type_("help")[0] == type_("--help")[0]
+    out = type_("help", "pack")[0]
+    assert out == type_("pack", "--help")[0]
+    own, _, shared = out.partition("Compression:")
+    assert "--checkpoint-path" in own
+    assert "--bits" in shared
+    assert "--epochs" not in out
+    assert run(["help", "resnet34"]) == 2
+    assert "no command 'resnet34'" in capsys.readouterr().err
 
 
 def test_no_model_is_taken_for_a_misspelt_command() -> None:
