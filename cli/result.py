@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 import click
@@ -11,11 +13,14 @@ import click
 from compressor.cli.configs import DisplayConfig
 from compressor.cli.search import target_facts, target_line
 from compressor.cli.setup import Run
-from compressor.cli.show import accuracy_line, flips, print_json, width
+from compressor.cli.show import accuracy_line, flips, print_json, say, width
 from compressor.lifecycle.packed import Packed
+from compressor.report.report import Report
 from compressor.training.evaluation import Evaluation
 
-__all__ = ["Result", "show_result"]
+__all__ = ["Result", "show_result", "warn_of_loss"]
+
+HARD_LOSS = 0.05  # of all images
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,14 +56,42 @@ def show_result(result: Result, run: Run, codec: str, display: DisplayConfig, ow
         accuracy = None if result.accuracy is None else _accuracy(result.accuracy, result.dense)
         facts = {"file": str(result.path), "model": run.source.config.name, "top1": accuracy, "missed": result.missed}
         print_json(facts | {"target": target} | _training_facts(run) | report.to_dict())
-        return
-    click.echo("\n" + report.table(width(), display.everything))
-    if target is not None:
-        click.echo(target_line(target, run.target))
+    else:
+        click.echo()
+        for line in _answer(result, report, run, target):
+            click.echo(fill(line, width(), subsequent_indent="  "))
+        click.echo("\n" + report.table(width(), display.everything))
+        if own_data is not None:
+            click.echo(f"For your own images (in IMAGES/train/CLASS and IMAGES/val/CLASS): {own_data}")
+    if result.accuracy is not None and result.dense is not None:
+        warn_of_loss(result.dense.top1 - result.accuracy.top1, run.source.config.name, run.target.flag is not None)
+
+
+def _answer(result: Result, report: Report, run: Run, target: Mapping[str, Any] | None) -> Iterator[str]:
+    """Yields what the run was for: how much smaller the file is, how good, and how to load it."""
+    totals = report.totals
+    yield f"{totals.ratio:.2f} times smaller: {totals.dense:,} -> {totals.file:,} bytes"
     if result.accuracy is not None and run.data is not None:
-        click.echo(accuracy_line(result.accuracy, result.dense, run.data.evaluated, run.execution.seed))
-    if own_data is not None:
-        click.echo(f"For your own images (in IMAGES/train/CLASS and IMAGES/val/CLASS): {own_data}")
+        yield accuracy_line(result.accuracy, result.dense, run.data.evaluated, run.execution.seed)
+    if target is not None:
+        yield target_line(target, run.target)
+    yield f"load it as a timm model: compressor.load({str(result.path)!r})"
+
+
+def warn_of_loss(fallen: float, model: str, has_price: bool) -> None:
+    """Warns where top-1 fell by more than ``HARD_LOSS``, and says what to try.
+
+    Args:
+        fallen: by how much, as a share of all images.
+        model: its name.
+        has_price: whether a target or a price decided how fine the values are.
+    """
+    if fallen > HARD_LOSS:
+        finer = "a larger target or a lower --rate" if has_price else "more --bits"
+        say(
+            f"warning: top-1 fell by {100 * fallen:.1f} points; try {finer}, or more --epochs; "
+            f"'compress sensitivity {model}' shows which tensors lose most"
+        )
 
 
 def _training_facts(run: Run) -> dict[str, Any]:

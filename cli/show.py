@@ -152,7 +152,7 @@ def accuracy_line(packed: Evaluation, dense: Evaluation | None, split: str, seed
     low, high = packed.interval
     before = f"dense {percent(dense.top1)} -> " if dense is not None else ""
     line = f"top-1 on {packed.n:,} {split} images  {before}packed file {percent(packed.top1)}"
-    line += f"  [{100 * low:.1f}, {100 * high:.1f}]"
+    line += f"  95 % interval [{100 * low:.1f}, {100 * high:.1f}]"
     if dense is not None:
         lost, gained = flips(packed, dense)
         line += f"  {lost} {'image' if lost == 1 else 'images'} lost, {gained} gained"

@@ -29,6 +29,10 @@ SCHEMA_VERSION = 1
 FLOATING = ("F64", "F32", "F16", "BF16")
 DTYPE_ORDER = list(ITEM_SIZES)  # safetensors stores wide dtypes first
 UNNAMED = "a norm, position, bias or buffer; shared only by a rule that names it"
+LEGEND = (
+    "entropy and coded in bits a weight; indices, codebook and overhead in bytes; codewords: shared values, used and "
+    "allowed; SQNR: squares of the weights over squares of their errors"
+)
 MAX_ROWS, MAX_REASONS = 10, 4  # tensors, and reasons for tensors left alone, in a table that does not show everything
 WEIGHT_FIXING = "wfn"  # the scheme whose paper counts weights without zeros and down-sampling layers
 
@@ -133,7 +137,8 @@ class Report:
             left = [f"{len(left)} tensors left alone: --all says why"]
         notes = [line for note in [*more, *left] for line in wrap(note, width, subsequent_indent="  ")]
         details = [self.details(width)] if everything else []
-        return "\n".join([text_table(shown, width), *notes, self.summary(width), *details])
+        legend = wrap(LEGEND, width, subsequent_indent="  ") if shown else []
+        return "\n".join([text_table(shown, width), *legend, *notes, self.summary(width), *details])
 
     def summary(self, width: int = 120) -> str:
         """Returns the totals as text no wider than ``width``: the size of the file, its parts and its parameters."""

@@ -64,12 +64,17 @@ def test_a_run_without_data(digits_file: Path, type_: Any) -> None:
     ]  # fmt: skip
     assert "reused from" in finished[0]
     assert f"{digits_file.stat().st_size:,} bytes, reopened and verified" in finished[3]
-    *_, split, _, accuracy, last = out.splitlines()
+    empty, smaller, accuracy, load, _, *table, split, _, last = out.splitlines()
+    assert not empty
+    assert load == "load it as a timm model: compressor.load('test_resnet-digits-learnt4.safetensors')"
+    assert table[0].startswith("site ")
     assert split.startswith("whole file ")
     numbers = [int(word.replace(",", "")) for word in split.split() if word.replace(",", "").isdigit()]
-    _, whole, *parts = numbers
+    dense, whole, *parts = numbers
     assert whole == sum(parts) == digits_file.stat().st_size
+    assert smaller == f"{dense / whole:.2f} times smaller: {dense:,} -> {whole:,} bytes"
     assert accuracy.startswith("top-1 on 360 test images  dense ")
+    assert "  95 % interval [" in accuracy
     assert "lost, " in accuracy
     assert accuracy.endswith("seed 0")
     assert last.endswith("compress test_resnet --pretrained --data-dir IMAGES --scheme learnt --bits 4")

@@ -14,6 +14,7 @@ import compressor
 from compressor.cli.configs import GateConfig
 from compressor.cli.gates import missed_gates
 from compressor.cli.main import run
+from compressor.cli.result import warn_of_loss
 
 
 @pytest.fixture(autouse=True)
@@ -89,3 +90,21 @@ def test_a_gate_that_cannot_be(words: tuple[str, ...], said: str, capsys: pytest
     assert run(list(words)) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert said in line
+
+
+@pytest.mark.parametrize(
+    ("fallen", "has_price", "said"),
+    [
+        (0.05, False, ""),
+        (-0.2, False, ""),
+        (0.3531, False, "warning: top-1 fell by 35.3 points; try more --bits, or more --epochs"),
+        (0.06, True, "warning: top-1 fell by 6.0 points; try a larger target or a lower --rate, or more --epochs"),
+    ],
+)
+def test_a_hard_loss_is_warned_of(
+    fallen: float, has_price: bool, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    warn_of_loss(fallen, "test_resnet", has_price)
+    err = capsys.readouterr().err
+    assert err.startswith(said)
+    assert bool(err) == bool(said)
