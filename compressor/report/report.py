@@ -138,7 +138,7 @@ class Report:
         notes = [line for note in [*more, *left] for line in wrap(note, width, subsequent_indent="  ")]
         details = [self.details(width)] if everything else []
         legend = wrap(LEGEND, width, subsequent_indent="  ") if shown else []
-        return "\n".join([text_table(shown, width), *legend, *notes, self.summary(width), *details])
+        return "\n".join([text_table(shown, width), *notes, *legend, self.summary(width), *details])
 
     def summary(self, width: int = 120) -> str:
         """Returns the totals as text no wider than ``width``: the size of the file, its parts and its parameters."""
