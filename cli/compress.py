@@ -17,6 +17,7 @@ from compressor.cli.configs import (
     Request,
     TeacherConfig,
 )
+from compressor.cli.preprocessing import NumbersCommand, PreprocessingConfig
 from compressor.cli.sharing import SharingConfig
 from compressor.cli.targets import TargetConfig
 from compressor.training.config import TrainingConfig
@@ -28,6 +29,7 @@ OPTIONS = (
     *click_options(TargetConfig),
     *click_options(DataConfig),
     *click_options(ModelConfig),
+    *click_options(PreprocessingConfig),
     *click_options(TrainingConfig, overrides=True),
     *click_options(TeacherConfig),
     *click_options(ExecutionConfig),
@@ -45,4 +47,4 @@ def _run(model: str, **values: Any) -> None:
     run(request)
 
 
-compress = click.Command("run", params=[click.Argument(["model"]), *OPTIONS], callback=_run, help="Compress a MODEL.")
+compress = NumbersCommand("run", params=[click.Argument(["model"]), *OPTIONS], callback=_run, help="Compress a MODEL.")

@@ -11,6 +11,8 @@ import click
 from compressor.cli.compress import OPTIONS
 from compressor.cli.configs import Request
 from compressor.cli.files import PackedPath, in_bytes, memory_option, open_packed
+from compressor.cli.preprocessing import NumbersCommand, PreprocessingConfig
+from compressor.config_fields import config_fields
 from compressor.formats.errors import UsageError
 
 if TYPE_CHECKING:
@@ -21,8 +23,8 @@ __all__ = ["pack", "unpack"]
 ENDING = ".safetensors"
 WITHOUT_DATA = {
     "scheme", "bits", "codewords", "delta", "sparsity", "settings", "recipe", "target_size", "target_bits", "rate",
-    "calibration", "num_classes", "in_chans", "img_size", "codec", "untouched", "output", "force", "everything",
-    "as_json",
+    "calibration", "num_classes", "in_chans", "codec", "untouched", "output", "force", "everything",
+    "as_json", *(one.name for one in config_fields(PreprocessingConfig)),
 }  # fmt: skip
 
 
@@ -35,7 +37,7 @@ def _pack(model: str, **values: Any) -> None:
 
 
 # The very options of `compress MODEL`, so that both commands always mean and do the same.
-pack = click.Command(
+pack = NumbersCommand(
     "pack",
     params=[
         click.Argument(["model"]),
