@@ -20,7 +20,9 @@ from compressor.cli.about import env, schemes, zoo
 from compressor.cli.check import diff, verify
 from compressor.cli.compress import compress
 from compressor.cli.convert import pack, unpack
-from compressor.cli.files import evaluate, inspect
+from compressor.cli.data import check_data
+from compressor.cli.evaluation import evaluate
+from compressor.cli.files import inspect
 from compressor.cli.sensitivity import sensitivity
 from compressor.formats.errors import CompressorError, printable
 
@@ -93,7 +95,7 @@ def cli() -> None:
 
 
 cli.add_command(compress, DefaultGroup.default)
-for command in (inspect, verify, diff, evaluate, pack, unpack, sensitivity, schemes, zoo, env):
+for command in (inspect, verify, diff, evaluate, pack, unpack, check_data, sensitivity, schemes, zoo, env):
     cli.add_command(command)
 
 

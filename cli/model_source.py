@@ -46,9 +46,9 @@ def model_source(request: Request, named: NamedModel, data: Dataset | None) -> M
     else:
         asked = {**request.preprocessing.asked, "in_chans": request.model.in_chans}
         own = own_preprocessing(request.model, named)
-        preprocessing = resolve_preprocessing(asked, own) if any(asked.values()) or own != named.cfg else {}
-        if (names := _class_names(request.preprocessing.class_map) or own.get("label_names")) and preprocessing:
-            preprocessing["label_names"] = names
+        names = _class_names(request.preprocessing.class_map) or own.get("label_names") or ()
+        is_timms = own == named.cfg and not any(asked.values()) and names == own.get("label_names", ())
+        preprocessing = {} if is_timms else {**resolve_preprocessing(asked, own), "label_names": names}
     return ModelSource(replace(request.model, name=named.name), args, named, preprocessing)
 
 

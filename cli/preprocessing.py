@@ -67,11 +67,10 @@ class PreprocessingConfig:
     )
     crop_mode: str | None = config_field(None, "How it is cut out. [default: the model's]", choices=CROP_MODES)
     mean: tuple[float, ...] | None = config_field(
-        None, "Mean of the pixels, 0 to 1, of all or of each channel. [default: the model's]", metavar="MEAN [MEAN ...]",
-        click={"type": numbers},
-    )  # fmt: skip
+        None, "Mean of pixels, of all or by channel. [default: the model's]", metavar="MEAN...", click={"type": numbers}
+    )
     std: tuple[float, ...] | None = config_field(
-        None, "Their standard deviation. [default: the model's]", metavar="STD [STD ...]", click={"type": numbers}
+        None, "Their standard deviation. [default: the model's]", metavar="STD...", click={"type": numbers}
     )
     interpolation: str | None = config_field(
         None, "How images are resized. [default: the model's]", choices=INTERPOLATIONS

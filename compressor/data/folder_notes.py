@@ -39,7 +39,7 @@ def _notes(split: str, root: Path, images: Mapping[int, int], classes: Mapping[s
     """
     from timm.data import get_img_extensions
 
-    readable = get_img_extensions(as_set=True)
+    readable = get_img_extensions(as_set=True)  # type: ignore[no-untyped-call]
     others, unmapped, empty = Counter[str](), Counter[str](), {name for name in classes if not images[classes[name]]}
     for place, subfolders, files in os.walk(root, followlinks=True):
         kinds = Counter(os.path.splitext(file)[1].lower() for file in files if not file.startswith("."))
@@ -54,8 +54,8 @@ def _notes(split: str, root: Path, images: Mapping[int, int], classes: Mapping[s
         shown = listed(f"{count:,} {kind or 'without an ending'}" for kind, count in others.most_common())
         yield f"left out of {split}: {shown} (only {', '.join(sorted(readable))} are read)"
     if unmapped:
-        total = sum(unmapped.values())
-        yield f"left out of {split}: {total:,} images of classes that are not in the class map: {listed(sorted(unmapped))}"
+        total, names = sum(unmapped.values()), listed(sorted(unmapped))
+        yield f"left out of {split}: {total:,} images of classes that are not in the class map: {names}"
     if empty:
         yield f"no image in {split} of {listed(sorted(empty))}"
     if stray := images[classes[""]] if "" in classes else 0:
