@@ -12,7 +12,7 @@ from compressor.cli.show import print_json, print_table, say
 if TYPE_CHECKING:
     from compressor.data.datasets import Dataset
 
-__all__ = ["check_data", "look_at", "say_images"]
+__all__ = ["check_data", "look_at", "say_data", "say_images"]
 
 HEAD = 19  # columns before the text of a line, as those of the steps of a run
 _SHOWN = 20  # classes of a table
@@ -23,6 +23,16 @@ def say_images(preprocessing: Any) -> None:
     from compressor.data.preprocessing import describe_preprocessing
 
     say(f"{'images':{HEAD}}{describe_preprocessing(preprocessing)}")
+
+
+def say_data(data: Dataset, label: str) -> None:
+    """Prints what a data set holds, in a line.
+
+    Args:
+        data: the data set.
+        label: its name, or its folder.
+    """
+    say(f"{'data':{HEAD}}{label}: {data.summary}")
 
 
 def look_at(data: Dataset, label: str, whole: bool | None = None) -> None:
@@ -42,7 +52,7 @@ def look_at(data: Dataset, label: str, whole: bool | None = None) -> None:
 
     from compressor.data.scan import count_images, scan_images
 
-    say(f"{'data':{HEAD}}{label}: {data.summary}")
+    say_data(data, label)
     with tqdm(
         total=count_images(data), desc="looking at images", disable=None, leave=False, file=sys.stderr, unit="image"
     ) as bar:

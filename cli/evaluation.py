@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from compressor.cli.click_options import click_options, from_values
-from compressor.cli.data import say_images
+from compressor.cli.data import say_data, say_images
 from compressor.cli.files import EVAL_BATCH, in_bytes, memory_option, open_packed, packed_file
 from compressor.cli.preprocessing import NumbersCommand, PreprocessingConfig
 from compressor.cli.show import accuracy_line, percent, print_json, print_table
@@ -69,6 +69,7 @@ def evaluate(
     model = load(file, max_memory=in_bytes(max_memory))
     _check_head(model, data)
     dense = None if against is None else _against(against, file)
+    say_data(data, str(data_dir or data.name))
     say_images(data.preprocessing)
     loader = data.eval_loader(batch_size)
     before = None if dense is None else measure(dense.to(where), loader)
@@ -130,13 +131,16 @@ class Found:
 
     def show(self, per_class: bool) -> None:
         """Prints the figures as text."""
+        from compressor.training.measurement import TOP
+
         recorded, result, dense = self.recorded, self.packed, self.dense
         same = {None: "", result.top1: "  as recorded in the file"}
         note = same.get(recorded, f"  recorded in the file: {recorded!r}")
         click.echo(accuracy_line(result, dense, self.data.evaluated, self.made.seed) + note)
         before = ("", "") if dense is None else (f"dense {percent(dense.top5)} -> ", f"dense {dense.loss:.4f} -> ")
         speed = f"{result.images_per_second:,.0f} images/s"
-        click.echo(f"top-5 {before[0]}{percent(result.top5)}  loss {before[1]}{result.loss:.4f}  {speed}")
+        top5 = f"top-5 {before[0]}{percent(result.top5)}  " if self.data.num_classes > TOP else ""
+        click.echo(f"{top5}loss {before[1]}{result.loss:.4f} nats  {speed}")
         if per_class:
             rows = [[row["name"], f"{row['images']:,}", *map(percent, _shares(row))] for row in self._classes()]
             print_table([["class", "images", *(["dense"] if dense is not None else []), "top-1"], *rows])

@@ -65,10 +65,10 @@ def run(request: Request) -> None:
     own_data = None if request.post_training or request.data.is_named else request.command_for_own_data()
     if own_data is not None:
         say(f"No data named: using the built-in digits (1,797 handwritten images). For your own: {own_data}")
-    if work.source.preprocessing:
-        say_images(work.source.preprocessing)
     if work.data is not None:
         look_at(work.data, str(request.data.data_dir or work.data.name))
+    if work.source.preprocessing:
+        say_images(work.source.preprocessing)
     keep_freed_memory()
     with ExitStack() as stack:
         main_process_first(lambda: stack.enter_context(holding(work.output)))

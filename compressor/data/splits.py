@@ -149,7 +149,7 @@ class ImageSplit(Dataset[Any]):
             self.bad.add(index)
 
     def _open(self, index: int, read: Callable[[Any], Any] | None = None) -> tuple[Any, Any]:
-        """Opens an image; returns what ``read`` makes of it, by default the image in the split's mode, and the label."""
+        """Opens an image; returns what ``read`` makes of it, by default the image in the right mode, and the label."""
         from PIL import Image
 
         try:

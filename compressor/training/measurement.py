@@ -17,9 +17,10 @@ from compressor.training.evaluation import Evaluation
 from compressor.training.modes import eval_mode
 from compressor.training.out_of_memory import predict
 
-__all__ = ["Measurement", "measure"]
+__all__ = ["TOP", "Measurement", "measure"]
 
 TOP = 5
+"""Classes among which the right one may be, for top-5."""
 
 
 @dataclass(frozen=True, eq=False)
