@@ -25,22 +25,23 @@ def say_images(preprocessing: Any) -> None:
     say(f"{'images':{HEAD}}{describe_preprocessing(preprocessing)}")
 
 
-def say_data(data: Dataset, label: str) -> None:
+def say_data(data: Dataset, folder: Path | None) -> None:
     """Prints what a data set holds, in a line.
 
     Args:
         data: the data set.
-        label: its name, or its folder.
+        folder: of its files.
     """
+    label = folder if folder is not None and data.name == "folder" else data.name
     say(f"{'data':{HEAD}}{label}: {data.summary}")
 
 
-def look_at(data: Dataset, label: str, whole: bool | None = None) -> None:
+def look_at(data: Dataset, folder: Path | None, whole: bool | None = None) -> None:
     """Prints what a data set holds, and opens all its images once, which shows as a bar.
 
     Args:
         data: the data set.
-        label: its name, or its folder.
+        folder: of its files.
         whole: see ``scan_images``.
 
     Raises:
@@ -52,7 +53,7 @@ def look_at(data: Dataset, label: str, whole: bool | None = None) -> None:
 
     from compressor.data.scan import count_images, scan_images
 
-    say_data(data, label)
+    say_data(data, folder)
     with tqdm(
         total=count_images(data), desc="looking at images", disable=None, leave=False, file=sys.stderr, unit="image"
     ) as bar:
@@ -76,7 +77,7 @@ def check_data(folder: Path, class_map: Path | None, max_bad_images: int, everyt
     from compressor.data.datasets import load_data
 
     data = load_data("", folder, bad=BadImages(max_bad_images, Path("bad_images.txt")), class_map=class_map)
-    look_at(data, str(folder), whole=True)
+    look_at(data, folder, whole=True)
     names = data.classes or tuple(map(str, range(data.num_classes)))
     counts = _counts(data)
     if as_json:

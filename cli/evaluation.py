@@ -65,11 +65,12 @@ def evaluate(
     where = find_device(device)
     with open_packed(file, max_memory) as packed:
         made, preprocessing = read_provenance(packed), dict(packed.preprocessing or {})
-    data = _data(file, dataset, data_dir, made, preprocessing, max_bad_images, asked)
+        in_chans = (packed.model or {"args": {}})["args"].get("in_chans")
+    data = _data(file, dataset, data_dir, made, preprocessing, max_bad_images, asked, in_chans)
     model = load(file, max_memory=in_bytes(max_memory))
     _check_head(model, data)
     dense = None if against is None else _against(against, file)
-    say_data(data, str(data_dir or data.name))
+    say_data(data, data_dir)
     say_images(data.preprocessing)
     loader = data.eval_loader(batch_size)
     before = None if dense is None else measure(dense.to(where), loader)
@@ -171,6 +172,7 @@ def _data(
     preprocessing: dict[str, Any],
     max_bad_images: int,
     asked: PreprocessingConfig,
+    in_chans: int | None = None,
 ) -> Dataset:
     """Loads the images to measure on, prepared as the file says, or as was asked for."""
     from compressor.cli.model_source import check_fixed
@@ -185,7 +187,7 @@ def _data(
             said = "names no data set" if named is None else f"was measured on {named[:80]!r}, which is not built in"
             raise UsageError(f"{file} {said}: name --dataset, or the folder of your images with --data-dir")
     bad = BadImages(max_bad_images, Path("bad_images.txt"))
-    config = resolve_preprocessing(asked.asked, preprocessing)
+    config = resolve_preprocessing({"in_chans": in_chans, **asked.asked}, preprocessing)
     data = load_data(named, data_dir, config=config, bad=bad, class_map=asked.class_map)
     check_fixed(data, asked)
     return data

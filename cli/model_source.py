@@ -107,8 +107,8 @@ def check_fixed(data: Dataset, asked: PreprocessingConfig, in_chans: int | None 
         ("--in-chans", in_chans, channels),
     ):
         if wanted not in (None, has):
-            shown = "x".join(map(str, dict.fromkeys(has))) if isinstance(has, tuple) else has
-            raise UsageError(f"{flag}: the images of {data.name} have {shown}; leave it out")
+            given, own = (one if isinstance(one, int) else "x".join(map(str, one)) for one in (wanted, has))
+            raise UsageError(f"{flag} {given}: the images of {data.name} have {own}; leave it out")
     if flags := given_flags(asked, "crop_pct", "crop_mode", "mean", "std", "interpolation"):
         raise UsageError(f"{', '.join(flags)}: the images of {data.name} are prepared in their own way; leave it out")
 

@@ -66,7 +66,7 @@ def run(request: Request) -> None:
     if own_data is not None:
         say(f"No data named: using the built-in digits (1,797 handwritten images). For your own: {own_data}")
     if work.data is not None:
-        look_at(work.data, str(request.data.data_dir or work.data.name))
+        look_at(work.data, request.data.data_dir)
     if work.source.preprocessing:
         say_images(work.source.preprocessing)
     keep_freed_memory()
