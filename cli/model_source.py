@@ -62,8 +62,9 @@ def model_args(
         args["in_chans"] = data.input_size[0] if data.input_size[0] != 3 else config.in_chans
         size: tuple[int, ...] | None = data.input_size[1:]
     elif asked.input_size is not None:
-        args["in_chans"] = config.in_chans or asked.input_size[0]
-        size = asked.input_size[1:]
+        channels, *sides = asked.input_size
+        args["in_chans"] = channels if channels != 3 else config.in_chans
+        size = tuple(sides)
     else:
         size = None if asked.img_size is None else (asked.img_size, asked.img_size)
     usual = named.args.get("img_size") or named.cfg.get("input_size", (3, 0, 0))[1:]
@@ -99,13 +100,9 @@ def check_fixed(data: Dataset, asked: PreprocessingConfig, in_chans: int | None 
     """Raises UsageError for options about images that data held in memory, which has its own, does not follow."""
     if data.resizing:
         return
-    channels, height, width = data.input_size
-    size = None if asked.img_size is None else (asked.img_size, asked.img_size)
-    for flag, wanted, has in (
-        ("--input-size", asked.input_size, data.input_size),
-        ("--img-size", size, (height, width)),
-        ("--in-chans", in_chans, channels),
-    ):
+    channels, side, _ = data.input_size
+    sizes = ("--input-size", asked.input_size, data.input_size), ("--img-size", asked.img_size, side)
+    for flag, wanted, has in (*sizes, ("--in-chans", in_chans, channels)):
         if wanted not in (None, has):
             given, own = (one if isinstance(one, int) else "x".join(map(str, one)) for one in (wanted, has))
             raise UsageError(f"{flag} {given}: the images of {data.name} have {own}; leave it out")
