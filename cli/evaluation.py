@@ -208,7 +208,7 @@ def _against(path: Path, file: Path) -> nn.Module:
     model = load(file)
     cfg: Any = model.pretrained_cfg
     try:
-        load_checkpoint(read_checkpoint(path, pickles=True), model, cfg["architecture"])
+        load_checkpoint(read_checkpoint(path, pickles=True), model, cfg["architecture"], "expected {expected}")
     except (FileError, MissingError) as exc:
         raise type(exc)(f"--against {exc}") from exc
     return model
