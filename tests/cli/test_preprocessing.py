@@ -11,7 +11,7 @@ import pytest
 import timm
 import torch
 from safetensors.torch import save_file
-from timm.data import create_dataset, create_transform, resolve_data_config
+from timm.data import create_dataset, create_transform
 from torch import Tensor, nn
 
 import compressor
@@ -34,17 +34,19 @@ RESOLVED = {
 LINE = "images             3x32x32, nearest, crop 0.9 squash, mean 0.3 0.25 0.2, std 0.2"
 
 
+def resolved(model: Any) -> dict[str, Any]:
+    """Return what timm makes of a model's configuration, lists as tuples."""
+    config = timm.data.resolve_data_config(model=model)  # type: ignore[no-untyped-call]
+    return {key: tuple(one) if isinstance(one, list) else one for key, one in config.items()}
+
+
 def answers(model: nn.Module, folder: str) -> Tensor:
     """Classify the validation images by timm alone, as the model's configuration says: right or wrong, one by one."""
-    transform = create_transform(**resolve_data_config(model=model), is_training=False)
+    transform = create_transform(**resolved(model), is_training=False)
     images = create_dataset("", folder, "validation", transform=transform)
     with torch.no_grad():
         predicted = [int(model.eval()(image[None]).argmax()) for image, _ in images]
     return torch.tensor(predicted) == torch.tensor([label for _, label in images])
-
-
-def tuples(config: dict[str, Any]) -> dict[str, Any]:
-    return {key: tuple(one) if isinstance(one, list) else one for key, one in config.items()}
 
 
 @pytest.mark.slow
@@ -62,7 +64,7 @@ def test_accuracy_is_equal_in_all_four_places(type_: Callable[..., Ran]) -> None
     evaluated = json.loads(out)["top1"]
     assert evaluated["packed"] == evaluated["recorded"] == trained
     loaded: Any = compressor.load("out.safetensors")
-    assert resolve_data_config(model=loaded) == RESOLVED
+    assert resolved(loaded) == RESOLVED
     assert (loaded.pretrained_cfg["num_classes"], loaded.pretrained_cfg["label_names"]) == (3, CLASSES)
     right = answers(loaded, "own")
     assert float(right.double().mean()) == trained
@@ -108,7 +110,7 @@ def test_without_options_a_file_says_what_timm_says(type_: Callable[..., Ran], w
     code, _, err = type_("pack", MODEL, *words, "-o", "a.safetensors")
     assert (code, err[0].startswith("1/3 weights")) == (0, True)
     loaded = compressor.load("a.safetensors")
-    assert resolve_data_config(model=loaded) == resolve_data_config(model=timm.create_model(MODEL))
+    assert resolved(loaded) == resolved(timm.create_model(MODEL))
     assert "label_names" not in loaded.pretrained_cfg  # type: ignore[operator]
 
 
@@ -139,8 +141,8 @@ def test_sizes_reach_the_model_and_the_unpacked_folder(
     theirs: Any = eval(line.partition(": ")[2])
     x = torch.randn(2, *size)
     assert torch.equal(theirs.eval()(x), ours(x))
-    config = tuples(resolve_data_config(model=theirs))
-    assert config == resolve_data_config(model=ours)
+    config = resolved(theirs)
+    assert config == resolved(ours)
     assert config["input_size"] == size
     assert len(config["mean"]) == size[0]
 
@@ -150,7 +152,7 @@ def test_the_line_for_one_file_has_the_preprocessing_too(type_: Callable[..., Ra
     assert type_("pack", MODEL, *words, *ASKED, "-o", "a.safetensors")[0] == 0
     _, out, _ = type_("unpack", "a.safetensors", "-o", "one.safetensors")
     model: Any = eval(out.splitlines()[-1].removeprefix("load it with: "))
-    assert tuples(resolve_data_config(model=model)) == RESOLVED
+    assert resolved(model) == RESOLVED
 
 
 def test_folders_that_unpack_refuses(type_: Callable[..., Ran], weights: Path) -> None:
