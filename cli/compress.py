@@ -18,6 +18,7 @@ from compressor.cli.configs import (
     Request,
     TeacherConfig,
 )
+from compressor.cli.preprocessing import NumbersCommand, PreprocessingConfig
 from compressor.cli.sharing import SharingConfig
 from compressor.cli.targets import TargetConfig
 from compressor.training.config import TrainingConfig
@@ -28,7 +29,7 @@ MODEL = click.Argument(["model"], shell_complete=completing(models))
 SECTIONS: dict[str, list[click.Option]] = {
     "Compression": click_options(SharingConfig),
     "Target": click_options(TargetConfig),
-    "Data": click_options(DataConfig),
+    "Data": [*click_options(DataConfig), *click_options(PreprocessingConfig)],
     "Model": click_options(ModelConfig),
     "Training": [*click_options(TrainingConfig, overrides=True), *click_options(TeacherConfig)],
     "Execution": click_options(ExecutionConfig),
@@ -37,7 +38,7 @@ SECTIONS: dict[str, list[click.Option]] = {
 OPTIONS = tuple(option for options in SECTIONS.values() for option in options)
 
 
-class SectionedCommand(click.Command):
+class SectionedCommand(NumbersCommand):
     """A command whose help lists the options in sections; those that are its own come first."""
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

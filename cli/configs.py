@@ -13,6 +13,7 @@ from typing import Any
 from compressor.calibration.image_counts import DEFAULT_IMAGES, FEWEST_IMAGES
 from compressor.cli.click_options import byte_size, from_values, given_flags
 from compressor.cli.completion import codecs, completing, models
+from compressor.cli.preprocessing import PreprocessingConfig
 from compressor.cli.sharing import SharingConfig
 from compressor.cli.targets import TARGETS, TargetConfig
 from compressor.config_fields import config_field, config_fields
@@ -29,6 +30,8 @@ __all__ = [
     "Request",
     "TeacherConfig",
 ]
+
+ENDING = ".safetensors"
 
 
 @dataclass(frozen=True)
@@ -85,10 +88,21 @@ class ModelConfig:
     from_scratch: bool = config_field(False, "Train weights and shared values together from random ones.")
     num_classes: int | None = config_field(None, "Classes of the head. [default: the data's]", ge=1)
     in_chans: int | None = config_field(None, "Channels of the images. [default: the data's]", ge=1)
-    img_size: int | None = config_field(None, "Height and width of the images. [default: the data's]", ge=1)
     baseline_epochs: int | None = config_field(
         None, "Epochs of the training of dense models. [default: 12, or 40]", ge=0
     )
+
+    @property
+    def label(self) -> str:
+        """The name for files: of a repository or folder, the last part.
+
+        >>> [ModelConfig(name).label for name in ("vit_tiny", "hf-hub:timm/resnet18.a1_in1k@main", "local-dir:a/b/")]
+        ['vit_tiny', 'resnet18.a1_in1k', 'b']
+        """
+        source, colon, place = self.name.partition(":")
+        if not colon:
+            return self.name
+        return Path(place).resolve().name if source == "local-dir" else place.partition("@")[0].rpartition("/")[2]
 
     @property
     def has_weights(self) -> bool:
@@ -171,6 +185,11 @@ class OutputConfig:
     )
     log: str | None = config_field(None, "Note them in OUTPUT.tensorboard, too.", choices=("tensorboard",))
 
+    def check(self) -> None:
+        """Raises UsageError for a file with the ending of another format."""
+        if self.output is not None and self.output.suffix not in ("", ENDING):
+            raise UsageError(f"-o {self.output}: a packed file ends in {ENDING}, name it {self.output.stem}{ENDING}")
+
     @property
     def half_untouched(self) -> bool | None:
         """Whether the tensors that are not shared are stored as float16; None: where a target is searched for."""
@@ -204,7 +223,7 @@ class Request:
     """Everything that ``compress MODEL`` was asked to do.
 
     Args:
-        model, sharing, target, data, teacher, execution, output, gates, display: the configs.
+        model, sharing, target, data, preprocessing, teacher, execution, output, gates, display: the configs.
         training: fields of ``TrainingConfig`` that were named; they win over those of a recipe.
     """
 
@@ -212,6 +231,7 @@ class Request:
     sharing: SharingConfig = field(default_factory=SharingConfig)
     target: TargetConfig = field(default_factory=TargetConfig)
     data: DataConfig = field(default_factory=DataConfig)
+    preprocessing: PreprocessingConfig = field(default_factory=PreprocessingConfig)
     training: Mapping[str, Any] = field(default_factory=dict)
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
     execution: ExecutionConfig = field(default_factory=ExecutionConfig)
@@ -228,6 +248,7 @@ class Request:
             sharing=from_values(SharingConfig, values),
             target=from_values(TargetConfig, values),
             data=from_values(DataConfig, values),
+            preprocessing=from_values(PreprocessingConfig, values),
             training=training,
             teacher=from_values(TeacherConfig, values),
             execution=from_values(ExecutionConfig, values),
@@ -258,6 +279,8 @@ class Request:
         self.model.check()
         self._check_teaching()
         self.data.check()
+        self.preprocessing.check(self.model.in_chans)
+        self.output.check()
         if self.post_training:
             self._check_post_training()
         if self.model.from_scratch and self.gates.require_drop is not None:
@@ -321,7 +344,7 @@ class Request:
             return self.output.output
         data = [] if self.post_training else [self.data.label]
         target = [self.target.label()] if self.has_price else []
-        return Path("-".join([self.model.name, *data, self.sharing.label(self.has_price), *target]) + ".safetensors")
+        return Path("-".join([self.model.label, *data, self.sharing.label(self.has_price), *target]) + ENDING)
 
     def command_for_own_data(self) -> str:
         """Returns the command that does the same with images of the user's own."""

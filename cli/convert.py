@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,8 @@ import click
 from compressor.cli.compress import MODEL, OPTIONS, SectionedCommand
 from compressor.cli.configs import Request
 from compressor.cli.files import PackedPath, in_bytes, memory_option, open_packed
+from compressor.cli.preprocessing import PreprocessingConfig
+from compressor.config_fields import config_fields
 from compressor.formats.errors import UsageError
 
 if TYPE_CHECKING:
@@ -21,8 +24,8 @@ __all__ = ["pack", "unpack"]
 ENDING = ".safetensors"
 WITHOUT_DATA = {
     "scheme", "bits", "codewords", "delta", "sparsity", "settings", "recipe", "target_size", "target_bits", "rate",
-    "calibration", "num_classes", "in_chans", "img_size", "codec", "untouched", "output", "force", "everything",
-    "as_json",
+    "calibration", "num_classes", "in_chans", "codec", "untouched", "output", "force", "everything",
+    "as_json", *(one.name for one in config_fields(PreprocessingConfig)),
 }  # fmt: skip
 
 
@@ -49,23 +52,56 @@ pack = SectionedCommand(
 
 @click.command()
 @click.argument("file", type=PackedPath(path_type=Path))
-@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="The .safetensors file to write.")
-@click.option("--force", is_flag=True, help="Replace the file if it exists.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), required=True,
+              help="The folder to write, for timm's local-dir:, or one .safetensors file.")  # fmt: skip
+@click.option("--force", is_flag=True, help="Replace what exists.")
 @memory_option
 def unpack(file: Path, output: Path, force: bool, max_memory: int | None) -> None:
     """Write a packed FILE as a plain checkpoint.
 
-    Names, shapes and values are those of the model's state dict: timm loads it by checkpoint_path.
+    Names, shapes and values are those of the model's state dict. A folder has a config.json too, by which timm builds
+    the model, prepares its images and names its classes.
     """
+    is_folder = output.is_dir() or not output.suffix
+    if not is_folder and output.suffix != ENDING:
+        raise UsageError(f"-o {output}: name a folder, or a file that ends in {ENDING}, such as {output.stem}{ENDING}")
+    with open_packed(file, max_memory) as packed:
+        model, preprocessing = packed.model, dict(packed.preprocessing or {})
+    if not is_folder:
+        _write_weights(file, output, max_memory, force)
+        click.echo(_how_to_load(model, preprocessing, output))
+        return
+    if model is None:
+        raise UsageError(f"-o {output}: {file} names no timm model to write a folder of, name a file {output}{ENDING}")
+    _write_folder(file, output, max_memory, force, (model, preprocessing))
+    click.echo(f"load it with: timm.create_model({f'local-dir:{output}'!r}, pretrained=True)")
+
+
+def _write_folder(
+    file: Path, folder: Path, max_memory: int | None, force: bool, about: tuple[Mapping[str, Any], Mapping[str, Any]]
+) -> None:
+    """Writes weights and configuration into a folder; without the latter timm loads nothing, so it is written last."""
+    from compressor.formats.errors import ResourceError
+    from compressor.formats.io.atomic import check_writable, write_atomically
+    from compressor.models.local_dir import CONFIG, WEIGHTS, local_config
+
+    config = json.dumps(local_config(*about), indent=2)
+    try:
+        folder.mkdir(exist_ok=True)
+    except OSError as exc:
+        raise ResourceError(f"folder {folder} cannot be made ({exc.strerror or exc})") from exc
+    check_writable(folder / CONFIG, force)
+    _write_weights(file, folder / WEIGHTS, max_memory, force)
+    write_atomically(folder / CONFIG, config.encode(), force=force)
+
+
+def _write_weights(file: Path, output: Path, max_memory: int | None, force: bool) -> None:
+    """Writes the tensors of a packed file as an ordinary safetensors file."""
     from compressor.formats.io.atomic import check_writable, write_atomically
     from compressor.formats.io.locking import holding
 
-    if output.suffix != ENDING:
-        raise UsageError(f"-o {output}: timm knows a plain checkpoint by its ending, name it {output.stem}{ENDING}")
     check_writable(output, force)
     click.get_current_context().with_resource(holding(output))
-    with open_packed(file, max_memory) as packed:
-        model = packed.model
     from safetensors.torch import save
 
     from compressor.formats.loader import load_state_dict
@@ -76,7 +112,6 @@ def unpack(file: Path, output: Path, force: bool, max_memory: int | None) -> Non
     data = save(tensors, {"format": "pt"})
     write_atomically(output, data, verify=lambda written: _verify(written, tensors), force=force)
     click.echo(f"{output}  {len(data):,} bytes, reopened and verified")
-    click.echo(_how_to_load(model, output))
 
 
 def _verify(written: Path, tensors: Mapping[str, Tensor]) -> None:
@@ -95,9 +130,12 @@ def _verify(written: Path, tensors: Mapping[str, Tensor]) -> None:
         raise IntegrityError("the checkpoint reads back differently from what was written: please report this")
 
 
-def _how_to_load(model: Mapping[str, Any] | None, output: Path) -> str:
+def _how_to_load(model: Mapping[str, Any] | None, preprocessing: Mapping[str, Any], output: Path) -> str:
+    """Returns the line by which timm gives the model, and knows how its images are prepared."""
     if model is None:
         return f"load it with: model.load_state_dict(safetensors.torch.load_file({str(output)!r}))"
     named = {**model["args"], "checkpoint_path": str(output)}
+    if prepared := {key: value for key, value in preprocessing.items() if key != "label_names"}:
+        named["pretrained_cfg_overlay"] = prepared
     arguments = ", ".join(f"{key}={value!r}" for key, value in named.items())
     return f"load it with: timm.create_model({model['name']!r}, {arguments})"

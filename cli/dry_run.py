@@ -86,7 +86,7 @@ def _memory(run: Run, job: Compressor) -> StepMemory | None:
     if run.data is None or not run.trains(stage):
         return None
     training = stage.training
-    sketch = build_model(run.source.config.name, run.source.args)
+    sketch = build_model(run.source.named.architecture, run.source.args)
     images = torch.empty(training.batch_size, *run.data.input_size, device="meta")
     dense = size_of(sketch.state_dict().values())
     ema = size_of(job.model.parameters()) if training.model_ema_decay else 0
@@ -99,7 +99,7 @@ def _teacher_size(run: Run, dense: int) -> int:
     """Returns the bytes of the teacher's weights; a model of its own is held twice, beside its frozen copy."""
     if run.teacher is not None:
         source = run.teacher.source
-        return 2 * size_of(build_model(source.config.name, source.args).state_dict().values())
+        return 2 * size_of(build_model(source.named.architecture, source.args).state_dict().values())
     return dense if run.has_dense_model else 0
 
 

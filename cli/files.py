@@ -1,4 +1,4 @@
-"""``compress inspect`` and ``compress eval``: commands on a packed file."""
+"""``compress inspect``, and packed files as arguments of commands."""
 
 from __future__ import annotations
 
@@ -12,15 +12,13 @@ import click
 from click.shell_completion import CompletionItem
 
 from compressor.cli.completion import checkpoints, completing
-from compressor.cli.show import accuracy_line, percent, print_json, width
-from compressor.formats.errors import FormatError, MissingError, UsageError
+from compressor.cli.show import percent, print_json, width
+from compressor.formats.errors import FormatError, UsageError
 
 if TYPE_CHECKING:
-    from compressor.data.datasets import Dataset
     from compressor.formats.file.reader import PackedFile
-    from compressor.report.provenance import Provenance
 
-__all__ = ["EVAL_BATCH", "PackedPath", "evaluate", "in_bytes", "inspect", "memory_option", "open_packed"]
+__all__ = ["EVAL_BATCH", "PackedPath", "in_bytes", "inspect", "memory_option", "open_packed", "packed_file"]
 
 EVAL_BATCH = 256
 GIB = 1 << 30
@@ -102,80 +100,3 @@ def inspect(file: Path, everything: bool, as_json: bool, markdown: bool, max_mem
             before = f"dense {percent(made.top1.dense)} -> " if made.top1.dense is not None else ""
             after = f"packed file {percent(made.top1.packed)}, as recorded when it was written"
             click.echo(f"top-1 on {made.data.n:,} {made.data.split} images of {made.data.name}  {before}{after}")
-
-
-@click.command("eval")
-@packed_file
-@click.option("--dataset", help="Data set; by default the built-in one that the file was made with.")
-@click.option("--data-dir", type=click.Path(path_type=Path), help="Folder of its files.")
-@click.option("--batch-size", type=click.IntRange(1), default=EVAL_BATCH, show_default=True)
-@click.option("--device", help="cpu, cuda, cuda:1, mps ...  [default: a GPU if there is one]")
-@click.option("--max-bad-images", metavar="N", type=click.IntRange(0), default=0, show_default=True,
-              help="Images that may be unreadable; all are listed in bad_images.txt.")  # fmt: skip
-@memory_option
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead.")
-def evaluate(
-    file: Path,
-    dataset: str | None,
-    data_dir: Path | None,
-    batch_size: int,
-    device: str | None,
-    max_bad_images: int,
-    max_memory: int | None,
-    as_json: bool,
-) -> None:
-    """Measure top-1 of a packed FILE."""
-    from compressor import load
-    from compressor.distributed.devices import find_device
-    from compressor.report.provenance import read_provenance
-    from compressor.training.evaluation import evaluate as measure
-
-    where = find_device(device)
-    with open_packed(file, max_memory) as packed:
-        made, preprocessing = read_provenance(packed), dict(packed.preprocessing or {})
-    data = _data(file, dataset, data_dir, made, preprocessing, max_bad_images)
-    model = load(file, max_memory=in_bytes(max_memory)).to(where)
-    _check_head(model, data)
-    result = measure(model, data.eval_loader(batch_size))
-    recorded = _recorded(made, data)
-    if as_json:
-        low, high = result.interval
-        facts = {"name": data.name, "version": data.version, "split": data.evaluated, "n": result.n}
-        accuracy = {"packed": result.top1, "low": low, "high": high, "recorded": recorded}
-        print_json({"file": str(file), "data": facts, "top1": accuracy})
-        return
-    note = {None: "", result.top1: "  as recorded in the file"}.get(recorded, f"  recorded in the file: {recorded!r}")
-    click.echo(accuracy_line(result, None, data.evaluated, made.seed) + note)
-
-
-def _data(
-    file: Path,
-    dataset: str | None,
-    data_dir: Path | None,
-    made: Provenance,
-    preprocessing: dict[str, Any],
-    max_bad_images: int,
-) -> Dataset:
-    from compressor.data.bad_images import BadImages
-    from compressor.data.datasets import BUILT_IN, load_data
-
-    named = dataset if dataset is not None else ("" if data_dir is not None else None)
-    if named is None:
-        named = made.data.name if made.data is not None else None
-        if named not in BUILT_IN:  # any other name could make timm fetch or run what the author of the file wants
-            said = "names no data set" if named is None else f"was measured on {named[:80]!r}, which is not built in"
-            raise UsageError(f"{file} {said}: name --dataset, or the folder of your images with --data-dir")
-    return load_data(named, data_dir, config=preprocessing, bad=BadImages(max_bad_images, Path("bad_images.txt")))
-
-
-def _check_head(model: Any, data: Dataset) -> None:
-    classes = getattr(model, "num_classes", None)
-    if classes != data.num_classes:
-        raise MissingError(f"the file's model tells {classes} classes apart, {data.name} has {data.num_classes}")
-
-
-def _recorded(made: Provenance, data: Dataset) -> float | None:
-    if made.data is None or made.top1 is None:
-        return None
-    same = made.data.version == data.version and made.data.split == data.evaluated
-    return made.top1.packed if same else None

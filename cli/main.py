@@ -22,7 +22,9 @@ from compressor.cli.check import diff, verify
 from compressor.cli.completion import completing
 from compressor.cli.compress import MODEL, compress
 from compressor.cli.convert import pack, unpack
-from compressor.cli.files import evaluate, inspect
+from compressor.cli.data import check_data
+from compressor.cli.evaluation import evaluate
+from compressor.cli.files import inspect
 from compressor.cli.sensitivity import sensitivity
 from compressor.formats.errors import CompressorError, printable
 
@@ -115,7 +117,7 @@ def show_help(ctx: click.Context, command: str | None) -> None:
 
 
 cli.add_command(compress, DefaultGroup.default)
-for command in (inspect, verify, diff, evaluate, pack, unpack, sensitivity, schemes, zoo, env, show_help):
+for command in (inspect, verify, diff, evaluate, pack, unpack, check_data, sensitivity, schemes, zoo, env, show_help):
     cli.add_command(command)
 
 

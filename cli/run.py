@@ -15,6 +15,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 import compressor
 from compressor.cli.configs import GateConfig, OutputConfig, Request
+from compressor.cli.data import look_at, say_images
 from compressor.cli.dry_run import dry_run
 from compressor.cli.files import EVAL_BATCH
 from compressor.cli.gates import missed_gates, refuse, rejected
@@ -64,6 +65,10 @@ def run(request: Request) -> None:
     own_data = None if request.post_training or request.data.is_named else request.command_for_own_data()
     if own_data is not None:
         say(f"No data named: using the built-in digits (1,797 handwritten images). For your own: {own_data}")
+    if work.data is not None:
+        look_at(work.data, request.data.data_dir)
+    if work.source.preprocessing:
+        say_images(work.source.preprocessing)
     keep_freed_memory()
     with ExitStack() as stack:
         main_process_first(lambda: stack.enter_context(holding(work.output)))

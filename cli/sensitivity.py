@@ -13,6 +13,8 @@ import click
 
 from compressor.cli.compress import MODEL, OPTIONS, SectionedCommand
 from compressor.cli.configs import Request
+from compressor.cli.preprocessing import PreprocessingConfig
+from compressor.config_fields import config_fields
 from compressor.formats.errors import MissingError, UsageError
 
 if TYPE_CHECKING:
@@ -21,8 +23,9 @@ if TYPE_CHECKING:
 __all__ = ["sensitivity"]
 
 SHARED = {
-    "pretrained", "checkpoint_path", "num_classes", "in_chans", "img_size", "dataset", "data_dir", "workers", "seed",
+    "pretrained", "checkpoint_path", "num_classes", "in_chans", "dataset", "data_dir", "workers", "seed",
     "device", "baseline_epochs", "calibration", "calibration_images", "batch_size", "as_json",
+    *(one.name for one in config_fields(PreprocessingConfig)),
 }  # fmt: skip
 
 

@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-import timm
 import torch
-from timm.data import resolve_data_config
 from torch import nn
 
 from compressor import model_zoo
 from compressor.checkpointing.manager import Checkpoints
 from compressor.checkpointing.serialization import checksum
-from compressor.cli.configs import DataConfig, ExecutionConfig, ModelConfig, Request, TeacherConfig
+from compressor.cli.configs import DataConfig, ExecutionConfig, Request
 from compressor.cli.logs import Logs
+from compressor.cli.model_source import (
+    ModelSource,
+    check_fixed,
+    check_head,
+    model_args,
+    model_source,
+    own_preprocessing,
+)
 from compressor.cli.sharing import SharingConfig
 from compressor.cli.targets import TargetConfig
 from compressor.data.bad_images import BadImages
 from compressor.data.datasets import Dataset, load_data
+from compressor.data.preprocessing import resolve_preprocessing
 from compressor.distributed.collectives import is_main_process, main_process_first, raise_on_all
 from compressor.distributed.devices import find_device
 from compressor.formats.codecs.registry import CODECS
@@ -28,6 +34,7 @@ from compressor.formats.errors import MissingError, UsageError, did_you_mean
 from compressor.formats.file.reader import PackedFile
 from compressor.formats.io.atomic import check_writable
 from compressor.formats.loader import build_model
+from compressor.models.names import NamedModel, find_model
 from compressor.models.teacher import load_teacher
 from compressor.policy.policy import Policy, Rule
 from compressor.policy.recipe import Recipe, Stage
@@ -37,19 +44,6 @@ from compressor.training.config import TrainingConfig
 from compressor.training.optim import make_optimizer
 
 __all__ = ["ModelSource", "Run", "Teacher", "set_up"]
-
-
-@dataclass(frozen=True)
-class ModelSource:
-    """A model that timm can build, and where its weights come from.
-
-    Args:
-        config: as asked for.
-        args: arguments of ``timm.create_model``.
-    """
-
-    config: ModelConfig
-    args: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -135,12 +129,13 @@ def set_up(request: Request) -> Run:
 
 def _download(request: Request) -> None:
     """Downloads the data set, which loading it does where it is not there yet."""
-    _load_data(request)
+    _load_data(request, find_model(request.model.name))
 
 
 def _checked(request: Request, device: torch.device) -> Run:
     """Checks and resolves everything but the checkpoints."""
-    _check_models(request.model, request.teacher)
+    named = find_model(request.model.name)
+    teacher_named = None if request.teacher.teacher is None else find_model(request.teacher.teacher)
     _check_has_price(request)
     recipe = _recipe(request)
     _check_codec(request.output.codec)
@@ -151,16 +146,18 @@ def _checked(request: Request, device: torch.device) -> Run:
         check_writable(output, request.output.force)
     if (path := request.model.checkpoint_path) is not None and not path.is_file():
         raise MissingError(f"--checkpoint-path {path}: no such file")
-    data = None if request.post_training else _load_data(request)
-    source = ModelSource(request.model, _model_args(request.model, data))
-    sketch = build_model(request.model.name, source.args)
+    data = None if request.post_training else _load_data(request, named)
+    source = model_source(request, named, data)
+    sketch = build_model(named.architecture, source.args)
     plans = [stage.policy.plan(sketch) for stage in recipe.stages]
     if request.has_price and not any(plan.scheme and plan.scheme.has_price for plan in plans[-1]):
         raise UsageError(f"{request.target.flag}: nothing that the recipe shares last has a price of bits{_priced()}")
     if data is not None:
-        _check_head(sketch, data, request.model)
+        check_head(sketch, data, request.model)
     logs = Logs.of(request.output, output) if writes and data is not None else None
-    teacher = None if data is None else _teacher(request.teacher, request.model, recipe, data)
+    teacher = None
+    if data is not None and teacher_named is not None:
+        teacher = _teacher(request, teacher_named, recipe, data)
     return Run(
         source, recipe, data, request.execution, device, output, teacher=teacher, logs=logs, target=request.target,
         calibration=request.calibration,
@@ -195,28 +192,20 @@ def _checkpoints(request: Request, run: Run, data: Dataset) -> Checkpoints:
     )  # fmt: skip
 
 
-def _teacher(config: TeacherConfig, student: ModelConfig, recipe: Recipe, data: Dataset) -> Teacher | None:
+def _teacher(request: Request, named: NamedModel, recipe: Recipe, data: Dataset) -> Teacher:
     """Returns the teacher, with the weights of its checkpoint where it has one, for the images of the student."""
-    if config.teacher is None:
-        return None
+    config = request.teacher
     if not any(stage.training.epochs and stage.training.distill for stage in recipe.stages):
         raise UsageError(f"--teacher {config.teacher}: nothing is distilled, epochs or distill are 0; leave it out")
-    model_config = replace(student, name=config.teacher, checkpoint_path=None, from_scratch=False)
-    args = _model_args(model_config, data)
-    _check_head(build_model(model_config.name, args), data, model_config)
+    model_config = replace(request.model, name=named.name, checkpoint_path=None, from_scratch=False)
+    args = model_args(model_config, request.preprocessing, named, data)
+    check_head(build_model(named.architecture, args), data, model_config)
     path = config.teacher_checkpoint
     try:
-        model = None if path is None else load_teacher(path, model_config.name, args, data.mean, data.std)
+        model = None if path is None else load_teacher(path, named.architecture, args, data.mean, data.std)
     except MissingError as exc:
         raise MissingError(f"--teacher-checkpoint {exc}") from exc
-    return Teacher(ModelSource(model_config, args), path, model)
-
-
-def _check_models(model: ModelConfig, teacher: TeacherConfig) -> None:
-    for name in filter(None, (model.name, teacher.teacher)):
-        if not timm.is_model(name):
-            hint = did_you_mean(name, timm.list_models())
-            raise MissingError(f"timm {timm.__version__} has no model {name!r}.{hint}")
+    return Teacher(ModelSource(model_config, args, named), path, model)
 
 
 def _check_has_price(request: Request) -> None:
@@ -284,56 +273,23 @@ def _named_recipe(sharing: SharingConfig, has_price: bool) -> Recipe:
         raise MissingError(f"--recipe {path}: cannot be read ({getattr(exc, 'strerror', None) or exc})") from exc
 
 
-def _load_data(request: Request) -> Dataset:
+def _load_data(request: Request, named: NamedModel) -> Dataset:
     """Loads the data set, prepared for the model."""
-    model, config = request.model, request.data
+    model, config, asked = request.model, request.data, request.preprocessing
     bad = BadImages(config.max_bad_images, request.output_path().with_name("bad_images.txt"))
+    own = own_preprocessing(model, named)
+    resolved = resolve_preprocessing({**asked.asked, "in_chans": model.in_chans}, own)
     data = load_data(
-        config.name, config.data_dir, config=_preprocessing(model), download=config.dataset_download, bad=bad,
-        augment=_augmentation(config),
+        config.name, config.data_dir, config=resolved, download=config.dataset_download, bad=bad,
+        augment=_augmentation(config), class_map=asked.class_map,
     )  # fmt: skip
     if config.workers is not None and data.workers:  # data in memory needs no workers
         data = replace(data, workers=config.workers)
-    channels, size, _ = data.input_size
-    for flag, asked, has in (("--img-size", model.img_size, size), ("--in-chans", model.in_chans, channels)):
-        if asked not in (None, has):
-            raise UsageError(f"{flag} {asked}: the images of {data.name} have {has}; leave it out")
+    check_fixed(data, asked, model.in_chans)
     return replace(data, channels_last=request.execution.channels_last)
-
-
-def _preprocessing(model: ModelConfig) -> dict[str, Any]:
-    """Returns timm's data config of the model, with the image size and channels that were asked for."""
-    cfg = timm.models.get_pretrained_cfg(model.name)
-    asked = {"img_size": model.img_size, "in_chans": model.in_chans}
-    own = cfg.to_dict() if cfg else {"input_size": None}  # type: ignore[no-untyped-call]
-    config: dict[str, Any] = resolve_data_config({k: v for k, v in asked.items() if v}, own)  # type: ignore[no-untyped-call]
-    return config
 
 
 def _augmentation(config: DataConfig) -> dict[str, Any]:
     """Returns the augmentation that was asked for, by timm's names."""
     augment = {"auto_augment": config.aa, "re_prob": config.reprob}
     return {name: value for name, value in augment.items() if value}
-
-
-def _model_args(config: ModelConfig, data: Dataset | None) -> dict[str, Any]:
-    """Returns the arguments of ``timm.create_model`` that the data and the config call for."""
-    args = {"num_classes": config.num_classes, "in_chans": config.in_chans, "img_size": config.img_size}
-    cfg = timm.models.get_pretrained_cfg(config.name)
-    if cfg is not None and not cfg.fixed_input_size:  # its constructor knows no size
-        args["img_size"] = None
-    if data is not None:
-        channels, size, _ = data.input_size
-        needs_size = cfg is not None and cfg.fixed_input_size and cfg.input_size[1] != size
-        args["num_classes"] = config.num_classes or data.num_classes
-        args["in_chans"] = channels if channels != 3 else config.in_chans
-        args["img_size"] = size if needs_size else None
-    return {name: value for name, value in args.items() if value is not None}
-
-
-def _check_head(model: nn.Module, data: Dataset, config: ModelConfig) -> None:
-    """Raises MissingError unless the model has the classes of the data."""
-    if config.num_classes not in (None, data.num_classes):
-        raise MissingError(f"--num-classes {config.num_classes}: {data.name} has {data.num_classes} classes")
-    if getattr(model, "num_classes", data.num_classes) != data.num_classes:
-        raise MissingError(f"{config.name} tells {model.num_classes} classes apart, {data.name} has {data.num_classes}")

@@ -19,6 +19,7 @@ from compressor.cli.setup import ModelSource, Teacher
 from compressor.cli.show import Step, counts, percent
 from compressor.data.datasets import Dataset
 from compressor.formats.errors import FileError, IntegrityError, MissingError
+from compressor.formats.loader import updated_cfg
 from compressor.models.baseline import create_model, train_baseline
 from compressor.models.checkpoint import ARRAYS, load_checkpoint, read_checkpoint
 from compressor.models.teacher import with_normalization
@@ -34,7 +35,7 @@ def dense_model(
     checkpoints: Checkpoints | None,
     step: Callable[[str], Step],
 ) -> nn.Module:
-    """Returns the model to compress, with the preprocessing of the data in its ``pretrained_cfg``.
+    """Returns the model to compress, with the preprocessing of its images in its ``pretrained_cfg``.
 
     Args:
         source: the model.
@@ -48,12 +49,8 @@ def dense_model(
         model = _given_model(source, execution.seed, step("weights"))
     else:
         model = _trained_model(source, data, execution, checkpoints, step("dense baseline"))
-    if data is not None:
-        preprocessing = {"input_size": data.input_size, "mean": data.mean, "std": data.std}
-        model.pretrained_cfg = {**getattr(model, "pretrained_cfg", {}), **preprocessing}  # type: ignore[assignment]
-    elif (size := source.config.img_size) is not None and (cfg := dict(getattr(model, "pretrained_cfg", {}))):
-        channels = source.config.in_chans or cfg["input_size"][0]
-        model.pretrained_cfg = {**cfg, "input_size": (channels, size, size)}  # type: ignore[assignment]
+    if source.preprocessing:
+        model.pretrained_cfg = updated_cfg(model, source.preprocessing)  # type: ignore[assignment]
     return model
 
 
@@ -105,11 +102,11 @@ def _trained_model(
 
 def _needs_no_training(source: ModelSource, data: Dataset) -> bool:
     """Whether weights were named that need no training on the data before they are shared."""
-    config = source.config
+    config, cfg = source.config, source.named.cfg
     if config.checkpoint_path is not None:
         return True
-    cfg = timm.models.get_pretrained_cfg(config.name)
-    fits = cfg is not None and cfg.num_classes == data.num_classes and "in_chans" not in source.args
+    channels = cfg.get("input_size", data.input_size)[0]
+    fits = cfg.get("num_classes") == data.num_classes and source.args.get("in_chans", channels) == channels
     return config.pretrained and (config.baseline_epochs == 0 or (fits and config.baseline_epochs is None))
 
 
@@ -134,7 +131,7 @@ def named_model(source: ModelSource, seed: int) -> nn.Module:
         return create_model(config.name, {**source.args, "checkpoint_path": str(path)}, seed=seed)
     model = create_model(config.name, source.args, seed=seed)
     try:
-        load_checkpoint(read_checkpoint(path, pickles=True), model, config.name)
+        load_checkpoint(read_checkpoint(path, pickles=True), model, source.named.architecture)
     except (FileError, MissingError) as exc:
         raise type(exc)(f"--checkpoint-path {exc}") from exc
     return model
@@ -148,8 +145,12 @@ def _explained_damage(model: str) -> Iterator[None]:
     except SafetensorError as exc:
         from huggingface_hub import constants
 
+        source, place = timm.models.parse_model_name(model)
+        if source == "local-dir":
+            raise IntegrityError(f"--pretrained: the weights in {place} are damaged ({exc})") from exc
         cfg = timm.models.get_pretrained_cfg(model)
-        name = "" if cfg is None else f"models--{(cfg.hf_hub_id or model).replace('/', '--')}"
+        repository = place.partition("@")[0] if source else "" if cfg is None else cfg.hf_hub_id or model
+        name = f"models--{repository.replace('/', '--')}" if repository else ""
         raise IntegrityError(
             f"--pretrained: the weights of {model} in the hub's cache are damaged ({exc}): delete "
             f"{Path(constants.HF_HUB_CACHE) / name} and run again, to fetch them anew"

@@ -23,12 +23,23 @@ from compressor.formats.inference.packed_weight import install, read_packed
 from compressor.formats.model_args import fault_of_args
 from compressor.formats.torch_tensors import load_state_dict, read_tensors, stored_shape
 
-__all__ = ["build_model", "build_with", "check_fits", "differences", "load", "load_state_dict", "refused_args"]
+__all__ = [
+    "build_model",
+    "build_with",
+    "check_fits",
+    "differences",
+    "load",
+    "load_state_dict",
+    "refused_args",
+    "updated_cfg",
+]
 
 _MAX_LISTED = 5  # differences that a message lists
 _MAX_REASON = 300  # characters of a message that may be another's
 _MAX_MODULES = 50_000  # of a model; the largest of timm has about 6,000
 _WEIGHTS = ("dense", "packed")
+_OF_TIMMS_WEIGHTS = {"test_input_size", "test_crop_pct", "label_names", "label_descriptions", "label_offset"}
+"""What a ``pretrained_cfg`` says of timm's weights that is untrue of others."""
 _RANDOM_FILLS = {
     "uniform_", "normal_", "trunc_normal_", "erfinv_", "kaiming_uniform_", "kaiming_normal_",
     "xavier_uniform_", "xavier_normal_", "orthogonal_",
@@ -76,9 +87,25 @@ def load(
             target = _with_buffers(target, *_named(file))
         _fill(target, file, assign, packed)
         if file.preprocessing:
-            defaults: dict[str, Any] = dict(getattr(target, "pretrained_cfg", {}))
-            target.pretrained_cfg = defaults | _tuples(file.preprocessing)  # type: ignore[assignment]
+            target.pretrained_cfg = updated_cfg(target, file.preprocessing)  # type: ignore[assignment]
     return target.eval()
+
+
+def updated_cfg(model: nn.Module, preprocessing: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the ``pretrained_cfg`` of a model whose images are prepared as a packed file or a data set says.
+
+    Args:
+        model: as timm builds it: its own ``pretrained_cfg`` is that of timm's weights, of other sizes and classes.
+        preprocessing: fields of ``pretrained_cfg``; ``label_names`` are left out unless there is one for each class.
+    """
+    own: Mapping[str, Any] = getattr(model, "pretrained_cfg", None) or {}
+    cfg = {**{key: value for key, value in own.items() if key not in _OF_TIMMS_WEIGHTS}, **_tuples(preprocessing)}
+    classes = getattr(model, "num_classes", None)
+    if type(classes) is int:
+        cfg["num_classes"] = classes
+    if len(cfg.get("label_names", ())) != cfg.get("num_classes"):
+        cfg.pop("label_names", None)
+    return cfg
 
 
 def build_model(name: str, args: Mapping[str, Any], device: str = "meta") -> nn.Module:

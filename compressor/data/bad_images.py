@@ -16,6 +16,7 @@ from compressor.formats.io.atomic import write_atomically
 __all__ = ["BadImages", "BadSplit"]
 
 _log = logging.getLogger(__name__)
+_SHOWN = 10  # images that an error names
 
 
 class BadImages:
@@ -51,11 +52,12 @@ class BadImages:
         if len(lines) > self._listed:
             self._listed = len(lines)
             main_process_first(lambda: self._write(lines))
-        where = "" if self.path is None else f"; see {self.path}"
         if len(lines) > self.most:
+            more = f" and {len(lines) - _SHOWN} more" if len(lines) > _SHOWN else ""
+            where = "" if self.path is None else f"; all are in {self.path}"
             error = MissingError(
-                f"{len(lines)} of the pictures opened cannot be read, {self.most} may be: {lines[0]}{where}; repair or "
-                f"remove them, or allow them: --max-bad-images {len(lines)} (BadImages({len(lines)}))"
+                f"{len(lines)} of the pictures opened cannot be read, {self.most} may be: {'; '.join(lines[:_SHOWN])}"
+                f"{more}{where}; repair or remove them, or allow them: --max-bad-images {len(lines)}"
             )
             error.shared = True
             raise error

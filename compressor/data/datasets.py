@@ -9,7 +9,7 @@ from __future__ import annotations
 import gzip
 import zlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -51,6 +51,10 @@ class Dataset:
         test: the split for final figures; None if the data has none.
         workers: number of processes that open images; 0 for data held in memory.
         channels_last: whether batches use the channels-last memory format, in which GPUs are faster in half precision.
+        classes: the names of the labels in their order; empty where they are only numbered.
+        resizing: how images of any size become those of ``input_size``: ``interpolation``, ``crop_pct`` and
+            ``crop_mode`` of ``timm.data.create_transform``; empty where all images have that size.
+        notes: a phrase for each way in which files or classes take no part.
     """
 
     name: str
@@ -64,6 +68,25 @@ class Dataset:
     test: TorchDataset[Any] | None
     workers: int = 0
     channels_last: bool = False
+    classes: tuple[str, ...] = ()
+    resizing: Mapping[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    @property
+    def preprocessing(self) -> dict[str, Any]:
+        """How images are prepared, by the names of timm's ``pretrained_cfg``."""
+        return {"input_size": self.input_size, "mean": self.mean, "std": self.std, **self.resizing}
+
+    @property
+    def summary(self) -> str:
+        """The data set in a line: images, splits, classes, and what takes no part.
+
+        >>> load_data("digits").summary
+        '1,078 train, 359 validation, 360 test images of 10 classes'
+        """
+        splits = {"train": self.train, "validation": self.validation, "test": self.test}
+        counts = [f"{len(split):,} {name}" for name, split in splits.items() if split is not None]  # type: ignore[arg-type]
+        return "; ".join([f"{', '.join(counts)} images of {self.num_classes:,} classes", *self.notes])
 
     @property
     def evaluated(self) -> str:
@@ -133,6 +156,7 @@ def load_data(
     download: bool = False,
     bad: BadImages | None = None,
     augment: Mapping[str, Any] | None = None,
+    class_map: Path | None = None,
 ) -> Dataset:
     """Opens a data set: ``digits``, ``fashion-mnist``, a name of timm's, or ``""`` for a folder of images.
 
@@ -144,9 +168,11 @@ def load_data(
         bad: how many images may be unreadable, and where they are listed; None: none may be.
         augment: for image files, further arguments of ``timm.data.create_transform`` in training, such as
             ``auto_augment``.
+        class_map: for folders, a text file with the name of a class a line, in the order of their numbers.
 
     Raises:
-        UsageError: timm does not know ``augment``, or the data is held in memory and has an augmentation of its own.
+        UsageError: timm does not know ``augment``, or the data is held in memory and has an augmentation of its own;
+            or it numbers its own classes.
         MissingError: files are absent, damaged or not laid out as expected.
 
     Example:
@@ -156,11 +182,13 @@ def load_data(
     """
     if augment and name in BUILT_IN:
         raise UsageError(f"{', '.join(augment)}: for pictures; {name} is augmented in its own way")
+    if class_map is not None and name in BUILT_IN:
+        raise UsageError(f"--class-map {class_map}: for folders and hfds/..., {name} numbers its own classes")
     if name == "digits":
         return _digits()
     if name == "fashion-mnist":
         return _fashion_mnist(Path(data_dir) if data_dir else FASHION_MNIST_DIR)
-    fields = open_images(name, data_dir, config or {}, download, bad or BadImages(), augment or {})
+    fields = open_images(name, data_dir, config or {}, download, bad or BadImages(), augment or {}, class_map)
     return Dataset(name or "folder", **fields)
 
 

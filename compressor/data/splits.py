@@ -130,13 +130,32 @@ class ImageSplit(Dataset[Any]):
             return torch.zeros(self.size), UNREADABLE
         return self.transform(image), int(target)
 
-    def _open(self, index: int) -> tuple[Any, Any]:
+    def probe(self, index: int, whole: bool) -> None:
+        """Records the image at ``index`` if it cannot be read.
+
+        Args:
+            index: its position.
+            whole: whether it is decoded, as small as its format allows; else its header alone is read.
+        """
+
+        def decoded(image: Any) -> Any:
+            if whole:
+                image.draft(None, (1, 1))  # a JPEG is decoded at an eighth of its size, all of its bytes
+                image.load()
+
+        try:
+            self._open(index, decoded)
+        except UnreadableError:
+            self.bad.add(index)
+
+    def _open(self, index: int, read: Callable[[Any], Any] | None = None) -> tuple[Any, Any]:
+        """Opens an image; returns what ``read`` makes of it, by default the image in the right mode, and the label."""
         from PIL import Image
 
         try:
             image, target = self.source[index][:2]
             with image, image if isinstance(image, Image.Image) else Image.open(image) as opened:
-                return opened.convert(self.mode), target
+                return (opened.convert(self.mode) if read is None else read(opened)), target
         except OSError as exc:
             if exc.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):  # not a fault of the image
                 raise ResourceError(f"picture {index} of the {self.bad.name} split: {exc.strerror}") from exc

@@ -161,7 +161,7 @@ def content_of(shared: SharedModel) -> Content:
         },
         aliases=aliases,
         model=None if name is None or args is None else {"name": name, "args": dict(args)},
-        preprocessing=_preprocessing(getattr(shared.model, "pretrained_cfg", None)),
+        preprocessing=_preprocessing(shared.model),
         recipe={"stage": [{"rule": [rule.to_dict() for rule in shared.policy.rules]}]},
         provenance=_provenance(shared),
     )
@@ -208,10 +208,13 @@ def _raw(tensor: Tensor, stored: str) -> RawTensor:
     )
 
 
-def _preprocessing(cfg: Any) -> dict[str, Any] | None:
+def _preprocessing(model: nn.Module) -> dict[str, Any] | None:
+    cfg = getattr(model, "pretrained_cfg", None)
     if not isinstance(cfg, dict):
         return None
     given = {key: cfg[key] for key in PREPROCESSING if cfg.get(key) is not None}
+    if len(given.get("label_names", ())) != getattr(model, "num_classes", None):
+        given.pop("label_names", None)  # those of the weights it started from
     listed = {key: list(value) if isinstance(value, tuple) else value for key, value in given.items()}
     for key in [key for key, value in listed.items() if not PREPROCESSING[key].fits(value)]:
         value, expected = listed.pop(key), PREPROCESSING[key].expected

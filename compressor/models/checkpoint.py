@@ -13,12 +13,12 @@ import safetensors.torch
 import timm
 from torch import Tensor, nn
 
-from compressor.formats.errors import MissingError, UnsupportedError
+from compressor.formats.errors import FileError, MissingError, UnsupportedError
 from compressor.formats.file.container import KEY
 from compressor.formats.file.reader import PackedFile
 from compressor.formats.loader import load_state_dict
 
-__all__ = ["Checkpoint", "load_checkpoint", "read_checkpoint"]
+__all__ = ["Checkpoint", "load_checkpoint", "read_checkpoint", "stored_preprocessing"]
 
 PREFIXES = ("module.", "_orig_mod.", "model.", "backbone.", "timm_model.")
 """What modules that hold the model, wrappers of torch and of training frameworks, put before its names."""
@@ -77,6 +77,15 @@ def read_checkpoint(path: Path, pickles: bool) -> Checkpoint:
     with PackedFile.open(path) as opened:
         name, own = (opened.model or {}).get("name"), dict(opened.preprocessing or {})
     return Checkpoint(path, load_state_dict(path), name, own)
+
+
+def stored_preprocessing(path: Path) -> dict[str, Any]:
+    """Returns the preprocessing that a packed file states; none for a checkpoint of another kind, or a damaged file."""
+    try:
+        with PackedFile.open(path) as opened:
+            return dict(opened.preprocessing or {})
+    except FileError:  # which reading the weights explains
+        return {}
 
 
 def load_checkpoint(checkpoint: Checkpoint, model: nn.Module, name: str, other_classes: str = OTHER_CLASSES) -> None:

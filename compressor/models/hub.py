@@ -16,7 +16,7 @@ from torch import nn
 
 from compressor.formats.errors import MissingError
 
-__all__ = ["create_pretrained"]
+__all__ = ["create_pretrained", "is_reachable"]
 
 TIMEOUT = 5  # seconds
 WEIGHTS = "model.safetensors", "pytorch_model.bin"  # the files timm looks for where a model names none, in order
@@ -37,7 +37,8 @@ def create_pretrained(name: str, args: Mapping[str, Any]) -> nn.Module:
     """
     settings = dict(args)
     try:
-        if not constants.HF_HUB_OFFLINE and not _is_reachable() and (path := _cached_weights(name)):
+        at_timm = timm.models.parse_model_name(name)[0] is None
+        if at_timm and not constants.HF_HUB_OFFLINE and not is_reachable() and (path := _cached_weights(name)):
             settings["pretrained_cfg_overlay"] = {
                 **(settings.get("pretrained_cfg_overlay") or {}),
                 "file": path,
@@ -72,7 +73,7 @@ def _cached_weights(name: str) -> str | None:
     return hf_hub_download(repository, last, revision=revision or None, local_files_only=True)
 
 
-def _is_reachable() -> bool:
+def is_reachable() -> bool:
     """Whether anything answers at the hub's address, in one try; through a proxy, where the environment names one."""
     try:
         with urlopen(Request(constants.ENDPOINT, method="HEAD"), timeout=TIMEOUT):

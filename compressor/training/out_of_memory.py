@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -50,20 +51,27 @@ def free_memory(model: nn.Module, device: torch.device) -> None:
         torch.get_device_module(device).empty_cache()
 
 
-def predict(model: nn.Module, inputs: Tensor, device: torch.device) -> Tensor:
+def class_of(scores: Tensor) -> Tensor:
+    """Returns the class with the highest score of each image, int64[n]."""
+    return scores.argmax(dim=1)
+
+
+def predict(
+    model: nn.Module, inputs: Tensor, device: torch.device, read: Callable[[Tensor], Tensor] = class_of
+) -> Tensor:
     """Returns the class of each image, int64[n], on the processor; where memory runs out, for half of them at a time.
 
     Args:
         model: gives a score for each class, on ``device``.
         inputs: n images.
         device: that the images are moved to.
+        read: what is returned of the scores, a row an image.
 
     Raises:
         ResourceError: there is no memory for one image.
     """
     try:
-        classes: Tensor = model(inputs.to(device)).argmax(dim=1).cpu()
-        return classes
+        return read(model(inputs.to(device))).cpu()
     except (RuntimeError, MemoryError) as exc:
         if not is_out_of_memory(exc):
             raise
@@ -71,4 +79,4 @@ def predict(model: nn.Module, inputs: Tensor, device: torch.device) -> Tensor:
             shape = "x".join(map(str, inputs.shape[1:]))
             raise ResourceError(f"out of memory in evaluation, with 1 image of {shape} ({describe(exc)})") from exc
     free_memory(model, device)  # out here, for the exception refers to all that is to be freed
-    return torch.cat([predict(model, half, device) for half in inputs.chunk(2)])
+    return torch.cat([predict(model, half, device, read) for half in inputs.chunk(2)])

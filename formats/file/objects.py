@@ -18,6 +18,7 @@ __all__ = ["OBJECTS", "PREPROCESSING", "check_object"]
 MAX_NAME = 128  # characters of a model's name
 MAX_ARGS = 64  # arguments of a model
 MAX_CHANNELS, MAX_IMAGE = 4_096, 1 << 24  # channels of an image, and values of a whole one
+MAX_CLASSES, MAX_LABEL = 1_000_000, 200  # names of classes, and characters of each
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
 CROP_MODES = ("center", "squash", "border")
 _IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
@@ -59,6 +60,10 @@ def _is_texts(value: Any) -> bool:
 def _is_image(value: Any) -> bool:
     sizes = _is_list(value, lambda size: _is_int(size, 1, MAX_IMAGE)) and len(value) == 3
     return sizes and value[0] <= MAX_CHANNELS and math.prod(value) <= MAX_IMAGE
+
+
+def _is_label(value: Any) -> bool:
+    return _is_text(value) and len(value) <= MAX_LABEL and value.isprintable()
 
 
 def _per_channel(low: float, high: float) -> Field:
@@ -111,6 +116,10 @@ PREPROCESSING = {
     "interpolation": _one_of(INTERPOLATIONS),
     "crop_pct": Field(lambda value: _is_number(value, 0.1, 10), "a number from 0.1 to 10"),
     "crop_mode": _one_of(CROP_MODES),
+    "label_names": Field(
+        lambda value: _is_list(value, _is_label) and 1 <= len(value) <= MAX_CLASSES,
+        f"a list of a name per class, each of at most {MAX_LABEL} printable characters",
+    ),
 }
 """Fields of ``preprocessing``."""
 RECIPE = {"stage": Field(lambda value: _is_list(value, _is_stage), "a list of stages, each with a list of rules")}

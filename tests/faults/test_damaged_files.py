@@ -40,9 +40,10 @@ def says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
 
     def typed(code: int, *words: str) -> str:
         assert run(list(words)) == code
-        out, err = capsys.readouterr()
+        out, said = capsys.readouterr()
+        *heads, err = said.splitlines(keepends=True)  # what a run says of its data, before what it says of its end
+        assert all(line.startswith(("data   ", "images   ")) for line in heads)
         assert err.startswith("error: ")
-        assert err.count("\n") == 1
         assert "Traceback" not in out + err
         assert (out + err).replace("\n", "").isprintable()
         return out + err

@@ -25,7 +25,7 @@ from safetensors.torch import load, save
 from compressor import Compressor, Policy, Rule
 from compressor.cli.main import run
 from compressor.formats.errors import PolicyError
-from compressor.models.hub import _is_reachable, create_pretrained
+from compressor.models.hub import create_pretrained, is_reachable
 from tests.faults.test_damaged_files import Says, says
 
 __all__ = ["says"]  # the fixture
@@ -114,7 +114,7 @@ def test_which_errors_mean_that_the_hub_is_unreachable(
 ) -> None:
     """Whatever it answers: the hub's client may have a token, or know other certificates."""
     monkeypatch.setattr("compressor.models.hub.urlopen", Mock(side_effect=error))
-    assert _is_reachable() is there
+    assert is_reachable() is there
 
 
 def test_image_folders_that_lack_something(says: Says) -> None:

@@ -17,7 +17,7 @@ from compressor.formats.errors import FileError, FormatError, MissingError
 from compressor.formats.file.reader import PackedFile
 from compressor.formats.file.source import FileSource
 from compressor.formats.file.writer import pack, write
-from compressor.formats.loader import build_model, check_fits, load, load_state_dict
+from compressor.formats.loader import build_model, check_fits, load, load_state_dict, updated_cfg
 from tests.helpers.forging import forged
 
 DTYPES = {torch.float32: "F32", torch.int64: "I64", torch.bfloat16: "BF16", torch.float16: "F16"}
@@ -259,3 +259,16 @@ def test_loading_never_initialises_and_leaves_the_random_state(resnet: Path) -> 
     state = torch.get_rng_state()
     load(resnet)
     assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_what_is_said_of_timms_weights_is_not_said_of_others() -> None:
+    model: Any = timm.create_model("test_resnet", num_classes=2)
+    own = {"test_input_size": (3, 288, 288), "test_crop_pct": 1.0, "label_offset": 1, "first_conv": "conv1.0"}
+    model.pretrained_cfg = {**own, "label_names": ["a"] * 1000, "num_classes": 1000, "crop_pct": 0.5}
+    cfg = updated_cfg(model, {"input_size": [3, 32, 32], "label_names": ["ant", "bee"]})
+    assert cfg == {
+        "first_conv": "conv1.0", "num_classes": 2, "crop_pct": 0.5, "input_size": (3, 32, 32),
+        "label_names": ("ant", "bee"),
+    }  # fmt: skip
+    assert "label_names" not in updated_cfg(model, {"label_names": ["ant", "bee", "cow"]})
+    assert updated_cfg(nn.Linear(1, 1), {"crop_pct": 1.0}) == {"crop_pct": 1.0}

@@ -15,7 +15,7 @@ GOOD: dict[str, dict[str, Any]] = {
     "model": {"name": "resnet18", "args": {"num_classes": 10, "act_layer": "silu", "depths": [1, 2]}},
     "preprocessing": {
         "input_size": [3, 224, 224], "mean": [0.5, 0, 1], "std": [0.2, 1, 58.4], "interpolation": "bicubic",
-        "crop_pct": 1.15, "crop_mode": "squash",
+        "crop_pct": 1.15, "crop_mode": "squash", "label_names": ["a cat", "\u732b", ""],
     },
     "recipe": {"stage": [{"epochs": 3, "rule": [{"match": "*", "scheme": "kmeans", "bits": 4}, {"ignore": True}]}, {}]},
     "provenance": {
@@ -44,6 +44,7 @@ def test_good_objects_are_read_as_they_are() -> None:
         ("preprocessing.interpolation", ["linear", "", 2, None, ["bicubic"]]),
         ("preprocessing.crop_pct", [0, 0.09, -1, 10.1, 1e308, True, "1", None]),
         ("preprocessing.crop_mode", ["middle", 1, {}]),
+        ("preprocessing.label_names", [[], "cat", ["a", 1], ["\x1b[2J"], ["x" * 201], {"0": "cat"}, None]),
         ("preprocessing.hue", [1]),
         ("recipe.stage", [{}, "none", [1], [[]], [{"rule": {}}], [{"rule": [1]}], [{"rule": [{"match": 1}]}]]),
         ("recipe.stage", [[{"rule": [{"scheme": ["kmeans"]}]}], [{"rule": [{"match": "\x1b[2J"}]}], [{"\x07": 1}]]),

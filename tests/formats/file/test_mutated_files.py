@@ -26,10 +26,11 @@ import timm
 import torch
 from timm.data import create_transform
 
-from compressor.cli.files import _check_head, _data, open_packed
+from compressor.cli.evaluation import _check_head, _data
+from compressor.cli.files import open_packed
+from compressor.cli.preprocessing import PreprocessingConfig
 from compressor.data import datasets
 from compressor.data.datasets import BUILT_IN, Dataset, _digits
-from compressor.data.images import _preprocessing
 from compressor.formats.codecs.registry import CODECS
 from compressor.formats.content import Content, RawTensor, SharedTensor, Table
 from compressor.formats.errors import FileError, MissingError, UsageError
@@ -160,10 +161,10 @@ def read_all(data: bytes) -> bool:
         return False
 
 
-def built_in_data(name: str, data_dir: object, config: dict[str, Any], bad: object) -> Dataset:
+def built_in_data(name: str, data_dir: object, config: dict[str, Any], bad: object, class_map: object) -> Dataset:
     """Returns the digits, once for all, after making the transforms that the file asks for."""
     assert name in BUILT_IN, "timm would have been asked to open it"
-    create_transform(**_preprocessing(config), is_training=False)
+    create_transform(**config, is_training=False)
     return datasets._digits()
 
 
@@ -175,7 +176,7 @@ def load_all(path: Path, weights: str) -> bool:
     except FileError:
         return False
     try:
-        data = _data(path, None, None, made, preprocessing, 0)
+        data = _data(path, None, None, made, preprocessing, 0, PreprocessingConfig())
     except UsageError:
         data = None
     try:

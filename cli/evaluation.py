@@ -1,0 +1,214 @@
+"""``compress eval``: the accuracy of a packed file, on the images that it is for, or on others."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from compressor.cli.click_options import click_options, from_values
+from compressor.cli.data import say_data, say_images
+from compressor.cli.files import EVAL_BATCH, in_bytes, memory_option, open_packed, packed_file
+from compressor.cli.preprocessing import NumbersCommand, PreprocessingConfig
+from compressor.cli.show import accuracy_line, percent, print_json, print_table
+from compressor.formats.errors import MissingError, UsageError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from compressor.data.datasets import Dataset
+    from compressor.report.provenance import Provenance
+    from compressor.training.measurement import Measurement
+
+__all__ = ["evaluate"]
+
+
+@click.command("eval", cls=NumbersCommand)
+@packed_file
+@click.option("--dataset", help="Data set; by default the built-in one that the file was made with.")
+@click.option("--data-dir", type=click.Path(path_type=Path), help="Folder of its files.")
+@click.option("--batch-size", type=click.IntRange(1), default=EVAL_BATCH, show_default=True)
+@click.option("--device", help="cpu, cuda, cuda:1, mps ...  [default: a GPU if there is one]")
+@click.option("--max-bad-images", metavar="N", type=click.IntRange(0), default=0, show_default=True,
+              help="Images that may be unreadable; all are listed in bad_images.txt.")  # fmt: skip
+@click.option("--against", type=click.Path(path_type=Path), metavar="DENSE",
+              help="Measure these weights of the same model, too: a checkpoint, or another packed file.")  # fmt: skip
+@click.option("--per-class", is_flag=True, help="Show the accuracy of each class.")
+@memory_option
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead.")
+def evaluate(
+    file: Path,
+    dataset: str | None,
+    data_dir: Path | None,
+    batch_size: int,
+    device: str | None,
+    max_bad_images: int,
+    against: Path | None,
+    per_class: bool,
+    max_memory: int | None,
+    as_json: bool,
+    **values: Any,
+) -> None:
+    """Measure top-1, top-5 and loss of a packed FILE.
+
+    Images are prepared as the file says, unless options say otherwise.
+    """
+    from compressor import load
+    from compressor.distributed.devices import find_device
+    from compressor.report.provenance import read_provenance
+    from compressor.training.measurement import measure
+
+    asked = from_values(PreprocessingConfig, values)
+    asked.check()
+    where = find_device(device)
+    with open_packed(file, max_memory) as packed:
+        made, preprocessing = read_provenance(packed), dict(packed.preprocessing or {})
+        in_chans = (packed.model or {"args": {}})["args"].get("in_chans")
+    data = _data(file, dataset, data_dir, made, preprocessing, max_bad_images, asked, in_chans)
+    model = load(file, max_memory=in_bytes(max_memory))
+    _check_head(model, data)
+    dense = None if against is None else _against(against, file)
+    say_data(data, data_dir)
+    say_images(data.preprocessing)
+    loader = data.eval_loader(batch_size)
+    before = None if dense is None else measure(dense.to(where), loader)
+    found = Found(file, data, made, measure(model.to(where), loader), before)
+    if as_json:
+        print_json(found.to_json(per_class))
+    else:
+        found.show(per_class)
+
+
+# The options of images are those of every command that reads some.
+evaluate.params[3:3] = click_options(PreprocessingConfig)
+
+
+@dataclass(frozen=True, eq=False)
+class Found:
+    """What was measured of a packed file.
+
+    Args:
+        file: the packed file.
+        data: what it was measured on.
+        made: how the file was made.
+        packed: its figures.
+        dense: those of the weights to compare with; None without any.
+    """
+
+    file: Path
+    data: Dataset
+    made: Provenance
+    packed: Measurement
+    dense: Measurement | None
+
+    @property
+    def recorded(self) -> float | None:
+        """The top-1 that the file says it has on the same images; None where it says none."""
+        if self.made.data is None or self.made.top1 is None:
+            return None
+        same = self.made.data.version == self.data.version and self.made.data.split == self.data.evaluated
+        return self.made.top1.packed if same else None
+
+    def to_json(self, per_class: bool) -> dict[str, Any]:
+        """Returns everything as JSON-ready values."""
+        data, result = self.data, self.packed
+        low, high = result.interval
+        facts = {"name": data.name, "version": data.version, "split": data.evaluated, "n": result.n}
+        top1 = {"packed": result.top1, "low": low, "high": high, "recorded": self.recorded}
+        both = {"packed": result} if self.dense is None else {"packed": result, "dense": self.dense}
+        more = {} if self.dense is None else {"dense": self.dense.top1}
+        return {
+            "file": str(self.file),
+            "data": facts,
+            "preprocessing": data.preprocessing,
+            "top1": {**top1, **more},
+            "top5": {name: one.top5 for name, one in both.items()},
+            "loss": {name: one.loss for name, one in both.items()},
+            "images_per_second": result.images_per_second,
+            **({"classes": self._classes()} if per_class else {}),
+        }
+
+    def show(self, per_class: bool) -> None:
+        """Prints the figures as text."""
+        from compressor.training.measurement import TOP
+
+        recorded, result, dense = self.recorded, self.packed, self.dense
+        same = {None: "", result.top1: "  as recorded in the file"}
+        note = same.get(recorded, f"  recorded in the file: {recorded!r}")
+        click.echo(accuracy_line(result, dense, self.data.evaluated, self.made.seed) + note)
+        before = ("", "") if dense is None else (f"dense {percent(dense.top5)} -> ", f"dense {dense.loss:.4f} -> ")
+        speed = f"{result.images_per_second:,.0f} images/s"
+        top5 = f"top-5 {before[0]}{percent(result.top5)}  " if self.data.num_classes > TOP else ""
+        click.echo(f"{top5}loss {before[1]}{result.loss:.4f} nats  {speed}")
+        if per_class:
+            rows = [[row["name"], f"{row['images']:,}", *map(percent, _shares(row))] for row in self._classes()]
+            print_table([["class", "images", *(["dense"] if dense is not None else []), "top-1"], *rows])
+
+    def _classes(self) -> list[dict[str, Any]]:
+        """Returns a row for each class that has images."""
+        count = self.data.num_classes
+        names = self.data.classes or tuple(map(str, range(count)))
+        dense = [None] * count if self.dense is None else [right for _, right in self.dense.by_class(count)]
+        rows = zip(names, self.packed.by_class(count), dense, strict=True)
+        return [
+            {"name": name, "images": images, **({} if before is None else {"dense": before}), "packed": right}
+            for name, (images, right), before in rows
+            if images
+        ]
+
+
+def _shares(row: dict[str, Any]) -> list[float]:
+    """Returns the shares of the images of a class that are predicted right, before and after."""
+    return [row[key] / row["images"] for key in ("dense", "packed") if key in row]
+
+
+def _data(
+    file: Path,
+    dataset: str | None,
+    data_dir: Path | None,
+    made: Provenance,
+    preprocessing: dict[str, Any],
+    max_bad_images: int,
+    asked: PreprocessingConfig,
+    in_chans: int | None = None,
+) -> Dataset:
+    """Loads the images to measure on, prepared as the file says, or as was asked for."""
+    from compressor.cli.model_source import check_fixed
+    from compressor.data.bad_images import BadImages
+    from compressor.data.datasets import BUILT_IN, load_data
+    from compressor.data.preprocessing import resolve_preprocessing
+
+    named = dataset if dataset is not None else ("" if data_dir is not None else None)
+    if named is None:
+        named = made.data.name if made.data is not None else None
+        if named not in BUILT_IN:  # any other name could make timm fetch or run what the author of the file wants
+            said = "names no data set" if named is None else f"was measured on {named[:80]!r}, which is not built in"
+            raise UsageError(f"{file} {said}: name --dataset, or the folder of your images with --data-dir")
+    bad = BadImages(max_bad_images, Path("bad_images.txt"))
+    config = resolve_preprocessing({"in_chans": in_chans, **asked.asked}, preprocessing)
+    data = load_data(named, data_dir, config=config, bad=bad, class_map=asked.class_map)
+    check_fixed(data, asked)
+    return data
+
+
+def _check_head(model: Any, data: Dataset) -> None:
+    classes = getattr(model, "num_classes", None)
+    if classes != data.num_classes:
+        raise MissingError(f"the file's model tells {classes} classes apart, {data.name} has {data.num_classes}")
+
+
+def _against(path: Path, file: Path) -> nn.Module:
+    """Returns the model of a packed file with the weights of another file, packed or not."""
+    from compressor import load
+    from compressor.formats.errors import FileError
+    from compressor.models.checkpoint import load_checkpoint, read_checkpoint
+
+    model = load(file)
+    cfg: Any = model.pretrained_cfg
+    try:
+        load_checkpoint(read_checkpoint(path, pickles=True), model, cfg["architecture"], "expected {expected}")
+    except (FileError, MissingError) as exc:
+        raise type(exc)(f"--against {exc}") from exc
+    return model

@@ -1,0 +1,81 @@
+"""compress eval, as a user types it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+
+from compressor import Compressor, Policy, Rule
+from tests.helpers.file_commands import Ran, type_
+from tests.helpers.pictures import CLASSES, write_folder
+
+__all__ = ["type_"]  # the fixture
+
+pytestmark = pytest.mark.usefixtures("own_folder", "one_worker")
+
+
+@pytest.fixture
+def packed() -> Path:
+    """A file that says it was measured on torch/mnist, and dense weights beside it."""
+    torch.manual_seed(0)
+    model: Any = timm.create_model("test_resnet", num_classes=3)
+    model.pretrained_cfg = {**model.pretrained_cfg, "input_size": (3, 32, 32), "label_names": CLASSES}
+    save_file(model.state_dict(), "dense.safetensors")
+    job = Compressor(model, Policy([Rule("*", scheme="kmeans", bits=1)]), teacher=None).prepare().finish()
+    job.note(data={"name": "torch/mnist", "version": "1", "split": "validation", "n": 9}, top1={"packed": 0.5})
+    job.save("packed.safetensors")
+    write_folder(Path("own"), {"train": 1, "val": 4})
+    return Path("packed.safetensors")
+
+
+def test_data_that_is_not_built_in_has_to_be_named(type_: Callable[..., Ran], packed: Path) -> None:
+    code, out, err = type_("eval", str(packed))
+    line = f"error: {packed} was measured on 'torch/mnist', which is not built in: name --dataset, or the folder of "
+    assert (code, out, err) == (2, "", [f"{line}your images with --data-dir"])
+
+
+def test_figures_against_dense_weights_class_by_class(type_: Callable[..., Ran], packed: Path) -> None:
+    words = ["eval", str(packed), "--data-dir", "own", "--against", "dense.safetensors", "--per-class"]
+    code, out, err = type_(*words)
+    lines = out.splitlines()
+    assert code == 0
+    assert err == [
+        "data               own: 3 train, 12 validation images of 3 classes",
+        "images             3x32x32, bilinear, crop 0.95 center, mean 0.5, std 0.5",
+    ]
+    assert lines[0].startswith("top-1 on 12 validation images  dense ")
+    assert lines[1].startswith("loss dense ")
+    assert lines[1].endswith(" images/s"), "of three classes, all are among the best five"
+    assert [line.split()[:2] for line in lines[2:]] == [["class", "images"], *([name, "4"] for name in CLASSES)]
+    code, out, _ = type_(*words, "--json")
+    document = json.loads(out)
+    assert document["loss"]["dense"] != document["loss"]["packed"]
+    assert sum(row["packed"] for row in document["classes"]) == round(12 * document["top1"]["packed"])
+    assert sum(row["dense"] for row in document["classes"]) == round(12 * document["top1"]["dense"])
+    _, out, _ = type_(*words[:4], "--against", str(packed), "--json")
+    document = json.loads(out)
+    assert document["loss"]["dense"] == document["loss"]["packed"]
+
+
+def test_weights_of_another_model(type_: Callable[..., Ran], packed: Path) -> None:
+    save_file(timm.create_model("test_resnet", num_classes=5).state_dict(), "five.safetensors")
+    code, _, err = type_("eval", str(packed), "--data-dir", "own", "--against", "five.safetensors")
+    assert (code, err) == (4, ["error: --against five.safetensors: 5 classes in the checkpoint: expected 3"])
+
+
+def test_top5_is_shown_where_there_are_more_classes(type_: Callable[..., Ran]) -> None:
+    names = tuple(f"c{number}" for number in range(6))
+    write_folder(Path("own"), {"train": 1, "val": 1}, names)
+    model = timm.create_model("test_resnet", num_classes=6)
+    Compressor(model, Policy([Rule("*", scheme="kmeans", bits=1)]), teacher=None).prepare().finish().save(
+        "p.safetensors"
+    )
+    code, out, _ = type_("eval", "p.safetensors", "--data-dir", "own", "--img-size", "32")
+    assert (code, out.splitlines()[1].startswith("top-5 ")) == (0, True)
