@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
@@ -94,12 +94,9 @@ class Calibrator:
             self._first_pass(torch.Generator().manual_seed(seed))
         for site in self.calls:
             self.calls[site] //= len(self.batches)
-        self.diagonals = {site: self._diagonal(site) for site in sites}
-        measured = [float(one.double().mean()) for one in self.diagonals.values()]
-        least = LEAST_SHARE * max(sum(measured) / len(measured), torch.finfo(torch.float32).tiny)
-        for diagonal in self.diagonals.values():
-            diagonal.clamp_(min=0.0).add_(max(0.0, least - float(diagonal.double().mean())))
-        del self._sums
+        measured = {site: float(self._measured_diagonal(site).double().mean()) for site in sites}
+        least = LEAST_SHARE * max(sum(measured.values()) / len(measured), torch.finfo(torch.float32).tiny)
+        self._added = {site: max(0.0, least - mean) for site, mean in measured.items()}
 
     def in_order(self) -> list[Site]:
         """Returns the sites in the order in which the model calls their layers, those it does not call at the end."""
@@ -129,29 +126,31 @@ class Calibrator:
             compressed: the weights of the tensors that have been compressed already, by name.
         """
         moments = {
-            site: Moments(self.views[site], self.memory, self.batches[0].device)
+            site: Moments(self.views[site], self.memory, self.dense[site.name])
             for site in sites
             if site in self.calls and site in self.views
         }
+        # Those after the first meet inputs that the first has not made up for yet: both would make up for the same.
+        corrected = list(moments)[:1] if compressed else []
         with eval_mode(self.model):
             for batch in self.batches if moments else ():
-                dense = self._inputs(batch, moments, self.dense)
-                present = self._inputs(batch, moments, {**self.dense, **compressed}) if compressed else dense
+                present = self._inputs(batch, moments, {**self.dense, **compressed})
+                dense = self._inputs(batch, corrected, self.dense) if corrected else {}
                 for site, calls in present.items():
-                    for (module, inputs), (_, before) in zip(calls, dense[site], strict=True):
-                        moments[site].add(module, inputs, before if compressed else None)
-        return {site: self._curvature(site, moments.get(site), site is sites[0]) for site in sites}
+                    before = [inputs for _, inputs in dense.get(site, ())] or [None] * len(calls)
+                    for (module, inputs), one in zip(calls, before, strict=True):
+                        moments[site].add(module, inputs, one)
+        return {site: self._curvature(site, moments.get(site)) for site in sites}
 
-    def _curvature(self, site: Site, moments: Moments | None, first: bool) -> Curvature:
+    def _curvature(self, site: Site, moments: Moments | None) -> Curvature:
         if moments is None or not moments.sums:
-            return Curvature(self.diagonals[site])
-        # Those after the first meet inputs that the first has not made up for yet: both would make up for the same.
-        target = moments.corrected(self.dense[site.name]) if first else None
+            return Curvature(self.diagonal(site))
+        target = moments.corrected()
         of_one_image = [total.div_(self.images) for total in moments.sums]
-        return Curvature(self.diagonals[site], self.views[site], of_one_image, target)
+        return Curvature(self.diagonal(site), self.views[site], of_one_image, target)
 
     def _inputs(
-        self, batch: Tensor, wanted: Mapping[Site, Any], weights: Mapping[str, Tensor]
+        self, batch: Tensor, wanted: Iterable[Site], weights: Mapping[str, Tensor]
     ) -> dict[Site, list[tuple[nn.Module, Tensor]]]:
         """Returns what the layers of some tensors are given, call by call, under these weights."""
         given: dict[Site, list[tuple[nn.Module, Tensor]]] = {site: [] for site in wanted}
@@ -216,8 +215,11 @@ class Calibrator:
         if output.requires_grad:
             output.register_hook(on_gradient)
 
-    def _diagonal(self, site: Site) -> Tensor:
-        """Returns the diagonal of the curvature, float32[shape]."""
+    def diagonal(self, site: Site) -> Tensor:
+        """Returns the diagonal of the curvature, float32[shape], computed anew: all of them are as large as the model."""
+        return self._measured_diagonal(site).clamp_(min=0.0).add_(self._added[site])
+
+    def _measured_diagonal(self, site: Site) -> Tensor:
         sums, tensor = self._sums[site], self.dense[site.name]
         if site not in self.calls:
             return torch.zeros_like(tensor, dtype=torch.float32) + sums.squares / self.images
@@ -225,7 +227,8 @@ class Calibrator:
             return torch.zeros_like(tensor, dtype=torch.float32)
         view = self.views[site]
         rows = (sums.outputs / sums.positions).view(view.groups, -1, 1)
-        return view.tensor((rows * (sums.inputs / self.images)[:, None, :]).float()).contiguous()
+        columns = (sums.inputs / self.images)[:, None, :]
+        return view.tensor(rows.float() * columns.float()).contiguous()
 
     @contextmanager
     def _listening(self, sites: Sequence[Site], on_call: OnCall) -> Iterator[None]:

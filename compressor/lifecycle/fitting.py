@@ -155,8 +155,8 @@ class Fitting:
 
     def _plain_sizes(self) -> PlainSizes:
         sites = [plan.site for plan in self.shared.plans if plan.scheme and plan.scheme.has_price]
-        known = None if self.measured is None else self.measured.calibrator.diagonals
-        curvature = None if known is None else {site: float(known[site].double().mean()) for site in sites}
+        known = None if self.measured is None else self.measured.calibrator
+        curvature = None if known is None else {site: float(known.diagonal(site).double().mean()) for site in sites}
         return PlainSizes({site: self.dense[site.name] for site in sites}, curvature)
 
     def _size(self, target: Target, groups: Sequence[Group], rate: float) -> int:
