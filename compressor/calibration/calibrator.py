@@ -6,23 +6,23 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from compressor.calibration.layer_views import layer_view, output_rows, unfolded_inputs
+from compressor.calibration.images import batches_of
+from compressor.calibration.layer_views import layer_view, output_rows, unfolded_parts
 from compressor.calibration.moments import Moments
 from compressor.formats.errors import UsageError
-from compressor.sharing.curvature import Curvature
+from compressor.sharing.curvature import Curvature, LayerView
 from compressor.sharing.sites import Site
 from compressor.training.modes import eval_mode
 
 __all__ = ["Calibrator"]
 
-BATCH = 64  # images a forward pass
 PASSES = 64  # through the model, at most about so many: layers that come together see the same inputs
 MEMORY = 1 << 29  # bytes of the moments of layers that are measured together
 LEAST_SHARE = 1e-6  # of the mean curvature of all tensors, given to those that the loss seems not to depend on
@@ -84,7 +84,7 @@ class Calibrator:
     ) -> None:
         self.model, self.sites, self.dense, self.memory = model, list(sites), dict(dense), memory
         like = next(iter(self.dense.values()))
-        self.batches = images.to(like.device, like.dtype if images.is_floating_point() else None).split(BATCH)
+        self.batches = batches_of(images.to(like.device, like.dtype if images.is_floating_point() else None))
         self.images = len(images)
         self.views = {site: view for site in sites if (view := layer_view(site)) is not None}
         self.calls: Counter[Site] = Counter()
@@ -94,6 +94,7 @@ class Calibrator:
             self._first_pass(torch.Generator().manual_seed(seed))
         for site in self.calls:
             self.calls[site] //= len(self.batches)
+            self.views[site] = _living(self.views[site], self._sums[site].inputs)
         measured = {site: float(self._measured_diagonal(site).double().mean()) for site in sites}
         least = LEAST_SHARE * max(sum(measured.values()) / len(measured), torch.finfo(torch.float32).tiny)
         self._added = {site: max(0.0, least - mean) for site, mean in measured.items()}
@@ -199,10 +200,7 @@ class Calibrator:
         """Sums the squares of what a layer is given, and of the gradient of what it returns."""
         self.calls[site] += 1
         sums, view = self._sums[site], self.views[site]
-        squares = sum(
-            unfolded_inputs(module, part, view).square().sum(dim=1).double()
-            for part in inputs.detach().split(BATCH // 4)
-        )
+        squares = sum(part.square().sum(dim=1).double() for part in unfolded_parts(module, inputs.detach(), view))
         if not bool(torch.isfinite(squares).all()):  # type: ignore[arg-type]
             raise UsageError(f"calibration: the inputs of the layer of {site.name} are not finite")
         sums.inputs = sums.inputs + squares
@@ -227,7 +225,7 @@ class Calibrator:
             return torch.zeros_like(tensor, dtype=torch.float32)
         view = self.views[site]
         rows = (sums.outputs / sums.positions).view(view.groups, -1, 1)
-        columns = (sums.inputs / self.images)[:, None, :]
+        columns = view.live_of(sums.inputs / self.images)[:, None, :]
         return view.tensor(rows.float() * columns.float()).contiguous()
 
     @contextmanager
@@ -245,6 +243,17 @@ class Calibrator:
         finally:
             for handle in handles:
                 handle.remove()
+
+
+def _living(view: LayerView, squares: Tensor | float) -> LayerView:
+    """Returns the view of the columns whose inputs are not always zero, as those that meet nothing but padding are.
+
+    Args:
+        view: of all columns.
+        squares: the sum of the squared inputs of each column, float64[G, columns].
+    """
+    live = torch.as_tensor(squares).sum(dim=0).nonzero()[:, 0]
+    return view if len(live) == view.all_columns else replace(view, live=live)
 
 
 def _sampled_loss(logits: Tensor, generator: torch.Generator) -> Tensor:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from compressor.calibration.cholesky import column_major, factorise
 from compressor.calibration.error_feedback import is_dead
-from compressor.calibration.layer_views import unfolded_inputs
+from compressor.calibration.layer_views import unfolded_parts
 from compressor.sharing.curvature import LayerView
 
 __all__ = ["Moments"]
@@ -15,7 +15,6 @@ __all__ = ["Moments"]
 EXACT = 600  # columns: up to so many, sums are float64, which factorisations of nearly singular moments need
 WIDEST = 8192  # columns of a range
 NARROWEST = 16  # columns of a range that is worth a factorisation
-CHUNK = 1 << 22  # numbers that are unfolded at a time
 COPIES = 2  # of the moments at a time: themselves, and a factor
 CORRECTION_DAMPING = 0.1  # of the mean of the diagonal; 0.05 and 0.2 are as good
 
@@ -60,17 +59,14 @@ class Moments:
         if dense is not None and not self.drifts:
             shapes = [(*matrices.shape[:2], one.stop - one.start) for one in self.ranges]
             self.drifts = [torch.zeros(shape, dtype=self.dtype, device=inputs.device) for shape in shapes]
-        unfolded = self.view.columns * self.view.groups
-        positions = max(1, inputs[0].numel() // max(1, inputs.shape[1 if inputs.ndim > 2 else -1]))
-        size = max(1, CHUNK // max(1, unfolded * positions))
-        for number, part in enumerate(inputs.split(size)):
-            columns = unfolded_inputs(module, part, self.view)
+        before = None if dense is None else unfolded_parts(module, dense, self.view)
+        for columns in unfolded_parts(module, inputs, self.view):
             for total, one in zip(self.sums, self.ranges, strict=True):
                 _add_product(total, columns[..., one], columns[..., one])
-            if dense is not None:
-                change = unfolded_inputs(module, dense.split(size)[number], self.view) - columns
+            if before is not None:
+                change = next(before) - columns
                 for total, one in zip(self.drifts, self.ranges, strict=True):
-                    _add_product(total, change[..., one] @ matrices[..., one].transpose(1, 2), columns[..., one])
+                    _add_product(total, change[..., one] @ matrices[..., one].mT, columns[..., one])
 
     def corrected(self) -> Tensor | None:
         """Returns the weights by which the layer answers its inputs as it answered those of the dense model.
@@ -85,7 +81,7 @@ class Moments:
         result = self.view.matrices(self.weight).float().clone()
         for moment, drift, one in zip(self.sums, self.drifts, self.ranges, strict=True):
             diagonal = moment.diagonal(dim1=1, dim2=2)
-            mean = diagonal.mean(dim=1, keepdim=True)
+            mean = diagonal.mean(dim=1, keepdim=True) * self.view.columns / self.view.all_columns
             lower = column_major(moment)
             lower.diagonal(dim1=1, dim2=2).add_(CORRECTION_DAMPING * mean + torch.finfo(self.dtype).tiny)
             if not factorise(lower):

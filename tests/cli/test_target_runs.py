@@ -132,6 +132,16 @@ def test_images_are_the_first_of_training_in_the_order_of_the_seed(
     assert words == ["synthetic", None]
 
 
+def test_the_memory_of_measurements_is_what_was_named(runs: Runs, prepared: Prepared) -> None:
+    files = []
+    for words in ((), ("--calibration-memory", "1kB"), ("--calibration-memory", "512MiB")):
+        runs(0, "--rate", "1e-7", "--force", *words)
+        files.append(OUT.read_bytes())
+    assert [options.get("memory") for options in prepared.options] == [None, 1_000, 512 << 20]
+    assert files[1] != files[0], "the layers are measured by their diagonals alone"
+    assert files[2] == files[0], "the default"
+
+
 def test_there_are_256_images_and_at_least_as_many_as_the_calibrator_wants() -> None:
     assert DEFAULT_IMAGES == 256
     assert FEWEST_IMAGES == 16
