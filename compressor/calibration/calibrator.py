@@ -177,6 +177,7 @@ class Calibrator:
                 for site, gradient in zip(self.sites, gradients, strict=True):
                     if gradient is not None and site not in self.calls:
                         self._sums[site].squares = self._sums[site].squares + gradient.detach().float().square()
+                del loss, gradients, gradient  # before the next are computed
 
     def _answer(self, batch: Tensor, weights: Mapping[str, Tensor]) -> Tensor:
         """Returns the logits of a batch."""
@@ -253,7 +254,7 @@ def _living(view: LayerView, squares: Tensor | float) -> LayerView:
         squares: the sum of the squared inputs of each column, float64[G, columns].
     """
     live = torch.as_tensor(squares).sum(dim=0).nonzero()[:, 0]
-    return view if len(live) == view.all_columns else replace(view, live=live)
+    return view if len(live) in (0, view.all_columns) else replace(view, live=live)
 
 
 def _sampled_loss(logits: Tensor, generator: torch.Generator) -> Tensor:

@@ -85,6 +85,27 @@ def test_moments_are_means_over_images_of_sums_over_positions() -> None:
         assert curvature.view is not None
 
 
+def test_inputs_that_are_always_zero_are_not_measured() -> None:
+    """Of a 3 x 3 kernel on a single pixel, all but the middle meets padding."""
+    model: Any = nn.Sequential(nn.Conv2d(2, 3, 3, padding=1), nn.Flatten(), nn.Linear(3, 2))
+    inputs = torch.randn(20, 2, 1, 1)
+    curvature = measured(calibrator(model, inputs))["0.weight"]
+    flat = inputs[:, :, 0, 0]
+    (moment,) = curvature.moments
+    torch.testing.assert_close(moment[0].float(), flat.T @ flat / 20, rtol=1e-5, atol=1e-6)
+    assert curvature.view is not None
+    assert curvature.view.matrices(torch.arange(54).view(3, 2, 3, 3))[0].tolist() == [[4, 13], [22, 31], [40, 49]]
+    assert curvature.diagonal[..., 1, 1].min() > 0
+    assert curvature.diagonal.sum() == pytest.approx(float(curvature.diagonal[..., 1, 1].sum()))
+
+
+def test_a_layer_that_is_given_nothing_but_zeros_is_measured_whole() -> None:
+    model: Any = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
+    curvature = measured(calibrator(model, torch.zeros(20, 3)))["0.weight"]
+    (moment,) = curvature.moments
+    assert torch.equal(moment, torch.zeros(1, 3, 3, dtype=torch.float64))
+
+
 def test_diagonals_are_moments_times_the_fisher_information_of_the_outputs() -> None:
     """Signs are drawn: with each of 12 images 100 times, a few per cent off."""
     model, inputs = network(), images(12)
