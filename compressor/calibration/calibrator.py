@@ -215,7 +215,7 @@ class Calibrator:
             output.register_hook(on_gradient)
 
     def diagonal(self, site: Site) -> Tensor:
-        """Returns the diagonal of the curvature, float32[shape], computed anew: all of them are as large as the model."""
+        """Returns the diagonal of the curvature, float32[shape], computed anew: all would be as large as the model."""
         return self._measured_diagonal(site).clamp_(min=0.0).add_(self._added[site])
 
     def _measured_diagonal(self, site: Site) -> Tensor:

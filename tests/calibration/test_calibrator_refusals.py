@@ -62,5 +62,5 @@ def test_no_memory_is_refused_before_the_model_is_run() -> None:
     model: Any = nn.Sequential(nn.Linear(3, 2))
     model.register_forward_pre_hook(fails)
     job = Compressor(model, rate=1e-7, teacher=None)
-    with pytest.raises(UsageError, match="^memory must be at least 1 byte, got 0$"):
+    with pytest.raises(UsageError, match=r"^memory must be at least 1 byte, got 0$"):
         job.prepare(torch.randn(16, 3), memory=0)

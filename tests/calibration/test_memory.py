@@ -40,11 +40,11 @@ GIVE_BACK = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="peaks are read from /proc")
 @pytest.mark.parametrize(
-    ("inside", "depth", "networks", "matrices"), [(2560, 0, 3, 2), (700, 16, 3, 3)], ids=["wide", "deep"]
+    ("inside", "depth", "networks", "matrices"), [(2560, 0, 3, 2.5), (700, 16, 3, 3)], ids=["wide", "deep"]
 )
 def test_packing_takes_few_copies(inside: int, depth: int, networks: float, matrices: float) -> None:
     command = [sys.executable, "-c", PACKED, str(inside), str(depth)]
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ | GIVE_BACK)
     assert done.returncode == 0, done.stderr
     network, matrix = 4 * (depth * inside**2 + 18 * inside), 4 * inside**2
-    assert int(done.stdout) < 1.1 * (networks * network + matrices * matrix)
+    assert int(done.stdout) < 1.05 * (networks * network + matrices * matrix)

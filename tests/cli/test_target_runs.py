@@ -132,6 +132,28 @@ def test_images_are_the_first_of_training_in_the_order_of_the_seed(
     assert words == ["synthetic", None]
 
 
+def test_schemes_that_gain_start_from_data_that_are_named(
+    data: Dataset, prepared: Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = ["tiny", "--baseline-epochs", "0", "--epochs", "0", "--bits", "3", "--force", "-o", "out"]
+    named = ["--dataset", "digits"]
+    for more in (
+        [*named, "--scheme", "kmeans"], [*named, "--scheme", "learnt"], [*named, "--scheme", "uniform"],
+        [*named, "--scheme", "kmeans", "--calibration", "none"], ["--scheme", "kmeans"],
+    ):  # fmt: skip
+        assert run([*words, *more]) == 0
+    assert [None if images is None else len(images) for images in prepared.images] == [96, 96, None, None, None]
+
+
+def test_random_weights_are_not_judged(
+    data: Dataset, prepared: Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run(["tiny", "--from-scratch", "--dataset", "digits", "--epochs", "0", "-o", "out"]) == 0
+    assert prepared.images == [None]
+
+
 def test_the_memory_of_measurements_is_what_was_named(runs: Runs, prepared: Prepared) -> None:
     files = []
     for words in ((), ("--calibration-memory", "1kB"), ("--calibration-memory", "512MiB")):

@@ -38,7 +38,10 @@ PRICED = "schemes with a price: learnt"
         (("--rate", "inf"), "Invalid value for '--rate': inf is not in the range 0<x<=1."),
         (("--max-drop", "-1"), "Invalid value for '--max-drop': -1.0 is not in the range x>=0."),
         (("--calibration", "noise"), "Invalid value for '--calibration': 'noise' is not one of 'data', 'synthetic'"),
-        (("--calibration-memory", "lots"), "Invalid value for '--calibration-memory': 'lots' is no size: expected 250000"),
+        (
+            ("--calibration-memory", "lots"),
+            "Invalid value for '--calibration-memory': 'lots' is no size: expected 250000",
+        ),
         (("--calibration-memory", "0"), "--calibration-memory 0: expected at least 1 byte, better 200MB or more"),
         (
             ("--calibration-memory", "200MB", "--calibration", "none"),

@@ -174,7 +174,12 @@ def calibration_and_targets_give_each_process_the_file_of_one(folder: Path) -> N
         return do
 
     target, drop = ("--target-size", "6KB"), ("--max-drop", "9")
-    for words in (target, drop, ("--rate", "1e-6", "--calibration", "synthetic"), ("--bits", "3", "--calibration", "data")):
+    for words in (
+        target,
+        drop,
+        ("--rate", "1e-6", "--calibration", "synthetic"),
+        ("--bits", "3", "--calibration", "data"),
+    ):
         assert alone(keeping_all(*words), folder / "a") == 0, words
         whole, bare = (folder / "a" / "out").read_bytes(), (folder / "a" / "of process 0").read_bytes()
         with Pair(keeping_all(*words), folder / "a") as pair:  # the baseline is in the cache
