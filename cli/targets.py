@@ -48,7 +48,7 @@ class TargetConfig:
     )
 
     @property
-    def measuring(self) -> dict[str, int]:
+    def measuring(self) -> dict[str, Any]:
         """The memory of the measurements as an argument of ``Compressor.prepare``; none where it was not named."""
         return {} if self.calibration_memory is None else {"memory": self.calibration_memory}
 

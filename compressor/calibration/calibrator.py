@@ -138,7 +138,8 @@ class Calibrator:
                 present = self._inputs(batch, moments, {**self.dense, **compressed})
                 dense = self._inputs(batch, corrected, self.dense) if corrected else {}
                 for site, calls in present.items():
-                    before = [inputs for _, inputs in dense.get(site, ())] or [None] * len(calls)
+                    before: list[Tensor | None] = [inputs for _, inputs in dense.get(site, ())]
+                    before = before or [None] * len(calls)
                     for (module, inputs), one in zip(calls, before, strict=True):
                         moments[site].add(module, inputs, one)
         return {site: self._curvature(site, moments.get(site)) for site in sites}

@@ -54,7 +54,8 @@ def calibration_images(calibration: Calibration) -> Tensor:
 
 def batches_of(images: Tensor) -> tuple[Tensor, ...]:
     """Returns images, float[n, ...], in batches that the model is run on: fewer at a time where they are large."""
-    return images.split(max(1, min(BATCH, NUMBERS // max(1, images[0].numel()))))
+    batches: tuple[Tensor, ...] = images.split(max(1, min(BATCH, NUMBERS // max(1, images[0].numel()))))
+    return batches
 
 
 @dataclass(frozen=True)
