@@ -168,7 +168,7 @@ def calibration_and_targets_give_each_process_the_file_of_one(folder: Path) -> N
                 Path(f"of process {collectives.rank()}").write_bytes(packed.to_bytes())
                 return packed
 
-            Compressor.finish = finish  # type: ignore[method-assign]
+            Compressor.finish = finish  # type: ignore[method-assign, assignment]
             return run("--epochs", "0", "--force", *options)()
 
         return do
