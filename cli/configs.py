@@ -289,7 +289,9 @@ class Request:
 
     def _check_calibration(self) -> None:
         """Raises UsageError for a target, or images to judge weights by, where there is nothing to judge."""
-        if self.model.from_scratch and (flags := given_flags(self.target, *TARGETS, "calibration")):
+        if self.model.from_scratch and (
+            flags := given_flags(self.target, *TARGETS, "calibration", "calibration_memory")
+        ):
             raise UsageError(f"--from-scratch starts from random weights: leave out {', '.join(flags)}")
         if self.target.is_searched and self.output.codec != "auto":
             raise UsageError(f"{self.target.flag} takes the smallest codec: leave out --codec {self.output.codec}")

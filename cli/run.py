@@ -69,7 +69,8 @@ def run(request: Request) -> None:
         look_at(work.data, request.data.data_dir)
     if work.source.preprocessing:
         say_images(work.source.preprocessing)
-    keep_freed_memory()
+    if any(map(work.trains, work.recipe.stages)):
+        keep_freed_memory()
     with ExitStack() as stack:
         main_process_first(lambda: stack.enter_context(holding(work.output)))
         stack.enter_context(stoppable(work.checkpoints))
@@ -160,7 +161,9 @@ def _shared(
     )  # fmt: skip
     images = calibration_input(work, stage, job)
     val = None if work.data is None or target.max_drop is None else work.data.eval_loader(EVAL_BATCH, "validation")
-    job.prepare(images, val=val, options=None if target.flag is None else file_options(work, output))
+    job.prepare(
+        images, val=val, options=None if target.flag is None else file_options(work, output), **work.target.measuring
+    )
     shared = [plan for plan in job.plans if plan.scheme]
     weights = sum(plan.site.tensor.numel() for plan in shared)
     schemes = ", ".join(sorted({repr(plan.scheme) for plan in shared}))

@@ -47,14 +47,17 @@ def calibration_input(work: Run, stage: Stage, job: Compressor) -> Tensor | Lite
     Args:
         work: names the source of the images, and how many at most.
         stage: of which batches are read.
-        job: a stage without a target has images where a scheme of its own wants them, or they were asked for.
+        job: a stage without a target has images where they were asked for, or where a scheme of its own wants them,
+            or gains from them and trained weights meet data that were named.
 
     Returns:
         float[n, C, H, W], at most ``DEFAULT_IMAGES``; "synthetic": images made from the model; None: none.
     """
     count = min(DEFAULT_IMAGES, work.execution.calibration_images)
     if work.target.calibration is None and work.target_of(stage).flag is None:
-        is_wanted = any(plan.scheme and plan.scheme.wants_curvature for plan in job.plans)
+        gains = work.data_is_named and work.has_dense_model
+        schemes = [plan.scheme for plan in job.plans if plan.scheme]
+        is_wanted = any(scheme.wants_curvature or (gains and scheme.gains_from_curvature) for scheme in schemes)
         if work.data is None or count < FEWEST_IMAGES or not is_wanted:
             return None
     if work.calibration != "data" or work.data is None:

@@ -24,7 +24,7 @@ __all__ = ["sensitivity"]
 
 SHARED = {
     "pretrained", "checkpoint_path", "num_classes", "in_chans", "dataset", "data_dir", "workers", "seed",
-    "device", "baseline_epochs", "calibration", "calibration_images", "batch_size", "as_json",
+    "device", "baseline_epochs", "calibration", "calibration_memory", "calibration_images", "batch_size", "as_json",
     *(one.name for one in config_fields(PreprocessingConfig)),
 }  # fmt: skip
 
@@ -71,11 +71,12 @@ def _measure(request: Request, prices: tuple[float, ...]) -> list[Sensitivity]:
 
     if request.target.calibration == "none":
         raise UsageError("--calibration none: sensitivity is measured on images, of the data or synthetic")
+    request.target.check()
     work = set_up(request)
     model = dense_model(work.source, work.data, work.execution, None, lambda name: Step("1/2", name))
     step = Step("2/2", "sensitivity")
     images = training_images(work, work.recipe.stages[-1]) if work.calibration == "data" else "synthetic"
-    rows = list(sensitivity(model, images, prices or RATES, work.execution.seed))
+    rows = list(sensitivity(model, images, prices or RATES, work.execution.seed, **request.target.measuring))
     step.done(f"{len({row.site for row in rows})} tensors at {len(prices or RATES)} prices")
     return rows
 

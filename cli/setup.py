@@ -77,6 +77,7 @@ class Run:
         logs: of every epoch; None where there are none.
         target: what the price of a bit is searched for in the last stage, or that price.
         calibration: the images that weights are judged by: data, synthetic or none.
+        data_is_named: whether the data are the user's choice, and not the built-in digits.
     """
 
     source: ModelSource
@@ -90,6 +91,7 @@ class Run:
     logs: Logs | None = None
     target: TargetConfig = field(default_factory=TargetConfig)
     calibration: str = "data"
+    data_is_named: bool = False
 
     @property
     def has_dense_model(self) -> bool:
@@ -160,7 +162,7 @@ def _checked(request: Request, device: torch.device) -> Run:
         teacher = _teacher(request, teacher_named, recipe, data)
     return Run(
         source, recipe, data, request.execution, device, output, teacher=teacher, logs=logs, target=request.target,
-        calibration=request.calibration,
+        calibration=request.calibration, data_is_named=request.data.is_named,
     )  # fmt: skip
 
 

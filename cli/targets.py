@@ -40,6 +40,17 @@ class TargetConfig:
         "Images that weights are judged by: of the data, made from the model, or none. [default: data if used]",
         choices=("data", "synthetic", "none"),
     )
+    calibration_memory: int | None = config_field(
+        None,
+        "Memory for what is measured of layers on them, as 200MB. [default: 512MiB]",
+        metavar="BYTES",
+        click={"type": byte_size},
+    )
+
+    @property
+    def measuring(self) -> dict[str, Any]:
+        """The memory of the measurements as an argument of ``Compressor.prepare``; none where it was not named."""
+        return {} if self.calibration_memory is None else {"memory": self.calibration_memory}
 
     @property
     def flag(self) -> str | None:
@@ -71,6 +82,10 @@ class TargetConfig:
         for flag, value in zip(flags, self.arguments.values(), strict=True):
             if not math.isfinite(value) or (value == 0 and self.max_drop is None):
                 raise UsageError(f"{flag} {value:g}: expected a finite number above 0")
+        if self.calibration_memory == 0:
+            raise UsageError("--calibration-memory 0: expected at least 1 byte, better 200MB or more")
+        if self.calibration_memory is not None and self.calibration == "none":
+            raise UsageError("--calibration-memory and --calibration none, by which nothing is measured: leave out one")
 
     def label(self) -> str:
         """Returns the target for names of files.

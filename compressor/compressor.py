@@ -28,7 +28,7 @@ from compressor.lifecycle.packed import Packed, SharedModel
 from compressor.lifecycle.param_groups import check_embeddings, check_optimizer, param_groups
 from compressor.lifecycle.prepare import penalties, start_rounds
 from compressor.lifecycle.rebuild import find_args
-from compressor.lifecycle.state import state_to_pack
+from compressor.lifecycle.state import state_to_pack, tensors_of
 from compressor.lifecycle.target import FileOptions, Search, Target
 from compressor.lifecycle.training_options import resolve_options
 from compressor.policy.policy import Policy, TensorPlan
@@ -73,7 +73,7 @@ class Compressor:
         temperature: of the distillation's softmax.
         seed: of everything random in ``finetune``.
         preserve_sparsity: keep weights at zero that are zero now, such as those that an earlier stage has pruned.
-        original: the weights by name against which the report measures noise; None: those of the model now.
+        original: the weights by name, not copied, against which the report measures noise; None: those of the model.
         from_scratch: the weights are random, or drawn in ``prepare`` where the model is on ``meta``; the teacher
             "dense" is then none, for random weights teach nothing.
         rate, target_size, target_bits, max_drop: at most one, see ``Target``. ``prepare`` meets it; training afterwards
@@ -135,9 +135,10 @@ class Compressor:
         state_to_pack(self.model, meta=from_scratch)
         self.model_args = find_args(self.model, model_args)
         self.teacher = make_teacher(model, teacher, from_scratch) if distill > 0 else None
-        # The teacher's frozen copy of the dense weights serves for undo() as well.
+        # A frozen copy of the dense weights, or the caller's own, serve for undo() as well.
         copied = self.teacher.state_dict() if self.teacher is not None and teacher == "dense" else None
-        self.dense = {name: weight.clone() if copied is None else copied[name] for name, weight in weights.items()}
+        kept = copied or tensors_of(model if copy else None, original)
+        self.dense = {name: kept[name] if name in kept else weight.clone() for name, weight in weights.items()}
         self.original = self.dense if original is None else {name: original[name] for name in self.dense}
         self._in_eval = set(modules_in_eval(self.model))
         self.groups: list[Group] = []
@@ -160,7 +161,7 @@ class Compressor:
                 chunk; ``undo()`` and the noise in the report are then not available for these tensors.
             val: batches (inputs, targets) that ``max_drop`` is measured on.
             options: how the file will be written, where a target is given; None: as by ``finish().save(path)``.
-            memory: bytes that the measurements of layers may take at a time, about.
+            memory: bytes that the measurements of layers may take at a time, about; of a larger layer less is measured.
 
         Raises:
             UsageError: the model is prepared already; the images do not suit it; the target cannot be reached.

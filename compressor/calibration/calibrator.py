@@ -4,25 +4,25 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from compressor.calibration.layer_views import layer_view, output_rows, unfolded_inputs
+from compressor.calibration.images import batches_of
+from compressor.calibration.layer_views import layer_view, output_rows, unfolded_parts
 from compressor.calibration.moments import Moments
 from compressor.formats.errors import UsageError
-from compressor.sharing.curvature import Curvature
+from compressor.sharing.curvature import Curvature, LayerView
 from compressor.sharing.sites import Site
 from compressor.training.modes import eval_mode
 
 __all__ = ["Calibrator"]
 
-BATCH = 64  # images a forward pass
 PASSES = 64  # through the model, at most about so many: layers that come together see the same inputs
 MEMORY = 1 << 29  # bytes of the moments of layers that are measured together
 LEAST_SHARE = 1e-6  # of the mean curvature of all tensors, given to those that the loss seems not to depend on
@@ -84,7 +84,7 @@ class Calibrator:
     ) -> None:
         self.model, self.sites, self.dense, self.memory = model, list(sites), dict(dense), memory
         like = next(iter(self.dense.values()))
-        self.batches = images.to(like.device, like.dtype if images.is_floating_point() else None).split(BATCH)
+        self.batches = batches_of(images.to(like.device, like.dtype if images.is_floating_point() else None))
         self.images = len(images)
         self.views = {site: view for site in sites if (view := layer_view(site)) is not None}
         self.calls: Counter[Site] = Counter()
@@ -94,12 +94,10 @@ class Calibrator:
             self._first_pass(torch.Generator().manual_seed(seed))
         for site in self.calls:
             self.calls[site] //= len(self.batches)
-        self.diagonals = {site: self._diagonal(site) for site in sites}
-        measured = [float(one.double().mean()) for one in self.diagonals.values()]
-        least = LEAST_SHARE * max(sum(measured) / len(measured), torch.finfo(torch.float32).tiny)
-        for diagonal in self.diagonals.values():
-            diagonal.clamp_(min=0.0).add_(max(0.0, least - float(diagonal.double().mean())))
-        del self._sums
+            self.views[site] = _living(self.views[site], self._sums[site].inputs)
+        measured = {site: float(self._measured_diagonal(site).double().mean()) for site in sites}
+        least = LEAST_SHARE * max(sum(measured.values()) / len(measured), torch.finfo(torch.float32).tiny)
+        self._added = {site: max(0.0, least - mean) for site, mean in measured.items()}
 
     def in_order(self) -> list[Site]:
         """Returns the sites in the order in which the model calls their layers, those it does not call at the end."""
@@ -129,29 +127,32 @@ class Calibrator:
             compressed: the weights of the tensors that have been compressed already, by name.
         """
         moments = {
-            site: Moments(self.views[site], self.memory, self.batches[0].device)
+            site: Moments(self.views[site], self.memory, self.dense[site.name])
             for site in sites
             if site in self.calls and site in self.views
         }
+        # Those after the first meet inputs that the first has not made up for yet: both would make up for the same.
+        corrected = list(moments)[:1] if compressed else []
         with eval_mode(self.model):
             for batch in self.batches if moments else ():
-                dense = self._inputs(batch, moments, self.dense)
-                present = self._inputs(batch, moments, {**self.dense, **compressed}) if compressed else dense
+                present = self._inputs(batch, moments, {**self.dense, **compressed})
+                dense = self._inputs(batch, corrected, self.dense) if corrected else {}
                 for site, calls in present.items():
-                    for (module, inputs), (_, before) in zip(calls, dense[site], strict=True):
-                        moments[site].add(module, inputs, before if compressed else None)
-        return {site: self._curvature(site, moments.get(site), site is sites[0]) for site in sites}
+                    before: list[Tensor | None] = [inputs for _, inputs in dense.get(site, ())]
+                    before = before or [None] * len(calls)
+                    for (module, inputs), one in zip(calls, before, strict=True):
+                        moments[site].add(module, inputs, one)
+        return {site: self._curvature(site, moments.get(site)) for site in sites}
 
-    def _curvature(self, site: Site, moments: Moments | None, first: bool) -> Curvature:
+    def _curvature(self, site: Site, moments: Moments | None) -> Curvature:
         if moments is None or not moments.sums:
-            return Curvature(self.diagonals[site])
-        # Those after the first meet inputs that the first has not made up for yet: both would make up for the same.
-        target = moments.corrected(self.dense[site.name]) if first else None
+            return Curvature(self.diagonal(site))
+        target = moments.corrected()
         of_one_image = [total.div_(self.images) for total in moments.sums]
-        return Curvature(self.diagonals[site], self.views[site], of_one_image, target)
+        return Curvature(self.diagonal(site), self.views[site], of_one_image, target)
 
     def _inputs(
-        self, batch: Tensor, wanted: Mapping[Site, Any], weights: Mapping[str, Tensor]
+        self, batch: Tensor, wanted: Iterable[Site], weights: Mapping[str, Tensor]
     ) -> dict[Site, list[tuple[nn.Module, Tensor]]]:
         """Returns what the layers of some tensors are given, call by call, under these weights."""
         given: dict[Site, list[tuple[nn.Module, Tensor]]] = {site: [] for site in wanted}
@@ -177,6 +178,7 @@ class Calibrator:
                 for site, gradient in zip(self.sites, gradients, strict=True):
                     if gradient is not None and site not in self.calls:
                         self._sums[site].squares = self._sums[site].squares + gradient.detach().float().square()
+                del loss, gradients, gradient  # before the next are computed
 
     def _answer(self, batch: Tensor, weights: Mapping[str, Tensor]) -> Tensor:
         """Returns the logits of a batch."""
@@ -200,10 +202,7 @@ class Calibrator:
         """Sums the squares of what a layer is given, and of the gradient of what it returns."""
         self.calls[site] += 1
         sums, view = self._sums[site], self.views[site]
-        squares = sum(
-            unfolded_inputs(module, part, view).square().sum(dim=1).double()
-            for part in inputs.detach().split(BATCH // 4)
-        )
+        squares = sum(part.square().sum(dim=1).double() for part in unfolded_parts(module, inputs.detach(), view))
         if not bool(torch.isfinite(squares).all()):  # type: ignore[arg-type]
             raise UsageError(f"calibration: the inputs of the layer of {site.name} are not finite")
         sums.inputs = sums.inputs + squares
@@ -216,8 +215,11 @@ class Calibrator:
         if output.requires_grad:
             output.register_hook(on_gradient)
 
-    def _diagonal(self, site: Site) -> Tensor:
-        """Returns the diagonal of the curvature, float32[shape]."""
+    def diagonal(self, site: Site) -> Tensor:
+        """Returns the diagonal of the curvature, float32[shape], computed anew: all would be as large as the model."""
+        return self._measured_diagonal(site).clamp_(min=0.0).add_(self._added[site])
+
+    def _measured_diagonal(self, site: Site) -> Tensor:
         sums, tensor = self._sums[site], self.dense[site.name]
         if site not in self.calls:
             return torch.zeros_like(tensor, dtype=torch.float32) + sums.squares / self.images
@@ -225,7 +227,8 @@ class Calibrator:
             return torch.zeros_like(tensor, dtype=torch.float32)
         view = self.views[site]
         rows = (sums.outputs / sums.positions).view(view.groups, -1, 1)
-        return view.tensor((rows * (sums.inputs / self.images)[:, None, :]).float()).contiguous()
+        columns = view.live_of(sums.inputs / self.images)[:, None, :]
+        return view.tensor(rows.float() * columns.float()).contiguous()
 
     @contextmanager
     def _listening(self, sites: Sequence[Site], on_call: OnCall) -> Iterator[None]:
@@ -242,6 +245,17 @@ class Calibrator:
         finally:
             for handle in handles:
                 handle.remove()
+
+
+def _living(view: LayerView, squares: Tensor | float) -> LayerView:
+    """Returns the view of the columns whose inputs are not always zero, as those that meet nothing but padding are.
+
+    Args:
+        view: of all columns.
+        squares: the sum of the squared inputs of each column, float64[G, columns].
+    """
+    live = torch.as_tensor(squares).sum(dim=0).nonzero()[:, 0]
+    return view if len(live) in (0, view.all_columns) else replace(view, live=live)
 
 
 def _sampled_loss(logits: Tensor, generator: torch.Generator) -> Tensor:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
+from compressor.calibration.cholesky import column_major, factorise
 from compressor.ops.nearest import nearest
 from compressor.sharing.curvature import Curvature, LayerView
 from compressor.sharing.group_state import GroupState
@@ -83,36 +84,42 @@ def error_feedback(
     a coder follows, so the step is chosen by a price and the grid has no ends.
     """
     matrices = view.matrices(weights)
-    positions = view.matrices(torch.arange(weights.numel(), device=weights.device).view(weights.shape))
+    numbers = torch.arange(weights.numel(), device=weights.device, dtype=_least_int(weights.numel()))
+    positions = view.matrices(numbers.view(weights.shape))
     zero = None if pruned is None else view.matrices(pruned)
     result = torch.empty_like(matrices)
     start = 0
     for moment in moments:
         columns = slice(start, start := start + moment.shape[-1])
         fixed = None if zero is None else zero[..., columns]
-        result[..., columns] = _feed_back(matrices[..., columns], positions[..., columns], moment, rounded, fixed)
+        _feed_back(matrices[..., columns], positions[..., columns], moment, rounded, fixed, result[..., columns])
     return view.tensor(result)
 
 
-def _feed_back(weights: Tensor, positions: Tensor, moment: Tensor, rounded: Round, zero: Tensor | None) -> Tensor:
-    """Returns the weights of one range of columns just before rounding, float32[G, rows, d]."""
+def _least_int(numbers: int) -> torch.dtype:
+    """Returns the dtype for so many numbers: those of a layer are held for as long as it is rounded."""
+    return torch.int32 if numbers <= torch.iinfo(torch.int32).max else torch.int64
+
+
+def _feed_back(
+    weights: Tensor, positions: Tensor, moment: Tensor, rounded: Round, zero: Tensor | None, before: Tensor
+) -> None:
+    """Sets ``before``, float32[G, rows, d], to the weights of one range of columns just before rounding."""
     dead = is_dead(moment)
     factor = inverse_factor(moment)
     work = weights.to(factor.dtype).masked_fill(dead[:, None], 0)
-    before = torch.empty_like(work)
     for start in range(0, work.shape[-1], CHUNK):
         columns = slice(start, min(start + CHUNK, work.shape[-1]))
-        chunk, upper = work[..., columns], factor[:, columns, columns]
+        chunk, upper = work[..., columns], factor[:, columns, columns].contiguous()
         errors = torch.empty_like(chunk)
         for j in range(chunk.shape[-1]):
             column = before[..., start + j] = chunk[..., j].clone()
-            value = rounded(column.float().reshape(-1), positions[..., start + j].reshape(-1)).view(column.shape)
+            value = rounded(column.float().reshape(-1), positions[..., start + j].reshape(-1).long()).view(column.shape)
             if zero is not None:
                 value = value.masked_fill(zero[..., start + j], 0)
             errors[..., j] = (column - value) / upper[:, j, j, None]
             chunk[..., j + 1 :] -= errors[..., j, None] * upper[:, j, None, j + 1 :]
         work[..., columns.stop :] -= errors @ factor[:, columns, columns.stop :]
-    return before.float()
 
 
 def is_dead(moment: Tensor) -> Tensor:
@@ -133,17 +140,9 @@ def inverse_factor(moment: Tensor) -> Tensor:
     alive = torch.where(dead, mean, diagonal)
     damping = DAMPING
     while damping < ENOUGH_DAMPING:
-        damped = moment.clone()
-        damped.diagonal(dim1=1, dim2=2).copy_(alive + damping * mean)
-        lower, failed = torch.linalg.cholesky_ex(damped)
-        del damped  # each of these is as large as the moments, the largest tensors there are
-        if not failed.any():
-            inverse = torch.cholesky_inverse(lower)
-            del lower
-            factor: Tensor
-            factor, failed = torch.linalg.cholesky_ex(inverse, upper=True)
-            if not failed.any() and bool(torch.isfinite(factor).all()):
-                return factor
+        factor = column_major(moment)
+        factor.diagonal(dim1=1, dim2=2).copy_(alive + damping * mean)
+        if factorise(factor) and factorise(torch.cholesky_inverse(factor, out=factor), upper=True):
+            return factor
         damping *= MORE_DAMPING
-    factor = torch.diag_embed((alive + mean).rsqrt())
-    return factor
+    return torch.diag_embed((alive + mean).rsqrt())

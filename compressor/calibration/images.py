@@ -14,7 +14,10 @@ from compressor.calibration.image_shape import image_shape
 from compressor.calibration.synthetic import synthetic_images
 from compressor.formats.errors import UsageError
 
-__all__ = ["Calibration", "CalibrationImages", "calibration_images", "images_for"]
+__all__ = ["Calibration", "CalibrationImages", "batches_of", "calibration_images", "images_for"]
+
+BATCH = 64  # images that the model is run on at a time
+NUMBERS = 1 << 20  # of their values, so that large images come in smaller batches
 
 Calibration = Tensor | Iterable[Any]
 """Images, [n, C, H, W], or batches of them, with or without targets, which are not used."""
@@ -47,6 +50,12 @@ def calibration_images(calibration: Calibration) -> Tensor:
     if images.is_floating_point() and not bool(torch.isfinite(images).all()):
         raise UsageError("calibration: some values of the images are NaN or infinite")
     return images
+
+
+def batches_of(images: Tensor) -> tuple[Tensor, ...]:
+    """Returns images, float[n, ...], in batches that the model is run on: fewer at a time where they are large."""
+    batches: tuple[Tensor, ...] = images.split(max(1, min(BATCH, NUMBERS // max(1, images[0].numel()))))
+    return batches
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -14,8 +15,9 @@ from torch.nn import functional
 from compressor.sharing.curvature import LayerView
 from compressor.sharing.sites import Site
 
-__all__ = ["layer_view", "output_rows", "unfolded_inputs"]
+__all__ = ["layer_view", "output_rows", "unfolded_inputs", "unfolded_parts"]
 
+CHUNK = 1 << 22  # numbers that are unfolded at a time
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, Conv2dSame)
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
@@ -49,11 +51,21 @@ def unfolded_inputs(module: nn.Module, inputs: Tensor, view: LayerView) -> Tenso
     """
     inputs = inputs.detach().float()
     if isinstance(module, nn.Linear):
-        return inputs.reshape(1, -1, inputs.shape[-1])
+        return view.live_of(inputs.reshape(1, -1, inputs.shape[-1]))
     unfolded = _unfold(module, inputs)
     batch, columns, positions = unfolded.shape
     parts = unfolded.view(batch, view.groups, columns // view.groups, positions)
+    if view.live is not None:
+        parts = parts[:, :, view.live]
     return parts.permute(1, 0, 3, 2).reshape(view.groups, batch * positions, -1)
+
+
+def unfolded_parts(module: nn.Module, inputs: Tensor, view: LayerView) -> Iterator[Tensor]:
+    """Yields what ``unfolded_inputs`` returns, of a few images at a time."""
+    positions = max(1, inputs[0].numel() // max(1, inputs.shape[1 if inputs.ndim > 2 else -1]))
+    images = CHUNK // max(1, view.all_columns * view.groups * positions)
+    for part in inputs.split(max(1, images)):
+        yield unfolded_inputs(module, part, view)
 
 
 def _unfold(module: nn.Module, inputs: Tensor) -> Tensor:

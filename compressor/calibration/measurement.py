@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from compressor.calibration.calibrator import Calibrator
 from compressor.calibration.images import Calibration, images_for
 from compressor.calibration.reference import Reference
+from compressor.formats.errors import UsageError
 from compressor.sharing.sites import Site
 
 __all__ = ["Measurement"]
@@ -51,8 +52,10 @@ class Measurement:
             memory: as in ``Calibrator``.
 
         Raises:
-            UsageError: as ``images_for`` and ``Calibrator``.
+            UsageError: ``memory`` is less than 1; or as ``images_for`` and ``Calibrator``.
         """
+        if memory < 1:
+            raise UsageError(f"memory must be at least 1 byte, got {memory!r}")
         given = images_for(model, calibration, seed)
         calibrator = Calibrator(model, sites, given.images, dense, seed, memory)
         facts = {"images": len(given.images), "source": given.source}

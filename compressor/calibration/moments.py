@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from compressor.calibration.cholesky import column_major, factorise
 from compressor.calibration.error_feedback import is_dead
-from compressor.calibration.layer_views import unfolded_inputs
+from compressor.calibration.layer_views import unfolded_parts
 from compressor.sharing.curvature import LayerView
 
 __all__ = ["Moments"]
@@ -14,8 +15,7 @@ __all__ = ["Moments"]
 EXACT = 600  # columns: up to so many, sums are float64, which factorisations of nearly singular moments need
 WIDEST = 8192  # columns of a range
 NARROWEST = 16  # columns of a range that is worth a factorisation
-CHUNK = 1 << 24  # numbers that are unfolded at a time
-COPIES = 4  # of the moments at a time: those of two kinds, a factor, and its inverse
+COPIES = 2  # of the moments at a time: themselves, and a factor
 CORRECTION_DAMPING = 0.1  # of the mean of the diagonal; 0.05 and 0.2 are as good
 
 
@@ -25,18 +25,19 @@ class Moments:
     Args:
         view: of the weight as matrices.
         memory: bytes that all may take together, about.
-        device: of the sums.
+        weight: float[shape], the dense weights.
     """
 
-    def __init__(self, view: LayerView, memory: int, device: torch.device) -> None:
-        self.view = view
+    def __init__(self, view: LayerView, memory: int, weight: Tensor) -> None:
+        self.view, self.weight = view, weight.detach()
         width, self.dtype = _width(view, memory)
         starts = range(0, view.columns, width) if width else ()
         self.ranges = [slice(start, min(start + width, view.columns)) for start in starts]
         shapes = [(view.groups, one.stop - one.start, one.stop - one.start) for one in self.ranges]
-        self.sums = [torch.zeros(shape, dtype=self.dtype, device=device) for shape in shapes]
+        self.sums = [torch.zeros(shape, dtype=self.dtype, device=weight.device) for shape in shapes]
         self.drifts: list[Tensor] = []
-        """Sums of (dense inputs - inputs) times inputs, as ``sums``; empty while both are the same."""
+        """Sums of (dense outputs - outputs) times inputs, float[G, rows, d], where a layer has these columns alone and
+        its dense weights; empty while its inputs are those of the dense model."""
 
     @staticmethod
     def size(view: LayerView, memory: int) -> int:
@@ -54,49 +55,49 @@ class Moments:
         """
         if not self.ranges:
             return
+        matrices = self.view.matrices(self.weight).float()
         if dense is not None and not self.drifts:
-            self.drifts = [torch.zeros_like(one) for one in self.sums]
-        unfolded = self.view.columns * self.view.groups
-        positions = max(1, inputs[0].numel() // max(1, inputs.shape[1 if inputs.ndim > 2 else -1]))
-        size = max(1, CHUNK // max(1, unfolded * positions))
-        for number, part in enumerate(inputs.split(size)):
-            columns = unfolded_inputs(module, part, self.view)
-            self._add(self.sums, columns, columns)
-            if dense is not None:
-                before = unfolded_inputs(module, dense.split(size)[number], self.view)
-                self._add(self.drifts, before - columns, columns)
+            shapes = [(*matrices.shape[:2], one.stop - one.start) for one in self.ranges]
+            self.drifts = [torch.zeros(shape, dtype=self.dtype, device=inputs.device) for shape in shapes]
+        before = None if dense is None else unfolded_parts(module, dense, self.view)
+        for columns in unfolded_parts(module, inputs, self.view):
+            for total, one in zip(self.sums, self.ranges, strict=True):
+                _add_product(total, columns[..., one], columns[..., one])
+            if before is not None:
+                change = next(before) - columns
+                for total, one in zip(self.drifts, self.ranges, strict=True):
+                    _add_product(total, change[..., one] @ matrices[..., one].mT, columns[..., one])
 
-    def _add(self, sums: list[Tensor], left: Tensor, right: Tensor) -> None:
-        for total, one in zip(sums, self.ranges, strict=True):
-            total += left[..., one].transpose(1, 2) @ right[..., one]
-
-    def corrected(self, weight: Tensor) -> Tensor | None:
+    def corrected(self) -> Tensor | None:
         """Returns the weights by which the layer answers its inputs as it answered those of the dense model.
 
         They are the regression of the dense outputs on the present inputs, damped towards the dense weights.
-
-        Args:
-            weight: float[shape], the dense weights.
 
         Returns:
             float32[shape]; None where the inputs are those of the dense model.
         """
         if not self.drifts:
             return None
-        matrices = self.view.matrices(weight.detach()).float()
-        result = matrices.clone()
+        result = self.view.matrices(self.weight).float().clone()
         for moment, drift, one in zip(self.sums, self.drifts, self.ranges, strict=True):
             diagonal = moment.diagonal(dim1=1, dim2=2)
-            mean = diagonal.mean(dim=1, keepdim=True)
-            damped = moment.clone()
-            damped.diagonal(dim1=1, dim2=2).add_(CORRECTION_DAMPING * mean + torch.finfo(self.dtype).tiny)
-            lower, failed = torch.linalg.cholesky_ex(damped)
-            if failed.any():
+            mean = diagonal.mean(dim=1, keepdim=True) * self.view.columns / self.view.all_columns
+            lower = column_major(moment)
+            lower.diagonal(dim1=1, dim2=2).add_(CORRECTION_DAMPING * mean + torch.finfo(self.dtype).tiny)
+            if not factorise(lower):
                 continue
-            outputs = matrices[..., one].to(self.dtype) @ drift
-            change = torch.cholesky_solve(outputs.transpose(1, 2), lower).transpose(1, 2)
+            half = torch.linalg.solve_triangular(lower, drift.mT, upper=False)
+            change = torch.linalg.solve_triangular(lower.mT, half, upper=True).mT
             result[..., one] += change.masked_fill(is_dead(moment)[:, None], 0).float()
         return self.view.tensor(result) if bool(torch.isfinite(result).all()) else None
+
+
+def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
+    """Adds ``left^T right``, in place: a product of its own may be as large as all the sums."""
+    if total.dtype == left.dtype:
+        total.baddbmm_(left.mT, right)
+    else:
+        total += left.mT @ right
 
 
 def _width(view: LayerView, memory: int) -> tuple[int, torch.dtype]:

@@ -9,11 +9,10 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional
 
+from compressor.calibration.images import batches_of
 from compressor.training.modes import eval_mode
 
 __all__ = ["Reference"]
-
-BATCH = 256
 
 
 class Reference:
@@ -46,7 +45,7 @@ class Reference:
         like = next(model.parameters())
         parts = []
         with eval_mode(model):
-            for batch in self.images.split(BATCH):
+            for batch in batches_of(self.images):
                 inputs = batch.to(like.device, like.dtype if batch.is_floating_point() else None)
                 parts.append(functional_call(model, dict(weights), (inputs,)).float().movedim(1, -1).log_softmax(-1))
         return torch.cat(parts)

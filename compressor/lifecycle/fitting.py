@@ -155,8 +155,8 @@ class Fitting:
 
     def _plain_sizes(self) -> PlainSizes:
         sites = [plan.site for plan in self.shared.plans if plan.scheme and plan.scheme.has_price]
-        known = None if self.measured is None else self.measured.calibrator.diagonals
-        curvature = None if known is None else {site: float(known[site].double().mean()) for site in sites}
+        known = None if self.measured is None else self.measured.calibrator
+        curvature = None if known is None else {site: float(known.diagonal(site).double().mean()) for site in sites}
         return PlainSizes({site: self.dense[site.name] for site in sites}, curvature)
 
     def _size(self, target: Target, groups: Sequence[Group], rate: float) -> int:
@@ -185,17 +185,20 @@ class Fitting:
 
 @contextmanager
 def _holding(values: Mapping[Site, Tensor]) -> Iterator[None]:
-    """Gives tensors other values inside."""
-    masters = {site: site.tensor.detach().clone() for site in values}
+    """Gives tensors other values inside; ``values`` then hold theirs."""
+    _swap(values)
     try:
-        with torch.no_grad():
-            for site, value in values.items():
-                site.tensor.copy_(value)
         yield
     finally:
-        with torch.no_grad():
-            for site, master in masters.items():
-                site.tensor.copy_(master)
+        _swap(values)
+
+
+@torch.no_grad()
+def _swap(values: Mapping[Site, Tensor]) -> None:
+    for site, value in values.items():
+        held = site.tensor.clone()
+        site.tensor.copy_(value)
+        value.copy_(held)
 
 
 def priced(plans: Sequence[TensorPlan], rate: float) -> list[TensorPlan]:

@@ -96,7 +96,7 @@ def _curvatures(
     several = [key for key, sites in grouped.items() if len(sites) > 1]
     single = {sites[0]: key for key, sites in grouped.items() if len(sites) == 1}
     for key in several:
-        yield [key], {site: Curvature(calibrator.diagonals[site]) for site in grouped[key]}
+        yield [key], {site: Curvature(calibrator.diagonal(site)) for site in grouped[key]}
     compressed: dict[str, Tensor] = {}
     done: set[Any] = set()
     for chunk in calibrator.site_chunks():

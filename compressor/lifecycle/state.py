@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 
@@ -9,7 +11,7 @@ from compressor.formats.errors import FormatError, UsageError
 from compressor.formats.file.fields import parse_name, parse_shape
 from compressor.formats.torch_tensors import SAFETENSORS_NAMES
 
-__all__ = ["state_to_pack"]
+__all__ = ["state_to_pack", "tensors_of"]
 
 
 def state_to_pack(model: nn.Module, meta: bool = False) -> dict[str, Tensor]:
@@ -36,3 +38,13 @@ def state_to_pack(model: nn.Module, meta: bool = False) -> dict[str, Tensor]:
         except FormatError as error:
             raise UsageError(f"cannot be packed: {error}") from None
     return dict(states)
+
+
+def tensors_of(model: nn.Module | None, weights: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
+    """Returns those of some weights that are the tensors of a model itself, by name; none where either is missing."""
+    states = {} if model is None or weights is None else model.state_dict()
+    return {name: state for name, state in states.items() if weights and _is_same(state, weights.get(name))}
+
+
+def _is_same(one: Tensor, other: Tensor | None) -> bool:
+    return other is not None and one.data_ptr() == other.data_ptr() != 0 and one.shape == other.shape

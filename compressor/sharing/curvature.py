@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -22,6 +22,8 @@ class LayerView:
         shape: of the tensor.
         groups: G, which do not share inputs.
         inputs_first: whether input channels come before output channels, as in transposed convolutions.
+        live: int64[d], ascending, the only columns that matter, which the matrices then have alone: what the others are
+            multiplied by is zero. None: all.
 
     Example:
         >>> view = LayerView((6, 2, 3, 3), groups=2)
@@ -32,22 +34,35 @@ class LayerView:
     shape: tuple[int, ...]
     groups: int = 1
     inputs_first: bool = False
+    live: Tensor | None = field(default=None, compare=False)
+
+    @property
+    def all_columns(self) -> int:
+        """The number of columns, whether they matter or not."""
+        inputs = self.shape[0] // self.groups if self.inputs_first else self.shape[1]
+        return inputs * math.prod(self.shape[2:])
 
     @property
     def columns(self) -> int:
         """The number of columns of each matrix."""
-        inputs = self.shape[0] // self.groups if self.inputs_first else self.shape[1]
-        return inputs * math.prod(self.shape[2:])
+        return self.all_columns if self.live is None else len(self.live)
 
     def matrices(self, tensor: Tensor) -> Tensor:
         """Returns a tensor of ``shape`` as [G, rows, columns]; columns are ordered by input channel, then position."""
         parts = tensor.reshape(self.groups, self.shape[0] // self.groups, *self.shape[1:])
         if self.inputs_first:
             parts = parts.transpose(1, 2)
-        return parts.reshape(self.groups, parts.shape[1], -1)
+        return self.live_of(parts.reshape(self.groups, parts.shape[1], -1))
+
+    def live_of(self, columns: Tensor) -> Tensor:
+        """Returns those that matter of [..., all columns]."""
+        return columns if self.live is None else columns[..., self.live]
 
     def tensor(self, matrices: Tensor) -> Tensor:
-        """Returns matrices [G, rows, columns] as a tensor of ``shape``; the inverse of ``matrices``."""
+        """Returns matrices [G, rows, columns] as a tensor of ``shape``, zero where columns do not matter."""
+        if self.live is not None:
+            whole = matrices.new_zeros(*matrices.shape[:2], self.all_columns)
+            matrices = whole.index_copy_(2, self.live, matrices)
         if not self.inputs_first:
             return matrices.reshape(self.shape)
         inputs, outputs = self.shape[0] // self.groups, self.shape[1]

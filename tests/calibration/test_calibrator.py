@@ -25,7 +25,7 @@ def measured(one: Calibrator, compressed: dict[str, Tensor] | None = None) -> di
 
 
 def diagonals(one: Calibrator) -> dict[str, Tensor]:
-    return {site.name: diagonal for site, diagonal in one.diagonals.items()}
+    return {site.name: one.diagonal(site) for site in one.sites}
 
 
 def squares_of_inputs(model: Any, inputs: Tensor) -> dict[str, Tensor]:
@@ -83,6 +83,27 @@ def test_moments_are_means_over_images_of_sums_over_positions() -> None:
         torch.testing.assert_close(moment, expected[name], rtol=1e-5, atol=1e-6)
         assert curvature.target is None
         assert curvature.view is not None
+
+
+def test_inputs_that_are_always_zero_are_not_measured() -> None:
+    """Of a 3 x 3 kernel on a single pixel, all but the middle meets padding."""
+    model: Any = nn.Sequential(nn.Conv2d(2, 3, 3, padding=1), nn.Flatten(), nn.Linear(3, 2))
+    inputs = torch.randn(20, 2, 1, 1)
+    curvature = measured(calibrator(model, inputs))["0.weight"]
+    flat = inputs[:, :, 0, 0]
+    (moment,) = curvature.moments
+    torch.testing.assert_close(moment[0].float(), flat.T @ flat / 20, rtol=1e-5, atol=1e-6)
+    assert curvature.view is not None
+    assert curvature.view.matrices(torch.arange(54).view(3, 2, 3, 3))[0].tolist() == [[4, 13], [22, 31], [40, 49]]
+    assert curvature.diagonal[..., 1, 1].min() > 0
+    assert curvature.diagonal.sum() == pytest.approx(float(curvature.diagonal[..., 1, 1].sum()))
+
+
+def test_a_layer_that_is_given_nothing_but_zeros_is_measured_whole() -> None:
+    model: Any = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
+    curvature = measured(calibrator(model, torch.zeros(20, 3)))["0.weight"]
+    (moment,) = curvature.moments
+    assert torch.equal(moment, torch.zeros(1, 3, 3, dtype=torch.float64))
 
 
 def test_diagonals_are_moments_times_the_fisher_information_of_the_outputs() -> None:
@@ -326,19 +347,19 @@ def test_a_deep_network_is_measured_in_a_limited_number_of_passes() -> None:
     assert [site.name for portion in one.site_chunks() for site in portion] == [
         f"{number}.weight" for number in range(130)
     ]
-    assert sizes(calibrator(model, inputs, memory=2 * 4 * 3 * 3 * 8)) == [2] * 65  # four copies of 3 x 3 doubles
+    assert sizes(calibrator(model, inputs, memory=2 * 2 * 3 * 3 * 8)) == [2] * 65  # two copies of 3 x 3 doubles
 
 
 def test_little_memory_leads_to_ranges_of_columns_and_less_to_the_diagonal() -> None:
     model: Any = nn.Sequential(nn.Linear(40, 4))
     inputs = torch.randn(30, 40)
     (whole,) = measured(calibrator(model, inputs))["0.weight"].moments
-    one = calibrator(model, inputs, memory=4 * 40 * 16 * 8)
+    one = calibrator(model, inputs, memory=2 * 40 * 16 * 8)
     found = measured(one)["0.weight"]
     assert [tuple(moment.shape) for moment in found.moments] == [(1, 16, 16), (1, 16, 16), (1, 8, 8)]
     for moment, part in zip(found.moments, (slice(0, 16), slice(16, 32), slice(32, 40)), strict=True):
         torch.testing.assert_close(moment, whole[:, part, part])
-    less = measured(calibrator(model, inputs, memory=4 * 40 * 16 * 8 - 1))["0.weight"]
+    less = measured(calibrator(model, inputs, memory=2 * 40 * 16 * 8 - 1))["0.weight"]
     assert less.view is None
     assert list(less.moments) == []
     assert torch.equal(less.diagonal, found.diagonal)

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from compressor import Compressor
 from compressor.formats.errors import UsageError
 from tests.helpers.calibrators import calibrator, images, network
 
@@ -52,3 +53,14 @@ def test_answers_that_are_no_logits_are_refused(form: str) -> None:
     message = rf"^calibration: the model answers with {form}, expected logits \[n, classes\]$"
     with pytest.raises(UsageError, match=message):
         calibrator(Answers(form), torch.randn(16, 3))
+
+
+def test_no_memory_is_refused_before_the_model_is_run() -> None:
+    def fails(*_: Any) -> None:
+        raise AssertionError
+
+    model: Any = nn.Sequential(nn.Linear(3, 2))
+    model.register_forward_pre_hook(fails)
+    job = Compressor(model, rate=1e-7, teacher=None)
+    with pytest.raises(UsageError, match=r"^memory must be at least 1 byte, got 0$"):
+        job.prepare(torch.randn(16, 3), memory=0)

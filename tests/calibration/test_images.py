@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from compressor.calibration.image_shape import image_shape
-from compressor.calibration.images import calibration_images, images_for
+from compressor.calibration.images import batches_of, calibration_images, images_for
 from compressor.formats.errors import UsageError
 
 
@@ -127,3 +127,9 @@ def test_the_word_is_no_use_without_a_shape() -> None:
 def test_other_words_are_refused() -> None:
     with pytest.raises(UsageError, match=r"^calibration must be images, 'synthetic' or None, got 'noise'$"):
         images_for(Square(), "noise", 0)
+
+
+def test_large_images_come_in_smaller_batches() -> None:
+    for side, count, sizes in ((32, 150, [64, 64, 22]), (224, 14, [6, 6, 2]), (1100, 2, [1, 1])):
+        images = torch.zeros(1, 3, side, side).expand(count, -1, -1, -1)
+        assert [len(batch) for batch in batches_of(images)] == sizes

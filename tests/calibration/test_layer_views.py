@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from timm.layers import Conv2dSame, ScaledStdConv2d
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from compressor.calibration.layer_views import layer_view, output_rows, unfolded_inputs
+from compressor.calibration import layer_views
+from compressor.calibration.layer_views import layer_view, output_rows, unfolded_inputs, unfolded_parts
 from compressor.sharing.sites import Site, find_tensors
 
 LAYERS: dict[str, tuple[nn.Module, tuple[int, ...]]] = {
@@ -142,3 +145,34 @@ def test_layers_that_pair_a_weight_with_other_groups_have_no_view() -> None:
     both = nn.ModuleList([nn.Conv1d(4, 4, 3, groups=2), nn.Conv1d(2, 4, 3)])
     both[1].weight = both[0].weight
     assert layer_view(find_tensors(both)[0]) is None
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_only_the_columns_that_matter_are_met(name: str) -> None:
+    layer, shape = LAYERS[name]
+    site = only_site(layer)
+    whole = layer_view(site)
+    assert whole is not None
+    live = torch.arange(0, whole.columns, 2)
+    view, inputs = replace(whole, live=live), torch.randn(shape)
+    weight = site.tensor.detach()
+    assert view.columns == len(live)
+    assert torch.equal(view.matrices(weight), whole.matrices(weight)[..., live])
+    assert torch.equal(unfolded_inputs(layer, inputs, view), unfolded_inputs(layer, inputs, whole)[..., live])
+    expected = whole.matrices(weight).clone()
+    expected[..., 1::2] = 0
+    assert torch.equal(whole.matrices(view.tensor(view.matrices(weight))), expected)
+
+
+def test_parts_are_the_inputs_of_a_few_images_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer, _ = LAYERS["conv2d groups"]
+    view = layer_view(only_site(layer))
+    assert view is not None
+    inputs = torch.randn(7, 4, 5, 5)
+    whole = unfolded_inputs(layer, inputs, view)
+    monkeypatch.setattr(layer_views, "CHUNK", 3 * 4 * 9 * 25)
+    parts = list(unfolded_parts(layer, inputs, view))
+    assert [part.shape[1] for part in parts] == [75, 75, 25]
+    assert torch.equal(torch.cat(parts, dim=1), whole)
+    monkeypatch.setattr(layer_views, "CHUNK", 1)
+    assert [part.shape[1] for part in unfolded_parts(layer, inputs, view)] == [25] * 7

@@ -5,12 +5,14 @@ from __future__ import annotations
 import csv
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
 from safetensors.torch import save_file
 
 from compressor.cli.main import run
+from compressor.lifecycle.sensitivity import Sensitivity
 
 WORDS = ["sensitivity", "test_resnet", "--checkpoint-path", "w.safetensors", "--num-classes", "10", "--in-chans", "1"]
 
@@ -20,12 +22,30 @@ WORDS = ["sensitivity", "test_resnet", "--checkpoint-path", "w.safetensors", "--
     [
         (["--price", "5"], "--price 5: a price of a bit is above 0 and at most 1"),
         (["--calibration", "none"], "--calibration none: sensitivity is measured on images"),
+        (["--calibration-memory", "0"], "--calibration-memory 0: expected at least 1 byte"),
         (["--csv", "nowhere/rows.csv"], "nowhere"),
     ],
 )
 def test_refused(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["sensitivity", "test_resnet", *words]) != 0
     assert message in capsys.readouterr().err
+
+
+def test_the_memory_of_measurements_is_what_was_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    save_file(timm.create_model("test_resnet", num_classes=10, in_chans=1).state_dict(), "w.safetensors")
+    named: list[int] = []
+
+    def measure(*_: Any, memory: int) -> list[Sensitivity]:
+        named.append(memory)
+        return [Sensitivity("fc.weight", (10, 2), 1e-7, 0.1, 2.0, 0.0, 0.0)]
+
+    monkeypatch.setattr("compressor.lifecycle.sensitivity.sensitivity", measure)
+    assert run([*WORDS, "--img-size", "32", "--calibration-memory", "1.5MB"]) == 0
+    assert named == [1_500_000]
+    assert "fc.weight" in capsys.readouterr().out
 
 
 @pytest.mark.slow

@@ -132,6 +132,38 @@ def test_images_are_the_first_of_training_in_the_order_of_the_seed(
     assert words == ["synthetic", None]
 
 
+def test_schemes_that_gain_start_from_data_that_are_named(
+    data: Dataset, prepared: Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = ["tiny", "--baseline-epochs", "0", "--epochs", "0", "--bits", "3", "--force", "-o", "out"]
+    named = ["--dataset", "digits"]
+    for more in (
+        [*named, "--scheme", "kmeans"], [*named, "--scheme", "learnt"], [*named, "--scheme", "uniform"],
+        [*named, "--scheme", "kmeans", "--calibration", "none"], ["--scheme", "kmeans"],
+    ):  # fmt: skip
+        assert run([*words, *more]) == 0
+    assert [None if images is None else len(images) for images in prepared.images] == [96, 96, None, None, None]
+
+
+def test_random_weights_are_not_judged(
+    data: Dataset, prepared: Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run(["tiny", "--from-scratch", "--dataset", "digits", "--epochs", "0", "-o", "out"]) == 0
+    assert prepared.images == [None]
+
+
+def test_the_memory_of_measurements_is_what_was_named(runs: Runs, prepared: Prepared) -> None:
+    files = []
+    for words in ((), ("--calibration-memory", "1kB"), ("--calibration-memory", "512MiB")):
+        runs(0, "--rate", "1e-7", "--force", *words)
+        files.append(OUT.read_bytes())
+    assert [options.get("memory") for options in prepared.options] == [None, 1_000, 512 << 20]
+    assert files[1] != files[0], "the layers are measured by their diagonals alone"
+    assert files[2] == files[0], "the default"
+
+
 def test_there_are_256_images_and_at_least_as_many_as_the_calibrator_wants() -> None:
     assert DEFAULT_IMAGES == 256
     assert FEWEST_IMAGES == 16

@@ -38,6 +38,19 @@ PRICED = "schemes with a price: learnt"
         (("--rate", "inf"), "Invalid value for '--rate': inf is not in the range 0<x<=1."),
         (("--max-drop", "-1"), "Invalid value for '--max-drop': -1.0 is not in the range x>=0."),
         (("--calibration", "noise"), "Invalid value for '--calibration': 'noise' is not one of 'data', 'synthetic'"),
+        (
+            ("--calibration-memory", "lots"),
+            "Invalid value for '--calibration-memory': 'lots' is no size: expected 250000",
+        ),
+        (("--calibration-memory", "0"), "--calibration-memory 0: expected at least 1 byte, better 200MB or more"),
+        (
+            ("--calibration-memory", "200MB", "--calibration", "none"),
+            "--calibration-memory and --calibration none, by which nothing is measured: leave out one",
+        ),
+        (
+            ("--from-scratch", "--calibration-memory", "200MB"),
+            "--from-scratch starts from random weights: leave out --calibration-memory",
+        ),
         (("--pretrained", "--max-drop", "1"), "--max-drop needs data to measure on: name --dataset or --data-dir"),
         (("--pretrained", "--calibration", "data"), "--calibration data: there is none; name --dataset or --data-dir"),
         (("--from-scratch", "--rate", "1e-7"), "--from-scratch starts from random weights: leave out --rate"),

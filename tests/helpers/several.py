@@ -24,8 +24,10 @@ import torch
 
 from compressor.cli import main, setup
 from compressor.cli.show import Step
+from compressor.compressor import Compressor
 from compressor.distributed import collectives
 from compressor.formats.errors import CompressorError
+from compressor.lifecycle.packed import Packed
 from tests.helpers import tiny
 from tests.helpers.pairs import Pair, alone
 from tests.helpers.several_jobs import JOBS
@@ -156,6 +158,37 @@ def splitting_the_model_is_refused(folder: Path) -> None:
             assert not pair.said(1)
 
 
+def calibration_and_targets_give_each_process_the_file_of_one(folder: Path) -> None:
+    def keeping_all(*options: str) -> Callable[[], int]:
+        def do() -> int:
+            original = Compressor.finish
+
+            def finish(job: Compressor, *given: Any, **named: Any) -> Packed:
+                packed = original(job, *given, **named)
+                Path(f"of process {collectives.rank()}").write_bytes(packed.to_bytes())
+                return packed
+
+            Compressor.finish = finish  # type: ignore[method-assign, assignment]
+            return run("--epochs", "0", "--force", *options)()
+
+        return do
+
+    target, drop = ("--target-size", "6KB"), ("--max-drop", "9")
+    for words in (
+        target,
+        drop,
+        ("--rate", "1e-6", "--calibration", "synthetic"),
+        ("--bits", "3", "--calibration", "data"),
+    ):
+        assert alone(keeping_all(*words), folder / "a") == 0, words
+        whole, bare = (folder / "a" / "out").read_bytes(), (folder / "a" / "of process 0").read_bytes()
+        with Pair(keeping_all(*words), folder / "a") as pair:  # the baseline is in the cache
+            assert pair.codes() == [0, 0], pair.said(0) + pair.said(1)
+        assert (folder / "a" / "out").read_bytes() == whole, words
+        for rank in (0, 1):
+            assert (folder / "a" / f"of process {rank}").read_bytes() == bare, (words, rank)
+
+
 TESTS = (
     *JOBS,
     one_writes_and_both_agree,
@@ -164,6 +197,7 @@ TESTS = (
     one_that_dies_or_hangs_is_not_waited_for_for_ever,
     an_error_of_one_is_that_of_all,
     splitting_the_model_is_refused,
+    calibration_and_targets_give_each_process_the_file_of_one,
 )
 
 if __name__ == "__main__":
