@@ -7,7 +7,7 @@ from torch import Tensor
 
 from compressor.formats.content import Table
 from compressor.schemes.kmeans import KMeans
-from compressor.sharing.export import export_scalars, export_slices
+from compressor.sharing.export import export_codebook, export_rows, export_scalars
 from compressor.sharing.group import Group
 from tests.helpers.groups import fitted
 
