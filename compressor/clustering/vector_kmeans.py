@@ -17,7 +17,7 @@ VECTORS_PER_CODEWORD = 256  # that are clustered; of more, so many are drawn
 def vector_codebook(vectors: Tensor, codewords: int, importance: Tensor | None = None) -> Tensor:
     """Returns K vectors of little squared error to the given ones, each of which takes the nearest.
 
-    Lloyd's iterations from vectors drawn at random, always the same; a codeword that no vector uses is moved to the
+    Lloyd's iterations from the start of k-means++, always the same; a codeword that no vector uses is moved to the
     vector that is farthest from its own. With no more than K distinct vectors, those are returned. Of more than 256
     vectors a codeword, so many are drawn.
 
@@ -34,17 +34,17 @@ def vector_codebook(vectors: Tensor, codewords: int, importance: Tensor | None =
         >>> vector_codebook(vectors, 2).sort(0).values.tolist()
         [[0.0, 2.0], [8.0, 8.0]]
 
-    Reference: Linde, Buzo, Gray, "An Algorithm for Vector Quantizer Design", IEEE Transactions on Communications 28(1),
-    1980; Stock et al., "And the Bit Goes Down", ICLR 2020, for the importance of errors.
+    Reference: Arthur, Vassilvitskii, "k-means++: The Advantages of Careful Seeding", SODA 2007; Stock, Joulin,
+    Gribonval, Graham, Jegou, "And the Bit Goes Down", ICLR 2020, for vectors of weights.
     """
     random = torch.Generator().manual_seed(0)
     if len(vectors) > VECTORS_PER_CODEWORD * codewords:
         chosen = torch.randperm(len(vectors), generator=random)[: VECTORS_PER_CODEWORD * codewords].to(vectors.device)
         vectors, importance = vectors[chosen], None if importance is None else importance[chosen]
-    distinct = vectors.unique(dim=0)
+    distinct: Tensor = vectors.unique(dim=0)
     if len(distinct) <= codewords:
         return distinct
-    codebook = distinct[torch.randperm(len(distinct), generator=random)[:codewords].to(vectors.device)]
+    codebook = _start(vectors, codewords, random)
     mass = torch.ones_like(vectors) if importance is None else _positive(importance)
     before = torch.full((len(vectors),), -1, dtype=torch.int32, device=vectors.device)
     for _ in range(ITERATIONS):
@@ -53,6 +53,18 @@ def vector_codebook(vectors: Tensor, codewords: int, importance: Tensor | None =
             break
         codebook, before = _means(vectors, mass, nearest, codebook), nearest
     return codebook
+
+
+def _start(vectors: Tensor, codewords: int, random: torch.Generator) -> Tensor:
+    """Returns K of the vectors, each drawn by its squared distance to the nearest one drawn before."""
+    chosen = [int(torch.randint(len(vectors), (), generator=random))]
+    distance = torch.full((len(vectors),), torch.inf, dtype=torch.float64, device=vectors.device)
+    while len(chosen) < codewords:
+        torch.minimum(distance, (vectors - vectors[chosen[-1]]).double().square().sum(dim=1), out=distance)
+        share = distance.cumsum(dim=0)
+        drawn = share[-1] * torch.rand((), generator=random, dtype=torch.float64).to(share.device)
+        chosen.append(min(int(torch.searchsorted(share, drawn, right=True)), len(vectors) - 1))
+    return vectors[chosen]
 
 
 def _means(vectors: Tensor, mass: Tensor, nearest: Tensor, codebook: Tensor) -> Tensor:
@@ -72,4 +84,4 @@ def _means(vectors: Tensor, mass: Tensor, nearest: Tensor, codebook: Tensor) -> 
 def _positive(importance: Tensor) -> Tensor:
     """Adds a little to every importance, so that every codeword has a mean; if all are zero, returns ones."""
     mean = importance.double().mean()
-    return importance.double() / mean + 1e-3 if mean > 0 else torch.ones_like(importance)
+    return importance.double() / mean + 1e-6 if mean > 0 else torch.ones_like(importance)

@@ -134,5 +134,5 @@ def export_rows(group: GroupState, codebooks: Tensor, positions: Tensor, row: in
     flat = indices.cpu().numpy().reshape(-1)
     renumbered = new_index[np.arange(len(flat)) // row, flat]
     table = Table(np.take_along_axis(rounded, order, axis=1)[:, :, None], dtype)
-    groups = {"axis": 0} if row == math.prod(shape[1:]) else {"block": row}
-    return SharedTensors((table,), {site.name: SharedTensor(shape, 0, renumbered, dtype, **groups)})
+    axis, block = (0, None) if row == math.prod(shape[1:]) else (None, row)
+    return SharedTensors((table,), {site.name: SharedTensor(shape, 0, renumbered, dtype, axis, block)})
