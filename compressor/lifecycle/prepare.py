@@ -17,7 +17,7 @@ from compressor.sharing.group import Group
 from compressor.sharing.initialization import initialise_site
 from compressor.sharing.sites import Site, padding_rows
 
-__all__ = ["check_pruning", "fit_groups", "penalties", "start_rounds"]
+__all__ = ["check_zeros", "fit_groups", "penalties", "start_rounds"]
 
 
 _log = logging.getLogger(__name__)
@@ -116,20 +116,18 @@ def _present_weights(group: Group) -> dict[str, Tensor]:
     return {site.name: group.weight(site, group.master_weight(site).detach()).clone() for site in group.sites}
 
 
-def check_pruning(plans: Sequence[TensorPlan], preserve_sparsity: bool) -> None:
-    """Checks that no weight is to be fixed to zero where the scheme cannot do that.
+def check_zeros(plans: Sequence[TensorPlan], preserve_sparsity: bool) -> None:
+    """Checks that no weight that is zero has to stay so where the scheme cannot do that.
 
     Raises:
-        PolicyError: some are.
+        PolicyError: some have.
     """
     for plan in plans:
-        if not plan.scheme or plan.scheme.can_prune:
-            continue
-        kept = plan.site.tensor.is_meta or not bool(_zeros(plan.site, preserve_sparsity).any())
-        if plan.pruning is not None or not kept:
-            why = "sparsity" if plan.pruning else "preserved sparsity" if preserve_sparsity else "a row of padding"
-            scheme = f"{plan.scheme!r} cannot fix single weights to zero"
-            raise PolicyError(f"{plan.site.name} has {why}, but {scheme}: change its settings, or ignore the tensor")
+        if plan.scheme and not plan.scheme.can_prune and not plan.site.tensor.is_meta:
+            if bool(_zeros(plan.site, preserve_sparsity).any()):
+                why = "pruned weights" if preserve_sparsity else "a row of padding"
+                what = f"{plan.site.name} has {why}, and {plan.scheme!r} cannot fix single weights to zero"
+                raise PolicyError(f"{what}: change its settings, or ignore the tensor by a rule")
 
 
 def _zeros(site: Site, preserve_sparsity: bool) -> Tensor:

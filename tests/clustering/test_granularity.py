@@ -144,14 +144,16 @@ def test_factors_are_root_mean_squares_of_what_is_not_pruned() -> None:
 
 @pytest.mark.parametrize("vector", [1, 2])
 def test_errors_count_as_much_as_in_the_weights_themselves(vector: int) -> None:
-    """Of weights 1 and -1, and twice 16, in units of 1 and 16: errors of the second channel cost 256 times as much."""
-    layer = nn.Linear(2, 2, bias=False)
-    layer.weight.data = torch.tensor([[1.0, -1.0], [16.0, 16.0]])
+    """The third channel is in units of 16, so that an error of a codeword costs 256 times as much there."""
+    layer = nn.Linear(2, 4, bias=False)
+    layer.weight.data = torch.tensor([[1.0, -1.0], [1.0, 1.0], [16.0, 16.0], [1.0, 1.0]])
     group = Group(KMeans(), find_tensors(layer))
-    importance = {group.sites[0]: torch.tensor([[3.0, 1.0], [1.0, 1.0]])}
+    importance = {group.sites[0]: torch.tensor([[3.0, 1.0], [1.0, 1.0], [1.0, 1.0], [1.0, 1.0]])}
     found = Granularity(1, channel_scale=True, vector=vector).fit(group, importance, "optimal")
-    expected = [(3 * 1 - 1 + 256 + 256) / (3 + 1 + 256 + 256)] if vector == 1 else [(3 - 1) / (3 + 1), 1.0]
-    assert found.tolist() == pytest.approx(expected, abs=2e-2 if vector == 2 else 1e-3)
+    expected = [(3 - 1 + 1 + 1 + 2 * 256 + 1 + 1) / (3 + 1 + 2 + 2 * 256 + 2)]
+    if vector == 2:
+        expected = [(3 - 1 + 2 * 256) / (3 + 1 + 2 * 256), 1.0]
+    assert found.tolist() == pytest.approx(expected, abs=5e-4)
 
 
 CONFLICTS = {
