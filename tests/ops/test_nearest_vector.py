@@ -47,9 +47,9 @@ def test_far_from_zero_no_digit_is_lost() -> None:
 def test_few_distances_are_in_memory_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     most, cdist = 0, torch.cdist
 
-    def count(*args: Tensor, **options: str) -> Tensor:
+    def count(vectors: Tensor, codebook: Tensor, compute_mode: str) -> Tensor:
         nonlocal most
-        distances: Tensor = cdist(*args, **options)
+        distances: Tensor = cdist(vectors, codebook, compute_mode=compute_mode)
         most = max(most, distances.numel())
         return distances
 

@@ -224,7 +224,7 @@ def test_settings_survive_a_recipe(scheme: str, settings: dict[str, Any], settin
     assert all(recipe.to_dict()["stage"][0]["rule"][0][name] == value for name, value in settings.items())
 
 
-REFUSED = {
+REFUSED: dict[str, dict[str, Any]] = {
     "group_size and channel_scale": {"group_size": 2, "channel_scale": True},
     "group_size and vector": {"group_size": 2, "vector": 2},
     "vector and init=linear": {"vector": 2, "init": "linear"},
