@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import tomllib
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -55,6 +56,15 @@ PRICES = {  # from the dense accuracy down to about 99 % of it, on the last 5,00
 WEIGHT_PRICES = tuple(math.log(2) / 12 * 4.0**-k for k in range(3, 12))  # steps of 1/8 to 1/2048
 TARGETS = {"test_resnet": 50_000, "resnet18": 330_000}
 FIXED = {"kmeans": 4, "inq": 5}  # bits of the schemes that have no price
+GRANULARITY = {  # bits of an index of each granularity of ``kmeans``, with images
+    "kmeans": (2, 3),
+    "kmeans group_size=8": (2, 3),
+    "kmeans channel_scale=true": (2, 3),
+    "kmeans vector=2": (4, 6),
+    "kmeans vector=4": (6, 8),
+    "kmeans vector=8": (8,),
+}
+OF_GRANULARITY = "test_resnet", "test_vit", "resnet18"
 PACKED_ALONE = {"packing, kmeans": 4, "packing, target bits": 2}  # without data, for time and memory
 
 
@@ -76,7 +86,7 @@ class Run:
 
 
 def runs() -> Iterator[Run]:
-    """Yields all rows, network by network, those of the targets and of further seeds last."""
+    """Yields all rows, network by network, those of granularities, of the targets and of further seeds last."""
     for net in NETS:
         yield Run(net, "dense", 0)
         yield from (Run(net, "nncodec", qp) for qp in QPS)
@@ -87,6 +97,8 @@ def runs() -> Iterator[Run]:
         yield from (Run(net, "synthetic", price) for price in (*PRICES[net], *coarser))
         for scheme, bits in FIXED.items():
             yield from (Run(net, method, bits) for method in (scheme, f"{scheme}, images"))
+    for net in OF_GRANULARITY:
+        yield from (Run(net, f"{scheme}, images", size) for scheme, bits in GRANULARITY.items() for size in bits)
     for net, size in TARGETS.items():
         yield Run(net, "target", size)
         yield from (Run(net, method, bits) for method, bits in PACKED_ALONE.items())
@@ -162,7 +174,7 @@ class Bench:
         """Returns a row of a price, or of a scheme that has none."""
         model, start = self.dense(run.net), time.process_time()
         scheme, _, source = run.method.partition(", ")
-        if scheme in FIXED:
+        if scheme in FIXED or scheme in GRANULARITY:
             job = Compressor(model, share(scheme, run.setting), model_args=args(run.net), teacher=None)
         else:
             job = Compressor(model, rate=run.setting, model_args=args(run.net), teacher=None)
@@ -192,8 +204,14 @@ def args(net: str) -> dict[str, Any]:
 
 
 def share(scheme: str, bits: float) -> Policy:
-    """Returns the policy that shares every Linear and Conv weight by a scheme, with indices of so many bits."""
-    return Policy([Rule("*", scheme=scheme, bits=int(bits))])
+    """Returns the policy that shares every Linear and Conv weight by a scheme, with indices of so many bits.
+
+    Args:
+        scheme: its id, and then settings, such as ``kmeans vector=2``.
+        bits: of an index.
+    """
+    name, *settings = scheme.split()
+    return Policy([Rule("*", scheme=name, bits=int(bits), **tomllib.loads("\n".join(settings)))])
 
 
 def sizes(packed: Packed) -> dict[str, Any]:

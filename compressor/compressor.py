@@ -26,7 +26,7 @@ from compressor.lifecycle.coverage import warn_of_dense
 from compressor.lifecycle.fitting import Fitting, check_target, drop_on, policy_for
 from compressor.lifecycle.packed import Packed, SharedModel
 from compressor.lifecycle.param_groups import check_embeddings, check_optimizer, param_groups
-from compressor.lifecycle.prepare import penalties, start_rounds
+from compressor.lifecycle.prepare import check_zeros, penalties, start_rounds
 from compressor.lifecycle.rebuild import find_args
 from compressor.lifecycle.state import state_to_pack, tensors_of
 from compressor.lifecycle.target import FileOptions, Search, Target
@@ -129,6 +129,7 @@ class Compressor:
         self.preserve_sparsity, self.from_scratch = preserve_sparsity, from_scratch
         self.plans: list[TensorPlan] = policy.plan(self.model)
         check_target(self.target, self.plans)
+        check_zeros(self.plans, preserve_sparsity)
         warn_of_dense(self.model, policy, self.plans)
         self.sites = [plan.site for plan in self.plans if plan.scheme]
         weights = {site.name: finite_weights(site) for site in self.sites if not (from_scratch and site.tensor.is_meta)}

@@ -8,26 +8,23 @@ import torch
 from torch import Tensor
 
 from compressor.calibration.cholesky import column_major, factorise
-from compressor.ops.nearest import nearest
 from compressor.sharing.curvature import Curvature, LayerView
 from compressor.sharing.group_state import GroupState
 from compressor.sharing.sites import Site
 
-__all__ = ["Round", "compensate", "error_feedback", "inverse_factor", "is_dead", "nearest_codeword"]
+__all__ = ["Round", "compensate", "error_feedback", "inverse_factor", "is_dead"]
 
 Round = Callable[[Tensor, Tensor], Tensor]
-"""Rounds weights, float32[n], given their positions in the flat tensor, int64[n]."""
+"""Rounds weights, float32[n], given their positions in the flat tensor, int64[n].
+
+They are a whole column: what one input meets, in the order of the output channels.
+"""
 
 DAMPING = 0.1  # of the mean of the diagonal, added to it: docs/decisions/0020
 MORE_DAMPING = 3.0  # times, until the matrix can be factorised
 ENOUGH_DAMPING = 100.0  # the columns are then all but independent
 DEAD = 1e-9  # of the mean of the diagonal: the moment of an input that is always zero
 CHUNK = 128  # columns between two products of matrices
-
-
-def nearest_codeword(codebook: Tensor) -> Round:
-    """Returns the rounding to the nearest codeword of an ascending codebook, float32[K]."""
-    return lambda weights, _: codebook[nearest(weights, codebook).long()]
 
 
 def compensate(

@@ -19,7 +19,7 @@ from compressor.clustering.dynamic_program import PrefixSums, initial_borders, r
 from compressor.sharing.group_state import GroupState
 from compressor.sharing.sites import Site
 
-__all__ = ["Init", "fit_codebook", "fit_codebook_of_each_slice", "optimal_codebook", "spread"]
+__all__ = ["Init", "fit_codebook", "fit_codebook_of_each_row", "optimal_codebook", "spread"]
 
 Init = Literal["optimal", "linear", "density", "quantile"]
 
@@ -93,63 +93,72 @@ def fit_codebook(
     codewords: int,
     importance: Mapping[Site, Tensor] | None,
     init: Init = "optimal",
-    scales: Mapping[Site, float] | None = None,
+    factors: Mapping[Site, Tensor] | None = None,
 ) -> Tensor:
     """Returns the best codebook for all weights of a group that are not pruned.
 
     Args:
         group: the tensors that share the codebook.
         codewords: K; if weights are pruned, one codeword is reserved for the zero that ``export`` adds.
-        importance: the weight of each squared error, by tensor; None: all equal.
+        importance: the weight of each squared error of a weight, by tensor; None: errors of codewords are all equal.
         init: as in ``optimal_codebook``.
-        scales: divisors of the weights of each tensor; None: 1.
+        factors: what codewords are multiplied by in each tensor, in a shape that broadcasts over it; None: 1.
 
     Returns:
         float32[K'], ascending, K' <= K, on the group's device.
     """
-    divided = scales or dict.fromkeys(group.sites, 1.0)
-    weights = torch.cat([group.survivors(site).float() / divided[site] for site in group.sites])
+    masters = {site: group.master_weight(site).detach().float() for site in group.sites}
+    if factors is not None:
+        masters = {site: master / factors[site] for site, master in masters.items()}
+        importance = importance and {site: importance[site] * factors[site].square() for site in group.sites}
     if group.has_zeros:
         codewords = max(1, codewords - 1)
+    weights = torch.cat([_unpruned(group, site, master) for site, master in masters.items()])
     if not len(weights):
         return weights.new_zeros(1)
     mass = None
     if importance is not None:
-        unpruned = [importance[site][~group.pruned(site)] for site in group.sites]
-        mass = torch.cat([part.float() for part in unpruned]).cpu().numpy()
+        mass = torch.cat([_unpruned(group, site, importance[site].float()) for site in group.sites]).cpu().numpy()
     return torch.from_numpy(optimal_codebook(weights.cpu().numpy(), codewords, mass, init)).to(weights.device)
 
 
-def fit_codebook_of_each_slice(
-    group: GroupState, codewords: int, importance: Mapping[Site, Tensor] | None, init: Init = "optimal"
+def fit_codebook_of_each_row(
+    group: GroupState, row: int, codewords: int, importance: Mapping[Site, Tensor] | None, init: Init = "optimal"
 ) -> Tensor:
-    """Returns the best codebook for each slice of axis 0 of a group's only tensor.
+    """Returns the best codebook for each row of a group's only tensor.
 
     Args:
         group: a group of one tensor; its pruned weights are left out.
-        codewords: K for each slice; if weights are pruned, one codeword is reserved for zero.
+        row: the number of consecutive weights in C order that are a row; the last may be shorter.
+        codewords: K for each row; if weights are pruned, one codeword is reserved for zero.
         importance: the weight of each squared error, by tensor; None: all equal.
         init: as in ``optimal_codebook``.
 
     Returns:
-        float32[slices, K'], ascending; a slice that needs fewer codewords than others repeats its largest.
+        float32[rows, K'], ascending; a row that needs fewer codewords than others repeats its largest.
     """
     (site,) = group.sites
     master = group.master_weight(site).detach()
-    rows = master.float().reshape(len(master), -1).cpu().numpy()
-    unpruned = ~group.pruned(site).reshape(rows.shape).cpu().numpy()
-    mass = None if importance is None else importance[site].float().reshape(rows.shape).cpu().numpy()
+    rows = master.float().reshape(-1).split(row)
+    masses = [None] * len(rows) if importance is None else importance[site].float().reshape(-1).split(row)
     if group.has_zeros:
         codewords = max(1, codewords - 1)
     codebooks = [
-        optimal_codebook(row[keep], codewords, None if mass is None else mass[number][keep], init)
+        optimal_codebook(
+            weights[keep].cpu().numpy(), codewords, None if mass is None else mass[keep].cpu().numpy(), init
+        )
         if keep.any()
         else np.zeros(1, np.float32)
-        for number, (row, keep) in enumerate(zip(rows, unpruned, strict=True))
+        for weights, mass, keep in zip(rows, masses, (~group.pruned(site)).reshape(-1).split(row), strict=True)
     ]
     longest = max(map(len, codebooks))
     padded = np.stack([np.pad(codebook, (0, longest - len(codebook)), mode="edge") for codebook in codebooks])
     return torch.from_numpy(padded).to(master.device)
+
+
+def _unpruned(group: GroupState, site: Site, tensor: Tensor) -> Tensor:
+    """Returns the entries of a tensor of the shape of a site whose weights are not pruned, [n]."""
+    return tensor[~group.pruned(site)] if group.has_zeros else tensor.reshape(-1)
 
 
 def _positive(importance: NDArray[np.float64]) -> NDArray[np.float64]:

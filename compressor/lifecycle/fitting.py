@@ -63,9 +63,11 @@ def check_target(target: Target, plans: Sequence[TensorPlan]) -> None:
     """Checks that something in a policy has a price, where a target asks for one.
 
     Raises:
-        PolicyError: nothing has.
+        PolicyError: nothing has, or what has one cannot have it under its other settings.
     """
     schemes = sorted({plan.scheme.id for plan in plans if plan.scheme})
+    if target.is_given:
+        priced(plans, ANY_RATE)
     if target.is_given and not any(plan.scheme and plan.scheme.has_price for plan in plans):
         raise PolicyError(f"a target needs a scheme with a price, such as learnt: {', '.join(schemes)} has none")
 

@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 
 from compressor.calibration.calibrator import Calibrator
-from compressor.formats.errors import UsageError
+from compressor.formats.errors import PolicyError, UsageError
 from compressor.policy.policy import TensorPlan
 from compressor.sharing.curvature import Curvature
 from compressor.sharing.group import Group
 from compressor.sharing.initialization import initialise_site
 from compressor.sharing.sites import Site, padding_rows
 
-__all__ = ["fit_groups", "penalties", "start_rounds"]
+__all__ = ["check_zeros", "fit_groups", "penalties", "start_rounds"]
 
 
 _log = logging.getLogger(__name__)
@@ -116,18 +116,37 @@ def _present_weights(group: Group) -> dict[str, Tensor]:
     return {site.name: group.weight(site, group.master_weight(site).detach()).clone() for site in group.sites}
 
 
+def check_zeros(plans: Sequence[TensorPlan], preserve_sparsity: bool) -> None:
+    """Checks that no weight that is zero has to stay so where the scheme cannot do that.
+
+    Raises:
+        PolicyError: some have.
+    """
+    for plan in plans:
+        cannot = plan.scheme is not None and not plan.scheme.can_prune and not plan.site.tensor.is_meta
+        if cannot and bool(_zeros(plan.site, preserve_sparsity).any()):
+            why = "pruned weights" if preserve_sparsity else "a row of padding"
+            what = f"{plan.site.name} has {why}, and {plan.scheme!r} cannot fix single weights to zero"
+            raise PolicyError(f"{what}: change its settings, or ignore the tensor by a rule")
+
+
+def _zeros(site: Site, preserve_sparsity: bool) -> Tensor:
+    """Returns which weights are zero and have to stay so, bool[shape]: all, or those that stand for padding."""
+    zeros = site.tensor.detach() == 0
+    if not preserve_sparsity:
+        padding = torch.zeros(len(zeros), *[1] * (zeros.ndim - 1), dtype=torch.bool, device=zeros.device)
+        padding[list(padding_rows(site))] = True
+        zeros &= padding
+    return zeros
+
+
 def _pin_zeros(group: Group, preserve_sparsity: bool) -> None:
     """Prunes the weights that are zero, if asked, and in any case the zeros that stand for padding in embeddings.
 
     Raises:
         UsageError: a virtual group is pruned, whose mask would be as large as its dense weights.
     """
-    zeros = {site: site.tensor.detach() == 0 for site in group.sites if preserve_sparsity or padding_rows(site)}
-    if not preserve_sparsity:
-        for site, zero in zeros.items():
-            padding = torch.zeros(len(zero), 1, dtype=torch.bool, device=zero.device)
-            padding[list(padding_rows(site))] = True
-            zero &= padding
+    zeros = {site: _zeros(site, preserve_sparsity) for site in group.sites if preserve_sparsity or padding_rows(site)}
     if any(bool(zero.any()) for zero in zeros.values()):
         for site, zero in zeros.items():
             group.prune(site, zero | group.pruned(site))

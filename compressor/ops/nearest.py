@@ -114,12 +114,14 @@ def nearest(weights: Tensor, codebook: Tensor) -> Tensor:
     return indices
 
 
-def nearest_by_row(weights: Tensor, codebooks: Tensor) -> Tensor:
-    """Returns the nearest codeword of each weight in the codebook of its slice of axis 0; a tie goes to the lower one.
+def nearest_by_row(weights: Tensor, codebooks: Tensor, row: int = 0) -> Tensor:
+    """Returns the nearest codeword of each weight in the codebook of its row; a tie goes to the lower one.
 
     Args:
         weights: float32, any shape, finite.
-        codebooks: float32[B, K], each ascending; B is 1, or the length of axis 0.
+        codebooks: float32[B, K], each ascending.
+        row: the number of consecutive weights in C order that are a row, of which there are B, the last maybe shorter;
+            0: the weights are B rows of equal length.
 
     Returns:
         int32 of the shape of ``weights``: positions in the codebooks laid one after the other.
@@ -132,9 +134,12 @@ def nearest_by_row(weights: Tensor, codebooks: Tensor) -> Tensor:
     if rows == 1:
         return nearest(weights, codebooks[0])
     bounds = ((codebooks[:, 1:] + codebooks[:, :-1]) / 2).contiguous()
-    positions = torch.searchsorted(bounds, weights.reshape(rows, -1), out_int32=True)
+    flat = weights.reshape(-1)
+    missing = rows * row - len(flat) if row else 0
+    filled = functional.pad(flat, (0, missing)) if missing else flat
+    positions = torch.searchsorted(bounds, filled.view(rows, -1), out_int32=True)
     first = torch.arange(0, rows * codewords, codewords, dtype=torch.int32, device=positions.device)
-    return (positions + first[:, None]).view(weights.shape)
+    return (positions + first[:, None]).view(-1)[: len(flat)].view(weights.shape)
 
 
 def bounds_between(codebook: Tensor) -> Tensor:

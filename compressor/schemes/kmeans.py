@@ -9,12 +9,12 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
-from compressor.calibration.error_feedback import compensate, nearest_codeword
-from compressor.clustering.kmeans1d import Init, fit_codebook
+from compressor.calibration.error_feedback import compensate
+from compressor.clustering.granularity import Granularity, GroupSize, VectorLength
+from compressor.clustering.kmeans1d import Init
 from compressor.ops.gather_scatter import lookup
-from compressor.ops.nearest import nearest
 from compressor.sharing.curvature import Curvature, diagonals
-from compressor.sharing.export import SharedTensors, export_scalars
+from compressor.sharing.export import SharedTensors
 from compressor.sharing.group_state import GroupState
 from compressor.sharing.registry import register
 from compressor.sharing.scheme import Scheme
@@ -36,6 +36,11 @@ class KMeans(Scheme):
 
     Args:
         codewords: K, the number of values a tensor may take, 1 to 65,536; default 16.
+        group_size: G, output channels that have a codebook of their own, see ``Granularity``; 0, the default: one
+            codebook for the tensor.
+        channel_scale: whether the codebook is in units of the root mean square of each output channel; default False.
+        vector: d, output channels that share an index, 1 to 64; codewords are then vectors, and ``bits`` bits are those
+            of d weights. Default 1.
         init: the centroids before training: "optimal", the default, the near-optimal codebook of a dynamic program; or
             where Lloyd's iterations start: "linear", "density" or "quantile", see ``kmeans1d.optimal_codebook``.
 
@@ -55,6 +60,9 @@ class KMeans(Scheme):
     paper: ClassVar[str] = 'Han, Mao, Dally, "Deep Compression", ICLR 2016'
 
     codewords: Annotated[int, Field(ge=1, le=65536, strict=True)] = 16
+    group_size: GroupSize = 0
+    channel_scale: bool = False
+    vector: VectorLength = 1
     # The paper starts Lloyd's iterations from "linear" centroids: on heavy-tailed weights those stop at 1.6 to 6 times
     # the squared error of the optimum.
     init: Init = "optimal"
@@ -64,24 +72,40 @@ class KMeans(Scheme):
         """Returns True: files of 3 and 4 bits were a quarter smaller, see docs/decisions/0020."""
         return True
 
+    @property
+    def granularity(self) -> Granularity:
+        """Which weights have a codebook, a factor and an index in common."""
+        return Granularity(self.codewords, self.group_size, self.channel_scale, self.vector)
+
+    def conflict(self) -> str:
+        """Returns what the granularity finds."""
+        return self.granularity.conflict(self.init)
+
+    @property
+    def can_prune(self) -> bool:
+        """Whether codewords are single weights: of a vector, one weight cannot be zero by itself."""
+        return self.vector == 1
+
     def stored_values(self, weights: int) -> int:
-        """Returns K, one value a codeword."""
+        """Returns K d, one value an entry of a codeword."""
         del weights
-        return self.codewords
+        return self.codewords * self.vector
 
     def fit(self, group: GroupState, curvature: Mapping[Site, Curvature] | None) -> None:
         """Clusters the weights and sets centroids and indices, with error feedback where the curvature is known."""
-        codebook = fit_codebook(group, self.codewords, diagonals(curvature), self.init)
+        shared = self.granularity
+        codebook = shared.fit(group, diagonals(curvature), self.init)
         group.set_codebook(codebook, learnt=True)
-        compensate(group, curvature, lambda _: nearest_codeword(codebook))
+        compensate(group, curvature, lambda site: shared.rounding(group, site, codebook))
         for site in group.sites:
-            group.set_indices(site, nearest(group.master_weight(site).detach().float(), codebook), len(codebook))
+            group.set_indices(site, shared.nearest(group, site, codebook), len(codebook))
 
     def weight(self, group: GroupState, site: Site, master: Tensor) -> Tensor:
         """Returns the centroid of each weight's fixed index; the gradient is the centroids' alone."""
         del master
-        return lookup(group.codebook(), group.indices(site))
+        weights, factor = lookup(group.codebook(), group.indices(site)), self.granularity.factor(group, site)
+        return weights if factor is None else weights * factor
 
     def export(self, group: GroupState) -> SharedTensors:
         """Returns the trained centroids and the fixed indices."""
-        return export_scalars(group, group.codebook(), {site: group.indices(site) for site in group.sites})
+        return self.granularity.export(group, group.codebook(), {site: group.indices(site) for site in group.sites})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Mapping
 from typing import Annotated, ClassVar, Literal
@@ -12,25 +11,23 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
-from compressor.calibration.error_feedback import Round, compensate, nearest_codeword
+from compressor.calibration.error_feedback import compensate
 from compressor.calibration.price import MOST_STEPS, grid_step
-from compressor.clustering.kmeans1d import Init, fit_codebook, fit_codebook_of_each_slice, spread
+from compressor.clustering.granularity import Granularity, GroupSize, VectorLength
+from compressor.clustering.kmeans1d import Init
+from compressor.clustering.reseeding import reseed
 from compressor.formats.content import Grid
 from compressor.ops.gather_scatter import straight_through
-from compressor.ops.nearest import nearest, nearest_by_row
-from compressor.ops.parallel import cache_chunks
+from compressor.ops.nearest import nearest
 from compressor.ops.soft_assignment import soft_gradient
 from compressor.sharing.curvature import Curvature, diagonals
-from compressor.sharing.export import SharedTensors, export_grid, export_scalars, export_slices
+from compressor.sharing.export import SharedTensors, export_grid
 from compressor.sharing.group_state import GroupState
 from compressor.sharing.registry import register
 from compressor.sharing.scheme import Scheme
 from compressor.sharing.sites import Site
 
-_log = logging.getLogger(__name__)
-
 # Buffers of the group; the names are in checkpoints.
-SCALES = "scales"  # float32[sites]: what the weights of each site are divided by; only with group="network"
 RESEEDS_DONE = "reseeds"  # int64 scalar
 GRID = "grid"  # float64[2]: the least number of steps, and the step; only with a price
 TEMPERATURE = "temperature"  # float64 scalar, in halves of the mean squared spacing of the codewords
@@ -66,9 +63,14 @@ class Learnt(Scheme):
 
     Args:
         codewords: K, the number of values a tensor may take, 1 to 65,536; default 16.
-        group: "site", the default: a codebook for each tensor; "channel": one for each slice of its axis 0, the output
-            channels of all but transposed convolutions, if those have more weights than codewords; "network": one for
-            all tensors, of weights divided by a power of two near each tensor's spread, which the file stores.
+        group: "site", the default: a codebook for each tensor; "channel": the same as ``group_size=1``; "network": one
+            for all tensors, of weights divided by a power of two near each tensor's spread, which the file stores.
+        group_size: G, slices of axis 0 that have a codebook of their own, which are the output channels of all but
+            transposed convolutions; 0, the default: all. Slices of no more weights than codewords share one.
+        channel_scale: whether the codebook is in units of the root mean square of each output channel, which the file
+            stores; default False.
+        vector: d, output channels that share an index, 1 to 64; codewords are then vectors, and ``bits`` bits are those
+            of d weights. Default 1.
         rate: the price of a bit of the file, in the loss of one image; 0, the default: none. With a price the codebook
             is a grid through zero that training leaves as it is; its step follows from price and curvature, and
             ``codewords``, ``group`` and ``init`` are not used. Useful prices are 1e-9 to 1e-6.
@@ -102,6 +104,9 @@ class Learnt(Scheme):
 
     codewords: Annotated[int, Field(ge=1, le=65536, strict=True)] = 16
     group: Literal["site", "channel", "network"] = "site"
+    group_size: GroupSize = 0
+    channel_scale: bool = False
+    vector: VectorLength = 1
     rate: Annotated[float, Field(ge=0, le=1)] = 0.0
     soft: Annotated[float, Field(ge=0, le=100)] = 0.0
     init: Init = "optimal"
@@ -116,10 +121,37 @@ class Learnt(Scheme):
         """Returns True: files of 3 and 4 bits were a quarter smaller, see docs/decisions/0020."""
         return True
 
+    @property
+    def granularity(self) -> Granularity:
+        """Which weights have a codebook, a factor and an index in common."""
+        if self.rate:
+            return Granularity(self.codewords)  # a grid for each tensor
+        group_size = 1 if self.group == "channel" else self.group_size
+        return Granularity(self.codewords, group_size, self.channel_scale, self.vector, self.whole_network)
+
+    def conflict(self) -> str:
+        """Returns what the granularity finds, or that it is none of a grid, a network or a soft assignment."""
+        units = {"group_size": self.group_size, "channel_scale": self.channel_scale, "vector": self.vector > 1}
+        given = " and ".join(name for name, value in units.items() if value)
+        if given and self.rate:
+            return f"{given} and rate: a price has one grid for each tensor; leave out one"
+        if given and self.group == "network":
+            return f"{given} and group=network: the network has one codebook; leave out one"
+        if self.group == "channel" and self.group_size > 1:
+            return "group_size and group=channel, which is group_size=1: leave out one"
+        if self.vector > 1 and self.soft:
+            return "vector and soft: only codewords of single weights are assigned softly; leave out one"
+        return self.granularity.conflict(self.init)
+
+    @property
+    def can_prune(self) -> bool:
+        """Whether codewords are single weights: of a vector, one weight cannot be zero by itself."""
+        return self.vector == 1
+
     def stored_values(self, weights: int) -> int:
-        """Returns K, one value a codeword."""
+        """Returns K d, one value an entry of a codeword."""
         del weights
-        return 3 if self.rate else self.codewords  # a grid is three numbers
+        return 3 if self.rate else self.codewords * self.vector  # a grid is three numbers
 
     def fit(self, group: GroupState, curvature: Mapping[Site, Curvature] | None) -> None:
         """Sets the codebook to that of least squared error, and begins the schedules of reseeding and temperature.
@@ -131,16 +163,9 @@ class Learnt(Scheme):
         if self.rate:
             self._fit_grid(group, curvature)
             return
-        importance = diagonals(curvature)
-        if self.whole_network:
-            group.register_buffer(SCALES, torch.tensor([spread(group.survivors(site)) for site in group.sites]))
-            group.unit.fill_(1.0)
-        if self._codebook_count(group) > 1:
-            codebook = fit_codebook_of_each_slice(group, self.codewords, importance, self.init).reshape(-1)
-        else:
-            codebook = fit_codebook(group, self.codewords, importance, self.init, _scales(group))
+        codebook = self.granularity.fit(group, diagonals(curvature), self.init)
         group.set_codebook(codebook, learnt=True)
-        compensate(group, curvature, lambda site: self._rounding(group, site))
+        compensate(group, curvature, lambda site: self.granularity.rounding(group, site, codebook))
 
     def _fit_grid(self, group: GroupState, curvature: Mapping[Site, Curvature] | None) -> None:
         """Sets the codebook to all multiples of a step that the weights of the tensor round to."""
@@ -157,45 +182,32 @@ class Learnt(Scheme):
         # Fixed: codewords that move would have to be listed, at four bytes each, where the grid is three numbers.
         group.set_codebook(torch.from_numpy(grid.expand().reshape(-1)).to(weights.device), learnt=False)
 
-    def _rounding(self, group: GroupState, site: Site) -> Round:
-        """Returns the rounding to the codebook, or to that of the slice of each weight."""
-        books = group.codebook(self._codebook_count(group)).detach()
-        if len(books) == 1:
-            return nearest_codeword(books[0])
-        size = group.master_weight(site).numel() // len(books)
-
-        def rounded(weights: Tensor, positions: Tensor) -> Tensor:
-            own = books[positions // size]
-            return own.gather(1, (weights[:, None] - own).abs().argmin(dim=1, keepdim=True))[:, 0]
-
-        return rounded
-
     def weight(self, group: GroupState, site: Site, master: Tensor) -> Tensor:
         """Returns the codeword nearest to each master weight, with gradients to both."""
-        if self.whole_network:
-            scale = group.get_buffer(SCALES)[group.sites.index(site)]
-            return self._assign(group, master / scale) * scale
-        return self._assign(group, master)
+        factor = self.granularity.factor(group, site)
+        return (
+            self._assign(group, site, master) if factor is None else self._assign(group, site, master / factor) * factor
+        )
 
-    def _codebook_count(self, group: GroupState) -> int:
-        """Returns the number of codebooks of a group, which lie one after the other in its values."""
-        shape = group.master_weight(group.sites[0]).shape
-        by_channel = not self.rate and self.group == "channel" and math.prod(shape[1:]) > self.codewords
-        return shape[0] if by_channel else 1
-
-    def _assign(self, group: GroupState, master: Tensor) -> Tensor:
+    def _assign(self, group: GroupState, site: Site, master: Tensor) -> Tensor:
         """Returns the codeword nearest to each weight, by straight-through or soft gradients."""
         # The codebook is sorted here, because training may have let codewords overtake each other.
-        units = group.codebook_scale(self._codebook_count(group))
-        rows, codewords = units.rows, len(group.values) // units.rows
-        if not self.soft or codewords == 1:
-            indices = nearest_by_row(master.detach().float(), group.codebook(rows).detach()) if rows > 1 else None
-            return straight_through(master, group.values, indices, units)
-        pairs = zip(master.reshape(rows, -1), group.codebook(rows), strict=True)
-        return torch.stack([self._assign_softly(group, *pair) for pair in pairs]).view(master.shape)
+        units = group.codebook_scale(self.granularity.rows(group))
+        if self.soft and len(group.values) > units.rows:
+            return self._assign_softly(group, master)
+        positions = None
+        if units.rows != 1:
+            codebooks = group.codebook(units.rows).detach()
+            positions = self.granularity.positions(group, site, master.detach().float(), codebooks)
+        return straight_through(master, group.values, positions, units)
 
-    def _assign_softly(self, group: GroupState, master: Tensor, codebook: Tensor) -> Tensor:
+    def _assign_softly(self, group: GroupState, master: Tensor) -> Tensor:
         """Returns the codeword nearest to each weight, with the gradients of the soft assignment."""
+        rows = master.reshape(-1).split(self.granularity.row(group))
+        pairs = zip(rows, group.codebook(len(rows)), strict=True)
+        return torch.cat([self._assign_row_softly(group, *pair) for pair in pairs]).view(master.shape)
+
+    def _assign_row_softly(self, group: GroupState, master: Tensor, codebook: Tensor) -> Tensor:
         indices = nearest(master.detach().float(), codebook.detach())
         half_spacing = float(codebook.detach().diff().square().mean()) / 2
         smallest = torch.finfo(torch.float32).tiny  # all codewords may have become equal
@@ -208,23 +220,18 @@ class Learnt(Scheme):
         due, done = math.floor(min(progress, LAST_RESEED) * RESEEDS), group.get_buffer(RESEEDS_DONE)
         if due > int(done) and progress < 1 and not self.rate:  # at the end it would change what was trained
             done.fill_(due)
-            _reseed(group, self._codebook_count(group))
+            reseed(group, self.granularity)
         return None
 
     def export(self, group: GroupState) -> SharedTensors:
         """Returns the codebook or codebooks, and the index of each weight's nearest codeword."""
-        codebooks = group.codebook(self._codebook_count(group)).detach()
+        codebooks = group.codebook(self.granularity.rows(group)).detach()
         if self.rate and (grid := _exact_grid(group, codebooks[0])) is not None:
             (site,) = group.sites
             numbers = nearest(group.master_weight(site).detach().float(), codebooks[0]) + grid[0]
             return export_grid(group, grid[1], {site: numbers})
-        if len(codebooks) > 1:
-            rows = group.master_weight(group.sites[0]).detach().float()
-            return export_slices(group, codebooks, nearest_by_row(rows, codebooks) % codebooks.shape[1])
-        codebook, scales = codebooks[0], _scales(group)
-        masters = {site: group.master_weight(site).detach() / (scales[site] if scales else 1) for site in group.sites}
-        indices = {site: nearest(master.float(), codebook) for site, master in masters.items()}
-        return export_scalars(group, codebook, indices, scales)
+        positions = {site: self.granularity.nearest(group, site, codebooks) for site in group.sites}
+        return self.granularity.export(group, codebooks, positions)
 
 
 def _exact_grid(group: GroupState, codebook: Tensor) -> tuple[int, float] | None:
@@ -233,63 +240,3 @@ def _exact_grid(group: GroupState, codebook: Tensor) -> tuple[int, float] | None
     grid = Grid(least * step, step, len(codebook))
     same = bool((torch.from_numpy(grid.expand().reshape(-1)).to(codebook.device) == codebook).all())
     return (int(least), step) if same else None
-
-
-def _scales(group: GroupState) -> dict[Site, float] | None:
-    """Returns what the weights of each site are divided by; None where each site has its own codebook."""
-    if SCALES not in dict(group.named_buffers()):
-        return None
-    return dict(zip(group.sites, group.get_buffer(SCALES).tolist(), strict=True))
-
-
-def _reseed(group: GroupState, codebook_count: int) -> None:
-    """Splits a cluster for each codeword that no weight uses: the one with most squared error in the same codebook.
-
-    An unused codeword has no gradient, so training alone would never use it again. The halves of a normal or uniform
-    cluster have their means about 0.8 standard deviations from the middle, and an eighth of the squared error each.
-    """
-    values = group.values.detach()
-    codewords = len(values) // codebook_count
-    first = torch.arange(0, len(values), codewords, device=values.device)
-    order = (values.view(codebook_count, -1).argsort() + first[:, None]).reshape(-1)
-    count, mean, error = _clusters(group, (values[order] * group.unit).view(codebook_count, -1))
-    reseeded = 0
-    for unused in torch.nonzero(count == 0).flatten().tolist():
-        start = unused // codewords * codewords
-        widest = start + int(error[start : start + codewords].argmax())
-        if float(error[widest]) <= 0:
-            continue
-        offset = 0.8 * (error[widest] / count[widest]).sqrt()
-        mean[unused], mean[widest] = mean[widest] - offset, mean[widest] + offset
-        for half in (unused, widest):
-            values[order[half]] = (mean[half] / group.unit).to(values.dtype)
-        count[unused] = count[widest] = count[widest] / 2
-        error[unused] = error[widest] = error[widest] / 8
-        reseeded += 1
-    if reseeded:
-        names = group.sites[0].name if len(group.sites) == 1 else f"{len(group.sites)} tensors"
-        _log.info("%s: %s of %s codewords were unused and are put back to use", names, reseeded, len(values))
-
-
-def _clusters(group: GroupState, codebooks: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns count, mean and squared error of the weights nearest to each codeword, float64[B K] each.
-
-    Args:
-        codebooks: float32[B, K], each ascending.
-    """
-    flat = codebooks.reshape(-1).double()
-    count, first, second = torch.zeros(3, len(flat), dtype=torch.float64, device=flat.device)
-    scales = _scales(group)
-    for site in group.sites:
-        master = group.master_weight(site).detach() / (scales[site] if scales else 1)
-        kept = ~group.pruned(site).reshape(-1)
-        indices, weights = nearest_by_row(master.float(), codebooks).reshape(-1), master.reshape(-1)
-        # In chunks, because a layer in double precision would be a large part of a step's memory.
-        for chunk in cache_chunks(weights):
-            nearest_here = indices[chunk][kept[chunk]]
-            offset = weights[chunk][kept[chunk]].double() - flat[nearest_here]
-            count += torch.bincount(nearest_here, minlength=len(flat))
-            first += torch.bincount(nearest_here, offset, len(flat))
-            second += torch.bincount(nearest_here, offset.square(), len(flat))
-    shift = first / count.clamp(min=1)
-    return count, flat + shift, (second - first * shift).clamp(min=0)

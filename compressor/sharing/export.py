@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +18,7 @@ from compressor.formats.torch_tensors import TORCH_DTYPES
 from compressor.sharing.group_state import GroupState
 from compressor.sharing.sites import Site
 
-__all__ = ["DTYPE_NAMES", "SharedTensors", "export_grid", "export_scalars", "export_slices"]
+__all__ = ["DTYPE_NAMES", "SharedTensors", "export_codebook", "export_grid", "export_rows", "export_scalars"]
 
 DTYPE_NAMES = {TORCH_DTYPES[name]: name for name in FLOATS}
 """The safetensors name of each dtype that a shared tensor may have."""
@@ -35,42 +37,56 @@ class SharedTensors:
     tensors: Mapping[str, SharedTensor]
 
 
-def export_scalars(
-    group: GroupState, codebook: Tensor, indices: Mapping[Site, Tensor], scales: Mapping[Site, float] | None = None
+def export_codebook(
+    group: GroupState, codebook: Tensor, indices: Mapping[Site, Tensor], factors: Mapping[Site, Tensor] | None = None
 ) -> SharedTensors:
-    """Returns tensors that share one scalar codebook in canonical form.
+    """Returns tensors that share one codebook in canonical form.
 
-    Canonical means: rounded to the dtype it is stored in, ascending, no value twice, and 0.0 among the values where
+    Canonical means: rounded to the dtype it is stored in, ascending, no codeword twice, and 0.0 among the values where
     weights are pruned.
 
     Args:
         group: the group of the sites; it is not changed.
-        codebook: float[K], any order.
-        indices: int[shape] by site of ``group``, each in 0..K-1; any number where the weight is pruned.
-        scales: the factor that the codewords of each site are multiplied by; None: no factor.
+        codebook: float[K, d], any order; vectors lie along the output channels, and no weight is pruned.
+        indices: int[shape] by site of ``group``, each in 0..K-1; any number where the weight is pruned. Of vectors
+            int[n], in the order of the file.
+        factors: what the codewords of each site are multiplied by, numbers that bfloat16 has: float32, one, or one for
+            each output channel; None: no factor.
     """
     codebook = codebook.detach().float()  # moving the model to another dtype moves the codebook too
     if group.has_zeros:
         indices = {site: index.masked_fill(group.pruned(site), len(codebook)) for site, index in indices.items()}
-        codebook = torch.cat([codebook, codebook.new_zeros(1)])
+        codebook = torch.cat([codebook, codebook.new_zeros(1, 1)])
     masters = {site: group.master_weight(site) for site in indices}
     dtypes = {DTYPE_NAMES[master.dtype] for master in masters.values()}
-    dtype = dtypes.pop() if len(dtypes) == 1 else "F32"  # tensors of one dtype need no more digits than it has
-    rounded = Table.of(codebook.cpu().numpy(), dtype).values
-    values, rank = np.unique(rounded.reshape(-1), return_inverse=True)
-    new_index = np.empty(len(rank), dtype=index_dtype(len(values)))
-    new_index[np.argsort(codebook.cpu().numpy(), kind="stable")] = rank
+    # Tensors of one dtype need no more digits than it has, unless they are multiplied.
+    dtype = dtypes.pop() if len(dtypes) == 1 and factors is None else "F32"
+    rounded = round_to(codebook.cpu().numpy(), dtype) + np.float32(0)  # -0.0 becomes 0.0
+    values, new_index = np.unique(rounded, axis=0, return_inverse=True)
+    new_index = new_index.reshape(-1).astype(index_dtype(len(values)))
     tensors = {
         site.name: SharedTensor(
             shape=tuple(master.shape),
             book=0,
             indices=take(new_index, indices[site].detach().cpu().numpy().reshape(-1)),
             dtype=DTYPE_NAMES[master.dtype],
-            scale=None if scales is None else np.array([scales[site]], np.float32),
+            vector_axis=site.output_axis if codebook.shape[1] > 1 else 0,
+            **({} if factors is None else _factor_fields(factors[site], site)),
         )
         for site, master in masters.items()
     }
-    return SharedTensors((Table(values.reshape(1, -1, 1), dtype),), tensors)
+    return SharedTensors((Table(values[None], dtype),), tensors)
+
+
+def export_scalars(group: GroupState, codebook: Tensor, indices: Mapping[Site, Tensor]) -> SharedTensors:
+    """Returns tensors that share one codebook of single weights, float[K]; otherwise as ``export_codebook``."""
+    return export_codebook(group, codebook[:, None], indices)
+
+
+def _factor_fields(factor: Tensor, site: Site) -> dict[str, Any]:
+    """Returns the fields of a shared tensor that say what its codewords are multiplied by."""
+    scale = factor.cpu().numpy().reshape(-1)
+    return {"scale": scale, "scale_dtype": "BF16", "axis": site.output_axis if len(scale) > 1 else None}
 
 
 def export_grid(group: GroupState, step: float, steps: Mapping[Site, Tensor]) -> SharedTensors:
@@ -93,19 +109,21 @@ def export_grid(group: GroupState, step: float, steps: Mapping[Site, Tensor]) ->
     return SharedTensors(tuple(books), tensors)
 
 
-def export_slices(group: GroupState, codebooks: Tensor, indices: Tensor) -> SharedTensors:
-    """Returns a tensor whose slices along axis 0 have a codebook each, in canonical form.
+def export_rows(group: GroupState, codebooks: Tensor, positions: Tensor, row: int) -> SharedTensors:
+    """Returns a tensor whose rows have a codebook each, in canonical form.
 
-    Canonical means: rounded to the dtype of the tensor, ascending in each slice, and 0.0 among the values where weights
+    Canonical means: rounded to the dtype of the tensor, ascending in each row, and 0.0 among the values where weights
     are pruned.
 
     Args:
         group: a group of one tensor; it is not changed.
-        codebooks: float[slices, K], any order.
-        indices: int[shape] into the codebook of the entry's slice, 0..K-1; any number where the weight is pruned.
+        codebooks: float[rows, K], any order.
+        positions: int[shape] in the codebooks laid one after the other; any number where the weight is pruned.
+        row: the number of consecutive weights in C order that are a row; the last may be shorter.
     """
     (site,) = group.sites
-    dtype, shape = DTYPE_NAMES[group.master_weight(site).dtype], tuple(indices.shape)
+    dtype, shape = DTYPE_NAMES[group.master_weight(site).dtype], tuple(positions.shape)
+    indices = positions % codebooks.shape[1]
     codebooks = codebooks.detach().float()
     if group.has_zeros:
         indices = indices.masked_fill(group.pruned(site), codebooks.shape[1])
@@ -113,6 +131,8 @@ def export_slices(group: GroupState, codebooks: Tensor, indices: Tensor) -> Shar
     rounded = round_to(codebooks.cpu().numpy(), dtype) + np.float32(0)  # -0.0 becomes 0.0
     order = np.argsort(rounded, axis=1, kind="stable")
     new_index = np.argsort(order, axis=1).astype(index_dtype(rounded.shape[1]))
-    renumbered = np.take_along_axis(new_index, indices.cpu().numpy().reshape(len(rounded), -1), axis=1)
+    flat = indices.cpu().numpy().reshape(-1)
+    renumbered = new_index[np.arange(len(flat)) // row, flat]
     table = Table(np.take_along_axis(rounded, order, axis=1)[:, :, None], dtype)
-    return SharedTensors((table,), {site.name: SharedTensor(shape, 0, renumbered.reshape(-1), dtype, axis=0)})
+    axis, block = (0, None) if row == math.prod(shape[1:]) else (None, row)
+    return SharedTensors((table,), {site.name: SharedTensor(shape, 0, renumbered, dtype, axis, block)})

@@ -48,7 +48,8 @@ def make_scheme(name: str, settings: Mapping[str, Any]) -> Scheme:
         settings: value by field name; ``bits`` stands for what ``Scheme.settings_for_bits`` says.
 
     Raises:
-        PolicyError: no scheme or no setting has this name (the message names the nearest), or a value is out of range.
+        PolicyError: no scheme or no setting has this name (the message names the nearest), or a value is out of range
+            or contradicts another.
         UsageError: another package offers the scheme, and cannot be imported.
 
     Example:
@@ -67,7 +68,7 @@ def make_scheme(name: str, settings: Mapping[str, Any]) -> Scheme:
         given = {**cls.settings_for_bits(_whole(name, given.pop("bits"))), **given}
     with one_line_errors(PolicyError, lambda setting: f"scheme {name!r}, setting {setting!r}"):
         made: Scheme = TypeAdapter(cls).validate_python(given)
-    return made
+    return made.checked()
 
 
 def _whole(name: str, bits: Any) -> int:

@@ -77,8 +77,31 @@ class Scheme(ABC):
         return any(one.name == "rate" for one in fields(self))  # type: ignore[arg-type]
 
     def priced(self, rate: float) -> Self:
-        """Returns the scheme with another price of a bit."""
-        return replace(self, rate=rate)  # type: ignore[type-var]
+        """Returns the scheme with another price of a bit.
+
+        Raises:
+            PolicyError: its other settings cannot have a price.
+        """
+        return replace(self, rate=rate).checked()  # type: ignore[type-var]
+
+    def checked(self) -> Self:
+        """Returns the scheme.
+
+        Raises:
+            PolicyError: its settings contradict each other.
+        """
+        if conflict := self.conflict():
+            raise PolicyError(f"scheme {self.id!r}, {conflict}")
+        return self
+
+    def conflict(self) -> str:
+        """Returns which settings contradict each other and what to do, as ``checked`` says it; "": none do."""
+        return ""
+
+    @property
+    def can_prune(self) -> bool:
+        """Whether single weights can be fixed to zero under these settings."""
+        return True
 
     @classmethod
     def settings_for_bits(cls, bits: int) -> dict[str, Any]:

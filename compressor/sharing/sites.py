@@ -74,6 +74,11 @@ class Site:
         return "" if sum(size > 1 for size in tensor.shape) > 1 else "a vector"
 
     @property
+    def output_axis(self) -> int:
+        """The axis of output channels: 1 in transposed convolutions, 0 in all other layers."""
+        return int(any(getattr(module, "transposed", False) for module, _ in self.owners))
+
+    @property
     def default(self) -> bool:
         """Whether a rule need not spell out its name: true of weight matrices and kernels, not of norms and biases."""
         return not self.exemption

@@ -19,7 +19,7 @@ from compressor.ops.gather_scatter import (
     write_codewords,
     zero_where_assigned,
 )
-from compressor.ops.nearest import NearestCodeword, nearest
+from compressor.ops.nearest import NearestCodeword, nearest, nearest_by_row
 from compressor.ops.parallel import CHUNK, cache_chunks
 
 SIZES = (0, 1, 3, 4, 5, CHUNK - 1, CHUNK + 3)
@@ -179,3 +179,17 @@ def test_other_numbers_take_the_stock_operators() -> None:
     for dtype in (torch.float16, torch.bfloat16, torch.float64):
         assert nearest(weights, codebook.to(dtype)).tolist() == [0, 1, 2]
         assert nearest(weights.to(dtype), codebook).tolist() == [0, 1, 2]
+
+
+@given(st.integers(1, 5), st.integers(1, 7), st.integers(0, 6), st.integers(1, 5), st.integers(0, 2**31))
+@settings(max_examples=60, deadline=None)
+def test_each_row_by_its_own_codebook(rows: int, row: int, missing: int, codewords: int, seed: int) -> None:
+    random = torch.Generator().manual_seed(seed)
+    weights = torch.randn(max(rows * row - missing % row, 1), generator=random)
+    codebooks = torch.randn(rows, codewords, generator=random).sort(1).values
+    found = nearest_by_row(weights, codebooks, row)
+    for at, (weight, position) in enumerate(zip(weights, found, strict=True)):
+        own = codebooks[at // row]
+        assert int(position) == at // row * codewords + int((own - weight).abs().argmin())
+    if not missing % row:
+        assert torch.equal(nearest_by_row(weights, codebooks), found)

@@ -150,7 +150,8 @@ bits = 4
 def test_recipes_say_everything_and_come_back_equal() -> None:
     recipe = Recipe.from_toml(RECIPE)
     said = recipe.to_dict()["stage"][0]
-    learnt = {"codewords": 256, "group": "site", "rate": 0.0, "soft": 0.0, "init": "optimal"}
+    whole = {"group": "site", "group_size": 0, "channel_scale": False, "vector": 1}
+    learnt = {"codewords": 256, **whole, "rate": 0.0, "soft": 0.0, "init": "optimal"}
     assert said["rule"][0] == {"match": "fc", "scheme": "learnt", **learnt}
     assert said["rule"][1] == {"match": "conv1", "ignore": True}
     assert said["epochs"] == 3

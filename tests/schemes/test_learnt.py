@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from compressor.compressor import Compressor
+from compressor.formats.errors import PolicyError
 from compressor.formats.file.reader import PackedFile
 from compressor.ops.nearest import nearest
 from compressor.policy.policy import Policy, Rule
@@ -179,3 +181,79 @@ def test_nothing_is_reseeded_when_training_is_over() -> None:
     with torch.no_grad():
         scheme.on_step(group, 1.0)
     assert torch.equal(hashed(group), before)
+
+
+def test_an_unused_vector_takes_half_of_the_widest_cluster_across_its_widest_entry() -> None:
+    torch.manual_seed(0)
+    scheme = Learnt(codewords=3, vector=2)
+    weights = torch.stack([torch.linspace(-1, 1, 200), torch.randn(200) * 0.01])  # vectors along the first entry
+    group = fitted(scheme, weights)
+    group.values.data = torch.tensor([0.0, 0.0, 90.0, 90.0, 5.0, 5.0]) / group.unit
+    with torch.no_grad():
+        scheme.on_step(group, 0.1)
+        found = group.codebook().view(3, 2).detach()
+        assert len(hashed(group)[0].unique()) == 3, "both of two unused codewords are in use again"
+    assert found[:, 1].abs().max() < 0.01, "no cluster is split across the entry that hardly differs"
+    halves = sorted(found[:, 0].tolist())
+    offset = 0.8 * 3**-0.5  # of the standard deviation of an even spread from -1 to 1
+    assert halves[2] == pytest.approx(offset, abs=0.01) or halves[0] == pytest.approx(-offset, abs=0.01)
+
+
+def test_vectors_of_weights_move_to_other_codewords_in_training() -> None:
+    torch.manual_seed(0)
+    group = fitted(Learnt(codewords=4, vector=2), torch.randn(10, 20))
+    before = hashed(group).detach().clone()
+    master = group.master_weight(group.sites[0])
+    group.values.requires_grad_(False)
+    with torch.no_grad():
+        master[4:6] = before[8:10]  # two channels become what two others are
+    assert torch.equal(hashed(group)[4:6], before[8:10])
+    assert torch.equal(hashed(group)[:4], before[:4])
+
+
+@pytest.mark.parametrize(
+    ("settings", "start"),
+    [
+        ({"group_size": 2, "rate": 1e-7}, "group_size and rate"),
+        ({"channel_scale": True, "rate": 1e-7}, "channel_scale and rate"),
+        ({"vector": 2, "rate": 1e-7}, "vector and rate"),
+        ({"vector": 2, "group": "network"}, "vector and group=network"),
+        ({"channel_scale": True, "group": "network"}, "channel_scale and group=network"),
+        ({"group_size": 2, "group": "network"}, "group_size and group=network"),
+        ({"group_size": 2, "group": "channel"}, "group_size and group=channel"),
+        ({"vector": 2, "group": "channel"}, "group_size and vector"),
+        ({"channel_scale": True, "group": "channel"}, "group_size and channel_scale"),
+        ({"vector": 2, "soft": 1.0}, "vector and soft"),
+    ],
+)
+def test_settings_that_contradict_each_other(settings: dict[str, Any], start: str) -> None:
+    with pytest.raises(PolicyError, match=rf"^scheme 'learnt', {start}\b[^\n]*$"):
+        Policy([Rule("*", scheme="learnt", **settings)])
+
+
+def test_a_target_is_refused_before_anything_is_measured() -> None:
+    policy = Policy([Rule("*", scheme="learnt", vector=2)])
+    with pytest.raises(PolicyError, match=r"^scheme 'learnt', vector and rate: "):
+        Compressor(nn.Linear(16, 16), policy, target_size=1000)
+
+
+def test_a_codebook_for_each_channel_is_a_group_of_one() -> None:
+    torch.manual_seed(0)
+    weights = torch.randn(6, 30)
+    assert torch.equal(
+        hashed(fitted(Learnt(4, group="channel"), weights)), hashed(fitted(Learnt(4, group_size=1), weights))
+    )
+
+
+def test_groups_of_channels_are_assigned_softly_each_by_its_own_codebook() -> None:
+    """Five channels in groups of two: the gradients of the last are those of a layer of one channel."""
+    torch.manual_seed(0)
+    weights, direction = torch.randn(5, 30), torch.randn(5, 30)
+    group, alone = fitted(Learnt(4, group_size=2, soft=1.0), weights), fitted(Learnt(4, soft=1.0), weights[4:])
+    for one, part in ((group, direction), (alone, direction[4:])):
+        hashed(one).backward(part)
+    gradients = [one.master_weight(one.sites[0]).grad for one in (group, alone)]
+    assert gradients[0] is not None
+    assert gradients[1] is not None
+    torch.testing.assert_close(gradients[0][4:], gradients[1])
+    assert torch.equal(hashed(group)[4:], hashed(alone))
