@@ -17,6 +17,7 @@ from compressor.formats.codecs.frequencies import (
     PRECISIONS,
     choose_frequencies,
     code_lengths,
+    decoding_table,
     read_frequencies,
     write_frequencies,
 )
@@ -26,7 +27,7 @@ from compressor.formats.content import index_dtype
 from compressor.formats.errors import FormatError
 from compressor.formats.io.huge_pages import allocate
 
-__all__ = ["CHUNK", "Ans"]
+__all__ = ["CHUNK", "Ans", "lanes_for", "split_chunks"]
 
 CHUNK = 1 << 20
 """Indices in a chunk, which can be decoded on its own."""
@@ -53,8 +54,7 @@ class Ans(Codec):
             return b""
         histogram = np.bincount(indices, minlength=stream.codewords)
         precision, frequencies, size = choose_frequencies(histogram)
-        chunks = -(-stream.count // CHUNK)
-        lanes = min(_MAX_LANES, 1 << (size // chunks // _BYTES_PER_LANE).bit_length())
+        lanes = lanes_for(size, stream.count)
         coded = [
             _encode_chunk(indices[start : start + CHUNK], frequencies, precision, lanes)
             for start in range(0, stream.count, CHUNK)
@@ -105,8 +105,8 @@ def _decode(data: memoryview, stream: Stream, values: NDArray[Any]) -> NDArray[A
     if precision > PRECISIONS[-1]:
         raise FormatError(f"{what}: precision {precision}, expected at most {PRECISIONS[-1]}")
     frequencies, size = read_frequencies(data[1:], stream.codewords, precision, what)
-    chunks = _split(data[1 + size :], -(-stream.count // CHUNK), lanes, what)
-    table = _decoding_table(frequencies, values)
+    chunks = split_chunks(data[1 + size :], -(-stream.count // CHUNK), lanes, what)
+    table = decoding_table(frequencies, values)
     output = allocate(stream.count, values.dtype)
     for number, (states, words) in enumerate(chunks):
         chunk = output[number * CHUNK : (number + 1) * CHUNK]
@@ -117,17 +117,39 @@ def _decode(data: memoryview, stream: Stream, values: NDArray[Any]) -> NDArray[A
     return output
 
 
-def _split(data: memoryview, count: int, lanes: int, what: str) -> list[tuple[NDArray[np.int64], NDArray[np.uint16]]]:
-    """Returns the states, int64[lanes], and words, uint16, of each of ``count`` chunks."""
-    if len(data) < 4 * count:
-        raise FormatError(f"{what}: {len(data)} bytes, expected the sizes of {count} chunks")
-    sizes = np.frombuffer(data[: 4 * count], "<u4").astype(np.int64)
-    expected = int(4 * count + (4 * lanes + 2 * sizes).sum())
+def lanes_for(size: int, count: int) -> int:
+    """Returns the number of lanes that ``count`` indices justify which are coded in ``size`` bytes."""
+    return min(_MAX_LANES, 1 << (size // -(-count // CHUNK) // _BYTES_PER_LANE).bit_length())
+
+
+def split_chunks(
+    data: memoryview, count: int, lanes: int, what: str, last_size: bool = True
+) -> list[tuple[NDArray[np.int64], NDArray[np.uint16]]]:
+    """Returns the states, int64[lanes], and words, uint16, of each of ``count`` chunks, whose sizes come first.
+
+    Args:
+        data: sizes and chunks.
+        count: the number of chunks, 1 or more.
+        lanes: the number of states of each.
+        what: what messages call the stream.
+        last_size: whether the size of the last chunk is there, as by default; otherwise that has what is left.
+
+    Raises:
+        FormatError: there are more or fewer bytes than that, or a state is too small.
+    """
+    stored = count if last_size else count - 1
+    if len(data) < 4 * stored:
+        raise FormatError(f"{what}: {len(data)} bytes, expected the sizes of {stored} chunks")
+    sizes = np.frombuffer(data[: 4 * stored], "<u4").astype(np.int64)
+    expected = int(4 * stored + 4 * lanes * count + 2 * sizes.sum())
+    if not last_size and len(data) > expected:
+        sizes = np.append(sizes, (len(data) - expected) // 2)
+        expected += 2 * int(sizes[-1])
     if len(data) != expected:
         raise FormatError(f"{what}: {len(data)} bytes after the frequencies, expected {expected}")
     chunks = []
-    position = 4 * count
-    for size in sizes.tolist():
+    position = 4 * stored
+    for size in [*sizes.tolist(), 0][:count]:
         states = np.frombuffer(data[position : position + 4 * lanes], "<u4").astype(np.int64)
         if (states < LOW).any():
             raise FormatError(f"{what}: a state below {LOW}")
@@ -135,13 +157,3 @@ def _split(data: memoryview, count: int, lanes: int, what: str) -> list[tuple[ND
         chunks.append((states, np.frombuffer(data[position : position + 2 * size], "<u2")))
         position += 2 * size
     return chunks
-
-
-def _decoding_table(frequencies: NDArray[np.int64], values: NDArray[Any]) -> NDArray[np.uint64]:
-    """Returns the table of ``rans_decode``, uint64[2**P].
-
-    An entry holds the frequency of the slot's owner, the position of the slot among its slots, and its value's bits.
-    """
-    owner = np.repeat(np.arange(len(frequencies)), frequencies)
-    position = np.arange(len(owner)) - (np.cumsum(frequencies) - frequencies)[owner]
-    return (frequencies[owner] << 48 | position << 32 | bit_patterns(values)[owner]).astype(np.uint64)

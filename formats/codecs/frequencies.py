@@ -8,10 +8,12 @@ with integers.
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from compressor.formats.codecs.kernels import bit_patterns
 from compressor.formats.errors import FormatError
 
 __all__ = [
@@ -19,6 +21,8 @@ __all__ = [
     "PRECISIONS",
     "choose_frequencies",
     "code_lengths",
+    "decoding_table",
+    "fixed_log2",
     "quantise_histogram",
     "read_frequencies",
     "write_frequencies",
@@ -78,13 +82,24 @@ def code_lengths(frequencies: NDArray[np.int64], precision: int) -> NDArray[np.i
 
 @functools.cache
 def _logarithms() -> NDArray[np.int64]:
-    """Returns log2 of 0 (as 0) to 2**_MAX_BITS - 1, int64 in units of 2**-FRACTION, rounded down.
+    """Returns log2 of 0 (as 0) to 2**_MAX_BITS - 1, as ``fixed_log2``."""
+    return fixed_log2(np.maximum(np.arange(1 << _MAX_BITS), 1))
+
+
+def fixed_log2(numbers: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Returns the logarithms to base 2, int64 in units of 2**-FRACTION, rounded down: alike on every machine.
 
     Each bit of the fraction comes from one squaring of the mantissa: it is 1 where the square is 2 or more.
+
+    Args:
+        numbers: int64[...], from 1 to 2**52; of those above 2**32 the first 32 bits count.
+
+    >>> (fixed_log2(np.array([1, 2, 1 << 40])) >> FRACTION).tolist()
+    [0, 1, 40]
     """
-    numbers = np.maximum(np.arange(1 << _MAX_BITS), 1)
-    logarithms = _bit_lengths(numbers).astype(np.uint64) - np.uint64(1)  # the integer parts
-    mantissas = numbers.astype(np.uint64) << np.uint64(31) - logarithms  # 1 to 2, in units of 2**-31
+    whole = np.frexp(numbers.astype(np.float64))[1].astype(np.int64) - 1
+    mantissas = (numbers << np.maximum(31 - whole, 0) >> np.maximum(whole - 31, 0)).astype(np.uint64)  # 1 to 2, * 2**31
+    logarithms = whole.astype(np.uint64)
     for _ in range(FRACTION):
         mantissas = mantissas * mantissas >> np.uint64(31)
         carry = mantissas >> np.uint64(32)
@@ -182,3 +197,18 @@ def _bits_below_highest(lengths: NDArray[np.uint8]) -> tuple[NDArray[np.int64], 
     below = np.maximum(lengths.astype(np.int64) - 1, 0)
     owner = np.repeat(np.arange(len(lengths)), below)
     return owner, np.arange(len(owner)) - np.repeat(np.cumsum(below) - below, below)
+
+
+def decoding_table(frequencies: NDArray[np.int64], values: NDArray[Any]) -> NDArray[np.uint64]:
+    """Returns the tables of ``rans_decode`` one after the other, uint64[T * 2**P].
+
+    An entry holds the frequency of the slot's owner, the position of the slot among its slots, and its value's bits.
+
+    Args:
+        frequencies: int64[T, K], each row sums to 2**P; int64[K] for one table.
+        values: the value of each of the K codewords.
+    """
+    flat = frequencies.reshape(-1)
+    owner = np.repeat(np.arange(len(flat)), flat)
+    position = np.arange(len(owner)) - (np.cumsum(flat) - flat)[owner]
+    return (flat[owner] << 48 | position << 32 | bit_patterns(values)[owner % len(values)]).astype(np.uint64)
