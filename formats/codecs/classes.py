@@ -29,7 +29,7 @@ __all__ = ["PlacedAns"]
 Ints = NDArray[np.int64]
 
 _PRECISIONS = range(8, 15)  # values of P that are tried
-_TOLERANCE = 4_000  # larger, slower decoding tables must save more than one byte in this many
+_ENTRIES_PER_BIT = 256  # of decoding tables: larger, slower ones must save more
 
 
 @register
@@ -137,18 +137,22 @@ class _Model:
                     writer.put(axis.astype(np.uint8), table)
             chunks.append(writer)
         sizes = np.array([len(chunk.words) // 2 for chunk in chunks[:-1]], "<u4")
-        return to_bytes(text) + sizes.tobytes() + b"".join(chunk.states.astype("<u4").tobytes() + chunk.words for chunk in chunks)
+        return (
+            to_bytes(text)
+            + sizes.tobytes()
+            + b"".join(chunk.states.astype("<u4").tobytes() + chunk.words for chunk in chunks)
+        )
 
     def _precision(self) -> tuple[int, int]:
-        """Returns the lowest precision of about the fewest bits, and these in units of 2**-FRACTION."""
+        """Returns the precision of the fewest bits, large tables counted, and the bits in units of 2**-FRACTION."""
         most = max(part.tables.most_used(part.counts.shape[1]) for part in self.parts)
         choices = [
             (precision, sum(part.coded_bits(precision) for part in self.parts))
             for precision in _PRECISIONS
             if most <= 1 << precision
         ]
-        least = min(bits for _, bits in choices)
-        return next(choice for choice in choices if _TOLERANCE * choice[1] <= (_TOLERANCE + 1) * least)
+        tables = self.classes.tables
+        return min(choices, key=lambda choice: choice[1] + (tables << choice[0] + FRACTION) // _ENTRIES_PER_BIT)
 
 
 class _Chunk:

@@ -25,7 +25,7 @@ _EIGHTHS = np.array([65536, 60097, 55109, 50535, 46341, 42495, 38968, 35734])  #
 _MOST = 127  # eighths of a bit that a codeword may cost
 _UNUSED = 128  # eighths, which stand for a frequency of 0
 _LISTED = 15  # in the place of the number of increments of a curve
-_UNITS = 1, 2, 3  # q that are tried: costs are given in units of 2**-q bit
+_FINER = 200, 800  # occurrences of a codeword that justify units of a quarter and an eighth of a bit, not half of one
 _ORDERS = range(4)
 _ROUNDS = 2  # of improving each increment of a curve by a unit
 
@@ -48,7 +48,7 @@ class CostTables:
 
     def costs(self, codewords: int) -> Ints:
         """Returns int64[T, K], the costs in eighths of a bit; ``_UNUSED`` for a frequency of 0."""
-        return np.stack([table.costs(self.unit, self.centre, codewords) for table in self.tables])
+        return _costs(self.tables, self.unit, self.centre, codewords)
 
     def most_used(self, codewords: int) -> int:
         """Returns the number of codewords with a cost, in the table that has most."""
@@ -88,13 +88,6 @@ class Curve:
         """Returns the bits it takes."""
         return 4 + int(golomb_bits(np.array(self.increments, np.int64), order).sum())
 
-    def costs(self, unit: int, centre: int, codewords: int) -> Ints:
-        """Returns the cost of each codeword in eighths of a bit, int64[K]."""
-        distances = np.abs(np.arange(codewords) - centre)
-        within = distances <= _reach(len(self.increments))
-        costs = _curve_costs(np.array([[*self.increments, 0]]), unit, np.where(within, distances, 0))[0]
-        return np.where(within, costs, _UNUSED)
-
 
 @dataclass(frozen=True)
 class List:
@@ -126,14 +119,28 @@ class List:
         return costs << 3 - unit
 
 
-def _reach(increments: int) -> int:
-    """Returns the farthest distance that a curve gives a cost."""
-    return 1 << increments >> 1
+def _costs(tables: Sequence[Curve | List], unit: int, centre: int, codewords: int) -> Ints:
+    """Returns int64[T, K], the costs of codewords in eighths of a bit; all curves are computed at once."""
+    lengths = np.array([len(table.increments) if isinstance(table, Curve) else 0 for table in tables])
+    increments = np.zeros((len(tables), max(1, int(lengths.max()))), np.int64)
+    for row, table in zip(increments, tables, strict=True):
+        if isinstance(table, Curve):
+            row[: len(table.increments)] = table.increments
+    distances = np.abs(np.arange(codewords) - centre)
+    near = distances <= 1 << int(lengths.max()) >> 1
+    costs = np.full((len(tables), codewords), _UNUSED)
+    costs[:, near] = _curve_costs(increments, unit, distances[near])
+    costs[distances > (1 << lengths >> 1)[:, None]] = _UNUSED
+    for row, table in zip(costs, tables, strict=True):
+        if isinstance(table, List):
+            row[:] = table.costs(unit, centre, codewords)
+    return costs
 
 
 def _curve_costs(increments: Ints, unit: int, distances: Ints) -> Ints:
     """Returns int64[T, D], the costs at D distances of T curves with int64[T, n] increments, in eighths of a bit."""
-    knots = np.cumsum(np.pad(increments, ((0, 0), (1, 0))), 1) << 3 - unit
+    knots = np.zeros((len(increments), increments.shape[1] + 1), np.int64)
+    np.cumsum(increments << 3 - unit, 1, out=knots[:, 1:])
     after = np.frexp(np.maximum(distances - 1, 0))[1] + 1  # the knot that follows: distance 2**(after - 1)
     shift = np.maximum(after - 2, 0)
     along = np.where(after > 1, distances - (1 << shift), distances)
@@ -205,8 +212,8 @@ def choose_tables(histograms: Ints) -> tuple[CostTables, int]:
         histograms: int64[T, K], how often each codeword occurs with each table; not all 0.
     """
     centre = int(np.argmax(histograms.sum(0)))
-    choices = [_choose(histograms, centre, unit) for unit in _UNITS]
-    return min(choices, key=lambda choice: choice[1])
+    each = int(histograms.sum()) // max(1, np.count_nonzero(histograms))
+    return _choose(histograms, centre, 1 + sum(each >= enough for enough in _FINER))
 
 
 def _choose(histograms: Ints, centre: int, unit: int) -> tuple[CostTables, int]:
@@ -232,7 +239,7 @@ def _choose(histograms: Ints, centre: int, unit: int) -> tuple[CostTables, int]:
 
 def _coded_bits(tables: Sequence[Curve | List], histograms: Ints, centre: int, unit: int) -> Ints:
     """Returns int64[T], the bits of the indices that each table codes."""
-    costs = np.stack([table.costs(unit, centre, histograms.shape[1]) for table in tables])
+    costs = _costs(tables, unit, centre, histograms.shape[1])
     return _bits(costs, histograms, _weights(costs).sum(1))
 
 
@@ -278,9 +285,9 @@ def _fit_curves(histograms: Ints, centre: int, unit: int) -> list[Curve | List]:
         return _fit_lists(histograms, centre, unit)
     if widest == 0:
         return [Curve(())] * len(histograms)
-    distances = distances[: _reach(widest) + 1]
+    distances = distances[: (1 << widest >> 1) + 1]
     folded, places = folded[:, : len(distances)], places[: len(distances)]
-    within = distances <= np.array([_reach(int(length)) for length in lengths])[:, None]
+    within = distances <= (1 << lengths >> 1)[:, None]
     fit = _Fit(folded, np.where(within, places, 0), distances, unit)
     increments = fit.improved(fit.start(widest))
     return [Curve(tuple(row[:length].tolist())) for row, length in zip(increments, lengths, strict=True)]
@@ -313,7 +320,7 @@ class _Fit:
         return np.maximum(rise, 0)
 
     def improved(self, increments: Ints) -> Ints:
-        """Returns increments each of which was changed by a unit where that takes fewer bits."""
+        """Returns increments of which each, in each round, was changed by a unit where that takes fewer bits."""
         least = self._bits(increments)
         for _ in range(_ROUNDS):
             for column in range(increments.shape[1]):

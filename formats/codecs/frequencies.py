@@ -82,30 +82,35 @@ def code_lengths(frequencies: NDArray[np.int64], precision: int) -> NDArray[np.i
 
 @functools.cache
 def _logarithms() -> NDArray[np.int64]:
-    """Returns log2 of 0 (as 0) to 2**_MAX_BITS - 1, as ``fixed_log2``."""
-    return fixed_log2(np.maximum(np.arange(1 << _MAX_BITS), 1))
-
-
-def fixed_log2(numbers: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Returns the logarithms to base 2, int64 in units of 2**-FRACTION, rounded down: alike on every machine.
+    """Returns log2 of 0 (as 0) to 2**_MAX_BITS, int64 in units of 2**-FRACTION, rounded down.
 
     Each bit of the fraction comes from one squaring of the mantissa: it is 1 where the square is 2 or more.
-
-    Args:
-        numbers: int64[...], from 1 to 2**52; of those above 2**32 the first 32 bits count.
-
-    >>> (fixed_log2(np.array([1, 2, 1 << 40])) >> FRACTION).tolist()
-    [0, 1, 40]
     """
-    whole = np.frexp(numbers.astype(np.float64))[1].astype(np.int64) - 1
-    mantissas = (numbers << np.maximum(31 - whole, 0) >> np.maximum(whole - 31, 0)).astype(np.uint64)  # 1 to 2, * 2**31
-    logarithms = whole.astype(np.uint64)
+    numbers = np.maximum(np.arange((1 << _MAX_BITS) + 1), 1)
+    logarithms = _bit_lengths(numbers).astype(np.uint64) - np.uint64(1)  # the integer parts
+    mantissas = numbers.astype(np.uint64) << np.uint64(31) - logarithms  # 1 to 2, in units of 2**-31
     for _ in range(FRACTION):
         mantissas = mantissas * mantissas >> np.uint64(31)
         carry = mantissas >> np.uint64(32)
         mantissas >>= carry
         logarithms = logarithms << np.uint64(1) | carry
     return logarithms.astype(np.int64)
+
+
+def fixed_log2(numbers: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Returns logarithms to base 2, int64 in units of 2**-FRACTION, to one part in 2**28: alike on every machine.
+
+    Args:
+        numbers: int64[...], from 1 to 2**52. Between those of _MAX_BITS bits the logarithm is taken for a line.
+
+    >>> (fixed_log2(np.array([1, 2, 1 << 40])) / (1 << FRACTION)).tolist()
+    [0.0, 1.0, 40.0]
+    """
+    shift = np.maximum(_bit_lengths(numbers).astype(np.int64) - _MAX_BITS, 0)
+    leading, table = numbers >> shift, _logarithms()
+    below, above = table[leading], table[leading + 1]
+    rest: NDArray[np.int64] = (above - below) * (numbers - (leading << shift)) >> shift
+    return below + rest + (shift << FRACTION)
 
 
 def quantise_histogram(histogram: NDArray[np.int64], precision: int) -> NDArray[np.int64]:
@@ -209,6 +214,9 @@ def decoding_table(frequencies: NDArray[np.int64], values: NDArray[Any]) -> NDAr
         values: the value of each of the K codewords.
     """
     flat = frequencies.reshape(-1)
-    owner = np.repeat(np.arange(len(flat)), flat)
-    position = np.arange(len(owner)) - (np.cumsum(flat) - flat)[owner]
-    return (flat[owner] << 48 | position << 32 | bit_patterns(values)[owner % len(values)]).astype(np.uint64)
+    values_of_owners = np.resize(bit_patterns(values).astype(np.int64), len(flat))
+    first_slots = np.cumsum(flat) - flat
+    owners = (flat << 48) + values_of_owners - (first_slots << 32)  # less the position that their first slot adds
+    slots: NDArray[np.int64] = np.arange(flat.sum()) << 32
+    slots += np.repeat(owners, flat)
+    return slots.view(np.uint64)

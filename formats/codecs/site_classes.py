@@ -47,12 +47,13 @@ class Classes:
 
     def choices(self, start: int, stop: int) -> NDArray[np.uint8]:
         """Returns uint8[stop - start], the tables of the indices at these places: sums of classes, T - 1 at most."""
-        rows, columns, positions = (classes.astype(np.uint8) for classes in self.axes)
-        row = np.minimum(columns[:, None] + positions, self.tables - 1).reshape(-1)
-        first, last = start // len(row), -(-stop // len(row))
-        chosen = np.add.outer(rows[first:last], row)
-        np.minimum(chosen, self.tables - 1, out=chosen)
-        return chosen.reshape(-1)[start - first * len(row) : stop - first * len(row)]
+        rows, columns, positions = self.axes
+        length = len(columns) * len(positions)
+        first, last = start // length, -(-stop // length)
+        found, numbers = np.unique(rows[first:last], return_inverse=True)
+        row = (columns[:, None] + positions).reshape(-1)
+        patterns = np.minimum(found[:, None] + row, self.tables - 1).astype(np.uint8)
+        return patterns[numbers].reshape(-1)[start - first * length : stop - first * length]
 
     def counts(self, axes: tuple[int, ...] = (0, 1, 2)) -> Ints:
         """Returns int64[T], how many sums of the classes of some axes are 0, 1, ... and T - 1 or more."""
