@@ -17,8 +17,9 @@ _LONGEST = 24  # zeros before a code's first one
 
 
 def golomb(number: int, order: int) -> str:
-    """Returns the exponential Golomb code of a number: ``number + 2**order`` in binary, with a zero before it for each
-    of its bits above the lowest ``order + 1``.
+    """Returns the exponential Golomb code of a number.
+
+    That is ``number + 2**order`` in binary, with as many zeros before it as it has bits above the lowest ``order + 1``.
 
     >>> [golomb(number, 1) for number in range(4)]
     ['10', '11', '0100', '0101']

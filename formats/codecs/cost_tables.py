@@ -145,7 +145,8 @@ def _curve_costs(increments: Ints, unit: int, distances: Ints) -> Ints:
     shift = np.maximum(after - 2, 0)
     along = np.where(after > 1, distances - (1 << shift), distances)
     before = knots[:, after - 1]
-    return np.minimum(before + ((knots[:, after] - before) * along >> shift), _MOST)
+    costs: Ints = np.minimum(before + ((knots[:, after] - before) * along >> shift), _MOST)
+    return costs
 
 
 def _weights(costs: Ints) -> Ints:
@@ -212,7 +213,7 @@ def choose_tables(histograms: Ints) -> tuple[CostTables, int]:
         histograms: int64[T, K], how often each codeword occurs with each table; not all 0.
     """
     centre = int(np.argmax(histograms.sum(0)))
-    each = int(histograms.sum()) // max(1, np.count_nonzero(histograms))
+    each = int(histograms.sum()) // int(np.count_nonzero(histograms))
     return _choose(histograms, centre, 1 + sum(each >= enough for enough in _FINER))
 
 
@@ -246,7 +247,8 @@ def _coded_bits(tables: Sequence[Curve | List], histograms: Ints, centre: int, u
 def _bits(costs: Ints, histograms: Ints, sums: Ints) -> Ints:
     """Returns int64[T], the bits of histograms at costs whose weights have these sums; unused ones must not occur."""
     fixed = ((histograms * costs).sum(1) << FRACTION - 3) + histograms.sum(1) * (fixed_log2(sums) - (31 << FRACTION))
-    return -(-fixed >> FRACTION)
+    bits: Ints = -(-fixed >> FRACTION)
+    return bits
 
 
 def _fit_lists(histograms: Ints, centre: int, unit: int) -> list[Curve | List]:
@@ -317,7 +319,8 @@ class _Fit:
         places = np.stack([self.places[:, first:end].sum(1) for first, end in ends], 1)
         density = fixed_log2(2 * counts + 1) - fixed_log2(np.maximum(2 * places, 1))
         rise = density[:, :-1] - density[:, 1:] + (1 << FRACTION - self.unit - 1) >> FRACTION - self.unit
-        return np.maximum(rise, 0)
+        increments_of_knots: Ints = np.maximum(rise, 0)
+        return increments_of_knots
 
     def improved(self, increments: Ints) -> Ints:
         """Returns increments of which each, in each round, was changed by a unit where that takes fewer bits."""

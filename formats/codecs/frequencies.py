@@ -110,7 +110,8 @@ def fixed_log2(numbers: NDArray[np.int64]) -> NDArray[np.int64]:
     leading, table = numbers >> shift, _logarithms()
     below, above = table[leading], table[leading + 1]
     rest: NDArray[np.int64] = (above - below) * (numbers - (leading << shift)) >> shift
-    return below + rest + (shift << FRACTION)
+    logarithms: NDArray[np.int64] = below + rest + (shift << FRACTION)
+    return logarithms
 
 
 def quantise_histogram(histogram: NDArray[np.int64], precision: int) -> NDArray[np.int64]:

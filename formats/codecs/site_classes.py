@@ -78,15 +78,19 @@ def choose_classes(indices: NDArray[Any], sizes: tuple[int, int, int], codewords
     view = _View(indices, sizes, codewords)
     none = Classes.none(sizes)
     least = view.bits(none)
-    tried = {(axis,): view.stepped((axis,)) for axis in range(3)}
-    gaining = [axis for (axis,), found in tried.items() if found and found[0] < least]
-    sets = chain(combinations(gaining, 2), combinations(gaining, 3))
-    found = [best for axes in [*tried, *sets] if (best := tried.get(axes) or view.stepped(axes))]
-    bits, classes = min(found, key=lambda choice: choice[0], default=(least, none))
-    if bits >= least:
+    alone = {axis: best for axis in range(3) if (best := view.stepped((axis,)))}
+    gaining = [axis for axis, (bits, _) in alone.items() if bits < least]
+    found = [best for axes in _sets(gaining) if (best := view.stepped(axes))]
+    bits, classes = min([(least, none), *alone.values(), *found], key=lambda choice: choice[0])
+    if classes is none:
         return none
     refined = view.refined(classes)
     return refined if view.bits(refined) < bits else classes
+
+
+def _sets(axes: list[int]) -> Iterator[tuple[int, ...]]:
+    """Returns all sets of two or three axes."""
+    return chain(combinations(axes, 2), combinations(axes, 3))
 
 
 class _View:
@@ -146,7 +150,7 @@ class _View:
         bits = _entropy_bits(counts) + int(self._table_bits(counts).sum())
         for axis in classes.axes if classes.tables > 1 else ():
             used = np.bincount(axis)
-            bits += _entropy_bits(used[None]) + 5 * np.count_nonzero(used) + 6
+            bits += _entropy_bits(used[None]) + 5 * int(np.count_nonzero(used)) + 6
         return bits
 
     def _table_bits(self, counts: Ints) -> Ints:
@@ -176,13 +180,13 @@ class _View:
         more = (lengths - lengths[:, self._common, None]) * self._each
         others = tuple(other for other in range(3) if other != axis)
         sums, cells = self._sum(classes, others), classes.counts(others)
-        own = _lengths(np.bincount(classes.axes[axis], minlength=tables)[None])[0]
+        own: Ints = _lengths(np.bincount(classes.axes[axis], minlength=tables)[None])[0]
         costs = np.empty((self._sizes[axis], tables))
         for choice in range(tables):
             chosen = np.minimum(sums + choice, tables - 1)
-            common = cells @ lengths[np.minimum(np.arange(tables) + choice, tables - 1), self._common]
+            common = int(cells @ lengths[np.minimum(np.arange(tables) + choice, tables - 1), self._common])
             costs[:, choice] = np.bincount(self._at[axis], more[chosen, self._values], self._sizes[axis])
-            costs[:, choice] += int(common + own[choice])
+            costs[:, choice] += common + int(own[choice])
         return costs
 
 

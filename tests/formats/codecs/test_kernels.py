@@ -23,7 +23,7 @@ def both(monkeypatch: pytest.MonkeyPatch, run: Callable[[], object]) -> tuple[ob
     with monkeypatch.context() as patch:
         patch.setattr(kernels, "_indices_seen", 1 << 40)
         compiled = run()
-        patch.setattr(kernels, "compiled_kernel", lambda write, item: None)
+        patch.setattr(kernels, "compiled_kernel", lambda write, *constants: None)
         return compiled, run()
 
 
