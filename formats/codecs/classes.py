@@ -24,7 +24,7 @@ from compressor.formats.content import index_dtype
 from compressor.formats.errors import FormatError
 from compressor.formats.io.huge_pages import allocate
 
-__all__ = ["PlacedAns"]
+__all__ = ["PlacedAns", "StreamReader"]
 
 Ints = NDArray[np.int64]
 
@@ -186,44 +186,58 @@ def _decode(data: memoryview, stream: Stream, values: NDArray[Any]) -> NDArray[A
     try:
         if not stream.count:
             raise FormatError(f"{len(data)} bytes for no indices, expected none")
-        return _Reader(data, stream).decode(values)
+        return StreamReader(data, stream).decode(values)
     except FormatError as error:
         raise FormatError(f"indices of {stream.name!r}: {error}") from None
 
 
-class _Reader:
-    """Reads a stream; its methods raise FormatError where that is not valid."""
+class StreamReader:
+    """Reads a stream; its methods raise FormatError where that is not valid.
+
+    Args:
+        data: the stream, not empty.
+        stream: its description.
+
+    Attributes:
+        tables: the number T of tables.
+        head_size: the bytes of all before the sizes of the chunks.
+    """
 
     def __init__(self, data: memoryview, stream: Stream) -> None:
         bits = BitReader(data)
-        self._precision, self._lanes, self._tables = bits.number(4), 1 << bits.number(3), bits.number(5) + 1
+        self._precision, self._lanes, self.tables = bits.number(4), 1 << bits.number(3), bits.number(5) + 1
         if self._precision > _PRECISIONS[-1]:
             raise FormatError(f"precision {self._precision}, expected at most {_PRECISIONS[-1]}")
         self._stream = stream
-        sizes = [size if self._tables > 1 and size > 1 else 0 for size in stream.axes]
-        self._axes = [(size, self._frequencies(bits, 1, self._tables) if size else None) for size in sizes]
-        self._frequencies_of_indices = self._frequencies(bits, self._tables, stream.codewords)
-        count = -(-stream.count // CHUNK)
-        self._chunks = split_chunks(data[bits.finish() :], count, self._lanes, "chunks", last_size=False)
+        stored = [size if self.tables > 1 and size > 1 else 0 for size in stream.axes]
+        self._axes = [(size, self._frequencies(bits, 1, self.tables) if size else None) for size in stored]
+        self._of_indices = self._frequencies(bits, self.tables, stream.codewords)
+        self.head_size = bits.finish()
+        self._chunks = split_chunks(
+            data[self.head_size :], -(-stream.count // CHUNK), self._lanes, "chunks", last_size=False
+        )
 
     def _frequencies(self, bits: BitReader, tables: int, symbols: int) -> Ints:
         return read_tables(bits, tables, symbols).frequencies(symbols, self._precision)
 
     def decode(self, values: NDArray[Any]) -> NDArray[Any]:
-        """Returns the value of each index."""
+        """Returns the value of each index, of the dtype of ``values``[K]."""
         output = allocate(self._stream.count, values.dtype)
-        table = decoding_table(self._frequencies_of_indices, values)
-        classes: Classes | None = None
+        table = decoding_table(self._of_indices, values)
+        classes, used = self._read_classes(*self._chunks[0])
         for number, (states, words) in enumerate(self._chunks):
-            used = 0
-            if classes is None:
-                classes, used = self._read_classes(states, words)
             start, chunk = number * CHUNK, output[number * CHUNK : (number + 1) * CHUNK]
-            choices = classes.choices(start, start + len(chunk)) if self._tables > 1 else None
+            choices = classes.choices(start, start + len(chunk)) if self.tables > 1 else None
             used += rans_decode(bit_patterns(chunk), states, table, words[used:], self._precision, choices)
             if used != len(words) or (states != LOW).any():
                 raise FormatError(f"chunk {number}: its {len(words)} words do not hold {len(chunk)} indices exactly")
+            used = 0
         return output
+
+    def classes(self) -> Classes:
+        """Returns the classes of rows, columns and positions."""
+        states, words = self._chunks[0]
+        return self._read_classes(states.copy(), words)[0]
 
     def _read_classes(self, states: Ints, words: NDArray[np.uint16]) -> tuple[Classes, int]:
         """Returns the classes, which the first chunk begins with, and the number of words they take."""
@@ -231,9 +245,9 @@ class _Reader:
         for number, (size, frequencies) in enumerate(self._axes):
             if frequencies is not None:
                 found = np.empty(size, np.uint8)
-                table = decoding_table(frequencies, np.arange(self._tables, dtype=np.uint8))
+                table = decoding_table(frequencies, np.arange(self.tables, dtype=np.uint8))
                 used += rans_decode(found, states, table, words[used:], self._precision)
                 axes[number] = found.astype(np.int64)
             if used > len(words):
                 raise FormatError(f"chunk 0: its {len(words)} words do not hold the classes")
-        return Classes(self._tables, (axes[0], axes[1], axes[2])), used
+        return Classes(self.tables, (axes[0], axes[1], axes[2])), used

@@ -50,7 +50,7 @@ def test_every_codec_has_a_vector() -> None:
     assert [codec for codec, *_ in vectors()] == ["bits", "huffman", "ans", "hashed", "classes"]
 
 
-@pytest.mark.parametrize(("codec", "codewords", "shape", "indices", "data"), vectors(), ids=lambda value: str(value)[:8])
+@pytest.mark.parametrize(("codec", "codewords", "shape", "indices", "data"), vectors(), ids=lambda of: str(of)[:8])
 def test_vectors_are_what_is_written_and_read(
     codec: str, codewords: int, shape: tuple[int, ...], indices: list[int], data: bytes
 ) -> None:

@@ -1,4 +1,4 @@
-"""A second reader of the codecs ``ans`` and ``classes``, from SPEC.md alone: slow, in whole numbers, sharing no code."""
+"""A second reader of the codecs ``ans`` and ``classes``, from SPEC.md alone: slow, without numpy, sharing no code."""
 
 from __future__ import annotations
 
