@@ -128,15 +128,11 @@ def measure(name: str, content: Content, folder: Path, repeat: int) -> dict[str,
 
 def tables(rows: list[dict[str, Any]]) -> dict[str, str]:
     """Returns the tables of the page by name."""
-    files = [
-        "| file | bytes, `ans` | smallest | | indices, `ans` | smallest | | others | decode ms, `ans` | smallest | load ms, `ans` "
-        "| smallest |",
-        "|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|",
-    ]
-    coded = [
-        "| file | streams with classes | with `ans` | bytes | entropy given tables | classes | tables | rest | near |",
-        "|---|--:|--:|--:|--:|--:|--:|--:|--:|",
-    ]
+    names = "bytes", "indices", "decode ms", "load ms"
+    columns = [f"{name}, `ans` | smallest" + " |" * (name in names[:2]) for name in names]
+    files = [f"| file | {' | '.join([*columns[:2], 'others', *columns[2:]])} |", "|---" + "|--:" * 11 + "|"]
+    coded = ["| file | streams | with `ans` | bytes | entropy given tables | classes | tables | rest | near |"]
+    coded.append("|---" + "|--:" * 8 + "|")
     for row in rows:
         change = {part: f"{100 * row[f'auto {part}'] / row[f'ans {part}'] - 100:.1f} %" for part in ("file", "indices")}
         sizes = [f"{row[f'ans {part}']:,} | {row[f'auto {part}']:,} | {change[part]}" for part in ("file", "indices")]

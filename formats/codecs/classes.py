@@ -29,7 +29,7 @@ __all__ = ["PlacedAns", "StreamReader"]
 Ints = NDArray[np.int64]
 
 _PRECISIONS = range(8, 15)  # values of P that are tried
-_ENTRIES_PER_BIT = 256  # of decoding tables: larger, slower ones must save more
+_ENTRIES_PER_BIT = 128  # of decoding tables: larger, slower ones must save more
 
 
 @register

@@ -215,7 +215,7 @@ def decoding_table(frequencies: NDArray[np.int64], values: NDArray[Any]) -> NDAr
         values: the value of each of the K codewords.
     """
     flat = frequencies.reshape(-1)
-    values_of_owners = np.resize(bit_patterns(values).astype(np.int64), len(flat))
+    values_of_owners = np.tile(bit_patterns(values).astype(np.int64), len(flat) // len(values))
     first_slots = np.cumsum(flat) - flat
     owners = (flat << 48) + values_of_owners - (first_slots << 32)  # less the position that their first slot adds
     slots: NDArray[np.int64] = np.arange(flat.sum()) << 32

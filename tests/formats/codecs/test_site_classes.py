@@ -22,7 +22,8 @@ def drawn(*factors: NDArray[np.float64], seed: int = 0, sizes: tuple[int, int, i
     for axis, factor in enumerate(factors):
         spread = spread * np.resize(factor, sizes[axis]).reshape([-1 if axis == other else 1 for other in range(3)])
     found = np.rint(np.random.default_rng(seed).normal(size=sizes) * spread) + 15
-    return np.clip(found, 0, 30).astype(np.uint8).reshape(-1)
+    indices: NDArray[Any] = np.clip(found, 0, 30).astype(np.uint8).reshape(-1)
+    return indices
 
 
 ONE, TWO = np.ones(1), np.array([0.4, 3.0])

@@ -78,7 +78,7 @@ def test_readers_agree_on_an_axis_of_size_zero(site: SharedTensor) -> None:
 
 def test_slow_reader_is_short_and_shares_nothing() -> None:
     for module in (slow_reader, slow_ans):
-        text = Path(module.__file__).read_text(encoding="utf-8")
+        text = Path(str(module.__file__)).read_text(encoding="utf-8")
         assert len(text.splitlines()) < 200
         assert "import compressor" not in text
         assert "from compressor" not in text
