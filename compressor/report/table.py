@@ -12,7 +12,8 @@ __all__ = ["Row", "markdown_table", "text_table"]
 
 @dataclass(frozen=True)
 class Row:
-    """One shared tensor. Sizes in bytes; entropy and coded in bits per weight; SQNR in dB, None if it is exact."""
+    """One shared tensor. Sizes in bytes; entropy (of the counts of codewords, whatever their
+    places, so ``classes`` may take less) and coded in bits per weight; SQNR in dB, None if it is exact."""
 
     site: str
     shape: tuple[int, ...]
