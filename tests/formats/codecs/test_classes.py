@@ -121,6 +121,7 @@ def head(precision: int, lanes: int = 0, tables: int = 1) -> str:
         (forged(head(8), [(FLAT, 2)], LOW + b"\0"), "5 bytes after the frequencies, expected 4"),
         (forged(head(8), [(FLAT, 2)], b"\xff\xff\0\0"), "a state below 65536"),
         (forged(head(8), [(FLAT, 2)], LOW), "chunk 0: its 0 words"),
+        (forged(head(8), [(FLAT, 2)], (1 << 21).to_bytes(4, "little")), "chunk 0: its 0 words"),
         (forged(head(8), [(FLAT, 2)], LOW + b"\0\0\0\0"), "chunk 0: its 2 words"),
         (forged(head(8, tables=2), [(FLAT, 2)]), "is cut"),
         (forged(head(1, tables=2), [(FLAT, 2), (FLAT, 2), (CostTables(0, 0, 0, (Curve(()),) * 2), 2)], LOW), "chunk 0"),
@@ -129,6 +130,13 @@ def head(precision: int, lanes: int = 0, tables: int = 1) -> str:
 def test_lies(data: memoryview, fault: str) -> None:
     with pytest.raises(FormatError, match=rf"indices of 'fc\.weight': .*{fault}"):
         CODEC.decode(data, SMALL)
+
+
+def test_a_known_stream() -> None:
+    """Worked by hand: 128 slots of 256 each; four indices 0 halve the state four times."""
+    data = forged(head(8), [(FLAT, 2)], (1 << 20).to_bytes(4, "little"))
+    assert bytes(data[:-4]).hex() == "80000c"  # P = 8, L = 1, T = 1; centre 0, q = 0, g = 0, a curve of one number, 0
+    assert CODEC.decode(data, SMALL).tolist() == [0, 0, 0, 0]
 
 
 def test_padding_after_the_tables_must_be_zero() -> None:
