@@ -22,6 +22,7 @@ __all__ = [
     "choose_frequencies",
     "code_lengths",
     "decoding_table",
+    "estimated_lengths",
     "fixed_log2",
     "quantise_histogram",
     "read_frequencies",
@@ -78,6 +79,14 @@ def code_lengths(frequencies: NDArray[np.int64], precision: int) -> NDArray[np.i
         precision: the precision P; a codeword of frequency f takes P - log2 f bits.
     """
     return np.where(frequencies > 0, (precision << FRACTION) - _logarithms()[frequencies], 0)
+
+
+def estimated_lengths(histogram: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Returns the bits of each codeword at the chosen frequencies; 32, a whole state, where the frequency is 0."""
+    if not histogram.any():
+        return np.full(len(histogram), 32.0)
+    precision, frequencies, _ = choose_frequencies(histogram)
+    return np.where(frequencies > 0, code_lengths(frequencies, precision) / (1 << FRACTION), 32.0)
 
 
 @functools.cache

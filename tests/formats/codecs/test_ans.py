@@ -12,8 +12,9 @@ import pytest
 from numpy.typing import NDArray
 
 from compressor.formats.codecs import kernels
-from compressor.formats.codecs.ans import CHUNK, Ans
+from compressor.formats.codecs.ans import Ans
 from compressor.formats.codecs.base import Stream
+from compressor.formats.codecs.chunks import CHUNK
 from compressor.formats.codecs.frequencies import (
     FRACTION,
     choose_frequencies,

@@ -11,9 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from compressor.formats.codecs.ans import CHUNK, Ans
+from compressor.formats.codecs.ans import Ans
 from compressor.formats.codecs.base import Stream
 from compressor.formats.codecs.bit_text import to_bytes
+from compressor.formats.codecs.chunks import CHUNK
 from compressor.formats.codecs.classes import PlacedAns, StreamReader
 from compressor.formats.codecs.cost_tables import CostTables, Curve, write_tables
 from compressor.formats.errors import FormatError
