@@ -108,16 +108,6 @@ class List:
         ends = 2 * (codewords - 1).bit_length()
         return 4 + ends + int(golomb_bits(_folded(np.array(self.steps, np.int64)), order).sum())
 
-    def costs(self, unit: int, centre: int, codewords: int) -> Ints:
-        """Returns the cost of each codeword in eighths of a bit, int64[K]; FormatError for one out of range."""
-        steps, most = np.array(self.steps, np.int64), _UNUSED >> 3 - unit
-        above, below = np.cumsum(steps[: self.above + 1]), steps[0] + np.cumsum(steps[self.above + 1 :])
-        costs = np.full(codewords, most)
-        costs[centre - self.below : centre + self.above + 1] = np.concatenate([below[::-1], above])
-        if (costs < 0).any() or (costs > most).any() or (costs == most).all():
-            raise FormatError("a table of frequencies has a cost out of range, or none")
-        return costs << 3 - unit
-
 
 def _costs(tables: Sequence[Curve | List], unit: int, centre: int, codewords: int) -> Ints:
     """Returns int64[T, K], the costs of codewords in eighths of a bit; all curves are computed at once."""
@@ -131,10 +121,25 @@ def _costs(tables: Sequence[Curve | List], unit: int, centre: int, codewords: in
     costs = np.full((len(tables), codewords), _UNUSED)
     costs[:, near] = _curve_costs(increments, unit, distances[near])
     costs[distances > (1 << lengths >> 1)[:, None]] = _UNUSED
-    for row, table in zip(costs, tables, strict=True):
-        if isinstance(table, List):
-            row[:] = table.costs(unit, centre, codewords)
+    lists = [(number, table) for number, table in enumerate(tables) if isinstance(table, List)]
+    if lists:
+        costs[[number for number, _ in lists]] = _list_costs([table for _, table in lists], unit, centre, codewords)
     return costs
+
+
+def _list_costs(lists: Sequence[List], unit: int, centre: int, codewords: int) -> Ints:
+    """Returns int64[T, K], the costs of T lists in eighths of a bit; FormatError for one out of range."""
+    steps, listed = np.zeros((len(lists), codewords), np.int64), np.zeros((len(lists), codewords), bool)
+    for row, inside, table in zip(steps, listed, lists, strict=True):
+        first, end = centre - table.below, centre + table.above + 1
+        row[centre:end], row[first:centre] = table.steps[: end - centre], table.steps[end - centre :][::-1]
+        inside[first:end] = True
+    above, below = np.cumsum(steps[:, centre:], 1), np.cumsum(steps[:, :centre][:, ::-1], 1)[:, ::-1]
+    costs, most = np.concatenate([below + steps[:, centre, None], above], 1), _UNUSED >> 3 - unit
+    costs[~listed] = most
+    if (costs < 0).any() or (costs > most).any() or (costs == most).all(1).any():
+        raise FormatError("a table of frequencies has a cost out of range, or none")
+    return costs << 3 - unit
 
 
 def _curve_costs(increments: Ints, unit: int, distances: Ints) -> Ints:
