@@ -30,6 +30,7 @@ Ints = NDArray[np.int64]
 
 _PRECISIONS = range(8, 15)  # values of P that are tried
 _ENTRIES_PER_BIT = 128  # of decoding tables: larger, slower ones must save more
+_CACHED_ENTRIES = 1 << 16  # of decoding tables of half a megabyte, which stay in a processor's cache
 
 
 @register
@@ -160,7 +161,12 @@ class _Model:
             if most <= 1 << precision
         ]
         tables = self.classes.tables
-        return min(choices, key=lambda choice: choice[1] + (tables << choice[0] + FRACTION) // _ENTRIES_PER_BIT)
+
+        def cost(choice: tuple[int, int]) -> tuple[bool, int]:
+            entries = tables << choice[0]
+            return entries > _CACHED_ENTRIES, choice[1] + (entries << FRACTION) // _ENTRIES_PER_BIT
+
+        return min(choices, key=cost)
 
 
 class _Chunk:
