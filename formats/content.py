@@ -22,7 +22,7 @@ from compressor.formats.dtypes import round_to
 if TYPE_CHECKING:
     from compressor.formats.codecs.base import Codec
 
-__all__ = ["Codebook", "Content", "Grid", "RawTensor", "SharedTensor", "Table", "decode", "index_dtype"]
+__all__ = ["Codebook", "Content", "Grid", "RawTensor", "SharedTensor", "Table", "decode", "index_dtype", "index_shape"]
 
 Floats = NDArray[np.float32]
 Indices = NDArray[np.unsignedinteger[Any]]
@@ -195,21 +195,21 @@ def group_count(shape: tuple[int, ...], axis: int | None, block: int | None) -> 
     return -(-math.prod(shape) // block) if block is not None else 1
 
 
-def index_count(shape: tuple[int, ...], length: int, vector_axis: int) -> int:
-    """Returns the number of indices of a tensor: one per entry, or one per vector.
+def index_shape(shape: tuple[int, ...], length: int, vector_axis: int) -> tuple[int, ...]:
+    """Returns the shape of the indices of a tensor, in the order they are stored: that of vectors is the last axis.
 
     Args:
         shape: the shape of the tensor.
         length: the length of a codeword; 1 for scalars.
         vector_axis: the axis that vectors lie along; not used for scalars.
 
-    >>> index_count((4, 10), 1, 0), index_count((4, 10), 4, 1)
-    (40, 12)
+    >>> index_shape((4, 10), 1, 0), index_shape((4, 10), 4, 0)
+    ((4, 10), (10, 1))
     """
     if length == 1 or not math.prod(shape):
-        return math.prod(shape)
-    along = shape[vector_axis]
-    return math.prod(shape) // along * -(-along // length)
+        return shape
+    others = shape[:vector_axis] + shape[vector_axis + 1 :]
+    return (*others, -(-shape[vector_axis] // length))
 
 
 def index_dtype(count: int) -> type[np.unsignedinteger[Any]]:

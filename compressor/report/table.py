@@ -12,7 +12,10 @@ __all__ = ["Row", "markdown_table", "text_table"]
 
 @dataclass(frozen=True)
 class Row:
-    """One shared tensor. Sizes in bytes; entropy and coded in bits per weight; SQNR in dB, None if it is exact."""
+    """One shared tensor. Sizes in bytes; entropy and coded in bits per weight; SQNR in dB, None if it is exact.
+
+    The entropy is that of how often codewords occur; a codec that makes use of places may take less.
+    """
 
     site: str
     shape: tuple[int, ...]

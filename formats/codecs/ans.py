@@ -12,11 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compressor.formats.codecs.base import Codec, Stream
+from compressor.formats.codecs.chunks import CHUNK, lanes_for, split_chunks
 from compressor.formats.codecs.frequencies import (
-    FRACTION,
     PRECISIONS,
     choose_frequencies,
-    code_lengths,
+    decoding_table,
+    estimated_lengths,
     read_frequencies,
     write_frequencies,
 )
@@ -26,13 +27,7 @@ from compressor.formats.content import index_dtype
 from compressor.formats.errors import FormatError
 from compressor.formats.io.huge_pages import allocate
 
-__all__ = ["CHUNK", "Ans"]
-
-CHUNK = 1 << 20
-"""Indices in a chunk, which can be decoded on its own."""
-
-_MAX_LANES = 8  # states that are updated in turn, so that the processor computes several at once
-_BYTES_PER_LANE = 4096  # coded bytes of a chunk that justify a lane, whose state costs about 3 bytes
+__all__ = ["Ans"]
 
 
 @register
@@ -53,8 +48,7 @@ class Ans(Codec):
             return b""
         histogram = np.bincount(indices, minlength=stream.codewords)
         precision, frequencies, size = choose_frequencies(histogram)
-        chunks = -(-stream.count // CHUNK)
-        lanes = min(_MAX_LANES, 1 << (size // chunks // _BYTES_PER_LANE).bit_length())
+        lanes = lanes_for(size, stream.count)
         coded = [
             _encode_chunk(indices[start : start + CHUNK], frequencies, precision, lanes)
             for start in range(0, stream.count, CHUNK)
@@ -73,10 +67,7 @@ class Ans(Codec):
 
     def code_lengths(self, histogram: NDArray[np.int64]) -> NDArray[np.float64]:
         """Returns the bits of each codeword at the chosen frequencies; 32, a whole state, where the frequency is 0."""
-        if not histogram.any():
-            return np.full(len(histogram), 32.0)
-        precision, frequencies, _ = choose_frequencies(histogram)
-        return np.where(frequencies > 0, code_lengths(frequencies, precision) / (1 << FRACTION), 32.0)
+        return estimated_lengths(histogram)
 
     def max_count(self, size: int, codewords: int) -> int | None:
         """Returns None: the code of a codeword of frequency 2**P takes no bits at all."""
@@ -105,8 +96,8 @@ def _decode(data: memoryview, stream: Stream, values: NDArray[Any]) -> NDArray[A
     if precision > PRECISIONS[-1]:
         raise FormatError(f"{what}: precision {precision}, expected at most {PRECISIONS[-1]}")
     frequencies, size = read_frequencies(data[1:], stream.codewords, precision, what)
-    chunks = _split(data[1 + size :], -(-stream.count // CHUNK), lanes, what)
-    table = _decoding_table(frequencies, values)
+    chunks = split_chunks(data[1 + size :], -(-stream.count // CHUNK), lanes, what)
+    table = decoding_table(frequencies, values)
     output = allocate(stream.count, values.dtype)
     for number, (states, words) in enumerate(chunks):
         chunk = output[number * CHUNK : (number + 1) * CHUNK]
@@ -115,33 +106,3 @@ def _decode(data: memoryview, stream: Stream, values: NDArray[Any]) -> NDArray[A
             fault = f"its {len(words)} words do not hold {len(chunk)} indices exactly"
             raise FormatError(f"{what}, chunk {number}: {fault}")
     return output
-
-
-def _split(data: memoryview, count: int, lanes: int, what: str) -> list[tuple[NDArray[np.int64], NDArray[np.uint16]]]:
-    """Returns the states, int64[lanes], and words, uint16, of each of ``count`` chunks."""
-    if len(data) < 4 * count:
-        raise FormatError(f"{what}: {len(data)} bytes, expected the sizes of {count} chunks")
-    sizes = np.frombuffer(data[: 4 * count], "<u4").astype(np.int64)
-    expected = int(4 * count + (4 * lanes + 2 * sizes).sum())
-    if len(data) != expected:
-        raise FormatError(f"{what}: {len(data)} bytes after the frequencies, expected {expected}")
-    chunks = []
-    position = 4 * count
-    for size in sizes.tolist():
-        states = np.frombuffer(data[position : position + 4 * lanes], "<u4").astype(np.int64)
-        if (states < LOW).any():
-            raise FormatError(f"{what}: a state below {LOW}")
-        position += 4 * lanes
-        chunks.append((states, np.frombuffer(data[position : position + 2 * size], "<u2")))
-        position += 2 * size
-    return chunks
-
-
-def _decoding_table(frequencies: NDArray[np.int64], values: NDArray[Any]) -> NDArray[np.uint64]:
-    """Returns the table of ``rans_decode``, uint64[2**P].
-
-    An entry holds the frequency of the slot's owner, the position of the slot among its slots, and its value's bits.
-    """
-    owner = np.repeat(np.arange(len(frequencies)), frequencies)
-    position = np.arange(len(owner)) - (np.cumsum(frequencies) - frequencies)[owner]
-    return (frequencies[owner] << 48 | position << 32 | bit_patterns(values)[owner]).astype(np.uint64)

@@ -7,6 +7,7 @@ Whatever a decoder needs besides the ``Stream`` below is in the bytes themselves
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -28,11 +29,23 @@ class Stream:
         name: the name of the tensor in ``state_dict()``.
         count: the number n of indices.
         codewords: the number K of codewords; every index is below it.
+        shape: the shape of the indices, whose sizes multiply to n; by default they are in one row.
+
+    Example:
+        >>> Stream("conv.weight", 288, 16, (8, 4, 3, 3)).axes
+        (8, 4, 9)
     """
 
     name: str
     count: int
     codewords: int
+    shape: tuple[int, ...] = ()
+
+    @property
+    def axes(self) -> tuple[int, int, int]:
+        """The shape as rows, columns and positions: the first size, the second, and the product of the others."""
+        rows, columns = self.shape[:2] if len(self.shape) > 1 else (1, self.count)
+        return rows, columns, math.prod(self.shape[2:])
 
 
 class Codec(ABC):
@@ -47,6 +60,9 @@ class Codec(ABC):
 
     general: ClassVar[bool] = True
     """Whether it can code any indices; False for a codec that generates the indices itself."""
+
+    places: ClassVar[bool] = False
+    """Whether it makes use of where an index stands, so that indices may take fewer bits than ``code_lengths`` says."""
 
     max_codewords: ClassVar[int] = 1 << 20
     """The largest K of a stream."""

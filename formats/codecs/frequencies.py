@@ -8,10 +8,12 @@ with integers.
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from compressor.formats.codecs.kernels import bit_patterns
 from compressor.formats.errors import FormatError
 
 __all__ = [
@@ -19,6 +21,9 @@ __all__ = [
     "PRECISIONS",
     "choose_frequencies",
     "code_lengths",
+    "decoding_table",
+    "estimated_lengths",
+    "fixed_log2",
     "quantise_histogram",
     "read_frequencies",
     "write_frequencies",
@@ -76,13 +81,21 @@ def code_lengths(frequencies: NDArray[np.int64], precision: int) -> NDArray[np.i
     return np.where(frequencies > 0, (precision << FRACTION) - _logarithms()[frequencies], 0)
 
 
+def estimated_lengths(histogram: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Returns the bits of each codeword at the chosen frequencies; 32, a whole state, where the frequency is 0."""
+    if not histogram.any():
+        return np.full(len(histogram), 32.0)
+    precision, frequencies, _ = choose_frequencies(histogram)
+    return np.where(frequencies > 0, code_lengths(frequencies, precision) / (1 << FRACTION), 32.0)
+
+
 @functools.cache
 def _logarithms() -> NDArray[np.int64]:
-    """Returns log2 of 0 (as 0) to 2**_MAX_BITS - 1, int64 in units of 2**-FRACTION, rounded down.
+    """Returns log2 of 0 (as 0) to 2**_MAX_BITS, int64 in units of 2**-FRACTION, rounded down.
 
     Each bit of the fraction comes from one squaring of the mantissa: it is 1 where the square is 2 or more.
     """
-    numbers = np.maximum(np.arange(1 << _MAX_BITS), 1)
+    numbers = np.maximum(np.arange((1 << _MAX_BITS) + 1), 1)
     logarithms = _bit_lengths(numbers).astype(np.uint64) - np.uint64(1)  # the integer parts
     mantissas = numbers.astype(np.uint64) << np.uint64(31) - logarithms  # 1 to 2, in units of 2**-31
     for _ in range(FRACTION):
@@ -91,6 +104,23 @@ def _logarithms() -> NDArray[np.int64]:
         mantissas >>= carry
         logarithms = logarithms << np.uint64(1) | carry
     return logarithms.astype(np.int64)
+
+
+def fixed_log2(numbers: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Returns logarithms to base 2, int64 in units of 2**-FRACTION, to one part in 2**28: alike on every machine.
+
+    Args:
+        numbers: int64[...], from 1 to 2**52. Between those of _MAX_BITS bits the logarithm is taken for a line.
+
+    >>> (fixed_log2(np.array([1, 2, 1 << 40])) / (1 << FRACTION)).tolist()
+    [0.0, 1.0, 40.0]
+    """
+    shift = np.maximum(_bit_lengths(numbers).astype(np.int64) - _MAX_BITS, 0)
+    leading, table = numbers >> shift, _logarithms()
+    below, above = table[leading], table[leading + 1]
+    rest: NDArray[np.int64] = (above - below) * (numbers - (leading << shift)) >> shift
+    logarithms: NDArray[np.int64] = below + rest + (shift << FRACTION)
+    return logarithms
 
 
 def quantise_histogram(histogram: NDArray[np.int64], precision: int) -> NDArray[np.int64]:
@@ -182,3 +212,21 @@ def _bits_below_highest(lengths: NDArray[np.uint8]) -> tuple[NDArray[np.int64], 
     below = np.maximum(lengths.astype(np.int64) - 1, 0)
     owner = np.repeat(np.arange(len(lengths)), below)
     return owner, np.arange(len(owner)) - np.repeat(np.cumsum(below) - below, below)
+
+
+def decoding_table(frequencies: NDArray[np.int64], values: NDArray[Any]) -> NDArray[np.uint64]:
+    """Returns the tables of ``rans_decode`` one after the other, uint64[T * 2**P].
+
+    An entry holds the frequency of the slot's owner, the position of the slot among its slots, and its value's bits.
+
+    Args:
+        frequencies: int64[T, K], each row sums to 2**P; int64[K] for one table.
+        values: the value of each of the K codewords.
+    """
+    flat = frequencies.reshape(-1)
+    values_of_owners = np.tile(bit_patterns(values).astype(np.int64), len(flat) // len(values))
+    first_slots = np.cumsum(flat) - flat
+    owners = (flat << 48) + values_of_owners - (first_slots << 32)  # less the position that their first slot adds
+    slots: NDArray[np.int64] = np.arange(flat.sum()) << 32
+    slots += np.repeat(owners, flat)
+    return slots.view(np.uint64)

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from compressor.formats.jit.cache import compiled_kernel
@@ -46,7 +47,9 @@ def bit_patterns(values: Words) -> Words:
     return values.view(f"u{values.itemsize}")
 
 
-def rans_decode(output: Words, states: Words, table: Words, words: Words, precision: int) -> int:
+def rans_decode(
+    output: Words, states: Words, table: Words, words: Words, precision: int, choices: Words | None = None
+) -> int:
     """Decodes one chunk of interleaved rANS and fills ``output`` with the values of its indices.
 
     Index i is decoded with the state x of lane i mod L. The slot t = x mod 2**P belongs to the index of frequency f and
@@ -59,20 +62,23 @@ def rans_decode(output: Words, states: Words, table: Words, words: Words, precis
     Args:
         output: uint[n] of 8, 16 or 32 bits, overwritten.
         states: int64[L], L a power of two; overwritten with the states after the last index.
-        table: uint64[2**P], for each slot f << 48 | t - c << 32 | the bits of its index's value.
+        table: uint64[T * 2**P], T tables; for each slot f << 48 | t - c << 32 | the bits of its index's value.
         words: uint16[m].
         precision: P.
+        choices: uint8[n], the table of each index, below T; None where T is 1.
 
     Returns:
         The number of words needed, which is above m where there were too few; output is then undefined.
     """
-    kernel = _compiled(_write_rans_decode, output.itemsize, len(output))
+    kernel = _compiled(_write_rans_decode, len(output), output.itemsize, choices is not None)
     if kernel:
-        return kernel(output, len(output), states, len(states), table, words, len(words), precision)
+        chosen = () if choices is None else (choices,)
+        return kernel(output, len(output), states, len(states), table, words, len(words), precision, *chosen)
     entries, lane_states, word_list, needed = table.tolist(), states.tolist(), words.tolist(), 0
+    first_slots = [0] * len(output) if choices is None else (choices.astype(np.int64) << precision).tolist()
     for position in range(len(output)):
         lane = position % len(lane_states)
-        entry = entries[lane_states[lane] & (1 << precision) - 1]
+        entry = entries[first_slots[position] + (lane_states[lane] & (1 << precision) - 1)]
         output[position] = entry & 0xFFFFFFFF
         state = (entry >> 48) * (lane_states[lane] >> precision) + (entry >> 32 & 0xFFFF)
         if state < LOW:
@@ -84,16 +90,18 @@ def rans_decode(output: Words, states: Words, table: Words, words: Words, precis
     return needed
 
 
-def _write_rans_decode(code: Code, item_bits: int) -> None:
-    output, count = code.array(0, item_bits), code.number(1)
+def _write_rans_decode(code: Code, item_bytes: int, several_tables: int) -> None:
+    output, count = code.array(0, 8 * item_bytes), code.number(1)
     states, lanes = code.array(2, 64), code.number(3)
     table, words, available, precision = code.array(4, 64), code.array(5, 16), code.number(6), code.number(7)
+    choices = code.array(8, 8) if several_tables else None
     position, lane, needed = code.variable(0), code.variable(0), code.variable(0)
     mask = (code.constant(1) << precision) - 1
 
     def decode(output_position: Value, state: Value) -> tuple[Value, Value]:
         """Writes the value of one index; returns its lane's new state, and 1 where this lacks a word."""
-        entry = table[state & mask]
+        slot = state & mask
+        entry = table[slot if choices is None else (choices[output_position] << precision) + slot]
         output[output_position] = entry
         new_state = (entry >> 48) * (state >> precision) + (entry >> 32 & 0xFFFF)
         return new_state, new_state < LOW
@@ -120,7 +128,15 @@ def _write_rans_decode(code: Code, item_bits: int) -> None:
     code.give(needed.get())
 
 
-def rans_encode(words: Words, states: Words, indices: Words, frequencies: Words, starts: Words, precision: int) -> int:
+def rans_encode(
+    words: Words,
+    states: Words,
+    indices: Words,
+    frequencies: Words,
+    starts: Words,
+    precision: int,
+    choices: Words | None = None,
+) -> int:
     """Encodes one chunk by interleaved rANS, the inverse of ``rans_decode``: from the last index to the first.
 
     With x the state of the index's lane, f its frequency and c its first slot,
@@ -132,20 +148,24 @@ def rans_encode(words: Words, states: Words, indices: Words, frequencies: Words,
         words: uint16[n], room for one word an index, which is filled from its end.
         states: int64[L], L a power of two, all LOW; overwritten with the states that decoding begins with.
         indices: uint[n] of 8, 16 or 32 bits.
-        frequencies: int64[K] that sum to 2**P; those of the indices are above 0.
-        starts: int64[K], the first slot of each index.
+        frequencies: int64[T, K], each row sums to 2**P; those of the indices are above 0. int64[K] where T is 1.
+        starts: the first slot of each index, as ``frequencies``.
         precision: P.
+        choices: uint8[n], the row of each index, below T; None where T is 1.
 
     Returns:
         The position of the first word written to ``words``.
     """
-    kernel = _compiled(_write_rans_encode, indices.itemsize, len(indices))
+    codewords = frequencies.shape[-1]
+    kernel = _compiled(_write_rans_encode, len(indices), indices.itemsize, choices is not None)
     if kernel:
-        return kernel(words, states, len(states), indices, len(indices), frequencies, starts, precision)
-    index_frequencies, first_slots, lane_states = frequencies.tolist(), starts.tolist(), states.tolist()
-    first = len(words)
+        chosen = () if choices is None else (choices, codewords)
+        return kernel(words, states, len(states), indices, len(indices), frequencies, starts, precision, *chosen)
+    index_frequencies, first_slots = frequencies.reshape(-1).tolist(), starts.reshape(-1).tolist()
+    lane_states, first = states.tolist(), len(words)
     for position in range(len(indices) - 1, -1, -1):
         index, lane = int(indices[position]), position % len(lane_states)
+        index += 0 if choices is None else int(choices[position]) * codewords
         state, frequency = lane_states[lane], index_frequencies[index]
         if state >= frequency << 32 - precision:
             first -= 1
@@ -157,15 +177,17 @@ def rans_encode(words: Words, states: Words, indices: Words, frequencies: Words,
     return first
 
 
-def _write_rans_encode(code: Code, item_bits: int) -> None:
+def _write_rans_encode(code: Code, item_bytes: int, several_tables: int) -> None:
     words, states, lanes = code.array(0, 16), code.array(1, 64), code.number(2)
-    indices, count = code.array(3, item_bits), code.number(4)
+    indices, count = code.array(3, 8 * item_bytes), code.number(4)
     frequencies, starts, precision = code.array(5, 64), code.array(6, 64), code.number(7)
     remaining, first = code.variable(count), code.variable(count)
     with code.loop(lambda: code.constant(0) < remaining.get()):
         position = remaining.get() - 1
         remaining.set(position)
         index, lane = indices[position], position & (lanes - 1)
+        if several_tables:
+            index = code.array(8, 8)[position] * code.number(9) + index
         frequency, state = frequencies[index], states[lane]
         fits = state < frequency << (code.constant(32) - precision)
         # Without a branch: a word is written in any case and overwritten by the next one where the state fits. There is
@@ -196,7 +218,7 @@ def huffman_decode(output: Words, positions: Words, table: Words, data: Words, w
     Returns:
         1 where bits occurred that begin no code, else 0.
     """
-    kernel = _compiled(_write_huffman_decode, output.itemsize, output.size)
+    kernel = _compiled(_write_huffman_decode, output.size, output.itemsize)
     if kernel:
         return kernel(output, output.shape[1], positions, len(positions), table, data, len(data) - PADDING, width)
     entries, stored, invalid = table.tolist(), data.tobytes(), False
@@ -216,8 +238,8 @@ def huffman_decode(output: Words, positions: Words, table: Words, data: Words, w
 _LOADED_BITS = 57  # bits that a load of eight bytes gives at least, from any bit of its first byte on
 
 
-def _write_huffman_decode(code: Code, item_bits: int) -> None:
-    output, count = code.array(0, item_bits), code.number(1)
+def _write_huffman_decode(code: Code, item_bytes: int) -> None:
+    output, count = code.array(0, 8 * item_bytes), code.number(1)
     positions, lanes = code.array(2, 64), code.number(3)
     table, data, size, width = code.array(4, 64), code.array(5, 8), code.number(6), code.number(7)
     column, lane, step, invalid = code.variable(0), code.variable(0), code.variable(0), code.variable(0)
@@ -250,8 +272,8 @@ def _write_huffman_decode(code: Code, item_bits: int) -> None:
     code.give(invalid.get())
 
 
-def _compiled(write: Callable[..., Any], item_bytes: int, count: int) -> Callable[..., int] | None:
-    """Returns the compiled kernel for ``count`` more indices; None where plain Python is to be used."""
+def _compiled(write: Callable[..., Any], count: int, *constants: int) -> Callable[..., int] | None:
+    """Returns the kernel compiled for these constants and ``count`` more indices; None where plain Python is used."""
     global _indices_seen
     _indices_seen += count
-    return compiled_kernel(write, 8 * item_bytes) if _indices_seen > _COMPILE_AFTER else None
+    return compiled_kernel(write, *constants) if _indices_seen > _COMPILE_AFTER else None

@@ -47,7 +47,10 @@ def encode_each(codecs: Sequence[Codec], indices: Indices, stream: Stream) -> li
     if len(codecs) == 1:
         return [Option(codecs[0].id, codecs[0].encode(indices, stream))]
     histogram = np.bincount(indices, minlength=stream.codewords)
-    bounds = {codec.id: float((codec.code_lengths(histogram) * histogram).sum()) / 8 - 1 for codec in codecs}
+    bounds = {
+        codec.id: -1.0 if codec.places else float((codec.code_lengths(histogram) * histogram).sum()) / 8 - 1
+        for codec in codecs
+    }
     options: list[Option] = []
     for codec in sorted(codecs, key=lambda codec: bounds[codec.id]):
         if not options or bounds[codec.id] <= min(len(option.data) for option in options) + _SLACK:

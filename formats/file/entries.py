@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from compressor.formats.codecs.registry import codec_class
-from compressor.formats.content import Grid, group_count, index_count
+from compressor.formats.content import Grid, group_count, index_shape
 from compressor.formats.dtypes import ITEM_SIZES
 from compressor.formats.errors import FormatError
 from compressor.formats.file.codebooks import TableEntry
@@ -32,7 +32,7 @@ class SiteEntry:
         book: the position of its codebook.
         codec: the id of the codec of its indices.
         size: bytes of its index stream.
-        count: the number of its indices.
+        index_shape: the shape of its indices.
         codewords: the number of codewords in a book, mirrored ones counted.
         dtype: its dtype: F32 (default), F16 or BF16.
         axis: the axis whose slices are its groups, or None.
@@ -47,7 +47,7 @@ class SiteEntry:
     book: int
     codec: str
     size: int
-    count: int
+    index_shape: tuple[int, ...]
     codewords: int
     dtype: str = "F32"
     axis: int | None = None
@@ -55,6 +55,11 @@ class SiteEntry:
     vector_axis: int = 0
     scale: str | None = None
     offset: str | None = None
+
+    @property
+    def count(self) -> int:
+        """The number of its indices."""
+        return math.prod(self.index_shape)
 
     @property
     def weights(self) -> int:
@@ -112,9 +117,9 @@ def parse_site(entry: Any, books: tuple[TableEntry | Grid, ...]) -> SiteEntry:
     options = _options(entry[5] if len(entry) == 6 else None, shape, what)
     _check_groups(books[number].shape, shape, options, what)
     _, codewords, length = books[number].shape
-    count = index_count(shape, length, options.get("vector_axis", 0))
-    _check_stream(entry[3], size, count, codewords, what)
-    return SiteEntry(name, shape, number, entry[3], size, count, codewords, **options)
+    indices = index_shape(shape, length, options.get("vector_axis", 0))
+    _check_stream(entry[3], size, math.prod(indices), codewords, what)
+    return SiteEntry(name, shape, number, entry[3], size, indices, codewords, **options)
 
 
 def _options(options: Any, shape: tuple[int, ...], what: str) -> dict[str, Any]:

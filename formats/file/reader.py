@@ -366,7 +366,7 @@ class PackedFile:
 
 
 def _stream(site: SiteEntry) -> Stream:
-    return Stream(site.name, site.count, site.codewords)
+    return Stream(site.name, site.count, site.codewords, site.index_shape)
 
 
 def _no_indices() -> Indices:

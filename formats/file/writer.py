@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import zlib
 from collections.abc import Callable, Mapping
@@ -14,7 +15,7 @@ import numpy as np
 
 from compressor.formats.codecs.base import Codec, Stream, check_indices
 from compressor.formats.codecs.registry import CODECS, codec_class
-from compressor.formats.content import Content, RawTensor, SharedTensor, Table, index_count
+from compressor.formats.content import Content, RawTensor, SharedTensor, Table, index_shape
 from compressor.formats.dtypes import FLOATS, check_byte_order, from_storage, to_storage
 from compressor.formats.errors import FormatError, IntegrityError, UnsupportedError, UsageError
 from compressor.formats.file.choice import Option, choose, encode_each, text_size
@@ -108,11 +109,12 @@ def _options(name: str, site: SharedTensor, content: Content, candidates: list[s
         raise FormatError(
             f"vector_axis of {name!r} is {site.vector_axis}, expected an axis of shape {list(site.shape)}"
         )
-    count = index_count(site.shape, length, site.vector_axis)
+    shape = index_shape(site.shape, length, site.vector_axis)
+    count = math.prod(shape)
     if site.indices.shape != (count,) or site.indices.dtype.kind != "u":
         got = f"{site.indices.dtype}{list(site.indices.shape)}"
         raise FormatError(f"indices of {name!r} are {got}, expected unsigned [{count}] for shape {list(site.shape)}")
-    stream = Stream(name, count, codewords)
+    stream = Stream(name, count, codewords, shape)
     check_indices(site.indices, stream)
     codecs: list[Codec] = [site.codec] if site.codec else [codec_class(candidate)() for candidate in candidates]
     suitable = [codec for codec in codecs if codewords <= codec.max_codewords]

@@ -237,7 +237,7 @@ def test_nth_allocation_fails_while_writing(tmp_path: Path, record: str) -> None
     assert each_failing(lambda: write(path, content, force=True), after) > 10
 
 
-@pytest.mark.parametrize("codec", ["ans", "bits", "hashed", "huffman"])
+@pytest.mark.parametrize("codec", ["ans", "bits", "classes", "hashed", "huffman"])
 def test_nth_allocation_fails_while_reading(tmp_path: Path, codec: str) -> None:
     path = tmp_path / "a"
     path.write_bytes(small(codec))

@@ -15,7 +15,7 @@ from compressor.formats.dtypes import ITEM_SIZES
 from compressor.formats.file import container
 from compressor.formats.file.reader import PackedFile
 from compressor.formats.file.writer import pack
-from tests.helpers import slow_reader
+from tests.helpers import slow_ans, slow_reader
 
 SPEC = (Path(__file__).resolve().parents[2] / "formats" / "SPEC.md").read_text(encoding="utf-8")
 
@@ -36,25 +36,32 @@ def test_example_reads_as_it_says() -> None:
         assert file.tensor("fc.weight").tolist() == [[-1, 0, 2], [2, 0, -1]]
 
 
-def vectors() -> list[tuple[str, int, list[int], bytes]]:
-    """Codec, number of codewords, indices and stream of each row of the table."""
-    rows = re.findall(r"^\| `(\w+)` \| (\d+) \| ([\d ]+) \| `([0-9a-f]+)` \|$", SPEC, re.MULTILINE)
+def vectors() -> list[tuple[str, int, tuple[int, ...], list[int], bytes]]:
+    """Codec, number of codewords, shape, indices and stream of each row of the tables."""
+    number = r"(\d[\d ]*)"
+    rows = re.findall(rf"^\| `(\w+)` \| (\d+) \| (?:{number} \| )?{number} \| `([0-9a-f]+)` \|$", SPEC, re.MULTILINE)
     return [
-        (codec, int(k), [int(index) for index in text.split()], bytes.fromhex(data)) for codec, k, text, data in rows
+        (codec, int(k), tuple(map(int, shape.split())), list(map(int, text.split())), bytes.fromhex(data))
+        for codec, k, shape, text, data in rows
     ]
 
 
 def test_every_codec_has_a_vector() -> None:
-    assert [codec for codec, *_ in vectors()] == ["bits", "huffman", "ans", "hashed"]
+    assert [codec for codec, *_ in vectors()] == ["bits", "huffman", "ans", "hashed", "classes"]
 
 
-@pytest.mark.parametrize(("codec", "codewords", "indices", "data"), vectors(), ids=lambda value: str(value)[:8])
-def test_vectors_are_what_is_written_and_read(codec: str, codewords: int, indices: list[int], data: bytes) -> None:
-    stream = Stream("fc.weight", len(indices), codewords)
+@pytest.mark.parametrize(("codec", "codewords", "shape", "indices", "data"), vectors(), ids=lambda of: str(of)[:8])
+def test_vectors_are_what_is_written_and_read(
+    codec: str, codewords: int, shape: tuple[int, ...], indices: list[int], data: bytes
+) -> None:
+    stream = Stream("fc.weight", len(indices), codewords, shape)
     assert CODECS[codec]().decode(memoryview(data), stream).tolist() == indices
     settings = {"seed": 7} if codec == "hashed" else {}
     assert CODECS[codec](**settings).encode(np.array(indices, np.uint8), stream) == data
-    assert getattr(slow_reader, codec)(data, len(indices), codewords, "fc.weight") == indices
+    if CODECS[codec].places:
+        assert slow_ans.classes(data, list(shape), codewords) == indices
+    else:
+        assert getattr(slow_reader, codec)(data, len(indices), codewords, "fc.weight") == indices
 
 
 def test_absent_scale_and_offset_are_skipped() -> None:

@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from tests.helpers.slow_ans import ans, classes
+
 Tensors = dict[str, tuple[str, tuple[int, ...], bytes]]
 SIZES = {"F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2, "U16": 2}
 MASK = (1 << 64) - 1
@@ -112,8 +114,12 @@ def decode(site: list[Any], stream: bytes, table: Any, scale: Any, offset: Any) 
     rows = entries.reshape(1, -1) if d == 1 else np.moveaxis(entries, options.get("vector_axis", 0), -1)
     rows = rows.reshape(int(np.prod(rows.shape[:-1])), rows.shape[-1])  # -1 could not be computed for an empty axis
     per_row = -(-rows.shape[1] // d)
-    read_stream = {"bits": bits, "huffman": huffman, "ans": ans, "hashed": hashed}[codec]
-    indices = read_stream(stream, len(rows) * per_row, codewords, name)
+    if codec == "classes":
+        others = [size for axis, size in enumerate(shape) if axis != options.get("vector_axis", 0)]
+        indices = classes(stream, [*others, per_row] if d > 1 and entries.size else shape, codewords)
+    else:
+        read_stream = {"bits": bits, "huffman": huffman, "ans": ans, "hashed": hashed}[codec]
+        indices = read_stream(stream, len(rows) * per_row, codewords, name)
     weights = np.zeros(entries.size, np.float32)
     for r, row in enumerate(rows):
         for place, entry in enumerate(row):
@@ -151,38 +157,6 @@ def huffman(stream: bytes, count: int, codewords: int, name: str) -> list[int]:
             while (length, code) not in codes:
                 length, code = length + 1, code << 1 | (next(ones) == "1")
             out.append(codes[length, code])
-    return out
-
-
-def ans(stream: bytes, count: int, codewords: int, name: str) -> list[int]:
-    if not count:
-        return []
-    precision, lanes = stream[0] & 31, 1 << (stream[0] >> 5)
-    at = 1 + (codewords + 1) // 2
-    lengths = [half for byte in stream[1:at] for half in (byte & 15, byte >> 4)][:codewords]
-    size = -(-sum(max(0, length - 1) for length in lengths) // 8)
-    low, at = int.from_bytes(stream[at : at + size], "little"), at + size
-    owners = []  # of each slot: index, frequency, place
-    for index, length in enumerate(lengths):
-        below = max(0, length - 1)
-        f = (1 << below | low & (1 << below) - 1) if length else 0
-        low >>= below
-        owners += [(index, f, place) for place in range(f)]
-    assert len(owners) == 1 << precision
-    chunks = -(-count // (1 << 20))
-    sizes = struct.unpack_from(f"<{chunks}I", stream, at)
-    at, out = at + 4 * chunks, []
-    for chunk, size in enumerate(sizes):
-        states = list(struct.unpack_from(f"<{lanes}I", stream, at))
-        words = list(struct.unpack_from(f"<{size}H", stream, at + 4 * lanes))[::-1]
-        at += 4 * lanes + 2 * size
-        for i in range(min(1 << 20, count - (chunk << 20))):
-            x = states[i % lanes]
-            index, f, place = owners[x % (1 << precision)]
-            x = f * (x >> precision) + place
-            states[i % lanes] = x << 16 | words.pop() if x < 1 << 16 else x
-            out.append(index)
-        assert (words, set(states)) == ([], {1 << 16})
     return out
 
 

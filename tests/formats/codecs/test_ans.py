@@ -12,8 +12,9 @@ import pytest
 from numpy.typing import NDArray
 
 from compressor.formats.codecs import kernels
-from compressor.formats.codecs.ans import CHUNK, Ans
+from compressor.formats.codecs.ans import Ans
 from compressor.formats.codecs.base import Stream
+from compressor.formats.codecs.chunks import CHUNK
 from compressor.formats.codecs.frequencies import (
     FRACTION,
     choose_frequencies,
@@ -227,7 +228,7 @@ def test_no_bytes_decode_to_nothing_but_an_error() -> None:
 # -- compiled and plain
 
 
-@pytest.mark.parametrize("codec", ["ans", "huffman"])
+@pytest.mark.parametrize("codec", ["ans", "huffman", "classes"])
 @pytest.mark.parametrize("lookup", [False, True])
 def test_plain_python_agrees_with_machine_code(monkeypatch: pytest.MonkeyPatch, codec: str, lookup: bool) -> None:
     from compressor.formats.codecs.registry import CODECS
@@ -243,7 +244,7 @@ def test_plain_python_agrees_with_machine_code(monkeypatch: pytest.MonkeyPatch, 
 
     monkeypatch.setattr(kernels, "_indices_seen", 1 << 40)
     compiled = run()
-    monkeypatch.setattr(kernels, "compiled_kernel", lambda write, item: None)
+    monkeypatch.setattr(kernels, "compiled_kernel", lambda write, *constants: None)
     slow = run()
     assert slow[0] == compiled[0]
     assert slow[1].dtype == compiled[1].dtype

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -30,8 +31,8 @@ def sample(codec_id: str, count: int, codewords: int, seed: int, spread: float =
     return np.minimum(drawn, codewords - 1).astype(index_dtype(codewords))
 
 
-def round_trip(codec_id: str, indices: NDArray[Any], codewords: int) -> bytes:
-    codec, stream = CODECS[codec_id](), Stream("fc.weight", len(indices), codewords)
+def round_trip(codec_id: str, indices: NDArray[Any], codewords: int, shape: tuple[int, ...] = ()) -> bytes:
+    codec, stream = CODECS[codec_id](), Stream("fc.weight", len(indices), codewords, shape)
     data = codec.encode(indices, stream)
     decoded = codec.decode(memoryview(data), stream)
     assert decoded.dtype == index_dtype(codewords)
@@ -93,6 +94,27 @@ def test_all_codewords_used_once(codec_id: str) -> None:
     round_trip(codec_id, np.random.default_rng(1).permutation(codewords).astype(index_dtype(codewords)), codewords)
 
 
+@general
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(
+    st.sampled_from([(1, 90), (30, 1), (12, 5), (9, 4, 3), (6, 1, 5, 5), (16, 8, 3, 3), (2, 3, 2, 3, 2), (64, 64)]),
+    st.sampled_from([1, 2, 3, 16, 37, 300]),
+    st.integers(0, 2**32 - 1),
+)
+def test_rows_columns_and_positions_of_any_spread(
+    codec_id: str, shape: tuple[int, ...], codewords: int, seed: int
+) -> None:
+    """Also rows in which one codeword alone occurs; the shape changes nothing but the bytes."""
+    rng = np.random.default_rng(seed)
+    spread = np.full(shape, codewords / 8)
+    for axis, size in enumerate(shape):
+        factors = np.exp(rng.normal(size=size)) * (rng.random(size) < 0.8)
+        spread = spread * factors.reshape([-1 if other == axis else 1 for other in range(len(shape))])
+    indices = np.clip(np.rint(rng.normal(size=shape) * spread + codewords // 2), 0, codewords - 1)
+    indices = indices.astype(index_dtype(codewords)).reshape(-1)
+    round_trip(codec_id, indices, codewords, shape)
+
+
 @every_codec
 def test_same_bytes_every_time(codec_id: str) -> None:
     indices = sample(codec_id, 5000, 50, 3)
@@ -139,8 +161,8 @@ def test_any_bytes_decode_or_are_refused(codec_id: str, data: bytes, count: int,
 @settings(max_examples=100, deadline=None, derandomize=True)
 @given(st.data())
 def test_changed_streams_decode_or_are_refused(codec_id: str, data: st.DataObject) -> None:
-    codewords = data.draw(st.integers(1, 20))
-    stream = Stream("fc.weight", data.draw(st.integers(0, 60)), codewords)
+    codewords, shape = data.draw(st.integers(1, 20)), data.draw(st.sampled_from([(), (4, 24), (5, 1, 9)]))
+    stream = Stream("fc.weight", math.prod(shape) if shape else data.draw(st.integers(0, 60)), codewords, shape)
     codec = CODECS[codec_id]()
     changed = bytearray(codec.encode(sample(codec_id, stream.count, codewords, 5), stream))
     for _ in range(data.draw(st.integers(1, 3)) if changed else 0):
@@ -155,6 +177,7 @@ def test_changed_streams_decode_or_are_refused(codec_id: str, data: st.DataObjec
 
 @general
 def test_code_lengths_foretell_the_size(codec_id: str) -> None:
+    """Of indices in one row: a codec that makes use of places may take fewer bytes for others."""
     indices = sample(codec_id, 60_000, 12, 4)
     histogram = np.bincount(indices, minlength=12)
     bits = float((CODECS[codec_id]().code_lengths(histogram) * histogram).sum())

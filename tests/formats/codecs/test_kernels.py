@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -23,7 +23,7 @@ def both(monkeypatch: pytest.MonkeyPatch, run: Callable[[], object]) -> tuple[ob
     with monkeypatch.context() as patch:
         patch.setattr(kernels, "_indices_seen", 1 << 40)
         compiled = run()
-        patch.setattr(kernels, "compiled_kernel", lambda write, item: None)
+        patch.setattr(kernels, "compiled_kernel", lambda write, *constants: None)
         return compiled, run()
 
 
@@ -35,6 +35,7 @@ def guarded(array: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
     return held, inner
 
 
+@settings(deadline=None)
 @given(st.integers(0, 2**32), st.integers(0, 200), st.integers(0, 3), st.integers(0, 300), st.integers(0, 16), ITEMS)
 def test_rans_decode_of_anything(seed: int, count: int, lanes: int, words: int, precision: int, item: Any) -> None:
     rng = np.random.default_rng(seed)
@@ -59,6 +60,36 @@ def test_rans_decode_of_anything(seed: int, count: int, lanes: int, words: int, 
     assert compiled == plain
 
 
+@settings(deadline=None)
+@given(st.integers(0, 2**32), st.integers(0, 200), st.integers(0, 3), st.integers(1, 9), ITEMS)
+def test_rans_with_a_table_for_each_index(seed: int, count: int, lanes: int, tables: int, item: Any) -> None:
+    """What is encoded is decoded, by both kernels of both kinds."""
+    rng = np.random.default_rng(seed)
+    frequencies = np.stack([np.bincount(rng.integers(0, 5, 256 - 5), minlength=5) + 1 for _ in range(tables)])
+    indices, choices = rng.integers(0, 5, count).astype(item), rng.integers(0, tables, count).astype(np.uint8)
+    starts = np.cumsum(frequencies, 1) - frequencies
+    slots = np.concatenate([np.repeat(np.arange(5), row) for row in frequencies])
+    within = np.concatenate([np.arange(size) for row in frequencies for size in row])
+    owned = frequencies[np.repeat(np.arange(tables), 256), slots]
+    table = (owned << 48 | within << 32 | slots).astype(np.uint64)
+
+    def run() -> tuple[bytes, bytes, int]:
+        held, words = guarded(np.zeros(count, np.uint16))
+        states = np.full(1 << lanes, kernels.LOW, np.int64)
+        first = kernels.rans_encode(words, states, indices, frequencies, starts, 8, choices)
+        assert held[:64].tobytes() + held[-64:].tobytes() == b"\xa5" * 128
+        held_output, output = guarded(np.zeros(count, item))
+        needed = kernels.rans_decode(output, states, table, words[first:].copy(), 8, choices)
+        assert np.array_equal(output, indices)
+        assert (states == kernels.LOW).all()
+        return words[first:].tobytes(), held_output.tobytes(), needed
+
+    with pytest.MonkeyPatch.context() as patch:
+        compiled, plain = both(patch, run)
+    assert compiled == plain
+
+
+@settings(deadline=None)
 @given(st.integers(0, 2**32), st.integers(0, 200), st.integers(0, 3), st.integers(8, 16), ITEMS)
 def test_rans_encode(seed: int, count: int, lanes: int, precision: int, item: Any) -> None:
     rng = np.random.default_rng(seed)
@@ -78,6 +109,7 @@ def test_rans_encode(seed: int, count: int, lanes: int, precision: int, item: An
     assert compiled == plain
 
 
+@settings(deadline=None)
 @given(st.integers(0, 2**32), st.integers(0, 60), st.integers(1, 5), st.integers(0, 90), st.integers(1, 15), ITEMS)
 def test_huffman_decode_of_anything(seed: int, count: int, lanes: int, size: int, width: int, item: Any) -> None:
     """Also past the end of the data, and with bits that begin no code."""

@@ -13,7 +13,7 @@ from compressor.formats.content import Content, SharedTensor, Table
 from compressor.formats.file.reader import PackedFile
 from compressor.formats.file.writer import pack
 
-GENERAL = ("ans", "bits", "huffman")
+GENERAL = ("ans", "bits", "classes", "huffman")
 
 
 def content(seed: int, sites: int) -> Content:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from compressor.formats.content import Codebook, Grid, SharedTensor, Table, decode, index_count, index_dtype
+from compressor.formats.content import Codebook, Grid, SharedTensor, Table, decode, index_dtype, index_shape
 from compressor.formats.inference.packed_weight import PackedWeight
 from compressor.formats.torch_tensors import TORCH_DTYPES
 
@@ -31,7 +32,7 @@ def record(
     shape: tuple[int, ...], book: Codebook, dtype: str = "F32", scaled: bool = False, **layout: Any
 ) -> SharedTensor:
     _, codewords, length = book.shape
-    count = index_count(shape, length, layout.get("vector_axis", 0))
+    count = math.prod(index_shape(shape, length, layout.get("vector_axis", 0)))
     indices = RANDOM.integers(0, codewords, count).astype(index_dtype(codewords))
     site = SharedTensor(shape, 0, indices, dtype, **layout)
     if not scaled:

@@ -1,0 +1,165 @@
+"""Where the bytes of packed files go, and what classes save: zoo checkpoints, and networks compressed after training.
+
+    OMP_NUM_THREADS=1 python benchmarks/file_bytes.py [--dense FOLDER] [--repeat 7]
+
+Each file is written twice, with the codec ``ans`` for all tensors and with the smallest codec for each. The networks of
+``--dense`` are compressed at one price each, with 256 training images, and nothing is trained; without it they are left
+out. Of the streams with classes, the entropy of the indices given their tables is computed from the indices, and what
+the streams take beyond it: for classes, for tables, and for the rest (rounding, states, sizes). Times are processor
+times of one thread, the two files in turn. Rows go to ``results/file_bytes.jsonl``, where they replace those of the
+same files, and the tables between the markers of ``README.md`` are rewritten.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import torch
+from nncodec_peer import NNCodec, default_folder
+from numpy.typing import NDArray
+from page import put
+from post_training import Bench, args
+
+from compressor import Compressor
+from compressor.formats.codecs.base import Stream
+from compressor.formats.codecs.classes import PlacedAns, StreamReader
+from compressor.formats.content import Content
+from compressor.formats.file.reader import PackedFile
+from compressor.formats.file.writer import write
+from compressor.formats.loader import load
+
+HERE = Path(__file__).parent
+RESULTS = HERE / "results" / "file_bytes.jsonl"
+ZOO = HERE.parent / "model_zoo" / "checkpoints"
+PRICES = {"test_resnet": 4e-7, "mobilenetv3_small_050": 6e-8, "test_vit": 6e-8, "resnet18": 4e-8}
+PARTS = "file", "indices", "codebooks", "untouched", "header", "checksums"
+STREAMS = "streams", "ans", "size", "entropy", "classes", "tables", "rest", "within"
+NEAR, BYTES = 0.005, 32  # a stream is near the entropy of what it codes within this part of it and so many bytes
+
+
+def contents(dense: Path | None) -> Iterator[tuple[str, Content]]:
+    """Yields the content of each file with its name."""
+    for path in sorted(ZOO.glob("*.safetensors")):
+        with PackedFile.open(path) as file:
+            yield path.stem, file.content()
+    if dense is None:
+        return
+    bench = Bench(dense, NNCodec(default_folder(), keep=True))
+    for net, price in PRICES.items():
+        torch.manual_seed(0)
+        job = Compressor(bench.dense(net), rate=price, model_args=args(net), teacher=None)
+        yield f"{net} {price:g}", job.prepare(calibration=bench.images(0)).finish(half_untouched=True).content
+
+
+def entropy(counts: NDArray[np.int64]) -> float:
+    """Returns the bytes of symbols that occur so often, each row coded for itself."""
+    totals = counts.sum(1, keepdims=True)
+    return float((counts * np.log2(np.maximum(totals, 1) / np.maximum(counts, 1))).sum()) / 8
+
+
+def stream_parts(indices: NDArray[Any], stream: Stream, ans: int) -> dict[str, float]:
+    """Returns the bytes of a stream by part; ``within`` is 1 where all but entropy and tables is next to nothing."""
+    data = PlacedAns().encode(indices, stream)
+    reader = StreamReader(memoryview(data), stream)
+    classes, shape = reader.classes(), (reader.tables, stream.codewords)
+    codes = classes.choices(0, stream.count).astype(np.int64) * stream.codewords + indices
+    given = entropy(np.bincount(codes, minlength=shape[0] * shape[1]).reshape(shape))
+    of_classes = sum(entropy(np.bincount(axis)[None]) for axis in classes.axes)
+    rest = len(data) - given - of_classes - reader.head_size
+    sizes = {"streams": 1, "ans": ans, "size": len(data), "entropy": given, "classes": of_classes}
+    return sizes | {"tables": reader.head_size, "rest": rest, "within": rest <= NEAR * given + BYTES}
+
+
+def streams(before: Path, after: Path) -> dict[str, float]:
+    """Returns the sums of ``stream_parts`` over all streams with classes."""
+    sums = dict.fromkeys(STREAMS, 0.0)
+    with PackedFile.open(before) as old, PackedFile.open(after) as file:
+        for name, site in file.sites.items():
+            if site.codec == PlacedAns.id:
+                stream = Stream(name, site.count, site.codewords, site.index_shape)
+                for key, value in stream_parts(file.indices(name), stream, old.sites[name].size).items():
+                    sums[key] += value
+    return sums
+
+
+def in_turn(acts: dict[str, Callable[[], object]], repeat: int) -> dict[str, float]:
+    """Returns the median processor milliseconds of each act; the first turn is not counted."""
+    seconds: dict[str, list[float]] = {name: [] for name in acts}
+    for _ in range(repeat + 1):
+        for name, act in acts.items():
+            start = time.process_time()
+            act()
+            seconds[name].append(time.process_time() - start)
+    return {name: 1e3 * statistics.median(times[1:]) for name, times in seconds.items()}
+
+
+def decode(path: Path) -> None:
+    """Decodes all index streams of a file."""
+    with PackedFile.open(path) as file:
+        for name in file.sites:
+            file.indices(name)
+
+
+def measure(name: str, content: Content, folder: Path, repeat: int) -> dict[str, Any]:
+    """Returns the row of a file."""
+    paths = {codec: folder / f"{codec}.safetensors" for codec in ("ans", "auto")}
+    row: dict[str, Any] = {"name": name}
+    for codec, path in paths.items():
+        start = time.process_time()
+        write(path, content, codec, force=True)
+        row[f"{codec} write ms"] = 1e3 * (time.process_time() - start)
+        with PackedFile.open(path) as file:
+            row |= {f"{codec} {part}": getattr(file.sizes(), part) for part in PARTS}
+            row["indices"] = sum(site.count for site in file.sites.values())
+    acts: dict[str, Callable[[], object]] = {}
+    for codec, path in paths.items():
+        acts[f"{codec} decode ms"] = lambda path=path: decode(path)  # type: ignore[misc]
+        acts[f"{codec} load ms"] = lambda path=path: load(path)  # type: ignore[misc]
+    return row | in_turn(acts, repeat) | streams(paths["ans"], paths["auto"])
+
+
+def tables(rows: list[dict[str, Any]]) -> dict[str, str]:
+    """Returns the tables of the page by name."""
+    names = "bytes", "indices", "decode ms", "load ms"
+    columns = [f"{name}, `ans` | smallest" + " |" * (name in names[:2]) for name in names]
+    files = [f"| file | {' | '.join([*columns[:2], 'others', *columns[2:]])} |", "|---" + "|--:" * 11 + "|"]
+    coded = ["| file | streams | with `ans` | bytes | entropy given tables | classes | tables | rest | near |"]
+    coded.append("|---" + "|--:" * 8 + "|")
+    for row in rows:
+        change = {part: f"{100 * row[f'auto {part}'] / row[f'ans {part}'] - 100:.1f} %" for part in ("file", "indices")}
+        sizes = [f"{row[f'ans {part}']:,} | {row[f'auto {part}']:,} | {change[part]}" for part in ("file", "indices")]
+        times = [f"{row[f'ans {what} ms']:.0f} | {row[f'auto {what} ms']:.0f}" for what in ("decode", "load")]
+        others = row["auto file"] - row["auto indices"]
+        files.append(f"| {row['name']} | {' | '.join(sizes)} | {others:,} | {' | '.join(times)} |")
+        parts = " | ".join(f"{row[part]:,.0f}" for part in STREAMS)
+        coded.append(f"| {row['name']} | {parts} |")
+    return {"file_bytes files": "\n".join(files), "file_bytes streams": "\n".join(coded)}
+
+
+@click.command()
+@click.option("--dense", type=click.Path(exists=True, file_okay=False, path_type=Path), help="Folder of dense weights.")
+@click.option("--repeat", default=7, help="Turns of the times.")
+def main(dense: Path | None, repeat: int) -> None:
+    """Measures all files, and rewrites rows and tables."""
+    torch.set_num_threads(1)
+    known = [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.exists() else []
+    rows = {row["name"]: row for row in known}
+    with tempfile.TemporaryDirectory() as folder:
+        for name, content in contents(dense):
+            rows[name] = measure(name, content, Path(folder), repeat)
+            print(rows[name], flush=True)
+    RESULTS.write_text("".join(json.dumps(row) + "\n" for row in rows.values()))
+    for name, table in tables([*rows.values()]).items():
+        put(name, table)
+
+
+if __name__ == "__main__":
+    main()
