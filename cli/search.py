@@ -53,16 +53,17 @@ def calibration_input(work: Run, stage: Stage, job: Compressor) -> Tensor | Lite
     Returns:
         float[n, C, H, W], at most ``DEFAULT_IMAGES``; "synthetic": images made from the model; None: none.
     """
-    count = min(DEFAULT_IMAGES, work.execution.calibration_images)
-    if work.target.calibration is None and work.target_of(stage).flag is None:
+    is_asked_for = work.target.calibration is not None or work.target_of(stage).flag is not None
+    if not is_asked_for:
         gains = work.data_is_named and work.has_dense_model
         schemes = [plan.scheme for plan in job.plans if plan.scheme]
         is_wanted = any(scheme.wants_curvature or (gains and scheme.gains_from_curvature) for scheme in schemes)
-        if work.data is None or count < FEWEST_IMAGES or not is_wanted:
+        if work.data is None or not is_wanted:
             return None
     if work.calibration != "data" or work.data is None:
         return "synthetic" if work.calibration == "synthetic" else None
-    return training_images(work, stage)
+    images = training_images(work, stage)
+    return images if is_asked_for or len(images) >= FEWEST_IMAGES else None
 
 
 def training_images(work: Run, stage: Stage) -> Tensor:
