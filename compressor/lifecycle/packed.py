@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 import compressor
-from compressor.formats.content import Codebook, Content, RawTensor, SharedTensor
+from compressor.formats.content import Codebook, Content, RawTensor, SharedTensor, find_slices
 from compressor.formats.errors import MissingError, UsageError
 from compressor.formats.file.memory import MAX_MEMORY
 from compressor.formats.file.objects import PREPROCESSING
@@ -169,8 +169,10 @@ def content_of(shared: SharedModel) -> Content:
 
 def _decoded(content: Content) -> dict[str, Tensor]:
     """Returns the state dict that the file will give."""
-    state = {name: decode_tensor(site, content.books[site.book]) for name, site in content.sites.items()}
-    state |= {name: raw_tensor(raw) for name, raw in content.untouched.items()}
+    held = {name: decode_tensor(site, content.books[site.book]) for name, site in content.sites.items()}
+    held |= {name: raw_tensor(raw) for name, raw in content.untouched.items()}
+    slices = find_slices(content).items()
+    state = {name: held[holder] if place is None else held[holder][place] for name, (holder, place) in slices}
     return state | {alias: state[name] for alias, name in content.aliases.items()}
 
 
