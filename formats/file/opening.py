@@ -140,7 +140,7 @@ def _opening_2(source: Source, start: int) -> Opening:
     _check_sum(source, end, end)
     text = inflate(bytes(source.read(start + _SIZES.size, deflated)), size)
     if not text.isascii():
-        raise FormatError("metadata: not ASCII")
+        raise FormatError("metadata: not in canonical form (not ASCII)")
     return Opening(VERSION, text.decode("ascii"), end + 4, None, source.size - end - 4)
 
 
