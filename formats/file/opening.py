@@ -96,10 +96,11 @@ def read_opening(source: Source) -> Opening:
     length = struct.unpack("<Q", start[:8])[0]
     if length > min(MAX_HEADER, source.size - 8):
         raise FormatError(f"header of {length:,} bytes in a file of {source.size:,}: not a packed file, or cut")
-    text, data = bytes(source.read(8, length)), source.size - 8 - length
+    start = bytes(source.read(0, 8 + length))
+    text, data = start[8:], source.size - 8 - length
     header, notes = read_header(text)
     if notes.startswith("{"):
-        return _opening_1(source, text, notes, parse_blobs(header, notes, text, data))
+        return _opening_1(source, start, notes, parse_blobs(header, notes, text, data))
     if not re.fullmatch("[1-9][0-9]{0,8}", notes):
         raise FormatError(f"header: metadata {KEY!r} is {ascii(notes)[:80]}, expected the version of the format")
     check_version(int(notes))
@@ -108,9 +109,9 @@ def read_opening(source: Source) -> Opening:
     if not isinstance(shape, list) or len(shape) != 1 or type(shape[0]) is not int:
         raise FormatError(f"header: no tensor {TENSOR!r} of one dimension")
     check_end(shape[0], data)
-    if _header(data)[8:] != text:
+    if _header(data) != start:
         raise FormatError("header: not in canonical form (fields, order, spaces or padding)")
-    return _opening_2(source, 8 + length)
+    return _opening_2(source, start)
 
 
 def _header(data: int) -> bytes:
@@ -119,34 +120,37 @@ def _header(data: int) -> bytes:
     return framed({"__metadata__": {KEY: str(VERSION)}, TENSOR: tensor})
 
 
-def _opening_1(source: Source, text: bytes, metadata: str, blobs: Mapping[str, int]) -> Opening:
-    """Returns the opening of a file of version 1, whose header holds the metadata and whose last part its checksum."""
-    size = 8 + len(text)
+def _opening_1(source: Source, start: bytes, metadata: str, blobs: Mapping[str, int]) -> Opening:
+    """Returns the opening of a file of version 1, whose header holds the metadata and whose last bytes its checksum."""
     if blobs["checksums"] < 4:
         raise FormatError("no checksum of the header")
-    _check_sum(source, size, source.size - 4)
-    return Opening(1, metadata, size, blobs, source.size - size)
+    _check_sum(start, source.read(source.size - 4, 4))
+    return Opening(1, metadata, len(start), blobs, source.size - len(start))
 
 
-def _opening_2(source: Source, start: int) -> Opening:
-    """Returns the opening of a file whose safetensors header has ``start`` bytes."""
-    if source.size - start < _SIZES.size + 4:
-        raise FormatError(f"{source.size - start} bytes after the header, too few for the metadata")
-    size, deflated = _SIZES.unpack(source.read(start, _SIZES.size))
-    end = start + _SIZES.size + deflated
-    if end + 4 > source.size:
+def _opening_2(source: Source, start: bytes) -> Opening:
+    """Returns the opening of a file whose first bytes, with the safetensors header, are ``start``."""
+    rest = source.size - len(start)
+    if rest < _SIZES.size + 4:
+        raise FormatError(f"{rest} bytes after the header, too few for the metadata")
+    sizes = bytes(source.read(len(start), _SIZES.size))
+    size, deflated = _SIZES.unpack(sizes)
+    if _SIZES.size + deflated + 4 > rest:
         raise FormatError(f"metadata of {deflated:,} bytes in a file of {source.size:,}")
     _check_metadata_size(size, deflated)
-    _check_sum(source, end, end)
-    text = inflate(bytes(source.read(start + _SIZES.size, deflated)), size)
+    stream = bytes(source.read(len(start) + _SIZES.size, deflated + 4))
+    opening = start + sizes + stream[:-4]
+    _check_sum(opening, stream[-4:])
+    text = inflate(stream[:-4], size)
     if not text.isascii():
         raise FormatError("metadata: not in canonical form (not ASCII)")
-    return Opening(VERSION, text.decode("ascii"), end + 4, None, source.size - end - 4)
+    end = len(opening) + 4
+    return Opening(VERSION, text.decode("ascii"), end, None, source.size - end)
 
 
-def _check_sum(source: Source, size: int, place: int) -> None:
-    """Checks the first ``size`` bytes of a file against the CRC-32 that stands at a place."""
-    if zlib.crc32(source.read(0, size)) != struct.unpack("<I", source.read(place, 4))[0]:
+def _check_sum(opening: bytes, stored: bytes | memoryview) -> None:
+    """Checks the first bytes of a file against their CRC-32, as it is stored."""
+    if zlib.crc32(opening) != struct.unpack("<I", stored)[0]:
         raise IntegrityError("checksum of the header does not match: the file is damaged, fetch it again")
 
 

@@ -86,7 +86,7 @@ def stacks_and_constants() -> Content:
     sites = {
         "conv.weight": SharedTensor((8, 4, 3, 3), 0, indices(288, 9)),
         "bn1.weight bn2.weight bn3.weight": SharedTensor((3, 8), 1, indices(24, 5), axis=0, scale=normal(3)),
-        "bn1.bias bn2.bias": SharedTensor((2, 8), 2, indices(16, 3), "F16"),
+        "bn1.bias bn2.bias": SharedTensor((2, 8), 2, indices(16, 3)),
     }
     ones, zeros = np.ones(8, np.float32).tobytes(), bytes(32)
     untouched = {
