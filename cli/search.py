@@ -95,7 +95,7 @@ def file_options(work: Run, output: OutputConfig) -> FileOptions:
         notes["top1"] = {"dense": LONG_TOP1, "packed": LONG_TOP1}
     notes |= {"amp": True} if work.execution.amp else {}
     notes |= {"teacher": work.teacher_name} if work.teacher_name else {}
-    return FileOptions(output.codec, output.half_untouched, notes)
+    return FileOptions(output.codec, output.half_untouched, output.fold_norms, notes)
 
 
 def with_rules(recipe: Recipe, policy: Policy) -> Recipe:
@@ -117,8 +117,8 @@ def least_size(work: Run, output: OutputConfig) -> int | None:
     model = create_model(work.source.config.name, work.source.args, seed=work.execution.seed)
     job = Compressor(model, policy, model_args=work.source.args, copy=False, teacher=None).prepare()
     options = file_options(work, output)
-    half = work.target.is_searched if options.half_untouched is None else options.half_untouched
-    packed = job.finish(half_untouched=half)
+    chosen = work.target.chosen
+    packed = job.finish(half_untouched=chosen(options.half_untouched), fold_norms=chosen(options.fold_norms))
     packed.note(**options.notes)
     return len(packed.to_bytes(options.codec))
 

@@ -41,7 +41,7 @@ class SharedModel:
 
     Args:
         model: an ordinary module.
-        tensors: its shared tensors by name.
+        tensors: its shared tensors, and stacks of them, by name.
         books: their codebooks.
         halved: names of the other tensors that float16 represents exactly.
         model_args: the arguments of ``timm.create_model`` that it was built with; None where timm cannot build it.
@@ -151,13 +151,14 @@ def content_of(shared: SharedModel) -> Content:
     aliases = _aliases(states)
     _warn_of_views({name: tensor for name, tensor in states.items() if name not in aliases})
     name, args = timm_name(shared.model), shared.model_args
+    taken = {one for name in shared.tensors for one in name.split(" ")}
     return Content(
-        sites={name: shared.tensors[name] for name in states if name in shared.tensors},
+        sites={name: shared.tensors[name] for name in [*_by_rules(shared, states), *shared.tensors]},
         books=shared.books,
         untouched={
             name: _raw(tensor, "F16" if name in shared.halved else "")
             for name, tensor in states.items()
-            if name not in shared.tensors and name not in aliases
+            if name not in taken and name not in aliases
         },
         aliases=aliases,
         model=None if name is None or args is None else {"name": name, "args": dict(args)},
@@ -165,6 +166,12 @@ def content_of(shared: SharedModel) -> Content:
         recipe={"stage": [{"rule": [rule.to_dict() for rule in shared.policy.rules]}]},
         provenance=_provenance(shared),
     )
+
+
+def _by_rules(shared: SharedModel, states: Mapping[str, Tensor]) -> list[str]:
+    """Returns the names of the tensors that rules share, in the order of the state: in the file they come first."""
+    plans = {plan.site.name for plan in shared.plans if plan.scheme}
+    return [name for name in states if name in shared.tensors and name in plans]
 
 
 def _decoded(content: Content) -> dict[str, Tensor]:
@@ -224,9 +231,10 @@ def _preprocessing(cfg: Any) -> dict[str, Any] | None:
 def _provenance(shared: SharedModel) -> dict[str, Any]:
     states = shared.model.state_dict()
     rules = {plan.site.name: plan.rule for plan in shared.plans if plan.scheme}
+    names = _by_rules(shared, states)
     return {
-        "sqnr": [_sqnr(shared.original.get(name), states[name]) for name in states if name in shared.tensors],
-        "rules": [rules[name] for name in states if name in shared.tensors],
+        "sqnr": [_sqnr(shared.original.get(name), states[name]) for name in names],
+        "rules": [rules[name] for name in names],
         "left": {plan.site.name: plan.reason for plan in shared.plans if not plan.scheme and plan.decided},
         "parameters": sum(parameter.numel() for parameter in shared.model.parameters()),
         "seed": shared.seed,

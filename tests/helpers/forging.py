@@ -142,8 +142,10 @@ def as_version_1(data: bytes) -> bytes:
             raws.append(entry[:3] if constant else entry)
             for name in entry[2].split(" "):
                 raw = file.raw(name)
-                untouched += raw.data if raw.stored in ("", raw.dtype) else to_storage(
-                    from_storage(raw.data, raw.dtype), raw.stored
+                untouched += (
+                    raw.data
+                    if raw.stored in ("", raw.dtype)
+                    else to_storage(from_storage(raw.data, raw.dtype), raw.stored)
                 )
         if raws:
             fields["untouched"] = raws

@@ -45,7 +45,9 @@ def test_version_that_is_none(version: str) -> None:
     refuse(with_header(__metadata__={KEY: version}), FormatError, "expected the version of the format")
 
 
-@pytest.mark.parametrize("entry", [None, "x", [], {}, {"shape": 3}, {"shape": [1, 2]}, {"shape": ["1"]}, {"shape": [True]}])
+@pytest.mark.parametrize(
+    "entry", [None, "x", [], {}, {"shape": 3}, {"shape": [1, 2]}, {"shape": ["1"]}, {"shape": [True]}]
+)
 def test_no_tensor_of_bytes(entry: Any) -> None:
     refuse(with_header(**{TENSOR: entry}), FormatError, "no tensor 'packed-v2'")
 

@@ -75,7 +75,9 @@ def test_site_overheads_are_shares_of_the_header(record: str) -> None:
         shares = {name: file.site_overhead(name) for name in file.sites}
         texts = {site[0]: len(canonical_json(site)) for site in file.metadata["sites"]}
         assert 0 < sum(shares.values()) < file.sizes().header
-        assert sorted(shares, key=lambda name: texts[name]) == sorted(shares, key=lambda name: (shares[name], texts[name]))
+        assert sorted(shares, key=lambda name: texts[name]) == sorted(
+            shares, key=lambda name: (shares[name], texts[name])
+        )
 
 
 def test_header_of_a_site_is_at_most_120_bytes() -> None:
