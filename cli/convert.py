@@ -21,8 +21,8 @@ __all__ = ["pack", "unpack"]
 ENDING = ".safetensors"
 WITHOUT_DATA = {
     "scheme", "bits", "codewords", "delta", "sparsity", "settings", "recipe", "target_size", "target_bits", "rate",
-    "calibration", "num_classes", "in_chans", "img_size", "codec", "untouched", "fold_norms", "output", "force", "everything",
-    "as_json",
+    "calibration", "num_classes", "in_chans", "img_size", "codec", "untouched", "fold_norms", "output", "force",
+    "everything", "as_json",
 }  # fmt: skip
 
 

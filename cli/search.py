@@ -115,10 +115,14 @@ def least_size(work: Run, output: OutputConfig) -> int | None:
     if not all(scheme is None or scheme.has_price for scheme in policy.schemes):
         return None
     model = create_model(work.source.config.name, work.source.args, seed=work.execution.seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()  # norms and biases, which tensors of one value make free, too: no file is smaller
     job = Compressor(model, policy, model_args=work.source.args, copy=False, teacher=None).prepare()
     options = file_options(work, output)
-    chosen = work.target.chosen
-    packed = job.finish(half_untouched=chosen(options.half_untouched), fold_norms=chosen(options.fold_norms))
+    searched = work.target.is_searched
+    half, fold = (searched if one is None else one for one in (options.half_untouched, options.fold_norms))
+    packed = job.finish(half_untouched=half, fold_norms=fold)
     packed.note(**options.notes)
     return len(packed.to_bytes(options.codec))
 

@@ -48,8 +48,7 @@ class Finishing:
             loss = None if self.measured is None else self.measured.reference.loss
             estimate_batch_norm(shared.model, self.calibration, self.in_eval, loss)
         if self.fold:
-            importance = None if self.measured is None else self.measured.calibrator.importance
-            norms = fold_norms(shared.model, shared.plans, self._rate(shared), importance)
+            norms = fold_norms(shared.model, shared.plans, self._rate(shared), self.measured)
             set_state(shared.model, norms.values)
             tensors, books = norms.added_to(shared.tensors, shared.books)
             shared = replace(shared, tensors=tensors, books=books)

@@ -167,8 +167,8 @@ class Fitting:
         model = self.shared.model
         self._norms = FoldedNorms()
         if target.chosen(self.options.fold_norms):
-            importance = None if self.measured is None else self.measured.calibrator.importance
-            self._norms = fold_norms(model, self.shared.plans, rate, importance)
+            with _holding(values):
+                self._norms = fold_norms(model, self.shared.plans, rate, self.measured)
             tensors, books = self._norms.added_to(tensors, books)
         with (
             _holding(values),

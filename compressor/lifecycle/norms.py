@@ -9,15 +9,18 @@ from what errors of them cost, as the step of weights does, and coded like weigh
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import torch
 from timm.layers import BatchNormAct2d
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd
 
+from compressor.calibration.measurement import Measurement
 from compressor.calibration.price import MOST_STEPS, grid_step
 from compressor.formats.codecs.base import Stream
 from compressor.formats.codecs.registry import CODECS
@@ -26,13 +29,15 @@ from compressor.formats.errors import UsageError
 from compressor.formats.file.choice import encode_each
 from compressor.policy.policy import TensorPlan
 from compressor.sharing.sites import Site, find_tensors
+from compressor.training.modes import eval_mode
 
-__all__ = ["FoldedNorms", "check_foldable", "fold_norms", "minor_tensors"]
+__all__ = ["FoldedNorms", "check_foldable", "fold_norms", "minor_tensors", "norm_inputs"]
 
 FINER = 4.0  # times less is paid for a bit than of weights: an error of a norm moves a whole channel at once
 SPREAD_STEPS = 64.0  # steps in the standard deviation of a tensor where no curvature or price is known
 LEAST_STEPS = 2.0  # steps in the standard deviation at any price
 NEGLIGIBLE = 2.0**-20  # of the mean cost of losing a channel: channels that cost less are lost
+LEAST_EXPONENT = -100  # of a step, which bfloat16 and products with whole numbers still hold exactly
 FEWEST = 8  # values of a tensor that is worth an entry of its own
 ENTRY, SLICE = 14, 3  # bytes of an entry in the metadata, and of the step of one more tensor in a stack, about
 
@@ -72,7 +77,7 @@ class _Vector:
 
     Args:
         name: in the state of the model.
-        step: exact in bfloat16.
+        step: a power of two.
         numbers: whole multiples of it, int64[shape].
     """
 
@@ -82,7 +87,7 @@ class _Vector:
 
     @property
     def values(self) -> Tensor:
-        """What the file decodes to, float32[shape]: a product of at most 24 bits, which float32 holds exactly."""
+        """What the file decodes to, float32[shape]: whole numbers of at most 17 bits, times a power of two."""
         return (self.numbers.double() * self.step).float()
 
 
@@ -144,7 +149,7 @@ def _fault(model: nn.Module, name: str, norm: _BatchNorm, shared: Collection[str
 
 @torch.no_grad()
 def fold_norms(
-    model: nn.Module, plans: Sequence[TensorPlan], rate: float | None = None, importance: Importance | None = None
+    model: nn.Module, plans: Sequence[TensorPlan], rate: float | None = None, measured: Measurement | None = None
 ) -> FoldedNorms:
     """Returns what folding and rounding make of norms and biases; the model is not changed.
 
@@ -154,8 +159,11 @@ def fold_norms(
         model: the model; where weights have been compressed, with the statistics that it will have.
         plans: the plans of its policy.
         rate: the price of a bit; None: steps follow from the spread of values, and the loss does not move.
-        importance: the curvature of ``minor_tensors``; None: as without a price.
+        measured: has the curvature of ``minor_tensors``, and images to find the convolution before each BatchNorm
+            by: channels whose weights are all zero need no scale. None: as without a price.
     """
+    importance = None if measured is None else measured.calibrator.importance
+    sources = {} if measured is None else norm_inputs(model, measured.calibrator.batches[0][:1])
     found = FoldedNorms()
     vectors: list[_Vector] = []
     shared = {plan.site.name for plan in plans if plan.scheme}
@@ -165,7 +173,8 @@ def fold_norms(
     for name, norm in norms.items():
         if {f"{name}.weight", f"{name}.bias"} <= sites.keys():
             del sites[f"{name}.weight"], sites[f"{name}.bias"]
-            vectors += _folded(name, norm, price, importance or {}, found.values)
+            empty = _empty_rows(sources.get(name), norm)
+            vectors += _folded(name, norm, price, importance or {}, empty, found.values)
     for name, site in sites.items():
         cost = torch.ones_like(site.tensor) if importance is None else importance[name]
         vector = _on_grid(name, site.tensor.detach().double(), cost, price)
@@ -176,8 +185,51 @@ def fold_norms(
     return found
 
 
+def norm_inputs(model: nn.Module, images: Tensor) -> dict[str, nn.Module]:
+    """Returns for each BatchNorm that is given the very output of a convolution that convolution, by the norm's name.
+
+    Args:
+        model: the model.
+        images: an input of the model, float[n, ...]; what is found does not depend on it.
+    """
+    returned: dict[int, tuple[Tensor, nn.Module]] = {}
+    found: dict[str, set[nn.Module | None]] = {}
+
+    def on_output(module: nn.Module, _: Any, output: Tensor) -> None:
+        returned[id(output)] = output, module  # kept, so that no other tensor gets its address
+
+    def on_input(name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+        return lambda _, args: found.setdefault(name, set()).add(returned.get(id(args[0]), (None, None))[1])
+
+    hooks = [one.register_forward_hook(on_output) for one in model.modules() if isinstance(one, _ConvNd)]
+    hooks += [norm.register_forward_pre_hook(on_input(name)) for name, norm in _batch_norms(model).items()]
+    try:
+        with torch.no_grad(), eval_mode(model):
+            model(images)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    only = {name: next(iter(sources)) for name, sources in found.items() if len(sources) == 1}
+    return {name: source for name, source in only.items() if source is not None}
+
+
+def _empty_rows(source: nn.Module | None, norm: _BatchNorm) -> Tensor:
+    """Returns the channels of a norm whose inputs are always zero, bool[channels]."""
+    empty = torch.zeros_like(norm.weight, dtype=torch.bool)
+    if isinstance(source, _ConvNd) and not source.transposed and source.bias is None:
+        weight = source.weight
+        if len(weight) == len(empty):
+            empty = (weight.flatten(1) == 0).all(dim=1)
+    return empty
+
+
 def _folded(
-    name: str, norm: _BatchNorm, price: float | None, importance: Importance, values: dict[str, Tensor]
+    name: str,
+    norm: _BatchNorm,
+    price: float | None,
+    importance: Importance,
+    empty: Tensor,
+    values: dict[str, Tensor],
 ) -> list[_Vector]:
     """Folds the statistics of a BatchNorm, and returns its scale and shift on grids.
 
@@ -189,8 +241,10 @@ def _folded(
     weight, bias = f"{name}.weight", f"{name}.bias"
     cost = importance[weight].double() * deviation**2 if weight in importance else variance
     folded = scale / deviation * unit
+    shift = torch.where(empty, shift - mean * folded / unit, shift)
+    mean = mean.masked_fill(empty, 0)  # which the shift of these channels holds now
     lost = cost * folded**2
-    folded = folded.masked_fill(lost <= NEGLIGIBLE * lost.mean(), 0)
+    folded = folded.masked_fill(empty | (lost <= NEGLIGIBLE * lost.mean()), 0)
     scales = _on_grid(weight, folded, cost, price)
     values[weight] = folded.float() if scales is None else scales.values.to(norm.weight)
     moved = shift - mean * values[weight].double() / unit
@@ -222,9 +276,10 @@ def _on_grid(name: str, tensor: Tensor, cost: Tensor, price: float | None) -> _V
     if price is not None:
         curvature = float(cost.double().cpu()[flat != 0].mean())
         step = min(grid_step(price, curvature, flat), spread / LEAST_STEPS)
-    step = float(torch.tensor(max(step, 2 * largest / MOST_STEPS)).bfloat16())
-    if not math.isfinite(largest) or step < torch.finfo(torch.float32).tiny:
+    if not math.isfinite(largest) or largest < torch.finfo(torch.float32).tiny:
         return None
+    exponent = max(round(math.log2(step)), math.ceil(math.log2(largest / MOST_STEPS)), LEAST_EXPONENT)
+    step = 2.0**exponent  # most tensors then have one of a few steps, which metadata hold in few bytes
     return _Vector(name, step, (flat / step).round().long())
 
 
