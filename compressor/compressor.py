@@ -348,23 +348,21 @@ class Compressor:
             calibration: batches (inputs, targets) that the BatchNorm statistics are estimated on anew, for the
                 weights that have changed, except of layers that have been put in eval mode. Where ``prepare`` had
                 images, they are kept as they were unless that brings the answers to these nearer to the dense ones.
-            half_untouched: round the float32 tensors that are not shared to float16, and store them as such; None:
-                where there is a target, other than a mere price.
-            fold_norms: fold the statistics of BatchNorm layers into scale and shift, and round norms and biases to
-                grids. The model is then for inference: in training mode a BatchNorm computes something else. None:
-                where there is such a target, for the layers that it can be done to.
+            half_untouched: store the float32 tensors that are not shared as float16; None: for a searched target.
+            fold_norms: fold the statistics of BatchNorm layers into scale and shift, and round norms and biases. The
+                model is then for inference, no longer for training. None: for a searched target, where it can be done.
 
         Returns:
             The packed model: it saves itself as a file, and reports what the file holds.
 
         Raises:
-            UsageError: prepare() was not called; with ``fold_norms=True`` the statistics of a layer cannot be folded.
+            UsageError: prepare() was not called; or with ``fold_norms=True`` a layer's statistics cannot be folded.
         """
         if fold_norms:
             check_foldable(self.model, [site.name for site in self.sites])
-        shared = self._shared_model(*self._convert())
         half, fold = self.target.chosen(half_untouched), self.target.chosen(fold_norms)
-        packed = Finishing(calibration, self._in_eval, half, fold, self._measured, self.search)(shared)
+        finishing = Finishing(calibration, self._in_eval, half, fold, self._measured, self.search)
+        packed = finishing(self._shared_model(*self._convert()))
         self._converted = None
         return packed
 

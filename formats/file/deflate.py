@@ -19,7 +19,7 @@ from bitarray import bitarray
 from bitarray.util import int2ba
 from numpy.typing import NDArray
 
-from compressor.formats.codecs.huffman import code_table, limited_lengths
+from compressor.formats.codecs.prefix_codes import code_table, limited_lengths
 from compressor.formats.errors import FormatError
 
 __all__ = ["DICTIONARY", "deflate", "inflate"]

@@ -99,9 +99,10 @@ def read_opening(source: Source) -> Opening:
     start = bytes(source.read(0, 8 + length))
     text, data = start[8:], source.size - 8 - length
     header, notes = read_header(text)
-    if notes.startswith("{"):
+    numbered = re.fullmatch("[1-9][0-9]{0,8}", notes)
+    if not numbered and TENSOR not in header:
         return _opening_1(source, start, notes, parse_blobs(header, notes, text, data))
-    if not re.fullmatch("[1-9][0-9]{0,8}", notes):
+    if not numbered:
         raise FormatError(f"header: metadata {KEY!r} is {ascii(notes)[:80]}, expected the version of the format")
     check_version(int(notes))
     entry = header.get(TENSOR)

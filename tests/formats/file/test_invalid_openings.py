@@ -132,7 +132,7 @@ def test_a_deflate_bomb_is_refused_unopened() -> None:
 
 
 def test_metadata_that_a_reader_would_refuse_are_not_written() -> None:
-    with pytest.raises(UsageError, match="metadata of .* expected at most"):
+    with pytest.raises(UsageError, match=r"metadata of .* expected at most"):
         pack(Content({}, (), provenance={"note": "x" * 400_000}))
     random = np.random.default_rng(0).integers(97, 122, 400_000).astype(np.uint8).tobytes().decode()
     with PackedFile.from_bytes(pack(Content({}, (), provenance={"note": random[:30_000]}))) as file:
