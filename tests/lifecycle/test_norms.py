@@ -85,7 +85,8 @@ def test_folding_is_exact_in_float64() -> None:
     norm = nn.BatchNorm1d(64, eps=1e-3)
     trained_norms(nn.Sequential(norm))
     inputs = torch.randn(100, 64)
-    expected = (inputs - norm.running_mean) / (norm.running_var + 1e-3).sqrt() * norm.weight + norm.bias  # type: ignore[operator]
+    mean, var = norm.state_dict()["running_mean"], norm.state_dict()["running_var"]
+    expected = (inputs - mean) / (var + 1e-3).sqrt() * norm.weight + norm.bias
     model = nn.Sequential(norm, nn.Linear(64, 2, bias=False)).eval()
     set_state(model, folded_only(model).values)
     assert float((norm(inputs) - expected).detach().abs().max()) < 2e-3
@@ -183,22 +184,23 @@ def test_folding_makes_the_file_smaller_than_halving() -> None:
 
 
 def test_it_is_done_where_a_price_is_searched_for_and_not_else() -> None:
-    for target, expected in (({"target_bits": 6.0}, True), ({"rate": 1e-6}, False)):
+    targets: list[tuple[dict[str, Any], bool | None, bool]] = [
+        ({"target_bits": 6.0}, None, True), ({"rate": 1e-6}, None, False), ({"target_bits": 6.0}, False, False)
+    ]  # fmt: skip
+    for target, options, expected in targets:
         job = Compressor(network(), None, teacher=None, **target)
         job.prepare(calibration=images())
-        job.finish()
-        assert (not job.model[1].running_mean.any()) is expected
-    job = Compressor(network(), None, teacher=None, target_bits=6.0)
-    job.prepare(calibration=images())
-    job.finish(fold_norms=False)
-    assert job.model[1].running_mean.any()
+        job.finish(fold_norms=options)
+        assert (not job.model.state_dict()["1.running_mean"].any()) is expected
 
 
 def test_the_size_that_is_searched_for_counts_it() -> None:
     job = Compressor(network(), None, teacher=None, target_size=3_600)
     job.prepare(calibration=images())
     assert job.search is not None
-    assert abs(len(job.finish().to_bytes()) - job.search.size) <= 24  # digits of the prediction that is noted
+    assert (
+        abs(len(job.finish().to_bytes()) - job.search.size) <= 40
+    )  # the margin, and digits of the prediction that is noted
     assert job.search.size <= 3_600
 
 
@@ -260,7 +262,7 @@ def test_short_constant_and_infinite_tensors_are_not_put_on_grids() -> None:
         nn.Conv2d(3, 16, 3), nn.LayerNorm(16), nn.Conv2d(16, 7, 1), nn.LayerNorm(32), nn.LayerNorm(16)
     )
     with torch.no_grad():
-        model[3].weight[5], model[3].bias[1] = float("inf"), 1.0  # type: ignore[index]
+        model.state_dict()["3.weight"][5], model.state_dict()["3.bias"][1] = float("inf"), 1.0
     names = set(fold_norms(model, plans(model)).tensors)
     assert names == {"0.bias", "3.bias"}
 
@@ -275,7 +277,8 @@ def test_channels_that_are_always_zero_need_no_scale() -> None:
     assert norm_inputs(model, images(1)) == {"1": model[0], "4": model[3]}
     job = Compressor(model, Policy([Rule("*", scheme="learnt", rate=1e-9)]), teacher=None, copy=False)
     job.prepare(calibration=images())
-    before = model[1](model[0](images()))[:, [2, 5]]
+    with torch.no_grad():
+        before = model[1](model[0](images()))[:, [2, 5]]
     values = fold_norms(job.model, job.plans, 1e-9, job._measured).values
     assert values["1.weight"][[2, 5]].tolist() == [0, 0]
     assert values["1.weight"].count_nonzero() >= 12  # some may say nothing by chance
@@ -319,7 +322,7 @@ def test_tensors_of_one_shape_are_stacked_where_that_is_smaller() -> None:
     model = nn.Sequential(alike, nn.Linear(16, 4, bias=False))
     with torch.no_grad():
         for norm in alike:
-            norm.weight.normal_()  # type: ignore[operator, union-attr]
+            norm.state_dict()["weight"].normal_()
     norms = fold_norms(model, plans(model))
     ((name, stack),) = norms.tensors.items()
     assert name.split(" ") == [f"0.{number}.weight" for number in range(30)]
