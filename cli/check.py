@@ -47,7 +47,7 @@ def verify(file: Path, wanted: str | None, max_memory: int | None, as_json: bool
         good = not bad and not replaced
         print_json({"file": str(file), "good": good, "bytes": size, "checked": checked, **sums, "bad": bad})
     elif bad:
-        click.echo("\n".join(bad))
+        click.echo("\n".join(dict.fromkeys(bad)))  # parts with a checksum in common have the same line
     if replaced:
         raise IntegrityError(f"{file}: its sha256 is {sums['sha256']}, expected {str(wanted).lower()}")
     if bad:

@@ -171,6 +171,12 @@ class OutputConfig:
         "What is not shared, such as norms and biases, as float32 or rounded. [default: f32; f16 for a target]",
         choices=("f32", "f16"),
     )
+    fold_norms: bool | None = config_field(
+        None,
+        "Fold BatchNorm statistics into scale and shift, and round norms and biases. [default: for a target]",
+        flags=("--fold-norms/--no-fold-norms",),
+        click={"default": None},
+    )
     output: Path | None = config_field(
         None, "File to write. [default: MODEL-DATA-SCHEME.safetensors]", flags=("-o", "--output")
     )

@@ -24,8 +24,8 @@ __all__ = ["pack", "unpack"]
 ENDING = ".safetensors"
 WITHOUT_DATA = {
     "scheme", "bits", "codewords", "delta", "sparsity", "settings", "recipe", "target_size", "target_bits", "rate",
-    "calibration", "calibration_memory", "num_classes", "in_chans", "codec", "untouched", "output", "force",
-    "everything", "as_json", *(one.name for one in config_fields(PreprocessingConfig)),
+    "calibration", "calibration_memory", "num_classes", "in_chans", "codec", "untouched", "fold_norms", "output",
+    "force", "everything", "as_json", *(one.name for one in config_fields(PreprocessingConfig)),
 }  # fmt: skip
 
 

@@ -77,7 +77,7 @@ class Difference:
     @classmethod
     def of(cls, a: PackedFile, b: PackedFile) -> Difference:
         """Compares two open files."""
-        names = list(dict.fromkeys(name for file in (a, b) for name in (*file.sites, *file.untouched)))
+        names = list(dict.fromkeys(name for file in (a, b) for name in file.slices))
         rows = [_compare(name, a, b) for name in names]
         comparable = [row for row in rows if row.differ is not None]
         one, two = asdict(a.sizes()), asdict(b.sizes())
@@ -116,28 +116,34 @@ class _Tensor:
 def _tensor(file: PackedFile, name: str) -> _Tensor | None:
     """Decodes a tensor; returns None where the file has none of that name."""
     name = file.aliases.get(name, name)
-    if name in file.sites:
-        return _site(file, name)
-    if name not in file.untouched:
+    if name not in file.slices:
         return None
+    if name not in file.untouched:
+        return _site(file, *file.slices[name])
     raw, entry = file.raw(name), file.untouched[name]
     bits = np.frombuffer(raw.data, f"<u{ITEM_SIZES[raw.dtype]}")
     parts = {"shape": raw.shape, "dtype": raw.dtype, "kind": "untouched", "stored dtype": entry.stored}
     return _Tensor(raw.dtype, raw.shape, bits, entry.size, parts)
 
 
-def _site(file: PackedFile, name: str) -> _Tensor:
+def _site(file: PackedFile, name: str, place: int | None) -> _Tensor:
+    """Decodes a shared tensor, or the slice of a stack, which has its share of the bytes and of the indices."""
     shared, entry, book = file.shared(name), file.sites[name], file.book_entries[file.sites[name].book]
     users = sum(site.book == entry.book for site in file.sites.values())
     size = entry.size + (book.size // users if isinstance(book, TableEntry) else 0)
     size += entry.groups * sum(ITEM_SIZES[dtype] for dtype in (entry.scale, entry.offset) if dtype is not None)
-    parts = {
+    parts: dict[str, Any] = {
         "shape": entry.shape, "dtype": entry.dtype, "kind": "shared", "codewords": file.book(entry.book).expand(),
         "indices": shared.indices, "scale": shared.scale, "offset": shared.offset,
         "groups": (entry.axis, entry.block, entry.vector_axis), "codec": entry.codec, "size": size,
     }  # fmt: skip
-    weights = np.ascontiguousarray(file.tensor(name)).reshape(-1)
-    return _Tensor(entry.dtype, entry.shape, weights.view(f"<u{weights.itemsize}"), size, parts)
+    shape, weights = entry.shape, np.ascontiguousarray(file.tensor(name))
+    if place is not None:
+        shape, weights = shape[1:], weights[place]
+        indices = shared.indices.reshape(len(entry.names), -1)[place]
+        parts |= {"shape": shape, "size": size // len(entry.names), "indices": indices}
+    flat = weights.reshape(-1)
+    return _Tensor(entry.dtype, shape, flat.view(f"<u{flat.itemsize}"), parts["size"], parts)
 
 
 def _compare(name: str, a: PackedFile, b: PackedFile) -> Row:

@@ -36,7 +36,7 @@ def dry_run(run: Run, output: OutputConfig, as_json: bool) -> None:
     rows = [_row(job, plan) for plan in job.plans]
     vectors = _vectors_line(job)
     memory = _memory(run, job.prepare())
-    report = job.finish(half_untouched=output.half_untouched).report(output.codec)
+    report = job.finish(half_untouched=output.half_untouched, fold_norms=output.fold_norms).report(output.codec)
     dense = report.totals.dense
     least = None if run.target.flag is None else least_size(run, output)
     size = report.totals.file if run.target.flag is None else run.target.size_of(_shared_weights(job))

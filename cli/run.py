@@ -135,7 +135,11 @@ def _run_stages(
                 work, stage, model, teacher, output, step("codebooks"), original=original, preserve_sparsity=pruned,
                 from_scratch=number == 1 and not work.has_dense_model,
             )  # fmt: skip
-            packed = _finetuned(work, stage, job, output.half_untouched and number == len(stages), step)
+            last = number == len(stages)
+            small = {
+                "half_untouched": output.half_untouched and last, "fold_norms": output.fold_norms and last
+            }  # fmt: skip
+            packed = _finetuned(work, stage, job, small, step)
             model, policy = job.model, job.policy
         pruned = pruned or any(stage.policy.prunings)
     assert packed is not None
@@ -171,11 +175,11 @@ def _shared(
     return job
 
 
-def _finetuned(work: Run, stage: Stage, job: Compressor, half_untouched: bool | None, new_step: NewStep) -> Packed:
-    """Fine-tunes shared weights, where the stage has epochs, and packs them."""
+def _finetuned(work: Run, stage: Stage, job: Compressor, small: Mapping[str, bool | None], new_step: NewStep) -> Packed:
+    """Fine-tunes shared weights, where the stage has epochs, and packs them as ``small`` says for ``finish()``."""
     training, execution, data = stage.training, work.execution, work.data
     if data is None or not work.trains(stage):
-        return job.finish(_calibration(work, training.batch_size), half_untouched)
+        return job.finish(_calibration(work, training.batch_size), **small)
     step = new_step("fine-tuning")
     with compiled_model(job.model, execution.torchcompile):
         job.finetune(
@@ -184,7 +188,7 @@ def _finetuned(work: Run, stage: Stage, job: Compressor, half_untouched: bool | 
             amp=execution.amp, checkpoints=work.checkpoints,
             mixup=make_mixup(training.mixup, training.cutmix, training.smoothing, data.num_classes),
         )  # fmt: skip
-    packed = job.finish(_calibration(work, training.batch_size), half_untouched)
+    packed = job.finish(_calibration(work, training.batch_size), **small)
     broadcast_tensors(job.model.state_dict().values())  # GPUs may differ in the rounding of BatchNorm's statistics
     top1 = _evaluate(work, job.model, "validation").top1
     step.done(f"{training.epochs} epochs  validation {percent(top1)}")

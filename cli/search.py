@@ -99,7 +99,7 @@ def file_options(work: Run, output: OutputConfig) -> FileOptions:
         notes["top1"] = {"dense": LONG_TOP1, "packed": LONG_TOP1}
     notes |= {"amp": True} if work.execution.amp else {}
     notes |= {"teacher": work.teacher_name} if work.teacher_name else {}
-    return FileOptions(output.codec, output.half_untouched, notes)
+    return FileOptions(output.codec, output.half_untouched, output.fold_norms, notes)
 
 
 def with_rules(recipe: Recipe, policy: Policy) -> Recipe:
@@ -119,10 +119,14 @@ def least_size(work: Run, output: OutputConfig) -> int | None:
     if not all(scheme is None or scheme.has_price for scheme in policy.schemes):
         return None
     model = create_model(work.source.config.name, work.source.args, seed=work.execution.seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()  # norms and biases, which tensors of one value make free, too: no file is smaller
     job = Compressor(model, policy, model_args=work.source.args, copy=False, teacher=None).prepare()
     options = file_options(work, output)
-    half = work.target.is_searched if options.half_untouched is None else options.half_untouched
-    packed = job.finish(half_untouched=half)
+    searched = work.target.is_searched
+    half, fold = (searched if one is None else one for one in (options.half_untouched, options.fold_norms))
+    packed = job.finish(half_untouched=half, fold_norms=fold)
     packed.note(**options.notes)
     return len(packed.to_bytes(options.codec))
 

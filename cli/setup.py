@@ -34,6 +34,7 @@ from compressor.formats.errors import MissingError, UsageError, did_you_mean
 from compressor.formats.file.reader import PackedFile
 from compressor.formats.io.atomic import check_writable
 from compressor.formats.loader import build_model
+from compressor.lifecycle.norms import check_foldable
 from compressor.models.names import NamedModel, find_model
 from compressor.models.teacher import load_teacher
 from compressor.policy.policy import Policy, Rule
@@ -154,6 +155,8 @@ def _checked(request: Request, device: torch.device) -> Run:
     plans = [stage.policy.plan(sketch) for stage in recipe.stages]
     if request.has_price and not any(plan.scheme and plan.scheme.has_price for plan in plans[-1]):
         raise UsageError(f"{request.target.flag}: nothing that the recipe shares last has a price of bits{_priced()}")
+    if request.output.fold_norms:
+        check_foldable(sketch, [plan.site.name for plan in plans[-1] if plan.scheme])
     if data is not None:
         check_head(sketch, data, request.model)
     logs = Logs.of(request.output, output) if writes and data is not None else None

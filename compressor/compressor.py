@@ -21,9 +21,11 @@ from compressor.data.batches import Batches
 from compressor.data.distributed_sampler import shard_loader
 from compressor.formats.content import Codebook, SharedTensor
 from compressor.formats.errors import UsageError
-from compressor.lifecycle.convert import convert, halve_untouched
+from compressor.lifecycle.convert import convert
 from compressor.lifecycle.coverage import warn_of_dense
+from compressor.lifecycle.finishing import Finishing
 from compressor.lifecycle.fitting import Fitting, check_target, drop_on, policy_for
+from compressor.lifecycle.norms import check_foldable, minor_tensors
 from compressor.lifecycle.packed import Packed, SharedModel
 from compressor.lifecycle.param_groups import check_embeddings, check_optimizer, param_groups
 from compressor.lifecycle.prepare import check_zeros, penalties, start_rounds
@@ -37,7 +39,6 @@ from compressor.sharing.group import Group
 from compressor.sharing.initialization import initialise
 from compressor.sharing.parametrization import attach, check_not_shared, detach, restore, set_weight
 from compressor.sharing.sites import finite_weights
-from compressor.training.batch_norm import estimate_batch_norm
 from compressor.training.checkpointer import TrainingCheckpointer
 from compressor.training.config import TrainingConfig
 from compressor.training.distillation import make_teacher, with_distillation
@@ -171,7 +172,8 @@ class Compressor:
             raise UsageError("prepare() has been called: the model is shared already")
         self.target.check(val, virtual)
         if calibration is not None:
-            self._measured = Measurement.of(self.model, self.sites, calibration, self.dense, self.seed, memory)
+            minor = minor_tensors(self.model, self.plans)
+            self._measured = Measurement.of(self.model, self.sites, calibration, self.dense, self.seed, memory, minor)
         for plan in self.plans:
             if virtual and plan.scheme and plan.scheme.generator():
                 self.dense.pop(plan.site.name, None)  # and from ``original``, which is the same dict by default
@@ -189,11 +191,9 @@ class Compressor:
         attach(self.model, self.groups)
         return self
 
-    def _shared_model(
-        self, tensors: Mapping[str, SharedTensor], books: tuple[Codebook, ...], halved: frozenset[str] = frozenset()
-    ) -> SharedModel:
+    def _shared_model(self, tensors: Mapping[str, SharedTensor], books: tuple[Codebook, ...]) -> SharedModel:
         return SharedModel(
-            self.model, tensors, books, halved, self.model_args, self.policy, self.plans, self.original, self.seed
+            self.model, tensors, books, frozenset(), self.model_args, self.policy, self.plans, self.original, self.seed
         )
 
     def param_groups(self, lr: float, weight_decay: float = 0.0, layer_decay: float = 1.0) -> list[dict[str, Any]]:
@@ -339,7 +339,9 @@ class Compressor:
         finally:
             self.distill, self.temperature = before
 
-    def finish(self, calibration: Batches | None = None, half_untouched: bool | None = None) -> Packed:
+    def finish(
+        self, calibration: Batches | None = None, half_untouched: bool | None = None, fold_norms: bool | None = None
+    ) -> Packed:
         """Sets every shared weight to its codeword, and makes ``job.model`` an ordinary module again.
 
         Where it fails, as the batches of ``calibration`` may, it can be called again.
@@ -348,22 +350,21 @@ class Compressor:
             calibration: batches (inputs, targets) that the BatchNorm statistics are estimated on anew, for the
                 weights that have changed, except of layers that have been put in eval mode. Where ``prepare`` had
                 images, they are kept as they were unless that brings the answers to these nearer to the dense ones.
-            half_untouched: round the float32 tensors that are not shared to float16, and store them as such; None:
-                where there is a target, other than a mere price.
+            half_untouched: store the float32 tensors that are not shared as float16; None: for a searched target.
+            fold_norms: fold the statistics of BatchNorm layers into scale and shift, and round norms and biases. The
+                model is then for inference, no longer for training. None: for a searched target, where it can be done.
 
         Returns:
             The packed model: it saves itself as a file, and reports what the file holds.
+
+        Raises:
+            UsageError: prepare() was not called; or with ``fold_norms=True`` a layer's statistics cannot be folded.
         """
-        tensors, books = self._convert()
-        if calibration is not None:
-            loss = None if self._measured is None else self._measured.reference.loss
-            estimate_batch_norm(self.model, calibration, self._in_eval, loss)
-        halved = halve_untouched(self.model, tensors) if self.target.halves(half_untouched) else frozenset()
-        packed = Packed.of(self._shared_model(tensors, books, halved))
-        if self._measured is not None:
-            packed.note(calibration=self._measured.facts)
-        if self.search is not None:
-            packed.note(target={"rate": self.search.rate, "predicted": self.search.predicted})
+        if fold_norms:
+            check_foldable(self.model, [site.name for site in self.sites])
+        half, fold = self.target.chosen(half_untouched), self.target.chosen(fold_norms)
+        finishing = Finishing(calibration, self._in_eval, half, fold, self._measured, self.search)
+        packed = finishing(self._shared_model(*self._convert()))
         self._converted = None
         return packed
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +22,19 @@ from compressor.formats.dtypes import round_to
 if TYPE_CHECKING:
     from compressor.formats.codecs.base import Codec
 
-__all__ = ["Codebook", "Content", "Grid", "RawTensor", "SharedTensor", "Table", "decode", "index_dtype", "index_shape"]
+__all__ = [
+    "Codebook",
+    "Content",
+    "Grid",
+    "RawTensor",
+    "SharedTensor",
+    "Stores",
+    "Table",
+    "decode",
+    "find_slices",
+    "index_dtype",
+    "index_shape",
+]
 
 Floats = NDArray[np.float32]
 Indices = NDArray[np.unsignedinteger[Any]]
@@ -159,7 +171,8 @@ class Content:
     """All that one packed file holds, before its indices are coded.
 
     Args:
-        sites: the shared tensors by name.
+        sites: the shared tensors by name. A name of several words is that of a stack: each word names the tensor that
+            is one slice of it along axis 0, so that small tensors of one shape share codebook and index stream.
         books: the codebooks, to which sites refer by position.
         untouched: the other tensors by name.
         aliases: for each further name of a tied tensor, the name it is stored under.
@@ -177,6 +190,32 @@ class Content:
     preprocessing: Mapping[str, Any] | None = None
     recipe: Mapping[str, Any] | None = None
     provenance: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Stores(Protocol):
+    """What holds tensors by name: a content, or a packed file."""
+
+    @property
+    def sites(self) -> Mapping[str, Any]:
+        """The shared tensors, and stacks of them."""
+
+    @property
+    def untouched(self) -> Mapping[str, Any]:
+        """The other tensors."""
+
+
+def find_slices(stores: Stores) -> dict[str, tuple[str, int | None]]:
+    """Returns for the name of each stored tensor the entry that holds it, and its place if that is a stack.
+
+    >>> site = SharedTensor((2, 3), 0, np.zeros(6, np.uint8))
+    >>> find_slices(Content({"fc.weight": site, "a.bias b.bias": site}, ()))
+    {'fc.weight': ('fc.weight', None), 'a.bias': ('a.bias b.bias', 0), 'b.bias': ('a.bias b.bias', 1)}
+    """
+    found: dict[str, tuple[str, int | None]] = {}
+    for entry in (*stores.sites, *stores.untouched):
+        names = entry.split(" ")
+        found |= {name: (entry, place if len(names) > 1 else None) for place, name in enumerate(names)}
+    return found
 
 
 def group_count(shape: tuple[int, ...], axis: int | None, block: int | None) -> int:

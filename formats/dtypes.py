@@ -13,7 +13,17 @@ from numpy.typing import NDArray
 
 from compressor.formats.errors import UnsupportedError
 
-__all__ = ["FLOATS", "ITEM_SIZES", "TORCH_NAMES", "check_byte_order", "from_storage", "round_to", "to_storage"]
+__all__ = [
+    "FLOATS",
+    "ITEM_SIZES",
+    "TORCH_NAMES",
+    "check_byte_order",
+    "constant",
+    "constant_value",
+    "from_storage",
+    "round_to",
+    "to_storage",
+]
 
 _DTYPES = {
     "BOOL": (1, "bool"),
@@ -100,3 +110,49 @@ def from_storage(data: bytes | memoryview, dtype: str) -> NDArray[np.float32]:
     if dtype == "F16":
         return np.frombuffer(data, "<f2").astype(np.float32)
     return _from_bfloat16_bits(np.frombuffer(data, "<u2").astype(np.uint16))
+
+
+def constant(value: int | float, dtype: str) -> bytes | None:
+    r"""Returns the little-endian bytes of an item; None where the dtype has no item of exactly that value.
+
+    Args:
+        value: a float for a dtype of floats, an integer for others; 0 or 1 for BOOL.
+        dtype: its name; None is returned for the dtypes of 8-bit floats.
+
+    >>> constant(1.0, "F16"), constant(-1, "I16"), constant(-1, "U16"), constant(0.1, "F32")
+    (b'\x00<', b'\xff\xff', None, None)
+    """
+    if dtype.startswith(("F", "BF")) != isinstance(value, float) or dtype.startswith("F8"):
+        return None
+    if dtype in FLOATS:
+        with np.errstate(over="ignore", under="ignore"):
+            item = to_storage(np.array([value], np.float64).astype(np.float32), dtype)
+        return item if float(from_storage(item, dtype)[0]) == value else None
+    kind = np.dtype(TORCH_NAMES[dtype])
+    if dtype != "F64":
+        low, high = (0, 1) if dtype == "BOOL" else (np.iinfo(kind).min, np.iinfo(kind).max)
+        if not low <= value <= high:
+            return None
+    return np.array([value], kind.newbyteorder("<")).tobytes()
+
+
+def constant_value(data: bytes, dtype: str) -> int | float | None:
+    r"""Returns the value that all items have; None where they differ, there are none, or no number says it exactly.
+
+    Args:
+        data: little-endian items.
+        dtype: their dtype.
+
+    >>> constant_value(b"\x00<\x00<", "F16"), constant_value(b"\x00<\x00=", "F16")
+    (1.0, None)
+    """
+    size = ITEM_SIZES[dtype]
+    item = data[:size]
+    if not data or dtype.startswith("F8") or data[size:] != data[:-size]:
+        return None
+    if dtype in FLOATS:
+        value: int | float = float(from_storage(item, dtype)[0])
+    else:
+        number = np.frombuffer(item, np.dtype(TORCH_NAMES[dtype]).newbyteorder("<"))[0].item()
+        value = number if dtype == "F64" else int(number)
+    return value if constant(value, dtype) == item else None

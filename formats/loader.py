@@ -21,7 +21,7 @@ from compressor.formats.errors import FormatError, MissingError, UsageError, did
 from compressor.formats.file.reader import PackedFile
 from compressor.formats.inference.packed_weight import install, read_packed
 from compressor.formats.model_args import fault_of_args
-from compressor.formats.torch_tensors import load_state_dict, read_tensors, stored_shape
+from compressor.formats.torch_tensors import load_state_dict, read_tensors, stored_shapes
 
 __all__ = [
     "build_model",
@@ -198,7 +198,7 @@ def _timm_of(content: Content | PackedFile) -> str:
 
 
 def _shapes(content: Content | PackedFile) -> dict[str, tuple[int, ...]]:
-    shapes = {name: stored_shape(content, name) for name in (*content.sites, *content.untouched)}
+    shapes = stored_shapes(content)
     return {**shapes, **{alias: shapes[name] for alias, name in content.aliases.items()}}
 
 
@@ -284,7 +284,7 @@ def _fill(model: nn.Module, file: PackedFile, assign: bool, packed: bool) -> Non
     tensors that layers can hold packed are installed as such instead.
     """
     shared = read_packed(file, model) if packed else {}
-    state = read_tensors(file, (name for name in (*file.sites, *file.untouched, *file.aliases) if name not in shared))
+    state = read_tensors(file, (name for name in (*file.slices, *file.aliases) if name not in shared))
     if packed:
         install(shared, model)
     model.load_state_dict(state, strict=not packed, assign=assign)

@@ -6,17 +6,18 @@ import math
 import os
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from compressor.formats.content import Content, RawTensor
+from compressor.formats.content import Content, RawTensor, find_slices
 from compressor.formats.dtypes import TORCH_NAMES
 from compressor.formats.errors import MissingError, did_you_mean
 from compressor.formats.file.reader import PackedFile
 
-__all__ = ["SAFETENSORS_NAMES", "TORCH_DTYPES", "load_state_dict", "raw_tensor", "read_tensors", "stored_shape"]
+__all__ = ["SAFETENSORS_NAMES", "TORCH_DTYPES", "load_state_dict", "raw_tensor", "read_tensors", "stored_shapes"]
 
 TORCH_DTYPES: dict[str, torch.dtype] = {name: getattr(torch, attribute) for name, attribute in TORCH_NAMES.items()}
 """torch's dtype of each safetensors name."""
@@ -50,31 +51,43 @@ def load_state_dict(
 
 def read_tensors(file: PackedFile, names: Iterable[str] | None = None) -> dict[str, Tensor]:
     """Returns tensors of an open file by name, as ``load_state_dict`` does."""
-    sources = {name: name for name in (*file.sites, *file.untouched)} | dict(file.aliases)
+    sources = {name: name for name in file.slices} | dict(file.aliases)
     wanted = list(sources if names is None else names)
     for name in wanted:
         if name not in sources:
             raise MissingError(f"{file.label}: no tensor {name!r}.{did_you_mean(name, sources)}")
+    stored = {name: file.slices[name] for name in dict.fromkeys(sources[name] for name in wanted)}
     # Largest first, so that all threads finish at about the same time.
-    order = sorted({sources[name] for name in wanted}, key=lambda name: (-math.prod(stored_shape(file, name)), name))
+    order = sorted({holder for holder, _ in stored.values()}, key=lambda holder: (-_weights(file, holder), holder))
     threads = ThreadPoolExecutor(torch.get_num_threads())
     try:
-        futures = {name: threads.submit(_tensor, file, name) for name in order}
-        return {name: futures[sources[name]].result() for name in wanted}
+        futures = {holder: threads.submit(_tensor, file, holder) for holder in order}
+        decoded = {name: _slice(futures[holder].result(), place) for name, (holder, place) in stored.items()}
+        return {name: decoded[sources[name]] for name in wanted}
     finally:  # after a failure the tensors that are still queued are not decoded
         threads.shutdown(cancel_futures=True)
 
 
-def stored_shape(file: Content | PackedFile, name: str) -> tuple[int, ...]:
-    """Returns the shape of a site or an untouched tensor; KeyError for an alias."""
-    return file.sites[name].shape if name in file.sites else file.untouched[name].shape
+def stored_shapes(file: Content | PackedFile) -> dict[str, tuple[int, ...]]:
+    """Returns the shape of each stored tensor by name, without aliases."""
+    entries: dict[str, Any] = {**file.sites, **file.untouched}
+    slices = find_slices(file).items()
+    return {name: entries[holder].shape[0 if place is None else 1 :] for name, (holder, place) in slices}
 
 
-def _tensor(file: PackedFile, name: str) -> Tensor:
-    if name not in file.sites:
-        return raw_tensor(file.raw(name))
-    weights = torch.from_numpy(file.tensor(name))
-    return weights.view(torch.bfloat16) if file.sites[name].dtype == "BF16" else weights
+def _weights(file: PackedFile, holder: str) -> int:
+    return math.prod((file.sites[holder] if holder in file.sites else file.untouched[holder]).shape)
+
+
+def _slice(tensor: Tensor, place: int | None) -> Tensor:
+    return tensor if place is None else tensor[place].clone()  # in memory of its own, like all others
+
+
+def _tensor(file: PackedFile, holder: str) -> Tensor:
+    if holder not in file.sites:
+        return raw_tensor(file.raw(holder))
+    weights = torch.from_numpy(file.tensor(holder))
+    return weights.view(torch.bfloat16) if file.sites[holder].dtype == "BF16" else weights
 
 
 def raw_tensor(raw: RawTensor) -> Tensor:

@@ -67,6 +67,10 @@ class Calibrator:
         seed: of what is drawn.
         memory: bytes that the moments of the layers that are measured together may take, about; a layer whose own
             would take more has them for ranges of its columns, or its diagonal alone.
+        minor: other tensors, such as norms and biases, of which the mean squared gradient is measured.
+
+    Attributes:
+        importance: of the minor tensors by name: the mean over images of the squared gradient, float32[shape].
 
     Raises:
         UsageError: the model does not take the images, or answers other than with finite numbers; or the inputs of a
@@ -81,7 +85,10 @@ class Calibrator:
         dense: Mapping[str, Tensor],
         seed: int = 0,
         memory: int = MEMORY,
+        minor: Sequence[Site] = (),
     ) -> None:
+        self.minor = {site.name: site.tensor.detach() for site in minor}
+        self.importance = {name: torch.zeros_like(tensor) for name, tensor in self.minor.items()}
         self.model, self.sites, self.dense, self.memory = model, list(sites), dict(dense), memory
         like = next(iter(self.dense.values()))
         self.batches = batches_of(images.to(like.device, like.dtype if images.is_floating_point() else None))
@@ -168,14 +175,19 @@ class Calibrator:
 
     def _first_pass(self, generator: torch.Generator) -> None:
         """Sums squared inputs and gradients over all images."""
-        leaves = {name: tensor.detach().requires_grad_() for name, tensor in self.dense.items()}
+        weights = {**self.dense, **self.minor}
+        leaves = {name: tensor.detach().requires_grad_() for name, tensor in weights.items()}
         with self._listening(list(self.views), self._sum_call):
             for batch in self.batches:
                 with torch.enable_grad():
                     loss = _sampled_loss(self._answer(batch, leaves), generator)
-                    tensors = [leaves[site.name] for site in self.sites]
-                    gradients = torch.autograd.grad(loss, tensors, allow_unused=True)
-                for site, gradient in zip(self.sites, gradients, strict=True):
+                    found = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
+                gradients = dict(zip(leaves, found, strict=True))
+                for name, total in self.importance.items():
+                    if (gradient := gradients[name]) is not None:
+                        total += gradient.square() / self.images
+                for site in self.sites:
+                    gradient = gradients[site.name]
                     if gradient is not None and site not in self.calls:
                         self._sums[site].squares = self._sums[site].squares + gradient.detach().float().square()
                 del loss, gradients, gradient  # before the next are computed

@@ -40,6 +40,7 @@ class Measurement:
         dense: Mapping[str, Tensor],
         seed: int,
         memory: int,
+        minor: Sequence[Site] = (),
     ) -> Measurement:
         """Runs a model on the images of a caller, or on some that are made from it.
 
@@ -49,7 +50,7 @@ class Measurement:
             calibration: images, batches of them, or "synthetic".
             dense: the dense weights of the sites by name.
             seed: of all that is drawn.
-            memory: as in ``Calibrator``.
+            memory, minor: as in ``Calibrator``.
 
         Raises:
             UsageError: ``memory`` is less than 1; or as ``images_for`` and ``Calibrator``.
@@ -57,6 +58,6 @@ class Measurement:
         if memory < 1:
             raise UsageError(f"memory must be at least 1 byte, got {memory!r}")
         given = images_for(model, calibration, seed)
-        calibrator = Calibrator(model, sites, given.images, dense, seed, memory)
+        calibrator = Calibrator(model, sites, given.images, dense, seed, memory, minor)
         facts = {"images": len(given.images), "source": given.source}
         return cls(calibrator, Reference(model, dense, given.images), facts)

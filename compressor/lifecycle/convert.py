@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 
 import numpy as np
@@ -13,7 +14,7 @@ from compressor.formats.content import Codebook, SharedTensor, decode
 from compressor.sharing.group import Group
 from compressor.sharing.sites import Site
 
-__all__ = ["convert", "decode_tensor", "halvable", "halve_untouched"]
+__all__ = ["convert", "decode_tensor", "halvable", "halve_untouched", "holding_state", "set_state"]
 
 
 def decode_tensor(tensor: SharedTensor, book: Codebook) -> Tensor:
@@ -57,12 +58,38 @@ def convert(
 
 
 def halvable(model: nn.Module, shared: Collection[str]) -> frozenset[str]:
-    """Returns the names of the float32 tensors that are not shared and within the range of float16."""
+    """Returns the names of the float32 tensors that are not shared, nor in a stack, and within the range of float16."""
+    taken = {one for name in shared for one in name.split(" ")}
     return frozenset(
         name
         for name, tensor in model.state_dict().items()
-        if name not in shared and tensor.dtype == torch.float32 and bool(torch.isfinite(tensor.half()).all())
+        if name not in taken and tensor.dtype == torch.float32 and bool(torch.isfinite(tensor.half()).all())
     )
+
+
+@torch.no_grad()
+def set_state(model: nn.Module, values: Mapping[str, Tensor]) -> None:
+    """Gives tensors of a model's state other values, in place.
+
+    Args:
+        model: holds the tensors.
+        values: by name.
+    """
+    state = model.state_dict()
+    for name, value in values.items():
+        state[name].copy_(value)
+
+
+@contextmanager
+def holding_state(model: nn.Module, values: Mapping[str, Tensor]) -> Iterator[None]:
+    """Does what ``set_state`` does inside, and restores the values at the end."""
+    state = model.state_dict()
+    before = {name: state[name].clone() for name in values}
+    try:
+        set_state(model, values)
+        yield
+    finally:
+        set_state(model, before)
 
 
 @torch.no_grad()

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from compressor.calibration.measurement import Measurement
 from compressor.formats.errors import PolicyError, UsageError
-from compressor.lifecycle.convert import convert, halvable
+from compressor.lifecycle.convert import convert, halvable, holding_state
+from compressor.lifecycle.norms import FoldedNorms, fold_norms
 from compressor.lifecycle.packed import Packed, SharedModel, content_of
 from compressor.lifecycle.prepare import fit_groups
 from compressor.lifecycle.target import (
@@ -34,6 +35,7 @@ __all__ = ["Fitting", "check_target", "drop_on", "policy_for"]
 
 ANY_RATE = 1e-7  # of a policy whose price is searched for
 UNKNOWN = 99_999_999  # stands for predicted bytes whose number of digits is not known yet
+MARGIN = 12  # bytes by which facts that are not known yet may deflate worse than what stands for them
 
 
 def policy_for(policy: Policy | None, target: Target) -> Policy:
@@ -91,6 +93,7 @@ class Fitting:
     from_scratch: bool = False
     virtual: bool = False
     options: FileOptions = field(default_factory=FileOptions)
+    _norms: FoldedNorms = field(default_factory=FoldedNorms, init=False)  # of the last price
 
     def at(self, rate: float | None, measured: bool = True) -> list[Group]:
         """Returns groups fitted at a price.
@@ -165,14 +168,22 @@ class Fitting:
         """Returns the bytes of the file, were the model packed as it is."""
         tensors, books, values = convert(groups)
         model = self.shared.model
-        halved = halvable(model, tensors) if target.halves(self.options.half_untouched) else frozenset()
-        policy = self.shared.policy.priced(rate)
-        shared = replace(self.shared, tensors=tensors, books=books, halved=halved, policy=policy)
-        with _holding(values):  # the noise that is noted is that of the values
+        self._norms = FoldedNorms()
+        if target.chosen(self.options.fold_norms):
+            with _holding(values):
+                self._norms = fold_norms(model, self.shared.plans, rate, self.measured)
+            tensors, books = self._norms.added_to(tensors, books)
+        with (
+            _holding(values),
+            holding_state(model, self._norms.values),
+        ):  # the noise that is noted is that of the values
+            halved = halvable(model, tensors) if target.chosen(self.options.half_untouched) else frozenset()
+            policy = self.shared.policy.priced(rate)
+            shared = replace(self.shared, tensors=tensors, books=books, halved=halved, policy=policy)
             packed = Packed(content_of(shared))
         facts = {} if self.measured is None else {"calibration": self.measured.facts}
         packed.note(**{**facts, "target": {"rate": rate, "predicted": target.size or UNKNOWN}, **self.options.notes})
-        return len(packed.to_bytes(self.options.codec))
+        return len(packed.to_bytes(self.options.codec)) + MARGIN
 
     def _lost(self, groups: Sequence[Group], drop: Callable[[nn.Module], float]) -> float:
         """Returns the points of top-1 that the model loses by these groups."""
@@ -180,7 +191,8 @@ class Fitting:
         masters = {site.name: site.tensor.detach().clone() for group in groups for site in group.sites}
         attach(model, groups)
         try:
-            return drop(model)
+            with holding_state(model, self._norms.values):
+                return drop(model)
         finally:
             restore(model, groups, masters)
 

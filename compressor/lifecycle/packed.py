@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 import compressor
-from compressor.formats.content import Codebook, Content, RawTensor, SharedTensor
+from compressor.formats.content import Codebook, Content, RawTensor, SharedTensor, find_slices
 from compressor.formats.errors import MissingError, UsageError
 from compressor.formats.file.memory import MAX_MEMORY
 from compressor.formats.file.objects import PREPROCESSING
@@ -41,7 +41,7 @@ class SharedModel:
 
     Args:
         model: an ordinary module.
-        tensors: its shared tensors by name.
+        tensors: its shared tensors, and stacks of them, by name.
         books: their codebooks.
         halved: names of the other tensors that float16 represents exactly.
         model_args: the arguments of ``timm.create_model`` that it was built with; None where timm cannot build it.
@@ -151,13 +151,14 @@ def content_of(shared: SharedModel) -> Content:
     aliases = _aliases(states)
     _warn_of_views({name: tensor for name, tensor in states.items() if name not in aliases})
     name, args = timm_name(shared.model), shared.model_args
+    taken = {one for name in shared.tensors for one in name.split(" ")}
     return Content(
-        sites={name: shared.tensors[name] for name in states if name in shared.tensors},
+        sites={name: shared.tensors[name] for name in [*_by_rules(shared, states), *shared.tensors]},
         books=shared.books,
         untouched={
             name: _raw(tensor, "F16" if name in shared.halved else "")
             for name, tensor in states.items()
-            if name not in shared.tensors and name not in aliases
+            if name not in taken and name not in aliases
         },
         aliases=aliases,
         model=None if name is None or args is None else {"name": name, "args": dict(args)},
@@ -167,10 +168,18 @@ def content_of(shared: SharedModel) -> Content:
     )
 
 
+def _by_rules(shared: SharedModel, states: Mapping[str, Tensor]) -> list[str]:
+    """Returns the names of the tensors that rules share, in the order of the state: in the file they come first."""
+    plans = {plan.site.name for plan in shared.plans if plan.scheme}
+    return [name for name in states if name in shared.tensors and name in plans]
+
+
 def _decoded(content: Content) -> dict[str, Tensor]:
     """Returns the state dict that the file will give."""
-    state = {name: decode_tensor(site, content.books[site.book]) for name, site in content.sites.items()}
-    state |= {name: raw_tensor(raw) for name, raw in content.untouched.items()}
+    held = {name: decode_tensor(site, content.books[site.book]) for name, site in content.sites.items()}
+    held |= {name: raw_tensor(raw) for name, raw in content.untouched.items()}
+    slices = find_slices(content).items()
+    state = {name: held[holder] if place is None else held[holder][place] for name, (holder, place) in slices}
     return state | {alias: state[name] for alias, name in content.aliases.items()}
 
 
@@ -225,9 +234,10 @@ def _preprocessing(model: nn.Module) -> dict[str, Any] | None:
 def _provenance(shared: SharedModel) -> dict[str, Any]:
     states = shared.model.state_dict()
     rules = {plan.site.name: plan.rule for plan in shared.plans if plan.scheme}
+    names = _by_rules(shared, states)
     return {
-        "sqnr": [_sqnr(shared.original.get(name), states[name]) for name in states if name in shared.tensors],
-        "rules": [rules[name] for name in states if name in shared.tensors],
+        "sqnr": [_sqnr(shared.original.get(name), states[name]) for name in names],
+        "rules": [rules[name] for name in names],
         "left": {plan.site.name: plan.reason for plan in shared.plans if not plan.scheme and plan.decided},
         "parameters": sum(parameter.numel() for parameter in shared.model.parameters()),
         "seed": shared.seed,

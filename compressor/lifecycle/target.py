@@ -87,9 +87,9 @@ class Target:
         if self.drop is not None and val is None:
             raise UsageError("max_drop is measured on validation batches: prepare(val=...)")
 
-    def halves(self, half_untouched: bool | None) -> bool:
-        """Returns whether tensors that are not shared become float16; None: where a price is searched for."""
-        return self.is_searched if half_untouched is None else half_untouched
+    def chosen(self, option: bool | None) -> bool:
+        """Returns whether something is done that makes files smaller; None: where a price is searched for."""
+        return self.is_searched if option is None else option
 
     def bytes(self, weights: int) -> int | None:
         """Returns how large the file may be, None where that is not what is asked for.
@@ -106,12 +106,13 @@ class FileOptions:
 
     Args:
         codec: as in ``Packed.save``.
-        half_untouched: as in ``Compressor.finish``.
+        half_untouched, fold_norms: as in ``Compressor.finish``.
         notes: as in ``Packed.note``; values of the same length do.
     """
 
     codec: str = "auto"
     half_untouched: bool | None = None
+    fold_norms: bool | None = None
     notes: Mapping[str, Any] = field(default_factory=dict)
 
 

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from compressor.formats.content import Codebook, SharedTensor, Table
 from compressor.formats.dtypes import ITEM_SIZES
 from compressor.formats.errors import printable
+from compressor.formats.file.entries import shown
 from compressor.formats.file.reader import PackedFile
 from compressor.report.provenance import Provenance, read_provenance, rule_of
 from compressor.report.table import Row, markdown_table, text_table
@@ -189,7 +190,7 @@ def _row(
     overhead = file.site_overhead(entry.name)
     rule, scheme = rule_of(file, provenance, position)
     return Row(
-        site=entry.name,
+        site=shown(entry.name),
         shape=entry.shape,
         weights=weights,
         scheme=scheme,

@@ -44,12 +44,13 @@ class TableEntry:
         return math.prod(self.stored) * ITEM_SIZES[self.dtype]
 
 
-def parse_book(entry: Any, number: int) -> TableEntry | Grid:
+def parse_book(entry: Any, number: int, version: int) -> TableEntry | Grid:
     """Parses one entry of ``books``.
 
     Args:
         entry: a JSON value.
         number: its position in ``books``, for messages.
+        version: of the format.
 
     Raises:
         FormatError: anything that SPEC.md does not allow.
@@ -59,6 +60,8 @@ def parse_book(entry: Any, number: int) -> TableEntry | Grid:
         raise FormatError(f'{what} is {ascii(entry)[:80]}, expected [dtype, K] or ["grid", start, step, count]')
     if entry[0] == "grid":
         return _grid(entry, what)
+    if entry[0] == "steps" and version > 1:
+        return _steps(entry, what)
     dtype = parse_float_dtype(entry[0], f"dtype of {what}")
     if entry[2:] not in ([], ["mirrored"]):
         raise FormatError(f'{what}: {ascii(entry[2:])[:80]} after the shape, expected nothing or "mirrored"')
@@ -82,13 +85,41 @@ def _grid(entry: list[Any], what: str) -> Grid:
     return grid
 
 
+def _steps(entry: list[Any], what: str) -> Grid:
+    """Returns a grid that begins at a whole number of its steps, and whose step is a float32."""
+    if len(entry) != 4 or type(entry[2]) is not float:
+        raise FormatError(f'{what} is {ascii(entry)[:80]}, expected ["steps", least, step, count]')
+    least = parse_int(entry[1], f"least number of steps of {what}", -MAX_DIM, MAX_DIM)
+    count = parse_int(entry[3], f"count of {what}", 1, MAX_GRID)
+    step = _float32(entry[2])
+    if _shortest(step) != entry[2]:
+        raise FormatError(f"{what}: step {entry[2]!r}, expected the fewest digits of a float32")
+    grid = Grid(least * step, step, count)
+    check_book(grid, what)
+    return grid
+
+
+def _float32(value: float) -> float:
+    with np.errstate(over="ignore"):
+        return float(np.float32(value))
+
+
+def _shortest(step: float) -> float:
+    """Returns the number of the fewest decimal digits that rounds to the same float32."""
+    return float(str(np.float32(step)))
+
+
 def book_fields(book: Codebook) -> list[Any]:
     """Returns the entry of a codebook in ``books``; the inverse of ``parse_book``.
 
-    >>> book_fields(Table.of([1.0, 2.0], "F16")), book_fields(Grid(-1.0, 0.5, 4))
-    (['F16', 2], ['grid', -1.0, 0.5, 4])
+    >>> book_fields(Table.of([1.0, 2.0], "F16")), book_fields(Grid(-1.0, 0.5, 4)), book_fields(Grid(0.1, 0.5, 4))
+    (['F16', 2], ['steps', -2, 0.5, 4], ['grid', 0.1, 0.5, 4])
     """
     if isinstance(book, Grid):
+        least = round(book.start / book.step) if book.step else 0
+        exact = abs(least) <= MAX_DIM and _float32(book.step) == book.step and least * book.step == book.start
+        if exact and book.step:
+            return ["steps", least, _shortest(book.step), book.count]
         return ["grid", float(book.start), float(book.step), book.count]
     books, codewords, length = book.values.shape
     shape = codewords if books == length == 1 else [books, codewords, length]

@@ -1,4 +1,7 @@
-"""The container of a packed file: a safetensors file of four byte tensors and one metadata string (SPEC.md, 1)."""
+"""The safetensors header of a packed file, and JSON read and written strictly (SPEC.md, 1 and 2).
+
+Blobs are the four byte tensors of a file of version 1; a file of version 2 has one tensor, see ``opening``.
+"""
 
 from __future__ import annotations
 
@@ -16,10 +19,13 @@ __all__ = [
     "MAX_DEPTH",
     "MAX_HEADER",
     "canonical_json",
+    "check_end",
     "framed",
     "header_bytes",
-    "parse_header",
+    "parse_blobs",
+    "read_header",
     "read_json",
+    "recognise",
 ]
 
 KEY = "timm-compressor"
@@ -61,7 +67,7 @@ def canonical_json(fields: object) -> str:
 
 
 def header_bytes(metadata: str, sizes: Mapping[str, int]) -> bytes:
-    """Returns the first 8 + n bytes of a packed file: the length n of the header, and the header.
+    """Returns the first 8 + n bytes of a file of version 1: the length n of the header, and the header.
 
     Args:
         metadata: the metadata text.
@@ -159,16 +165,15 @@ def _finite_number(literal: str) -> float:
     return number
 
 
-def parse_header(text: bytes, data_size: int) -> tuple[str, dict[str, int]]:
-    """Checks a safetensors header and returns its metadata string and the size of each blob in bytes.
+def read_header(text: bytes) -> tuple[dict[str, Any], str]:
+    """Reads a safetensors header and returns it with the string that ``KEY`` has in its metadata.
 
     Args:
         text: the n bytes after the length field.
-        data_size: the number of bytes in the file after the header.
 
     Raises:
         UnsupportedError: the file is an ordinary safetensors file.
-        FormatError: the header is not the one that ``header_bytes`` returns for its metadata and sizes.
+        FormatError: the text is not JSON, or has no such string.
     """
     header = read_json(text, "header")
     if not isinstance(header, dict):
@@ -181,19 +186,33 @@ def parse_header(text: bytes, data_size: int) -> tuple[str, dict[str, int]]:
     metadata = notes[KEY]
     if not isinstance(metadata, str):
         raise FormatError(f"header: metadata {KEY!r} is not a string")
-    unknown = sorted({*header} - {"__metadata__", *BLOBS} | {*notes} - {KEY})
+    return header, metadata
+
+
+def parse_blobs(header: Mapping[str, Any], metadata: str, text: bytes, data_size: int) -> dict[str, int]:
+    """Checks the header of a file of version 1 and returns the size of each blob in bytes.
+
+    Args:
+        header, metadata: what ``read_header`` returns for ``text``.
+        text: the n bytes after the length field.
+        data_size: the number of bytes in the file after the header.
+
+    Raises:
+        FormatError: the header is not the one that ``header_bytes`` returns for its metadata and sizes.
+    """
+    unknown = sorted({*header} - {"__metadata__", *BLOBS} | {*header["__metadata__"]} - {KEY})
     missing = [blob for blob in BLOBS if blob not in header]
     if unknown or missing:
         fault = f"unknown field {unknown[0][:80]!r}" if unknown else f"no tensor {missing[0]!r}"
         raise FormatError(f"header: {fault}, expected {', '.join(BLOBS)}")
     sizes = _blob_sizes(header)
-    _check_end(sum(sizes.values()), data_size)
+    check_end(sum(sizes.values()), data_size)
     if header_bytes(metadata, sizes)[8:] != text:
         raise FormatError("header: not in canonical form (order, spaces, padding or escapes)")
-    return metadata, sizes
+    return sizes
 
 
-def _blob_sizes(header: dict[str, Any]) -> dict[str, int]:
+def _blob_sizes(header: Mapping[str, Any]) -> dict[str, int]:
     """Returns the size of each blob, after checking that the blobs follow each other without hole or overlap."""
     sizes: dict[str, int] = {}
     start = 0
@@ -212,7 +231,12 @@ def _blob_sizes(header: dict[str, Any]) -> dict[str, int]:
     return sizes
 
 
-def _check_end(declared: int, actual: int) -> None:
+def check_end(declared: int, actual: int) -> None:
+    """Checks that a file has as many bytes of data as its header declares.
+
+    Raises:
+        FormatError: it has fewer or more.
+    """
     if declared > actual:
         raise FormatError(
             f"the file ends {declared - actual:,} bytes early ({actual:,} of {declared:,} data bytes): "

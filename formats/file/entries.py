@@ -10,12 +10,12 @@ import numpy as np
 
 from compressor.formats.codecs.registry import codec_class
 from compressor.formats.content import Grid, group_count, index_shape
-from compressor.formats.dtypes import ITEM_SIZES
+from compressor.formats.dtypes import ITEM_SIZES, constant
 from compressor.formats.errors import FormatError
 from compressor.formats.file.codebooks import TableEntry
 from compressor.formats.file.fields import MAX_DIM, parse_float_dtype, parse_int, parse_name, parse_shape
 
-__all__ = ["RawEntry", "SiteEntry", "check_raw", "parse_raws", "parse_site"]
+__all__ = ["RawEntry", "SiteEntry", "check_raw", "parse_raws", "parse_site", "shown"]
 
 MAX_SIZE = (1 << 62) - 1  # bytes of an index stream
 MAX_CODEC = 64  # characters of a codec's id
@@ -27,7 +27,7 @@ class SiteEntry:
     """A shared tensor as the metadata describes it.
 
     Args:
-        name: its name.
+        name: its name; of a stack, whose slices along axis 0 are tensors, the names of these with spaces between.
         shape: its shape.
         book: the position of its codebook.
         codec: the id of the codec of its indices.
@@ -62,6 +62,11 @@ class SiteEntry:
         return math.prod(self.index_shape)
 
     @property
+    def names(self) -> list[str]:
+        """The names of the tensors that it holds: its own, or those of the slices of a stack."""
+        return self.name.split(" ")
+
+    @property
     def weights(self) -> int:
         """The number of entries of the tensor."""
         return math.prod(self.shape)
@@ -81,25 +86,28 @@ class RawEntry:
         dtype: its dtype.
         shape: its shape.
         stored: the dtype its values are stored in; ``dtype`` itself, or another float dtype.
+        value: the value that all its entries have, which are then not stored; None where they are stored.
     """
 
     name: str
     dtype: str
     shape: tuple[int, ...]
     stored: str
+    value: int | float | None = None
 
     @property
     def size(self) -> int:
         """The size of its values in the file, in bytes."""
-        return math.prod(self.shape) * ITEM_SIZES[self.stored]
+        return 0 if self.value is not None else math.prod(self.shape) * ITEM_SIZES[self.stored]
 
 
-def parse_site(entry: Any, books: tuple[TableEntry | Grid, ...]) -> SiteEntry:
+def parse_site(entry: Any, books: tuple[TableEntry | Grid, ...], version: int) -> SiteEntry:
     """Parses one entry of ``sites``.
 
     Args:
         entry: a JSON value.
         books: all codebooks of the file.
+        version: of the format.
 
     Raises:
         UnsupportedError: its codec is not installed.
@@ -107,9 +115,12 @@ def parse_site(entry: Any, books: tuple[TableEntry | Grid, ...]) -> SiteEntry:
     """
     if not isinstance(entry, list) or len(entry) not in (5, 6):
         raise FormatError(f"site {ascii(entry)[:80]}, expected [name, shape, book, codec, bytes] and options")
-    name = parse_name(entry[0])
-    what = f"tensor {name!r}"
+    names = entry[0].split(" ") if version > 1 and isinstance(entry[0], str) else [entry[0]]
+    name = " ".join(map(parse_name, names))
+    what = f"tensor {shown(name)!r}"
     shape = parse_shape(entry[1], what)
+    if len(names) > 1 and shape[:1] != (len(names),):
+        raise FormatError(f"{what}: shape {list(shape)} of a stack of {len(names)} tensors, expected so many slices")
     number = parse_int(entry[2], f"codebook of {what}", 0, len(books) - 1)
     if not isinstance(entry[3], str) or not 0 < len(entry[3]) <= MAX_CODEC or not entry[3].isprintable():
         raise FormatError(f"codec of {what} is {ascii(entry[3])[:80]}, expected a name")
@@ -167,28 +178,43 @@ def _check_stream(codec: str, size: int, count: int, codewords: int, what: str) 
         raise FormatError(f"{what} declares {count} indices in {size} bytes, which hold at most {most}")
 
 
-def parse_raws(entry: Any) -> list[RawEntry]:
-    """Parses one entry of ``untouched``, which lists all tensors of one dtype, shape and stored dtype.
+def shown(name: str) -> str:
+    """Returns the name of a shared tensor as messages show it: of a stack the first and the last.
+
+    >>> shown("conv.weight"), shown("bn1.bias bn2.bias bn3.bias")
+    ('conv.weight', 'bn1.bias ... bn3.bias')
+    """
+    first, *others = name.split(" ")
+    return f"{first} ... {others[-1]}" if others else first
+
+
+def parse_raws(entry: Any, version: int) -> list[RawEntry]:
+    """Parses one entry of ``untouched``, which lists all tensors of one dtype, shape, and stored dtype or value.
 
     Args:
         entry: a JSON value.
+        version: of the format.
 
     Raises:
         FormatError: anything that SPEC.md does not allow.
     """
     if not isinstance(entry, list) or len(entry) not in (3, 4) or not isinstance(entry[2], str):
-        raise FormatError(f"untouched {ascii(entry)[:80]}, expected [dtype, shape, names] and stored dtype")
+        raise FormatError(f"untouched {ascii(entry)[:80]}, expected [dtype, shape, names] and stored dtype or value")
     names = [parse_name(name) for name in entry[2].split(" ")]
     dtype = entry[0]
     if not isinstance(dtype, str) or dtype not in ITEM_SIZES:
         raise FormatError(f"dtype of {names[0]!r} is {ascii(dtype)[:80]}, expected {', '.join(ITEM_SIZES)}")
-    stored = dtype
-    if len(entry) == 4:
+    shape = parse_shape(entry[1], f"tensor {names[0]!r}")
+    stored, value = dtype, None
+    if len(entry) == 4 and type(entry[3]) in (int, float) and version > 1:
+        value = entry[3]
+        if constant(value, dtype) is None:
+            raise FormatError(f"value of {names[0]!r} is {value!r}, expected one that {dtype} has")
+    elif len(entry) == 4:
         stored = parse_float_dtype(entry[3], f"stored dtype of {names[0]!r}")
         if stored == parse_float_dtype(dtype, f"dtype of {names[0]!r}"):
             raise FormatError(f"stored dtype of {names[0]!r} is its own dtype, expected another")
-    shape = parse_shape(entry[1], f"tensor {names[0]!r}")
-    return [RawEntry(name, dtype, shape, stored) for name in names]
+    return [RawEntry(name, dtype, shape, stored, value) for name in names]
 
 
 def check_raw(data: bytes | memoryview, dtype: str, what: str) -> None:

@@ -9,9 +9,13 @@ from compressor.formats.dtypes import ITEM_SIZES
 from compressor.formats.errors import FormatError
 from compressor.formats.file.codebooks import TableEntry
 from compressor.formats.file.container import BLOBS
+from compressor.formats.file.entries import shown
 from compressor.formats.file.metadata import Metadata
+from compressor.formats.file.opening import Opening
 
-__all__ = ["Key", "Part", "blob_sizes", "check_sizes", "layout"]
+__all__ = ["Key", "Part", "Section", "blob_sizes", "check_sizes", "layout", "sections"]
+
+_SECTION = 1 << 16  # bytes from which on a section takes no further part
 
 Key = tuple[str, str | int]
 """What a part holds: ("indices" | "scale" | "offset" | "untouched", a tensor's name) or ("codebook", its position)."""
@@ -19,14 +23,14 @@ Key = tuple[str, str | int]
 
 @dataclass(frozen=True)
 class Part:
-    """A contiguous range of bytes that has a checksum.
+    """A contiguous range of bytes.
 
     Args:
         key: what it holds.
-        blob: the blob it is in.
-        start: its first byte, counted from the end of the header.
+        blob: the kind of part it is: a blob of a file of version 1.
+        start: its first byte, counted from the first byte of the first part.
         size: its size in bytes.
-        number: the position of its CRC-32 in ``checksums``.
+        number: the position of its section in ``sections``.
     """
 
     key: Key
@@ -37,17 +41,51 @@ class Part:
 
     def __str__(self) -> str:
         kind, which = self.key
-        return f"codebook {which}" if kind == "codebook" else f"{kind} of {which!r}"
+        return f"codebook {which}" if isinstance(which, int) else f"{kind} of {shown(which)!r}"
+
+
+@dataclass(frozen=True)
+class Section:
+    """Consecutive parts that have a CRC-32 together, in the order of ``sections`` at the end of the file.
+
+    Args:
+        parts: the first and the last, or the only one.
+        start: its first byte, counted from the first byte of the first part.
+        size: its size in bytes.
+    """
+
+    parts: tuple[Part, ...]
+    start: int
+    size: int
+
+    def __str__(self) -> str:
+        return " to the ".join(map(str, self.parts))
 
 
 def layout(metadata: Metadata) -> dict[Key, Part]:
-    """Returns all parts by key, in file order."""
+    """Returns all parts by key, in file order.
+
+    A section takes parts until it has ``_SECTION`` bytes; in version 1 each part is one.
+    """
     parts: dict[Key, Part] = {}
-    start = 0
+    start = number = section = 0
     for key, blob, size in _walk(metadata):
-        parts[key] = Part(key, blob, start, size, len(parts))
+        if parts and (metadata.version == 1 or start - section >= _SECTION):
+            number, section = number + 1, start
+        parts[key] = Part(key, blob, start, size, number)
         start += size
     return parts
+
+
+def sections(parts: Mapping[Key, Part]) -> list[Section]:
+    """Returns the sections of the parts that ``layout`` returns, in file order."""
+    members: dict[int, list[Part]] = {}
+    for part in parts.values():
+        members.setdefault(part.number, []).append(part)
+    return [
+        Section((found[0], found[-1])[: len(found)], found[0].start, sum(part.size for part in found))
+        for found in members.values()
+    ]
 
 
 def _walk(metadata: Metadata) -> Iterator[tuple[Key, str, int]]:
@@ -63,29 +101,36 @@ def _walk(metadata: Metadata) -> Iterator[tuple[Key, str, int]]:
         if site.offset is not None:
             yield ("offset", site.name), "codebooks", site.groups * ITEM_SIZES[site.offset]
     for raw in metadata.untouched.values():
-        yield ("untouched", raw.name), "untouched", raw.size
+        if raw.value is None:
+            yield ("untouched", raw.name), "untouched", raw.size
 
 
 def blob_sizes(parts: Mapping[Key, Part]) -> dict[str, int]:
-    """Returns the size of each blob in bytes; there is a checksum for each part and one for the header."""
+    """Returns the bytes of all parts of each kind, and of the checksums of their sections."""
     sizes = dict.fromkeys(BLOBS, 0)
     for part in parts.values():
         sizes[part.blob] += part.size
-    sizes["checksums"] = 4 * (len(parts) + 1)
+    sizes["checksums"] = 4 * len({part.number for part in parts.values()})
     return sizes
 
 
-def check_sizes(parts: Mapping[Key, Part], sizes: Mapping[str, int]) -> None:
-    """Checks that the parts fill each blob exactly.
+def check_sizes(parts: Mapping[Key, Part], opening: Opening) -> None:
+    """Checks that the parts and their checksums fill a file exactly: in version 1 each blob.
 
     Args:
         parts: as ``layout`` returns them.
-        sizes: the size of each blob in bytes, as the header declares it.
+        opening: that of the file.
 
     Raises:
-        FormatError: a blob is larger or smaller than its parts.
+        FormatError: they take more or fewer bytes.
     """
-    declared = blob_sizes(parts)
+    sizes = blob_sizes(parts)
+    if opening.blobs is None:
+        if sum(sizes.values()) != opening.data:
+            raise FormatError(f"{opening.data:,} bytes of data, expected {sum(sizes.values()):,} by the metadata")
+        return
+    sizes["checksums"] += 4  # of the header
     for blob in BLOBS:
-        if declared[blob] != sizes[blob]:
-            raise FormatError(f"blob {blob!r} has {sizes[blob]:,} bytes, expected {declared[blob]:,} by the metadata")
+        if sizes[blob] != opening.blobs[blob]:
+            found = f"blob {blob!r} has {opening.blobs[blob]:,} bytes"
+            raise FormatError(f"{found}, expected {sizes[blob]:,} by the metadata")

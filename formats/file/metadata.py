@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,11 +15,9 @@ from compressor.formats.file.codebooks import TableEntry, parse_book
 from compressor.formats.file.entries import RawEntry, SiteEntry, parse_raws, parse_site
 from compressor.formats.file.fields import parse_name
 from compressor.formats.file.objects import OBJECTS, check_object
+from compressor.formats.file.opening import VERSION, check_version
 
-__all__ = ["VERSION", "Metadata", "parse_metadata"]
-
-VERSION = 1
-"""The version of the format that this release writes, and the latest that it reads."""
+__all__ = ["Metadata", "parse_metadata"]
 
 _KEYS = {"version", "requires", "books", "sites", "untouched", "aliases", *OBJECTS}
 
@@ -29,6 +27,7 @@ class Metadata:
     """The checked metadata of a packed file.
 
     Args:
+        version: of the format.
         books: the codebooks, in file order.
         sites: the shared tensors by name, in file order.
         untouched: the untouched tensors by name, in file order.
@@ -36,6 +35,7 @@ class Metadata:
         fields: the JSON object that all of these were parsed from.
     """
 
+    version: int
     books: tuple[TableEntry | Grid, ...]
     sites: Mapping[str, SiteEntry]
     untouched: Mapping[str, RawEntry]
@@ -45,8 +45,12 @@ class Metadata:
     @property
     def decoded_size(self) -> int:
         """The size in bytes of all tensors after decoding; tied ones count under each name, as a copy of each would."""
-        entries: dict[str, SiteEntry | RawEntry] = {**self.sites, **self.untouched}
-        sizes = {name: math.prod(entry.shape) * ITEM_SIZES[entry.dtype] for name, entry in entries.items()}
+        sizes: dict[str, int] = {}
+        entries: list[SiteEntry | RawEntry] = [*self.sites.values(), *self.untouched.values()]
+        for entry in entries:
+            names = entry.name.split(" ")
+            size = math.prod(entry.shape) * ITEM_SIZES[entry.dtype]
+            sizes |= dict.fromkeys(names, size // len(names))
         return sum(sizes.values()) + sum(sizes[name] for name in self.aliases.values())
 
 
@@ -63,35 +67,31 @@ def parse_metadata(fields: Any, max_memory: int) -> Metadata:
     """
     if not isinstance(fields, dict):
         raise FormatError("metadata: expected a JSON object")
-    _check_version(fields)
+    version = _version(fields)
     unknown = sorted({*fields} - _KEYS)
     if unknown:
         raise FormatError(f"metadata: unknown key {unknown[0][:80]!r}, expected {', '.join(sorted(_KEYS))}")
     for key in OBJECTS:
         if key in fields:
             check_object(key, fields[key])
-    books = tuple(parse_book(entry, number) for number, entry in enumerate(_list(fields, "books")))
-    sites: dict[str, SiteEntry] = {}
-    for entry in _list(fields, "sites"):
-        site = parse_site(entry, books)
-        _add(sites, site.name, site)
-    untouched: dict[str, RawEntry] = {}
-    for entry in _list(fields, "untouched"):
-        for raw in parse_raws(entry):
-            _add(untouched, raw.name, raw, sites)
-    metadata = Metadata(books, sites, untouched, _aliases(fields, {*sites, *untouched}), fields)
+    books = tuple(parse_book(entry, number, version) for number, entry in enumerate(_list(fields, "books")))
+    sites = [parse_site(entry, books, version) for entry in _list(fields, "sites")]
+    untouched = [raw for entry in _list(fields, "untouched") for raw in parse_raws(entry, version)]
+    names = [name for site in sites for name in site.names] + [raw.name for raw in untouched]
+    metadata = Metadata(
+        version, books, {site.name: site for site in sites}, {raw.name: raw for raw in untouched},
+        _aliases(fields, _unique(names)), fields,
+    )  # fmt: skip
     _check_whole(metadata, max_memory)
     return metadata
 
 
-def _check_version(fields: dict[str, Any]) -> None:
+def _version(fields: dict[str, Any]) -> int:
+    """Returns the version of the format, after checking it and what it requires of a reader."""
     version = fields.get("version")
     if type(version) is not int or version < 1:
-        raise FormatError(f"metadata: version {ascii(version)[:80]}, expected {VERSION}")
-    if version > VERSION:
-        raise UnsupportedError(
-            f"format version {ascii(version)[:80]}, this release reads up to {VERSION}: upgrade timm-compressor"
-        )
+        raise FormatError(f"metadata: version {ascii(version)[:80]}, expected 1 to {VERSION}")
+    check_version(version)
     requires = fields.get("requires")
     if not isinstance(requires, list) or not all(isinstance(feature, str) for feature in requires):
         raise FormatError("metadata: 'requires' is not a list of features")
@@ -99,6 +99,7 @@ def _check_version(fields: dict[str, Any]) -> None:
     if unknown:
         what = f"the file needs the codec {unknown[0][:80]!r}, unknown to this release"
         raise UnsupportedError(f"{what}: upgrade timm-compressor, or install the package that this codec comes from")
+    return version
 
 
 def _check_whole(metadata: Metadata, max_memory: int) -> None:
@@ -116,11 +117,14 @@ def _check_whole(metadata: Metadata, max_memory: int) -> None:
         raise FormatError(f"the tensors take {size:,} bytes, {allowed}; if you trust the file: max_memory={size}")
 
 
-def _add(entries: dict[str, Any], name: str, entry: object, taken: Collection[str] = ()) -> None:
-    """Adds an entry under a name that neither ``entries`` nor ``taken`` has; FormatError where one has it."""
-    if name in entries or name in taken:
-        raise FormatError(f"metadata: tensor {name!r} given twice")
-    entries[name] = entry
+def _unique(names: list[str]) -> set[str]:
+    """Returns names as a set; FormatError where one is given twice."""
+    found: set[str] = set()
+    for name in names:
+        if name in found:
+            raise FormatError(f"metadata: tensor {name!r} given twice")
+        found.add(name)
+    return found
 
 
 def _list(fields: dict[str, Any], key: str) -> list[Any]:

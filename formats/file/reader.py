@@ -8,8 +8,8 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 import os
-import struct
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -30,16 +30,18 @@ from compressor.formats.content import (
     SharedTensor,
     Table,
     decode,
+    find_slices,
     finish_decode,
 )
-from compressor.formats.dtypes import check_byte_order, from_storage, to_storage
+from compressor.formats.dtypes import check_byte_order, constant, from_storage, to_storage
 from compressor.formats.errors import FileError, FormatError, IntegrityError, MissingError, did_you_mean
 from compressor.formats.file.codebooks import TableEntry, read_table
-from compressor.formats.file.container import MAX_HEADER, canonical_json, parse_header, read_json, recognise
+from compressor.formats.file.container import canonical_json, read_json
 from compressor.formats.file.entries import RawEntry, SiteEntry, check_raw
-from compressor.formats.file.layout import Key, check_sizes, layout
+from compressor.formats.file.layout import Key, Section, blob_sizes, check_sizes, layout, sections
 from compressor.formats.file.memory import allowed_memory
 from compressor.formats.file.metadata import parse_metadata
+from compressor.formats.file.opening import read_opening
 from compressor.formats.file.source import FileSource, MemorySource, Source
 
 __all__ = ["PackedFile", "Sizes"]
@@ -78,7 +80,8 @@ class PackedFile:
         IntegrityError: the checksum of the header does not match.
 
     Attributes:
-        sites: the shared tensors of the metadata, by name, in file order.
+        sites: the shared tensors of the metadata, and stacks of them, by name, in file order.
+        slices: for the name of each stored tensor the entry that holds it, and its place if that is a stack.
         untouched: the untouched tensors of the metadata, by name, in file order.
         aliases: for each further name of a tied tensor, the name it is stored under.
         book_entries: the codebooks of the metadata, in file order.
@@ -105,20 +108,24 @@ class PackedFile:
         self.max_memory = allowed_memory(max_memory, source.size)
         with self._labelled_errors():
             check_byte_order()
-            text, sizes = self._read_header()
-            parsed = parse_metadata(read_json(text, "metadata"), self.max_memory)
-            if canonical_json(parsed.fields) != text:  # else two files of one content could have two hashes
+            self._opening = read_opening(source)
+            parsed = parse_metadata(read_json(self._opening.text, "metadata"), self.max_memory)
+            if parsed.version != self._opening.version:
+                raise FormatError(f"metadata: version {parsed.version} in a file of {self._opening.version}")
+            if canonical_json(parsed.fields) != self._opening.text:  # else one content could have two hashes
                 raise FormatError("metadata: not in canonical form (order, spaces, escapes or numbers)")
             self._parts = layout(parsed)
-            check_sizes(self._parts, sizes)
-            start = self.source.size - sizes["checksums"]
-            self._checksums = np.frombuffer(source.read(start, sizes["checksums"]), "<u4")
-        self._sizes = sizes
+            check_sizes(self._parts, self._opening)
+            self._sections = sections(self._parts)
+            end = self._opening.size + sum(section.size for section in self._sections)
+            self._checksums = np.frombuffer(source.read(end, 4 * len(self._sections)), "<u4")
+        self._held: tuple[Section, memoryview] | None = None  # the section read last
         self.decoded_size = parsed.decoded_size
         self.metadata: Mapping[str, Any] = parsed.fields
         self.sites: Mapping[str, SiteEntry] = parsed.sites
         self.untouched: Mapping[str, RawEntry] = parsed.untouched
         self.aliases: Mapping[str, str] = parsed.aliases
+        self.slices = find_slices(parsed)
         self.model: Mapping[str, Any] | None = parsed.fields.get("model")
         self.preprocessing: Mapping[str, Any] | None = parsed.fields.get("preprocessing")
         self.recipe: Mapping[str, Any] | None = parsed.fields.get("recipe")
@@ -162,66 +169,54 @@ class PackedFile:
         except FileError as error:
             raise type(error)(f"{self.label}: {error}") from error
 
-    # -- header
-
-    def _read_header(self) -> tuple[str, dict[str, int]]:
-        """Returns the metadata text and the blob sizes, after checking the header and its checksum."""
-        start = bytes(self.source.read(0, min(9, self.source.size)))
-        if start[8:] != b"{":  # without this, the length field of a 640-byte header (80 02) passes for a pickle
-            recognise(start)
-        if self.source.size < 8:
-            raise FormatError(f"{self.source.size} bytes, too short for a packed file")
-        length = struct.unpack("<Q", start[:8])[0]
-        if length > min(MAX_HEADER, self.source.size - 8):
-            raise FormatError(
-                f"header of {length:,} bytes in a file of {self.source.size:,}: not a packed file, or cut"
-            )
-        header = self.source.read(0, 8 + length)
-        text, sizes = parse_header(bytes(header[8:]), self.source.size - 8 - length)
-        if sizes["checksums"] < 4:
-            raise FormatError("no checksum of the header")
-        stored = struct.unpack("<I", self.source.read(self.source.size - 4, 4))[0]
-        if zlib.crc32(header) != stored:
-            raise IntegrityError("checksum of the header does not match: the file is damaged, fetch it again")
-        self._header_size = 8 + length
-        return text, sizes
+    # -- sizes
 
     def sizes(self) -> Sizes:
-        """Returns the sizes in bytes of the file and of its regions."""
-        return Sizes(file=self.source.size, header=self._header_size, **self._sizes)
+        """Returns the sizes in bytes of the file and of its regions; its metadata are a part of the header."""
+        sizes = blob_sizes(self._parts)
+        sizes["checksums"] = self.source.size - self._opening.size - sum(part.size for part in self._parts.values())
+        return Sizes(file=self.source.size, header=self._opening.size, **sizes)
 
     def site_overhead(self, name: str) -> int:
-        """Returns the bytes a site takes besides indices, codebook, scale and offset: its metadata and checksums.
+        """Returns the bytes a site takes besides indices, codebook, scale and offset: its metadata.
+
+        Of deflated metadata it is the share that its text has of the whole; in version 1 its checksums count too.
 
         Raises:
             MissingError: there is no such site.
         """
         if name not in self.sites:
             raise MissingError(f"{self.label}: no shared tensor {name!r}")
-        entry = self.metadata["sites"][list(self.sites).index(name)]
-        text = json.dumps(canonical_json(entry))[1:-1] + ","  # a JSON text inside a JSON string: quotes are escaped
+        entry = canonical_json(self.metadata["sites"][list(self.sites).index(name)]) + ","
+        text = len(json.dumps(entry)) - 2  # a JSON text inside a JSON string: quotes are escaped
+        whole = len(json.dumps(self._opening.text)) - 2
+        deflated = 1.0 if self._opening.blobs else self._opening.size / whole
         checksums = sum((kind, name) in self._parts for kind in ("indices", "scale", "offset"))
-        return len(text) + 4 * checksums
+        return round(deflated * text) + (4 * checksums if self._opening.blobs else 0)
 
     def content_sha256(self) -> str:
         """Returns the hexadecimal SHA-256 of the metadata without provenance and of all blobs but the checksums."""
         content = {key: value for key, value in self.metadata.items() if key != "provenance"}
         digest = hashlib.sha256(canonical_json(content).encode())
-        end = self.source.size - self._sizes["checksums"]
+        end = self._opening.size + sum(section.size for section in self._sections)
         with self._labelled_errors():
-            for start in range(self._header_size, end, _HASH_CHUNK):
+            for start in range(self._opening.size, end, _HASH_CHUNK):
                 digest.update(self.source.read(start, min(_HASH_CHUNK, end - start)))
         return digest.hexdigest()
 
     # -- parts
 
     def _read_part(self, key: Key) -> memoryview:
-        """Returns the bytes of a part, after verifying their checksum."""
+        """Returns the bytes of a part, after verifying the checksum of its section."""
         part = self._parts[key]
-        data = self.source.read(self._header_size + part.start, part.size)
-        if zlib.crc32(data) != self._checksums[part.number]:
-            raise IntegrityError(f"checksum of the {part} does not match: the file is damaged, fetch it again")
-        return data
+        section, held = self._sections[part.number], self._held
+        if held is None or held[0] is not section:
+            data = self.source.read(self._opening.size + section.start, section.size)
+            if zlib.crc32(data) != self._checksums[part.number]:
+                raise IntegrityError(f"checksum of the {section} does not match: the file is damaged, fetch it again")
+            self._held = held = section, data
+        start = part.start - section.start
+        return held[1][start : start + part.size]
 
     def _find_site(self, name: str) -> SiteEntry:
         if name not in self.sites:
@@ -308,11 +303,17 @@ class PackedFile:
             return self._read_shared(site, self._read_indices(site) if indices else _no_indices())
 
     def tensor(self, name: str) -> NDArray[Any]:
-        """Returns the weights of a site, bit for bit as ``content.decode``: BF16 as uint16 bit patterns.
+        """Returns the weights of a site, or of a slice of one, bit for bit as ``content.decode``.
+
+        BF16 are uint16 bit patterns.
 
         Raises:
             MissingError: there is no such site.
         """
+        holder, place = self.slices.get(name, (name, None))
+        if place is not None:
+            weights: NDArray[Any] = self.tensor(holder)[place]
+            return weights
         site = self._find_site(name)
         with self._labelled_errors():
             book = self._read_book(site.book)
@@ -331,6 +332,10 @@ class PackedFile:
         if name not in self.untouched:
             raise MissingError(f"{self.label}: no untouched tensor {name!r}.{did_you_mean(name, self.untouched)}")
         entry = self.untouched[name]
+        if entry.value is not None:
+            item = constant(entry.value, entry.dtype)
+            assert item is not None  # the parser has checked it
+            return RawTensor(entry.dtype, entry.shape, item * math.prod(entry.shape))
         with self._labelled_errors():
             data = self._read_part(("untouched", name))
             check_raw(data, entry.dtype, f"untouched {name!r}")

@@ -6,7 +6,7 @@ import json
 import math
 import os
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -16,17 +16,18 @@ import numpy as np
 from compressor.formats.codecs.base import Codec, Stream, check_indices
 from compressor.formats.codecs.registry import CODECS, codec_class
 from compressor.formats.content import Content, RawTensor, SharedTensor, Table, index_shape
-from compressor.formats.dtypes import FLOATS, check_byte_order, from_storage, to_storage
+from compressor.formats.dtypes import FLOATS, check_byte_order, constant_value, from_storage, to_storage
 from compressor.formats.errors import FormatError, IntegrityError, UnsupportedError, UsageError
-from compressor.formats.file.choice import Option, choose, encode_each, text_size
+from compressor.formats.file.choice import Option, choose, encode_each
 from compressor.formats.file.codebooks import book_fields, check_book
-from compressor.formats.file.container import BLOBS, canonical_json, header_bytes, read_json
+from compressor.formats.file.container import canonical_json, read_json
 from compressor.formats.file.entries import check_raw
 from compressor.formats.file.fields import parse_name
-from compressor.formats.file.layout import Key, blob_sizes, layout
+from compressor.formats.file.layout import Key, layout, sections
 from compressor.formats.file.memory import MAX_MEMORY
-from compressor.formats.file.metadata import VERSION, parse_metadata
+from compressor.formats.file.metadata import parse_metadata
 from compressor.formats.file.objects import OBJECTS
+from compressor.formats.file.opening import VERSION, opening_bytes
 from compressor.formats.file.reader import PackedFile
 from compressor.formats.io.atomic import check_writable, write_atomically
 
@@ -78,19 +79,20 @@ def pack(content: Content, codec: str = "auto") -> bytes:
 def _pack(content: Content, codec: str) -> bytes:
     candidates = [name for name in sorted(CODECS.built_in()) if CODECS[name].general] if codec == "auto" else [codec]
     options = {name: _options(name, site, content, candidates) for name, site in content.sites.items()}
-    parts = _codebook_parts(content, {name: found[0].codec for name, found in options.items()})
+    chosen = choose(options)
+    parts = _codebook_parts(content, {name: option.codec for name, option in chosen.items()})
+    parts.update({("indices", name): option.data for name, option in chosen.items()})
     for name, raw in content.untouched.items():
         parts["untouched", parse_name(name)] = _raw_bytes(name, raw)
-    chosen = choose(options, _file_size(content, {name: found[0] for name, found in options.items()}, parts))
-    parts.update({("indices", name): option.data for name, option in chosen.items()})
     text = _metadata_text(_metadata(content, chosen))
     order = layout(parse_metadata(read_json(text, "metadata"), MAX_MEMORY))
     for key, part in order.items():
         if len(parts[key]) != part.size:
             raise FormatError(f"{part} has {len(parts[key]):,} bytes, expected {part.size:,}")
-    header = header_bytes(text, blob_sizes(order))
-    checksums = [zlib.crc32(parts[key]) for key in order] + [zlib.crc32(header)]
-    return b"".join([header, *(parts[key] for key in order), np.array(checksums, "<u4").tobytes()])
+    body = b"".join(parts[key] for key in order)
+    checksums = [zlib.crc32(body[one.start : one.start + one.size]) for one in sections(order)]
+    data = body + np.array(checksums, "<u4").tobytes()
+    return opening_bytes(text, len(data)) + data
 
 
 def _metadata_text(fields: dict[str, Any]) -> str:
@@ -162,29 +164,6 @@ def _raw_bytes(name: str, raw: RawTensor) -> bytes:
     return _exact_bytes(from_storage(raw.data, raw.dtype), raw.stored, f"untouched {name!r}")
 
 
-def _file_size(
-    content: Content, first: Mapping[str, Option], parts: Mapping[Key, bytes]
-) -> Callable[[Mapping[str, Option]], int]:
-    """Returns the function that computes the size of the file with other options than the first.
-
-    Args:
-        content: what the file is to hold.
-        first: an option of each site.
-        parts: all parts of the file but the indices.
-    """
-    others: dict[str, int] = dict.fromkeys(BLOBS, 0)
-    for (kind, _), data in parts.items():
-        others["untouched" if kind == "untouched" else "codebooks"] += len(data)
-    others["checksums"] = 4 * (len(parts) + len(first) + 1)
-    fixed = len(json.dumps(_metadata_text(_metadata(content, first)))) - 2 - text_size(first)
-
-    def size(chosen: Mapping[str, Option]) -> int:
-        sizes = {**others, "indices": sum(len(option.data) for option in chosen.values())}
-        return len(header_bytes("x" * (fixed + text_size(chosen)), sizes)) + sum(sizes.values())
-
-    return size
-
-
 def _metadata(content: Content, chosen: Mapping[str, Option]) -> dict[str, Any]:
     """Returns the fields of the metadata; empty ones are omitted."""
     entries: dict[str, Any] = {
@@ -215,14 +194,17 @@ def _site_fields(name: str, site: SharedTensor, codec: str, size: int) -> list[A
 
 
 def _untouched_fields(untouched: Mapping[str, RawTensor]) -> list[list[Any]]:
-    """Returns the metadata entries of untouched tensors: one for each dtype, shape and stored dtype."""
-    groups: dict[tuple[Any, ...], list[str]] = {}
+    """Returns the metadata entries of untouched tensors: one for each dtype, shape, and stored dtype or value."""
+    groups: dict[str, tuple[list[Any], list[str]]] = {}
     for name, raw in untouched.items():
-        groups.setdefault((raw.dtype, raw.shape, raw.stored or raw.dtype), []).append(name)
-    return [
-        [dtype, list(shape), " ".join(names), *([stored] if stored != dtype else [])]
-        for (dtype, shape, stored), names in groups.items()
-    ]
+        value = constant_value(raw.data, raw.dtype)
+        if value is not None and len(json.dumps(value)) <= len(raw.data):
+            last: list[Any] = [value]
+        else:
+            last = [raw.stored] if raw.stored not in ("", raw.dtype) else []
+        entry = [raw.dtype, list(raw.shape), "", *last]
+        groups.setdefault(json.dumps(entry), (entry, []))[1].append(name)
+    return [[*entry[:2], " ".join(names), *entry[3:]] for entry, names in groups.values()]
 
 
 def _verify(path: Path, content: Content) -> None:
@@ -234,7 +216,8 @@ def _verify(path: Path, content: Content) -> None:
         for number, book in enumerate(content.books):
             _check_same(file.book(number), book, f"codebook {number}")
         for name, raw in content.untouched.items():
-            _check_same(file.raw(name), replace(raw, stored="") if raw.stored == raw.dtype else raw, f"tensor {name!r}")
+            plain = raw.stored == raw.dtype or file.untouched[name].value is not None
+            _check_same(file.raw(name), replace(raw, stored="") if plain else raw, f"tensor {name!r}")
         for key in ("aliases", *OBJECTS):
             if canonical_json(getattr(file, key) or {}) != canonical_json(getattr(content, key) or {}):
                 raise IntegrityError(f"{key} read back differently from what was written: please report this")

@@ -139,6 +139,8 @@ def read_packed(file: PackedFile, model: nn.Module) -> dict[str, ComputedWeight]
     books: dict[int, Tensor] = {}
     packed: dict[str, ComputedWeight] = {}
     for name, entry in file.sites.items():
+        if name not in file.slices:
+            continue  # a stack of small tensors
         names = [name, *(alias for alias, tied in file.aliases.items() if tied == name)]
         if all(isinstance(_owner(model, path)[0], _LAYERS) for path in names):
             weight: ComputedWeight | None = _virtual(file, name)

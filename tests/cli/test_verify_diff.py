@@ -17,8 +17,9 @@ from safetensors.torch import save_file
 
 from compressor.formats.content import RawTensor
 from compressor.formats.file.reader import PackedFile
-from compressor.formats.file.writer import write
+from compressor.formats.file.writer import pack, write
 from tests.helpers.file_commands import MODEL, Ran, damage, floats, small, timm_file, type_
+from tests.helpers.forging import as_version_1
 
 __all__ = ["timm_file", "type_"]  # the fixtures
 
@@ -41,7 +42,7 @@ def test_verify_tells_both_sums(timm_file: Path, type_: Callable[..., Ran]) -> N
 
 
 def test_verify_lists_every_bad_part(type_: Callable[..., Ran]) -> None:
-    write("f.safetensors", small())
+    Path("f.safetensors").write_bytes(as_version_1(pack(small(), "auto")))
     damage(Path("f.safetensors"), floats(-1, 0, 0.5, 2).tobytes(), floats(1, np.nan).tobytes())
     code, out, err = type_("verify", "f.safetensors")
     assert code == 3
@@ -52,6 +53,16 @@ def test_verify_lists_every_bad_part(type_: Callable[..., Ran]) -> None:
     code, out, err = type_("verify", "f.safetensors", "--json")
     document = json.loads(out)
     assert (code, len(err), document["good"], document["bad"]) == (3, 1, False, [book, bias])
+
+
+def test_verify_names_a_bad_section_once(type_: Callable[..., Ran]) -> None:
+    """The parts of a small file have one checksum; a tensor of one value has no part that could be damaged."""
+    write("f.safetensors", small())
+    damage(Path("f.safetensors"), floats(-1, 0, 0.5, 2).tobytes())
+    code, out, err = type_("verify", "f.safetensors")
+    assert (code, err) == (3, ["error: f.safetensors: 7 of 8 parts are bad: fetch it again"])
+    (line,) = out.splitlines()
+    assert "checksum of the indices of 'one.weight' to the untouched of 'mask' does not match" in line
 
 
 def test_verify_another_file_than_was_meant(type_: Callable[..., Ran]) -> None:
@@ -130,8 +141,8 @@ def test_diff_of_tensors_that_cannot_be_compared(type_: Callable[..., Ran]) -> N
     assert rows["two.weight"]["sqnr"] == 0
     assert (rows["one.bias"]["differ"], rows["one.bias"]["max_abs"], rows["one.bias"]["sqnr"]) == (1, None, None)
     assert (rows["mask"]["differ"], rows["mask"]["max_abs"]) == (1, None)
-    assert (rows["steps"]["what"], rows["steps"]["bytes"]) == (["only in A"], [8, None])
-    assert (rows["new"]["what"], rows["new"]["bytes"]) == (["only in B"], [None, 3])
+    assert (rows["steps"]["what"], rows["steps"]["bytes"]) == (["only in A"], [0, None])
+    assert (rows["new"]["what"], rows["new"]["bytes"]) == (["only in B"], [None, 0])
 
 
 def test_diff_of_how_the_same_values_are_stored(type_: Callable[..., Ran]) -> None:
@@ -182,7 +193,9 @@ def test_diff_of_a_damaged_file(type_: Callable[..., Ran]) -> None:
     damage(Path("b.safetensors"), floats(-3, -1, 1, 3).tobytes())
     code, out, err = type_("diff", "a.safetensors", "b.safetensors")
     assert (code, out, len(err)) == (3, "", 1)
-    assert err[0].startswith("error: b.safetensors: checksum of the codebook 1 does not match")
+    assert err[0].startswith(
+        "error: b.safetensors: checksum of the indices of 'one.weight' to the untouched of 'mask' "
+    )
 
 
 @pytest.mark.parametrize("words", [("--sha256", "12"), ("--sha256", "z" * 64)])

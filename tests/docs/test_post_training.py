@@ -32,6 +32,7 @@ def test_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_options_exist() -> None:
     commands = cli.commands["run"], cli.commands["sensitivity"]
-    known = {option for command in commands for parameter in command.params for option in parameter.opts}
+    parameters = [parameter for command in commands for parameter in command.params]
+    known = {option for parameter in parameters for option in (*parameter.opts, *parameter.secondary_opts)}
     named = set(re.findall(r"--[a-z][a-z0-9-]+", TEXT))
     assert {"--target-size", "--target-bits", "--max-drop", "--rate", "--calibration"} <= named <= known

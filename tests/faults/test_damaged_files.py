@@ -28,7 +28,18 @@ from compressor.formats.file.container import header_bytes
 from compressor.formats.file.reader import PackedFile
 from compressor.formats.file.writer import pack, write
 from tests.formats.file.test_invalid_data import changed, floats
-from tests.helpers.forging import forged, forged_from, header, read_all, sealed, small, split, spoilt
+from tests.helpers.forging import (
+    assembled,
+    deflated,
+    forged,
+    forged_from,
+    header,
+    read_all,
+    sealed,
+    small,
+    split,
+    spoilt,
+)
 
 Says = Callable[..., str]
 
@@ -59,7 +70,7 @@ def archive() -> bytes:
 
 
 def flipped(word: bytes) -> bytes:
-    data = bytearray(small())
+    data = bytearray(small(version=1))
     data[data.index(word)] ^= 1
     return bytes(data)
 
@@ -78,8 +89,8 @@ def top(key: str, value: Any) -> bytes:
 
 
 def metadata(text: str) -> bytes:
-    """Put any text in place of the metadata."""
-    _, blobs = split(small())
+    """Put any text in place of the metadata of a file of version 1."""
+    _, blobs = split(small(version=1))
     data = b"".join(blobs.values())
     return sealed(header_bytes(text, {blob: len(part) for blob, part in blobs.items()}), data)
 
@@ -98,6 +109,22 @@ def huffman(place: int | slice, value: bytes) -> bytes:
 FAULTS: dict[str, tuple[Callable[[], bytes], type[Exception], str]] = {
     "empty file": (lambda: b"", FormatError, "0 bytes, too short"),
     "seven bytes": (lambda: bytes(7), FormatError, "7 bytes, too short"),
+    "flipped bit in a section": (
+        lambda: small()[:-8] + bytes(8),
+        IntegrityError,
+        "checksum of the indices of 'fc.weight' to the untouched of",
+    ),
+    "deflate bomb": (
+        lambda: assembled(b"", b"", deflated(b" " * (1 << 20)), 1 << 20),
+        FormatError,
+        "metadata of 1,048,576 bytes",
+    ),
+    "deflate stream that lies": (
+        lambda: assembled(b"", b"", deflated(b" " * (1 << 20)), 99),
+        FormatError,
+        "exactly the 99 bytes declared",
+    ),
+    "no deflate stream": (lambda: assembled(b"", b"", b"\xff" * 9, 99), FormatError, "not a deflate stream"),
     "cut in the header": (lambda: small()[:90], FormatError, "in a file of 90: not a packed file, or cut"),
     "cut in the data": (lambda: small()[:-5], FormatError, "ends 5 bytes early"),
     "archive at the end": (lambda: small() + archive(), FormatError, "bytes after the end of the data"),
@@ -116,24 +143,24 @@ FAULTS: dict[str, tuple[Callable[[], bytes], type[Exception], str]] = {
         "checksum of the codebook 0",
     ),
     "flipped bit in an untouched tensor": (
-        lambda: flipped(b"\x00\x3c\x00\x3c\x00"),
+        lambda: flipped(b"\x00\x3c\x00\x38\x00"),
         IntegrityError,
         "untouched of 'norm.weight'",
     ),
     "flipped bit in a checksum": (
-        lambda: flipped(split(small())[1]["checksums"]),
+        lambda: flipped(split(small(version=1))[1]["checksums"]),
         IntegrityError,
         "indices of 'fc.weight'",
     ),
     "overlapping blobs": (lambda: spoilt(codebooks={"data_offsets": [1, 25]}), FormatError, "hole or overlap"),
-    "wrong size of a blob": (lambda: site(4, 16), FormatError, "blob 'indices' has 17 bytes, expected 18"),
+    "wrong size of a blob": (lambda: site(4, 16), FormatError, "67 bytes of data, expected 68 by the metadata"),
     "huge number of indices": (lambda: site(1, [1 << 30]), FormatError, "1073741824 indices in 15 bytes"),
     "shape whose product overflows": (lambda: site(1, [1 << 30] * 3), FormatError, "shape"),
     "huge axis beside an empty one": (lambda: site(1, [1 << 40, 0]), FormatError, "shape"),
     "size is a string": (lambda: site(4, "15"), FormatError, "bytes of tensor 'fc.weight'"),
     "size is true": (lambda: site(4, True), FormatError, "bytes of tensor 'fc.weight'"),
     "codebook without codewords": (lambda: book(["F32", 0]), FormatError, "codebook 0"),
-    "longer codebook": (lambda: book(["F32", 6]), FormatError, "blob 'codebooks'"),
+    "longer codebook": (lambda: book(["F32", 6]), FormatError, "67 bytes of data, expected 71 by the metadata"),
     "index out of range": (
         lambda: changed("indices", 0, b"\x07"),
         FormatError,
@@ -167,7 +194,7 @@ FAULTS: dict[str, tuple[Callable[[], bytes], type[Exception], str]] = {
         UnsupportedError,
         "'delta', unknown to this release",
     ),
-    "newer version": (lambda: top("version", 2), UnsupportedError, "version 2, this release reads up to 1: upgrade"),
+    "newer version": (lambda: top("version", 3), UnsupportedError, "version 3, this release reads up to 2: upgrade"),
     "plain safetensors file": (
         lambda: safetensors.torch.save({"a": torch.zeros(1)}),
         UnsupportedError,

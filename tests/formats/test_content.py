@@ -81,11 +81,29 @@ def far_below_one_bit() -> Content:
     return Content({"conv.weight": SharedTensor((400, 100), 0, drawn)}, (Table.of([-2, -1, 0, 1, 2]),))
 
 
+def stacks_and_constants() -> Content:
+    """A grid that begins at a whole number of steps; stacks with a scale per tensor; tensors of one value."""
+    sites = {
+        "conv.weight": SharedTensor((8, 4, 3, 3), 0, indices(288, 9)),
+        "bn1.weight bn2.weight bn3.weight": SharedTensor((3, 8), 1, indices(24, 5), axis=0, scale=normal(3)),
+        "bn1.bias bn2.bias": SharedTensor((2, 8), 2, indices(16, 3)),
+    }
+    ones, zeros = np.ones(8, np.float32).tobytes(), bytes(32)
+    untouched = {
+        "bn1.running_mean": RawTensor("F32", (8,), zeros), "bn1.running_var": RawTensor("F32", (8,), ones),
+        "bn2.running_mean": RawTensor("F32", (8,), zeros), "bn1.num_batches_tracked": RawTensor("I64", (), bytes(8)),
+        "mask": RawTensor("BOOL", (3, 3), b"\1" * 9), "half": RawTensor("BF16", (5,), b"\x00\x40" * 5),
+        "fc.bias": RawTensor("F32", (3,), normal(3).tobytes()),
+    }  # fmt: skip
+    return Content(sites, (Grid(-4 * 0.125, 0.125, 9), Grid(-0.3, 0.1, 5), Table.of([-1.0, 0.0, 1.0])), untouched)
+
+
 RECORDS = {
     make.__name__: make
     for make in (
         network_wide_book, hashed_with_many_codewords, flat_blocks, per_channel_books,
         vectors_with_tail, wide_grid, tied_tensors, far_below_one_bit,
+        stacks_and_constants,
     )
 }  # fmt: skip
 

@@ -12,7 +12,8 @@ from compressor.formats.codecs.base import Stream
 from compressor.formats.codecs.registry import CODECS
 from compressor.formats.content import Content, SharedTensor, Table
 from compressor.formats.dtypes import ITEM_SIZES
-from compressor.formats.file import container
+from compressor.formats.file import container, opening
+from compressor.formats.file.deflate import DICTIONARY
 from compressor.formats.file.reader import PackedFile
 from compressor.formats.file.writer import pack
 from tests.helpers import slow_ans, slow_reader
@@ -97,3 +98,6 @@ def test_every_codec_is_specified() -> None:
 def test_limits_are_those_of_the_code() -> None:
     assert container.MAX_HEADER == 1 << 24
     assert f"at most {container.MAX_DEPTH} levels" in SPEC
+    assert f"without its line ends: {len(DICTIONARY):,} bytes" in SPEC
+    assert (opening._MAX_METADATA, opening._ALWAYS_ALLOWED, opening._MAX_RATIO) == (1 << 24, 1 << 18, 32)
+    assert "`m` ≤ 2^24 and `m` ≤ 2^18 + 32·`c`" in SPEC

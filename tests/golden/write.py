@@ -17,7 +17,7 @@ from compressor.formats.codecs.hashed import Hashed, hashed_indices
 from compressor.formats.codecs.registry import CODECS
 from compressor.formats.content import Content, SharedTensor, Table
 from compressor.formats.errors import UsageError
-from compressor.formats.file.metadata import VERSION
+from compressor.formats.file.opening import VERSION
 from compressor.formats.file.writer import pack
 from tests.formats.test_content import RECORDS
 from tests.helpers.slow_reader import read

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import struct
 import zlib
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,15 +15,13 @@ from tests.helpers.slow_ans import ans, classes
 Tensors = dict[str, tuple[str, tuple[int, ...], bytes]]
 SIZES = {"F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2, "U16": 2}
 MASK = (1 << 64) - 1
+FORMATS = Path(__file__).resolve().parents[2] / "formats"
+DICTIONARY = (FORMATS / "dictionary.txt").read_bytes().replace(b"\n", b"")
 
 
 def read(data: bytes) -> Tensors:
     """Returns dtype, shape and little-endian bytes of every tensor by name, aliases included."""
-    length = struct.unpack("<Q", data[:8])[0]
-    header = json.loads(data[8 : 8 + length])
-    meta = json.loads(header["__metadata__"]["timm-compressor"])
-    assert meta["version"] == 1
-    take = Parts(data, 8 + length, header["checksums"]["data_offsets"][0])
+    meta, take = read_opening(data)
     sites = meta.get("sites", [])
     streams = [take(site[4]) for site in sites]
     tables = [read_book(book, take) for book in meta.get("books", [])]
@@ -33,33 +32,69 @@ def read(data: bytes) -> Tensors:
         groups = count_groups(site[1], options)
         scales.append([floats(take, options.get(key), groups) for key in ("scale", "offset")])
     for site, stream, (scale, offset) in zip(sites, streams, scales, strict=True):
-        tensors[site[0]] = decode(site, stream, tables[site[2]], scale, offset)
-    for dtype, shape, names, *stored in meta.get("untouched", []):
+        tensors |= unstacked(site[0].split(" "), *decode(site, stream, tables[site[2]], scale, offset))
+    for dtype, shape, names, *last in meta.get("untouched", []):
         for name in names.split(" "):
-            tensors[name] = (dtype, tuple(shape), read_raw(take, dtype, int(np.prod(shape)), stored))
+            tensors[name] = (dtype, tuple(shape), read_raw(take, dtype, int(np.prod(shape)), last))
     take.finish()
     for alias, name in meta.get("aliases", {}).items():
         tensors[alias] = tensors[name]
     return tensors
 
 
-class Parts:
-    """Returns the parts in file order, each compared with its checksum."""
+def read_opening(data: bytes) -> tuple[dict[str, Any], Parts]:
+    """Reads what is before the parts: in version 1 a header with the metadata, in version 2 deflated ones after it."""
+    head = 8 + struct.unpack("<Q", data[:8])[0]
+    header = json.loads(data[8:head])
+    text = header["__metadata__"]["timm-compressor"]
+    if text != "2":
+        meta = json.loads(text)
+        assert meta["version"] == 1
+        return meta, Parts(data, head, 1)
+    assert list(header) == ["__metadata__", "packed-v2"]
+    size, deflated = struct.unpack_from("<II", data, head)
+    end = head + 8 + deflated
+    assert zlib.crc32(data[:end]) == struct.unpack_from("<I", data, end)[0]
+    inflated = zlib.decompressobj(-15, zdict=DICTIONARY).decompress(data[head + 8 : end])
+    meta = json.loads(inflated)
+    assert (len(inflated), meta["version"]) == (size, 2)
+    return meta, Parts(data, end + 4, 2)
 
-    def __init__(self, data: bytes, start: int, checksums: int) -> None:
-        self.data, self.head, self.at = data, start, start
-        self.end = start + checksums
-        self.sums = np.frombuffer(data[self.end :], "<u4").tolist()
+
+class Parts:
+    """Returns the parts in file order; the checksums of their sections are compared at the end."""
+
+    def __init__(self, data: bytes, start: int, version: int) -> None:
+        self.data, self.head, self.at, self.version = data, start, start, version
+        self.section = start
+        self.sums: list[int] = []
+        self.taken = False
 
     def __call__(self, size: int) -> bytes:
+        if self.taken and (self.version == 1 or self.at - self.section >= 1 << 16):
+            self.close()
+        self.taken = True
         part = self.data[self.at : self.at + size]
         self.at += size
-        assert zlib.crc32(part) == self.sums.pop(0)
         return part
 
+    def close(self) -> None:
+        self.sums.append(zlib.crc32(self.data[self.section : self.at]))
+        self.section = self.at
+
     def finish(self) -> None:
-        assert self.at == self.end
-        assert self.sums == [zlib.crc32(self.data[: self.head])]
+        if self.taken:
+            self.close()
+        last = [zlib.crc32(self.data[: self.head])] if self.version == 1 else []
+        assert np.frombuffer(self.data[self.at :], "<u4").tolist() == self.sums + last
+
+
+def unstacked(names: list[str], dtype: str, shape: tuple[int, ...], data: bytes) -> Tensors:
+    """Cuts a stack along axis 0 into the tensors that it has names for."""
+    if len(names) == 1:
+        return {names[0]: (dtype, shape, data)}
+    size = len(data) // len(names)
+    return {name: (dtype, shape[1:], data[i * size : i * size + size]) for i, name in enumerate(names)}
 
 
 def to_floats(data: bytes, dtype: str) -> np.ndarray[Any, Any]:
@@ -80,15 +115,24 @@ def floats(take: Parts, dtype: str | None, count: int) -> np.ndarray[Any, Any] |
     return None if dtype is None else to_floats(take(count * SIZES[dtype]), dtype)
 
 
-def read_raw(take: Parts, dtype: str, count: int, stored: list[str]) -> bytes:
-    if not stored:
+def read_raw(take: Parts, dtype: str, count: int, last: list[Any]) -> bytes:
+    if not last:
         return take(count * SIZES.get(dtype, 1))
-    return from_floats(to_floats(take(count * SIZES[stored[0]]), stored[0]), dtype)
+    if isinstance(last[0], str):
+        return from_floats(to_floats(take(count * SIZES[last[0]]), last[0]), dtype)
+    if dtype in ("F32", "F16", "BF16"):
+        return from_floats(np.array([last[0]], np.float32), dtype) * count
+    if dtype == "F64":
+        return struct.pack("<d", last[0]) * count
+    return int(last[0]).to_bytes(SIZES.get(dtype, 1), "little", signed=last[0] < 0) * count
 
 
 def read_book(book: list[Any], take: Parts) -> np.ndarray[Any, Any]:
     if book[0] == "grid":
         return np.array([book[1] + k * book[2] for k in range(book[3])]).astype(np.float32).reshape(1, -1, 1)
+    if book[0] == "steps":
+        step = float(np.float32(book[2]))
+        return np.array([book[1] * step + k * step for k in range(book[3])]).astype(np.float32).reshape(1, -1, 1)
     shape = book[1] if isinstance(book[1], list) else [1, book[1], 1]
     values = to_floats(take(int(np.prod(shape)) * SIZES[book[0]]), book[0]).reshape(shape)
     return np.concatenate([values, -values], 1) if "mirrored" in book else values

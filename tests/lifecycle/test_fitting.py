@@ -81,7 +81,7 @@ def test_the_file_has_the_size_asked_for(target: int, calibrated: bool, tmp_path
     expected = job.search
     size, provenance = saved(job, tmp_path)
     assert 0.98 * target <= size <= target
-    assert 0 <= expected.size - size <= 16  # digits of facts that were not known yet
+    assert 0 <= expected.size - size <= 28  # the margin for facts that were not known yet, and their digits
     assert expected.passes <= 6
     assert provenance["target"] == {"rate": expected.rate, "predicted": expected.predicted}
     assert provenance.get("calibration") == ({"images": 48, "source": "data"} if calibrated else None)
@@ -89,10 +89,10 @@ def test_the_file_has_the_size_asked_for(target: int, calibrated: bool, tmp_path
 
 def test_a_timm_model_is_compressed_to_a_size_and_built_again(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    job = Compressor(timm.create_model(tiny.__name__), target_size=5000, teacher=None)
+    job = Compressor(timm.create_model(tiny.__name__), target_size=3000, teacher=None)
     inputs = torch.randn(48, 1, 28, 28)
     size = job.prepare(inputs).finish().save(tmp_path / "model.safetensors")
-    assert 4900 <= size <= 5000
+    assert 2940 <= size <= 3000
     loaded = compressor.load(tmp_path / "model.safetensors")
     with torch.no_grad():
         assert torch.equal(loaded(inputs), job.model.eval()(inputs))
@@ -174,8 +174,8 @@ def test_a_drop_needs_validation_batches_that_can_be_gone_through_again() -> Non
 def test_a_target_that_is_refused_leaves_the_model_dense() -> None:
     model = network()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    job = Compressor(model, teacher=None, copy=False, target_size=1500)
-    with pytest.raises(UsageError, match=r"^a target of 1,500 bytes cannot be reached: with all weights zero the file"):
+    job = Compressor(model, teacher=None, copy=False, target_size=300)
+    with pytest.raises(UsageError, match=r"^a target of 300 bytes cannot be reached: with all weights zero the file"):
         job.prepare(images())
     job = Compressor(model, teacher=None, copy=False, max_drop=1.0)
     wrong = [(inputs, labels) for inputs, labels in labelled(model, 64)]

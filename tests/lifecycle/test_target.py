@@ -73,12 +73,12 @@ def test_what_a_target_asks_for() -> None:
 
 
 def test_tensors_that_are_not_shared_are_halved_where_a_price_is_searched_for() -> None:
-    assert Target(size=500).halves(None)
-    assert Target(drop=1.0).halves(None)
-    assert not Target(rate=1e-7).halves(None)
-    assert not Target().halves(None)
-    assert Target().halves(True)
-    assert not Target(size=500).halves(False)
+    assert Target(size=500).chosen(None)
+    assert Target(drop=1.0).chosen(None)
+    assert not Target(rate=1e-7).chosen(None)
+    assert not Target().chosen(None)
+    assert Target().chosen(True)
+    assert not Target(size=500).chosen(False)
 
 
 def test_the_plain_size_is_the_entropy_of_the_rounded_weights() -> None:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from compressor.formats.codecs.huffman import limited_lengths
+from compressor.formats.codecs.prefix_codes import limited_lengths
 from compressor.formats.content import Content, SharedTensor, Table
 from compressor.formats.file.reader import PackedFile
 from compressor.formats.file.writer import pack

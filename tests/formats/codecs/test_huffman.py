@@ -9,7 +9,8 @@ import pytest
 from bitarray.util import canonical_huffman
 
 from compressor.formats.codecs.base import Stream
-from compressor.formats.codecs.huffman import LIMIT, Huffman, code_table, limited_lengths, package_merge
+from compressor.formats.codecs.huffman import Huffman
+from compressor.formats.codecs.prefix_codes import LIMIT, code_table, limited_lengths, package_merge
 from compressor.formats.errors import FormatError
 
 FIBONACCI = [1, 1]

@@ -1,19 +1,19 @@
-"""codec="auto" gives the smallest file there is, header and padding counted: all choices are tried."""
+"""codec="auto" gives the shortest streams, but names no second codec for a byte or two."""
 
 from __future__ import annotations
 
 from dataclasses import replace
-from itertools import product
 
 import numpy as np
 import pytest
 
 from compressor.formats.codecs.registry import CODECS
 from compressor.formats.content import Content, SharedTensor, Table
+from compressor.formats.file.choice import Option, choose
 from compressor.formats.file.reader import PackedFile
 from compressor.formats.file.writer import pack
 
-GENERAL = ("ans", "bits", "classes", "huffman")
+GENERAL = sorted(name for name, codec in CODECS.items() if codec.general)
 
 
 def content(seed: int, sites: int) -> Content:
@@ -25,35 +25,40 @@ def content(seed: int, sites: int) -> Content:
         indices = np.where(random.random(count) < random.random(), 0, random.integers(0, codewords, count))
         shared[f"layer{number}.weight"] = SharedTensor((count,), number, indices.astype(np.uint8))
         books.append(Table.of(np.arange(codewords)))
-    return Content(shared, tuple(books), provenance={"padding": "x" * int(random.integers(0, 8))})
+    return Content(shared, tuple(books))
 
 
-def sizes_of_all_choices(whole: Content) -> list[int]:
-    sizes = []
-    for codecs in product(GENERAL, repeat=len(whole.sites)):
-        named = zip(whole.sites.items(), codecs, strict=True)
-        sites = {name: replace(site, codec=CODECS[codec]()) for (name, site), codec in named}
-        sizes.append(len(pack(replace(whole, sites=sites))))
-    return sizes
-
-
-@pytest.mark.parametrize("seed", range(40))
-def test_auto_is_the_smallest(seed: int) -> None:
+@pytest.mark.parametrize("seed", range(20))
+def test_auto_is_within_two_bytes_of_the_shortest_stream_of_each_site(seed: int) -> None:
     whole = content(seed, 1 + seed % 4)
-    assert len(pack(whole)) == min(sizes_of_all_choices(whole))
-
-
-def test_a_byte_is_not_worth_another_codec_in_the_header() -> None:
-    """By streams alone the second would take huffman: one byte fewer, and 13 characters more in the header."""
-    spread = np.arange(64, dtype=np.uint8) % 16
-    peaked = np.where(np.arange(64) < 24, 0, spread).astype(np.uint8)
-    sites = {"a": SharedTensor((64,), 0, spread), "b": SharedTensor((64,), 0, peaked)}
-    whole = Content(sites, (Table.of(range(16)),))
+    shortest = dict.fromkeys(whole.sites, 1 << 30)
+    for codec in GENERAL:
+        with PackedFile.from_bytes(pack(whole, codec)) as file:
+            shortest = {name: min(size, file.sites[name].size) for name, size in shortest.items()}
     with PackedFile.from_bytes(pack(whole)) as file:
-        assert {name: (site.codec, site.size) for name, site in file.sites.items()} == {
-            "a": ("bits", 32), "b": ("bits", 32),
-        }  # fmt: skip
-    assert len(pack(whole)) == min(sizes_of_all_choices(whole))
+        assert all(shortest[name] <= site.size <= shortest[name] + 2 for name, site in file.sites.items())
+
+
+def test_auto_is_no_larger_than_one_codec_for_all() -> None:
+    for seed in range(10):
+        whole = content(seed, 6)
+        assert len(pack(whole)) <= min(len(pack(whole, codec)) for codec in GENERAL)
+
+
+def options(**sizes: int) -> list[Option]:
+    return [Option(codec, bytes(size)) for codec, size in sorted(sizes.items(), key=lambda item: item[1])]
+
+
+def test_two_bytes_are_not_worth_another_codec_and_three_are() -> None:
+    chosen = choose({"a": options(ans=9, bits=20), "b": options(ans=9), "c": options(ans=12, bits=10)})
+    assert {name: option.codec for name, option in chosen.items()} == {"a": "ans", "b": "ans", "c": "ans"}
+    chosen = choose({"a": options(ans=9, bits=20), "b": options(ans=9), "c": options(ans=13, bits=10)})
+    assert chosen["c"].codec == "bits"
+
+
+def test_a_site_that_the_usual_codec_cannot_code_has_another() -> None:
+    assert choose({"a": options(ans=9), "b": options(ans=9), "c": options(bits=10)})["c"].codec == "bits"
+    assert choose({}) == {}
 
 
 def test_sites_of_a_codec_of_their_own_keep_it() -> None:

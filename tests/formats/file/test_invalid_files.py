@@ -9,31 +9,40 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
 
 from compressor.formats.codecs.registry import CODECS
-from compressor.formats.content import Content
+from compressor.formats.content import Content, SharedTensor, Table
 from compressor.formats.errors import FileError, FormatError, IntegrityError, MissingError, UnsupportedError
 from compressor.formats.file.container import BLOBS
 from compressor.formats.file.reader import PackedFile
 from compressor.formats.file.writer import pack
-from tests.helpers.forging import forged, good_header, header, refuse, small, split, spoilt
+from tests.formats.file.test_golden import tensors
+from tests.helpers import slow_reader
+from tests.helpers.forging import forged_from, good_header, header, refuse, small, split, spoilt
+
+SECTIONS = (60_000, 5_536, 65_536, 10)  # bytes of parts; 64 KiB end a section
 
 
-def test_the_good_file_is_good() -> None:
-    assert forged() == small()
-    with PackedFile.from_bytes(small()) as file:
-        assert file.check() == []
+@pytest.mark.parametrize("version", [1, 2])
+def test_the_good_file_is_good(version: int) -> None:
+    for data in (small(version=version), forged_from(small(version=version), lambda _: None)):
+        with PackedFile.from_bytes(data) as file:
+            assert file.check() == []
+            assert file.metadata["version"] == version
+            assert tensors(file) == slow_reader.read(data)
 
 
 # -- the file as a whole
 
 
+@pytest.mark.parametrize("version", [1, 2])
 @pytest.mark.parametrize("codec_id", sorted(CODECS))
-def test_truncated_at_any_byte(codec_id: str) -> None:
-    data = small(codec_id)
+def test_truncated_at_any_byte(codec_id: str, version: int) -> None:
+    data = small(codec_id, version)
     for size in range(len(data)):
         with pytest.raises(FormatError):
             PackedFile.from_bytes(data[:size])
@@ -47,9 +56,10 @@ def test_trailing_bytes_say_how_many() -> None:
     refuse(small() + b"PK\x03\x04 zip", FormatError, "8 bytes after the end")
 
 
+@pytest.mark.parametrize("version", [1, 2])
 @pytest.mark.parametrize("codec_id", sorted(CODECS))
-def test_every_flipped_bit_is_found(codec_id: str) -> None:
-    data = small(codec_id)
+def test_every_flipped_bit_is_found(codec_id: str, version: int) -> None:
+    data = small(codec_id, version)
     for position in range(len(data)):
         for bit in range(8):
             flipped = bytearray(data)
@@ -63,22 +73,43 @@ def test_every_flipped_bit_is_found(codec_id: str) -> None:
 
 
 def test_a_flipped_bit_names_the_part() -> None:
-    _, blobs = split(small())
-    start = len(small()) - sum(map(len, blobs.values()))
+    good = small(version=1)
+    _, blobs = split(good)
+    start = len(good) - sum(map(len, blobs.values()))
     for blob, name in {
         "indices": r"indices of 'fc\.weight'",
         "codebooks": "codebook 0",
         "untouched": "untouched of",
     }.items():
-        flipped = bytearray(small())
+        flipped = bytearray(good)
         flipped[start + sum(len(blobs[b]) for b in BLOBS[: BLOBS.index(blob)])] ^= 1
         refuse(bytes(flipped), IntegrityError, f"checksum of the {name}")
 
 
-def test_check_lists_every_bad_part() -> None:
-    _, blobs = split(small())
+def test_a_flipped_bit_names_the_section() -> None:
+    """Small parts have one checksum together, a large one ends its section."""
+    sites = {f"fc{n}.weight": SharedTensor((size,), 0, np.zeros(size, np.uint8)) for n, size in enumerate(SECTIONS)}
+    data = pack(Content(sites, (Table.of(range(256)),)), "bits")
+    _, blobs = split(data)
+    start = len(data) - sum(map(len, blobs.values()))
+    assert len(blobs["checksums"]) == 12
+    for place, name in {
+        0: "indices of 'fc0.weight' to the indices of 'fc1.weight'",
+        SECTIONS[0] + SECTIONS[1] - 1: "indices of 'fc0.weight' to the indices of 'fc1.weight'",
+        SECTIONS[0] + SECTIONS[1]: "indices of 'fc2.weight'",
+        sum(SECTIONS[:3]): "indices of 'fc3.weight' to the codebook 0",
+    }.items():
+        flipped = bytearray(data)
+        flipped[start + place] ^= 1
+        refuse(bytes(flipped), IntegrityError, f"checksum of the {name} does not match")
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_check_lists_every_bad_part(version: int) -> None:
+    good = small(version=version)
+    _, blobs = split(good)
     body = b"".join(bytes(len(blobs[blob])) for blob in BLOBS[:3])
-    data = small()[: -len(body + blobs["checksums"])] + body + blobs["checksums"]
+    data = good[: -len(body + blobs["checksums"])] + body + blobs["checksums"]
     with PackedFile.from_bytes(data) as file:
         assert len(file.check()) >= 4
 
@@ -219,6 +250,6 @@ def test_header_in_another_order_is_refused() -> None:
 
 
 def test_flipped_header_that_still_parses() -> None:
-    data = bytearray(small())
+    data = bytearray(small(version=1))
     data[data.index(b"seed")] ^= 1
     refuse(bytes(data), IntegrityError, "checksum of the header")

@@ -82,7 +82,7 @@ def test_a_model_has_name_and_args(model: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("old", "new"),
     [
-        ('"version":1}', '"version": 1}'),  # a space
+        ('"version":2}', '"version": 2}'),  # a space
         ('"start":0.5', '"start":0.50'),
         ('"start":0.5', '"start":5e-1'),
         ('"start":0.5', '"start":0.500000000000000000001'),

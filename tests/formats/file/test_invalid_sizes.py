@@ -48,6 +48,6 @@ def test_giant_files_are_refused_without_memory_or_delay() -> None:
 
 
 def test_max_memory_is_what_the_caller_says() -> None:
-    PackedFile.from_bytes(forged(), max_memory=348)
+    PackedFile.from_bytes(forged(), max_memory=372)
     with pytest.raises(FormatError, match="max_memory"):
-        PackedFile.from_bytes(forged(), max_memory=347)
+        PackedFile.from_bytes(forged(), max_memory=371)

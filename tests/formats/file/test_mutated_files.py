@@ -35,6 +35,7 @@ from compressor.formats.codecs.registry import CODECS
 from compressor.formats.content import Content, RawTensor, SharedTensor, Table
 from compressor.formats.errors import FileError, MissingError, UsageError
 from compressor.formats.file.container import BLOBS
+from compressor.formats.file.opening import TENSOR
 from compressor.formats.file.reader import PackedFile
 from compressor.formats.file.writer import pack
 from compressor.formats.loader import load
@@ -42,7 +43,7 @@ from compressor.report.provenance import read_provenance
 from tests.formats.file.test_golden import tensors
 from tests.formats.test_content import RECORDS
 from tests.helpers import slow_reader
-from tests.helpers.forging import forged_from, small, split
+from tests.helpers.forging import assembled, deflated, forged_from, head, small, split, text_of
 
 MAX_MEMORY = 16 << 20
 SLOW_MEMORY = 16 << 10  # bytes of tensors that the slow reader can be asked for
@@ -53,16 +54,17 @@ NASTY_MODEL: list[Any] = [
 NASTY: list[Any] = [
     None, True, False, -1, 0, 1, 2, 3, 7, 255, 65_535, 65_536, 2**31 - 1, 2**31, 2**32, 2**53 + 1, 2**63, 2**64, 10**30,
     -0.0, 0.5, 1e308, 1e-320, -1e39, "", "F32", "F16", "BF16", "F64", "U8", "bits", "huffman", "ans", "hashed", "auto",
-    "classes", "grid", "mirrored", "fc.weight", "a b", "\x00", "\x1b[2J", "x" * 600, "__metadata__", "\ud800", [], {},
-    [0], [[]], [1, 1], [2**40, 0], {"a": 1}, {"axis": 0}, {"block": 1}, {"scale": "F32"}, {"vector_axis": 0},
-    {"dtype": "BF16"},
+    "classes",
+    "grid", "mirrored", "fc.weight", "a b", "\x00", "\x1b[2J", "x" * 600, "__metadata__", "\ud800", [], {}, [0], [[]],
+    "a b", "fc.weight b.bias", ["steps", 0, 0.5, 4], "steps",
+    [1, 1], [2**40, 0], {"a": 1}, {"axis": 0}, {"block": 1}, {"scale": "F32"}, {"vector_axis": 0}, {"dtype": "BF16"},
 ]  # fmt: skip
 
 
 def good_files() -> list[bytes]:
     """Pack small files of every codec and kind of record."""
     records = [make() for make in RECORDS.values()]
-    files = [small(codec) for codec in sorted(CODECS)]
+    files = [small(codec, version) for codec in sorted(CODECS) for version in (1, 2)]
     for content in records:
         for codec in sorted(name for name, found in CODECS.items() if found.general):
             if all(book.shape[1] <= min(1 << 12, CODECS[codec].max_codewords) for book in content.books):
@@ -129,11 +131,28 @@ def edit_bytes(data: bytes, chance: random.Random, keep_size: bool = False) -> b
 
 
 def edit_header(data: bytes, chance: random.Random) -> bytes:
-    """Change the text of the header, its checksum made right."""
-    size = struct.unpack("<Q", data[:8])[0]
-    text = edit_bytes(data[8 : 8 + size], chance, chance.random() < 0.5)
-    header = struct.pack("<Q", len(text)) + text
-    return header + data[8 + size : -4] + struct.pack("<I", zlib.crc32(header))
+    """Change the text of the header, or what stands between it and the parts, its checksum made right."""
+    header, end = head(data)
+    if TENSOR in header and chance.random() < 0.8:
+        return edit_deflated(data, chance)
+    text = edit_bytes(data[8:end], chance, chance.random() < 0.5)
+    start = struct.pack("<Q", len(text)) + text
+    if TENSOR not in header:
+        return start + data[end:-4] + struct.pack("<I", zlib.crc32(start))
+    stop = end + 8 + struct.unpack_from("<I", data, end + 4)[0]
+    opening = start + data[end:stop]
+    return opening + struct.pack("<I", zlib.crc32(opening)) + data[stop + 4 :]
+
+
+def edit_deflated(data: bytes, chance: random.Random) -> bytes:
+    """Change the text of the metadata, their deflate stream, or the size declared."""
+    text, parts = text_of(data), b"".join(split(data)[1].values())
+    act = chance.random()
+    if act < 0.3:
+        return assembled(edit_bytes(text, chance), parts)
+    if act < 0.4:
+        return assembled(text, parts, size=chance.choice([0, 1, len(text) - 1, len(text) + 1, 1 << 16, (1 << 32) - 1]))
+    return assembled(text, parts, edit_bytes(deflated(text), chance, chance.random() < 0.7))
 
 
 EDITS: list[Callable[[bytes, random.Random], bytes]] = [

@@ -18,11 +18,12 @@ import torch
 
 from compressor.formats.content import Content, Grid, RawTensor, SharedTensor, Table
 from compressor.formats.errors import FormatError, IntegrityError, ResourceError, UsageError
-from compressor.formats.file.container import BLOBS, KEY
+from compressor.formats.file.container import BLOBS, KEY, canonical_json
 from compressor.formats.file.reader import PackedFile
+from compressor.formats.file.source import FileSource
 from compressor.formats.file.writer import pack, write
 from tests.formats.test_content import RECORDS, network_wide_book, normal
-from tests.helpers.forging import split
+from tests.helpers.forging import as_version_1, head, small, split
 
 
 @pytest.mark.parametrize("record", RECORDS)
@@ -30,6 +31,16 @@ def test_safetensors_reads_it(tmp_path: Path, record: str) -> None:
     path = tmp_path / "a.safetensors"
     size = write(path, RECORDS[record]())
     assert path.stat().st_size == size
+    with safetensors.safe_open(path, "np") as file:
+        assert set(file.keys()) == {"packed-v2"}
+        assert file.metadata() == {KEY: "2"}
+        data = path.read_bytes()
+        assert file.get_tensor("packed-v2").tobytes() == data[head(data)[1] :]
+
+
+def test_safetensors_reads_files_of_version_1(tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(small(version=1))
     with safetensors.safe_open(path, "np") as file:
         assert set(file.keys()) == set(BLOBS)
         assert list(file.metadata()) == [KEY]
@@ -50,11 +61,23 @@ def test_sizes_sum_to_the_file(record: str) -> None:
 def test_site_overhead_is_what_a_site_more_costs() -> None:
     content = network_wide_book()
     fewer = replace(content, sites={name: site for name, site in content.sites.items() if name != "layer2.weight"})
-    with PackedFile.from_bytes(pack(content, "bits")) as file:
+    one, other = as_version_1(pack(content, "bits")), as_version_1(pack(fewer, "bits"))
+    with PackedFile.from_bytes(one) as file:
         overhead = file.site_overhead("layer2.weight")
-        more = len(pack(content, "bits")) - len(pack(fewer, "bits")) - file.sites["layer2.weight"].size
+        more = len(one) - len(other) - file.sites["layer2.weight"].size
     assert abs(more - overhead) <= 8  # padding of the header, digits of offsets
     assert overhead <= 120
+
+
+@pytest.mark.parametrize("record", RECORDS)
+def test_site_overheads_are_shares_of_the_header(record: str) -> None:
+    with PackedFile.from_bytes(pack(RECORDS[record]())) as file:
+        shares = {name: file.site_overhead(name) for name in file.sites}
+        texts = {site[0]: len(canonical_json(site)) for site in file.metadata["sites"]}
+        assert 0 < sum(shares.values()) < file.sizes().header
+        assert sorted(shares, key=lambda name: texts[name]) == sorted(
+            shares, key=lambda name: (shares[name], texts[name])
+        )
 
 
 def test_header_of_a_site_is_at_most_120_bytes() -> None:
@@ -105,7 +128,7 @@ def test_what_is_given_is_said() -> None:
         assert file.preprocessing == content.preprocessing
         assert file.recipe == content.recipe
         assert file.provenance == content.provenance
-        assert file.metadata["version"] == 1
+        assert file.metadata["version"] == 2
 
 
 def test_untouched_tensors_that_are_stored_otherwise_have_entries_of_their_own() -> None:
@@ -119,6 +142,55 @@ def test_untouched_tensors_that_are_stored_otherwise_have_entries_of_their_own()
             ["F32", [2], "c", "BF16"],
         ]
         assert {name: file.raw(name).data for name in file.raw_names} == dict.fromkeys("adbec", data)
+
+
+def test_tensors_of_one_value_take_no_bytes() -> None:
+    """Where the value takes more characters than the tensor has bytes, it is stored."""
+    ones, tenths = np.ones(8, np.float32), np.full(4, 0.1, np.float32)
+    nan, negative = np.full(8, np.nan, np.float32), np.full(8, -0.0, np.float32)
+    arrays = {"ones": ones, "tenths": tenths, "nan": nan, "negative": negative, "more": np.ones(8, np.float32)}
+    untouched = {name: RawTensor("F32", array.shape, array.tobytes()) for name, array in arrays.items()}
+    untouched["count"] = RawTensor("I64", (), np.array(7).tobytes())
+    untouched["empty"] = RawTensor("I64", (0,), b"")
+    with PackedFile.from_bytes(pack(Content({}, (), untouched))) as file:
+        assert file.metadata["untouched"] == [
+            ["F32", [8], "ones more", 1.0],
+            ["F32", [4], "tenths"],
+            ["F32", [8], "nan"],
+            ["F32", [8], "negative", -0.0],
+            ["I64", [], "count", 7],
+            ["I64", [0], "empty"],
+        ]
+        assert file.sizes().untouched == 16 + 32
+        assert {name: file.raw(name).data for name in file.raw_names} == {n: raw.data for n, raw in untouched.items()}
+
+
+def test_constants_are_read_alike_whatever_their_stored_dtype() -> None:
+    ones = np.ones(8, np.float32).tobytes()
+    whole = Content({}, (), {"a": RawTensor("F32", (8,), ones, "F16"), "b": RawTensor("F32", (8,), ones)})
+    with PackedFile.from_bytes(pack(whole)) as file:
+        assert file.metadata["untouched"] == [["F32", [8], "a b", 1.0]]
+
+
+def test_a_slice_of_a_stack_is_a_tensor_of_its_own() -> None:
+    content = RECORDS["stacks_and_constants"]()
+    with PackedFile.from_bytes(pack(content)) as file:
+        whole = file.tensor("bn1.weight bn2.weight bn3.weight")
+        assert file.tensor("bn2.weight").tolist() == whole[1].tolist()
+        assert file.slices["bn1.bias"] == ("bn1.bias bn2.bias", 0)
+        assert file.decoded_size == 288 * 4 + 24 * 4 + 16 * 4 + 3 * 32 + 8 + 9 + 10 + 12
+    tied = replace(content, aliases={"tied": "bn3.weight"})
+    with PackedFile.from_bytes(pack(tied)) as file:
+        assert file.decoded_size == 288 * 4 + 24 * 4 + 16 * 4 + 3 * 32 + 8 + 9 + 10 + 12 + 32
+
+
+def test_parts_of_one_section_are_read_once(tmp_path: Path) -> None:
+    write(tmp_path / "a", network_wide_book())
+    with PackedFile.open(tmp_path / "a") as file:
+        assert isinstance(file.source, FileSource)
+        before, sizes = file.source.bytes_read, file.sizes()
+        assert file.check() == []
+        assert file.source.bytes_read - before == sizes.indices + sizes.codebooks + sizes.untouched < 1 << 16
 
 
 def test_existing_file_is_kept_without_force(tmp_path: Path) -> None:
