@@ -146,9 +146,9 @@ def constant_value(data: bytes, dtype: str) -> int | float | None:
     >>> constant_value(b"\x00<\x00<", "F16"), constant_value(b"\x00<\x00=", "F16")
     (1.0, None)
     """
-    size = ITEM_SIZES[dtype]
+    size = ITEM_SIZES.get(dtype, 0)
     item = data[:size]
-    if not data or dtype.startswith("F8") or data[size:] != data[:-size]:
+    if not item or dtype.startswith("F8") or data[size:] != data[:-size]:
         return None
     if dtype in FLOATS:
         value: int | float = float(from_storage(item, dtype)[0])

@@ -13,7 +13,7 @@ from compressor.formats.errors import FormatError, UnsupportedError, UsageError
 from compressor.formats.file.container import BLOBS
 from compressor.formats.file.reader import PackedFile
 from compressor.formats.file.writer import pack
-from tests.helpers.forging import forged, refuse, small, split
+from tests.helpers.forging import forged, forged_from, refuse, small, split
 
 
 def changed(blob: str, start: int, data: bytes) -> bytes:
@@ -38,7 +38,7 @@ def test_codewords_that_do_not_ascend() -> None:
 
 
 def test_scale_that_is_not_finite() -> None:
-    refuse(changed("codebooks", 24, floats(np.nan)), FormatError, r"scale of 'head\.weight' is not finite")
+    refuse(changed("codebooks", 36, floats(np.nan)), FormatError, r"scale of 'head\.weight' is not finite")
 
 
 def test_index_of_no_codeword() -> None:
@@ -54,9 +54,15 @@ def test_truth_value_of_two() -> None:
 
 
 def test_blobs_of_other_sizes() -> None:
+    old = small(version=1)
     for blob in BLOBS[:3]:
-        _, blobs = split(small())
-        refuse(forged(blobs={blob: blobs[blob] + b"\0"}), FormatError, f"blob '{blob}'")
+        _, blobs = split(old)
+        longer = forged_from(old, lambda fields: None, {blob: blobs[blob] + b"\0"})
+        refuse(longer, FormatError, f"blob '{blob}'")
+        _, parts = split(small())
+        size = sum(map(len, parts.values()))
+        told = f"{size + 1} bytes of data, expected {size} by the metadata"
+        refuse(forged(blobs={blob: parts[blob] + b"\0"}), FormatError, told)
 
 
 @pytest.mark.parametrize(("values", "told"), [([-1e-40, 0, 1e-39], True), ([-1e-40, 1], False), ([0], False)])
@@ -92,10 +98,16 @@ def cannot(fault: str, site: SharedTensor = SITE, book: Any = BOOK, name: str = 
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("name", ["", "a b", "a\nb", "a\0b", "\x1b[2J", "__metadata__", "x" * 1_000_000])
+@pytest.mark.parametrize("name", ["", "a  b", " a", "a\nb", "a\0b", "\x1b[2J", "__metadata__", "x" * 1_000_000])
 def test_names_that_cannot_be_written(name: str) -> None:
     cannot("tensor name", name=name)
     cannot("tensor name", untouched={name: RAW})
+
+
+def test_a_space_in_the_name_of_an_untouched_tensor_cannot_be_written() -> None:
+    """In the name of a site it stands between the names of a stack, whose slices must be as many."""
+    cannot("tensor name", untouched={"a b": RAW})
+    cannot("3 tensors", name="a b c")
 
 
 def test_indices_that_cannot_be_written() -> None:
