@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import torch
@@ -28,9 +27,10 @@ from compressor.lifecycle.packed import Packed, SharedModel
 from compressor.lifecycle.param_groups import check_embeddings, check_optimizer, param_groups
 from compressor.lifecycle.prepare import penalties, start_rounds
 from compressor.lifecycle.rebuild import find_args
+from compressor.lifecycle.size_control import SizeControl
 from compressor.lifecycle.state import state_to_pack
 from compressor.lifecycle.target import FileOptions, Search, Target
-from compressor.lifecycle.training_options import resolve_options
+from compressor.lifecycle.training_options import replaced, resolve_options
 from compressor.policy.policy import Policy, TensorPlan
 from compressor.rng import seed_all
 from compressor.sharing.group import Group
@@ -76,8 +76,8 @@ class Compressor:
         original: the weights by name against which the report measures noise; None: those of the model now.
         from_scratch: the weights are random, or drawn in ``prepare`` where the model is on ``meta``; the teacher
             "dense" is then none, for random weights teach nothing.
-        rate, target_size, target_bits, max_drop: at most one, see ``Target``. ``prepare`` meets it; training afterwards
-            may change the size.
+        rate, target_size, target_bits, max_drop: at most one, see ``Target``. ``prepare`` meets it, and training holds
+            the size.
 
     Raises:
         PolicyError: the policy does not fit the model.
@@ -95,6 +95,8 @@ class Compressor:
 
     search: Search | None = None
     """What the search for a target has found; None without a target, and before ``prepare``."""
+    control: SizeControl | None = None
+    """What holds the size of the file in training; None where no size is asked for, and before ``prepare``."""
     steps = total_steps = 0
     _measured: Measurement | None = None
     _converted: tuple[dict[str, SharedTensor], tuple[Codebook, ...]] | None = None
@@ -180,6 +182,7 @@ class Compressor:
         if self.target.is_given:
             self.groups, self.search = fitting.search(self.target, None if val is None else drop_on(val, self.model))
             self.policy = self.policy.priced(self.search.rate)
+            self.control = fitting.control(self.target, self.groups, self.search)
         else:
             self.groups = fitting.at(None)
         if self.from_scratch:
@@ -235,6 +238,8 @@ class Compressor:
     def _step(self, optimizer: Optimizer, on_round: OnRound | None) -> None:
         self.steps += 1
         self._advance(optimizer, on_round)
+        if self.control is not None:
+            self.control.on_step(self.steps, self.total_steps)
 
     def _advance(self, optimizer: Optimizer, on_round: OnRound | None) -> None:
         progress = min(1.0, self.steps / self.total_steps)
@@ -320,22 +325,12 @@ class Compressor:
         after_epoch = evaluate_after_epoch(self.model, val, SharingMonitor(self.groups), on_epoch)
         self._in_eval.update(modules_in_eval(self.model))
         train_mode(self.model, self._in_eval)
-        with self._distilling(config.distill, config.temperature):
+        with replaced(self, distill=config.distill, temperature=config.temperature):
             train(
                 self.model, train_loader, self.loss, optimizer, schedule, config, after_epoch, on_step, device, amp,
                 checkpointer, mixup=mixup,
             )  # fmt: skip
         return self
-
-    @contextmanager
-    def _distilling(self, distill: float, temperature: float) -> Iterator[None]:
-        """Makes ``loss`` distil by the options of a fine-tuning inside, and by the constructor's afterwards."""
-        before = self.distill, self.temperature
-        self.distill, self.temperature = distill, temperature
-        try:
-            yield
-        finally:
-            self.distill, self.temperature = before
 
     def finish(self, calibration: Batches | None = None, half_untouched: bool | None = None) -> Packed:
         """Sets every shared weight to its codeword, and makes ``job.model`` an ordinary module again.
@@ -369,8 +364,10 @@ class Compressor:
         """Takes the groups off the model and returns what they have learnt, the same where ``finish()`` has failed."""
         if self._converted is None:
             self._check_prepared("finish()")
-            tensors, books, values = convert(self.groups)
             detach(self.model)
+            if self.control is not None and self.steps:
+                self.control.settle()
+            tensors, books, values = convert(self.groups)
             for site, value in values.items():
                 set_weight(site, value)
             self.groups, self._converted = [], (tensors, books)

@@ -15,6 +15,7 @@ from compressor.formats.errors import PolicyError, UsageError
 from compressor.lifecycle.convert import convert, halvable
 from compressor.lifecycle.packed import Packed, SharedModel, content_of
 from compressor.lifecycle.prepare import fit_groups
+from compressor.lifecycle.size_control import SizeControl
 from compressor.lifecycle.target import (
     MOST_RATE,
     FileOptions,
@@ -25,6 +26,7 @@ from compressor.lifecycle.target import (
     find_rate_for_size,
 )
 from compressor.policy.policy import Policy, Rule, TensorPlan
+from compressor.sharing.code_length import is_priced
 from compressor.sharing.group import Group
 from compressor.sharing.parametrization import attach, restore
 from compressor.sharing.sites import Site
@@ -117,7 +119,7 @@ class Fitting:
 
         def size_at(rate: float) -> int:
             groups[:] = self.at(rate)
-            return self._size(target, groups, rate)
+            return self.size(target, groups, rate)
 
         try:
             found = self._found(target, drop, groups, size_at)
@@ -128,6 +130,24 @@ class Fitting:
             groups[:] = self.at(found.rate)  # measuring the size has ended their rounds
         return groups, found
 
+    def control(self, target: Target, groups: Sequence[Group], found: Search) -> SizeControl | None:
+        """Returns what holds the size of the file in training; None where no size is asked for, or nothing has a price.
+
+        Args:
+            target: what is asked for.
+            groups: of the model.
+            found: what the search has found.
+        """
+        size = target.bytes(self._weights)
+        if size is None or not any(is_priced(group) and not group.frozen for group in groups):
+            return None
+        return SizeControl(groups, size, found.size, lambda: self.size(target, groups, found.rate))
+
+    @property
+    def _weights(self) -> int:
+        """The number of weights that are shared."""
+        return sum(plan.site.tensor.numel() for plan in self.shared.plans if plan.scheme)
+
     def _found(
         self,
         target: Target,
@@ -136,12 +156,11 @@ class Fitting:
         size_at: Callable[[float], int],
     ) -> Search:
         """Returns the price that a target asks for; ``groups`` are those of the last call of ``size_at``."""
-        weights = sum(plan.site.tensor.numel() for plan in self.shared.plans if plan.scheme)
-        size = target.bytes(weights)
+        size = target.bytes(self._weights)
         if target.rate is not None:
             return Search(target.rate, None, size_at(target.rate), 1)
         if size is not None:
-            floor = self._size(target, self.at(MOST_RATE, measured=False), MOST_RATE)
+            floor = self.size(target, self.at(MOST_RATE, measured=False), MOST_RATE)
             return find_rate_for_size(size, floor, self._plain_sizes(), size_at)
         assert target.drop is not None
         assert drop is not None
@@ -159,8 +178,14 @@ class Fitting:
         curvature = None if known is None else {site: float(known[site].double().mean()) for site in sites}
         return PlainSizes({site: self.dense[site.name] for site in sites}, curvature)
 
-    def _size(self, target: Target, groups: Sequence[Group], rate: float) -> int:
-        """Returns the bytes of the file, were the model packed as it is."""
+    def size(self, target: Target, groups: Sequence[Group], rate: float) -> int:
+        """Returns the bytes of the file, were the model packed with these groups as they are.
+
+        Args:
+            target: what is asked for.
+            groups: of the model, whether or not they are attached.
+            rate: the price of a bit that the file names.
+        """
         tensors, books, values = convert(groups)
         model = self.shared.model
         halved = halvable(model, tensors) if target.halves(self.options.half_untouched) else frozenset()

@@ -20,6 +20,7 @@ from compressor.ops.gather_scatter import straight_through
 from compressor.ops.nearest import nearest, nearest_by_row
 from compressor.ops.parallel import cache_chunks
 from compressor.ops.soft_assignment import soft_gradient
+from compressor.sharing.code_length import CodeLength
 from compressor.sharing.curvature import Curvature, diagonals
 from compressor.sharing.export import SharedTensors, export_grid, export_scalars, export_slices
 from compressor.sharing.group_state import GroupState
@@ -32,7 +33,6 @@ _log = logging.getLogger(__name__)
 # Buffers of the group; the names are in checkpoints.
 SCALES = "scales"  # float32[sites]: what the weights of each site are divided by; only with group="network"
 RESEEDS_DONE = "reseeds"  # int64 scalar
-GRID = "grid"  # float64[2]: the least number of steps, and the step; only with a price
 TEMPERATURE = "temperature"  # float64 scalar, in halves of the mean squared spacing of the codewords
 
 RESEEDS = 10  # times in a training run that unused codewords are moved to where weights are
@@ -148,9 +148,9 @@ class Learnt(Scheme):
         room = min(2 + (most - least) // 4, MOST_STEPS // 10)  # for weights that training takes beyond the ends
         least, most = min(0, least) - room, max(0, most) + room
         grid = Grid(least * step, step, most - least + 1)
-        group.register_buffer(GRID, torch.tensor([least, step], dtype=torch.float64))
         # Fixed: codewords that move would have to be listed, at four bytes each, where the grid is three numbers.
         group.set_codebook(torch.from_numpy(grid.expand().reshape(-1)).to(weights.device), learnt=False)
+        CodeLength.begin(group, self.rate, least, step)
 
     def _rounding(self, group: GroupState, site: Site) -> Round:
         """Returns the rounding to the codebook, or to that of the slice of each weight."""
@@ -198,13 +198,24 @@ class Learnt(Scheme):
         return soft_gradient(master, codebook, indices, tau)
 
     def on_step(self, group: GroupState, progress: float) -> float | None:
-        """Cools the temperature, and at every tenth of the training moves codewords that no weight uses."""
+        """Cools the temperature, and at every tenth of the training moves codewords that no weight uses.
+
+        With a price, it counts the indices now and then, and nothing else.
+        """
+        if self.rate:
+            CodeLength(group).on_step()
+            return None
         group.get_buffer(TEMPERATURE).fill_(self.soft * FINAL_TEMPERATURE**progress)
         due, done = math.floor(min(progress, LAST_RESEED) * RESEEDS), group.get_buffer(RESEEDS_DONE)
-        if due > int(done) and progress < 1 and not self.rate:  # at the end it would change what was trained
+        if due > int(done) and progress < 1:  # at the end it would change what was trained
             done.fill_(due)
             _reseed(group, self._codebook_count(group))
         return None
+
+    def penalty(self, group: GroupState, task: Tensor) -> Tensor | None:
+        """Returns the price of the bits that all indices take; None without a price."""
+        del task
+        return CodeLength(group).penalty() if self.rate else None
 
     def export(self, group: GroupState) -> SharedTensors:
         """Returns the codebook or codebooks, and the index of each weight's nearest codeword."""
@@ -224,10 +235,10 @@ class Learnt(Scheme):
 
 def _exact_grid(group: GroupState, codebook: Tensor) -> tuple[int, float] | None:
     """Returns the least number of steps, and the step, of a codebook; None where another dtype has rounded it."""
-    least, step = group.get_buffer(GRID).tolist()
+    least, step = CodeLength(group).grid
     grid = Grid(least * step, step, len(codebook))
     same = bool((torch.from_numpy(grid.expand().reshape(-1)).to(codebook.device) == codebook).all())
-    return (int(least), step) if same else None
+    return (least, step) if same else None
 
 
 def _scales(group: GroupState) -> dict[Site, float] | None:
