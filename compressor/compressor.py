@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from copy import deepcopy
 from typing import Any, Literal
 
 import torch
@@ -76,8 +77,7 @@ class Compressor:
         original: the weights by name against which the report measures noise; None: those of the model now.
         from_scratch: the weights are random, or drawn in ``prepare`` where the model is on ``meta``; the teacher
             "dense" is then none, for random weights teach nothing.
-        rate, target_size, target_bits, max_drop: at most one, see ``Target``. ``prepare`` meets it, and training holds
-            the size.
+        rate, target_size, target_bits, max_drop: at most one, see ``Target``. ``prepare`` meets it, training holds it.
 
     Raises:
         PolicyError: the policy does not fit the model.
@@ -322,7 +322,7 @@ class Compressor:
         parameters = self.param_groups(config.lr, config.weight_decay, config.layer_decay)
         optimizer, schedule = make_optimizer(parameters, config.opt, config.lr, config.sched, config.epochs, updates)
         self.attach(optimizer, self.steps + config.epochs * updates, schedule.restart)
-        after_epoch = evaluate_after_epoch(self.model, val, SharingMonitor(self.groups), on_epoch)
+        after_epoch = evaluate_after_epoch(self.model, val, SharingMonitor(self.groups, self.control), on_epoch)
         self._in_eval.update(modules_in_eval(self.model))
         train_mode(self.model, self._in_eval)
         with replaced(self, distill=config.distill, temperature=config.temperature):
@@ -372,6 +372,10 @@ class Compressor:
                 set_weight(site, value)
             self.groups, self._converted = [], (tensors, books)
         return self._converted
+
+    def copied(self) -> Compressor:
+        """Returns a job of its own in the same state, to ``finish()`` while this one goes on; some memory is shared."""
+        return deepcopy(self, {id(one): one for one in (self.teacher, self._measured, self.dense, self.original)})
 
     def undo(self) -> nn.Module:
         """Ends the sharing, gives the weights the values that they had before, and returns the model."""

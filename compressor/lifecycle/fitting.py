@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -141,7 +142,7 @@ class Fitting:
         size = target.bytes(self._weights)
         if size is None or not any(is_priced(group) and not group.frozen for group in groups):
             return None
-        return SizeControl(groups, size, found.size, lambda: self.size(target, groups, found.rate))
+        return SizeControl(groups, size, found.size, partial(self.size, target, groups, found.rate))
 
     @property
     def _weights(self) -> int:
