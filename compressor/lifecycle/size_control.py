@@ -16,6 +16,7 @@ _log = logging.getLogger(__name__)
 
 AIM = 0.99  # of the target, so that what is left to do at the end may be nothing
 INTEGRAL_TIME = 0.05  # of the training: the time in which a lasting error changes the price as much as a new one does
+GAIN = 8.0  # change of the price for a change of the size, both relative: bytes follow a price slowly, and by less
 MOST_CHANGE = 0.7  # of the logarithm of the price, between two counts
 WIDEST = 1e4  # times the first price, or so much less
 UNSETTLED = 0.05  # of the target: a last correction that is worth a warning
@@ -25,7 +26,7 @@ class SizeControl:
     """Keeps the file that training would end in at a target, by the price of a bit.
 
     This is dual ascent on the bytes beyond the target, in relative steps: with e the logarithm of predicted to wanted
-    bytes, the logarithm of the price grows by e as it changes, and by a share of e whenever the indices are counted.
+    bytes, the logarithm of the price follows e, times a gain, and grows by a share of that whenever indices are counted.
 
     Args:
         groups: of the model; those with a price are controlled, at least one.
@@ -74,18 +75,18 @@ class SizeControl:
             return
         error, before = math.log(self.predicted / (AIM * self.target)), self.lengths[0].error
         share = STEPS_BETWEEN_COUNTS / max(INTEGRAL_TIME * total_steps, STEPS_BETWEEN_COUNTS)
-        change = min(max(error - before + share * error, -MOST_CHANGE), MOST_CHANGE)
+        change = min(max(GAIN * (error - before + share * error), -MOST_CHANGE), MOST_CHANGE)
         price = min(max(self.price * math.exp(change), self.first_price / WIDEST), self.first_price * WIDEST)
         for length in self.lengths:
             length.reprice(price, error)
 
     def settle(self) -> None:
-        """Rounds the weights such that the file is at most the target, and within 2 % of it where that can be."""
+        """Rounds weights to shorter codes where the file would be larger than the target."""
         before = self._size_of()
-        size = settle(self.lengths, self.target, before, self._size_of)
-        if abs(before - self.target) > UNSETTLED * self.target:
+        size = settle(self.lengths, self.target, self._size_of)
+        if before - self.target > UNSETTLED * self.target:
             _log.warning(
-                "training ended at %s bytes, and the last rounding has made %s of them for the target of %s: the price "
-                "of a bit had not converged; train longer",
+                "training ended at %s bytes, and rounding to shorter codes has made it %s: the price of a bit had not "
+                "converged for a target of %s; train longer",
                 f"{before:,}", f"{size:,}", f"{self.target:,}",
             )  # fmt: skip

@@ -35,6 +35,7 @@ SCALES = "scales"  # float32[sites]: what the weights of each site are divided b
 RESEEDS_DONE = "reseeds"  # int64 scalar
 TEMPERATURE = "temperature"  # float64 scalar, in halves of the mean squared spacing of the codewords
 
+UNMEASURED_PRICE = 1e-7  # of a bit in training, where ``rate`` is that of squared errors of weights
 RESEEDS = 10  # times in a training run that unused codewords are moved to where weights are
 LAST_RESEED = 0.8  # progress after which they are not moved any more, so that the network can adapt
 FINAL_TEMPERATURE = 0.01  # at the end of training, as a share of the first
@@ -150,7 +151,8 @@ class Learnt(Scheme):
         grid = Grid(least * step, step, most - least + 1)
         # Fixed: codewords that move would have to be listed, at four bytes each, where the grid is three numbers.
         group.set_codebook(torch.from_numpy(grid.expand().reshape(-1)).to(weights.device), learnt=False)
-        CodeLength.begin(group, self.rate, least, step)
+        price = self.rate if curvature is not None else min(self.rate, UNMEASURED_PRICE)
+        CodeLength.begin(group, price, least, step)
 
     def _rounding(self, group: GroupState, site: Site) -> Round:
         """Returns the rounding to the codebook, or to that of the slice of each weight."""
