@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from compressor.compressor import Compressor
 from compressor.lifecycle.size_control import AIM, SizeControl
 from compressor.policy.policy import Policy, Rule
 from compressor.sharing.code_length import BITS, STEPS_BETWEEN_COUNTS, CodeLength
+from compressor.training.loop import Epoch
 
 TARGET = 4_000
 
@@ -39,6 +41,8 @@ def job_of(**options: Any) -> Compressor:
 
 def control_of(size: int, *, target: int = 1_000) -> SizeControl:
     job = Compressor(net(), Policy([Rule("*", scheme="learnt", rate=1e-4)]), teacher=None).prepare()
+    for group in job.groups:
+        CodeLength(group).reprice(1e-4, 0.0)
     return SizeControl(job.groups, target, size, lambda: size)
 
 
@@ -66,18 +70,18 @@ def test_the_price_rises_while_the_file_is_too_large_and_falls_while_it_is_too_s
     for number in range(1, 6):
         control.on_step(number * STEPS_BETWEEN_COUNTS, 10_000)
         prices.append(control.price)
-    assert all((later > earlier) == rises for earlier, later in zip(prices, prices[1:], strict=False))
+    assert all((later > earlier) == rises for earlier, later in itertools.pairwise(prices))
     assert {length.price for length in control.lengths} == {prices[-1]}
 
 
 def test_the_first_change_is_the_error_and_the_others_a_share_of_it() -> None:
     control = control_of(990)
-    set_bits(control, 1.2 * AIM * 1_000)
+    set_bits(control, 1.02 * AIM * 1_000)
     error = math.log(control.predicted / (AIM * 1_000))
     control.on_step(STEPS_BETWEEN_COUNTS, 4_000)
-    assert math.log(control.price / 1e-4) == pytest.approx(error * 1.1)
+    assert math.log(control.price / 1e-4) == pytest.approx(8 * error * 1.1)
     control.on_step(2 * STEPS_BETWEEN_COUNTS, 4_000)
-    assert math.log(control.price / 1e-4) == pytest.approx(error * 1.2)
+    assert math.log(control.price / 1e-4) == pytest.approx(8 * error * 1.2)
 
 
 def test_the_price_changes_only_when_indices_were_counted() -> None:
@@ -129,13 +133,19 @@ def test_a_training_that_is_too_short_to_hold_the_size_says_so(caplog: pytest.Lo
 
 
 def test_epochs_tell_price_and_predicted_size() -> None:
-    job, told = job_of().prepare(), []
-    job.finetune(batches(), epochs=2, on_epoch=lambda epoch, _: told.append(epoch.sharing))
+    job = job_of().prepare()
+    told: list[tuple[float | None, int | None]] = []
+
+    def tell(epoch: Epoch, _: object) -> None:
+        assert epoch.sharing is not None
+        told.append((epoch.sharing.price, epoch.sharing.size))
+
+    job.finetune(batches(), epochs=2, on_epoch=tell)
     assert job.control is not None
-    assert (told[-1].price, told[-1].size) == (job.control.price, job.control.predicted)
+    assert told[-1] == (job.control.price, job.control.predicted)
     plain = Compressor(net(), Policy([Rule("*", scheme="learnt", bits=2)]), teacher=None).prepare()
-    plain.finetune(batches(2), epochs=1, on_epoch=lambda epoch, _: told.append(epoch.sharing))
-    assert (told[-1].price, told[-1].size) == (None, None)
+    plain.finetune(batches(2), epochs=1, on_epoch=tell)
+    assert told[-1] == (None, None)
 
 
 def test_bits_are_held_as_well() -> None:

@@ -40,14 +40,17 @@ def test_a_weight_is_drawn_to_the_shorter_code() -> None:
     (site,) = group.sites
     cost = Learnt(rate=STEP_OF_ONE).penalty(group, torch.ones(()))
     assert cost is not None
-    assert cost.item() == pytest.approx(STEP_OF_ONE * CodeLength(group).bits)
+    price = CodeLength(group).price
+    assert cost.item() == pytest.approx(price * CodeLength(group).bits)
     cost.backward()
     gradient = group.master_weight(site).grad
     assert gradient is not None
     lengths = lengths_of(CodeLength(group).counts())
     zero = -CodeLength(group).grid[0]
-    between = [lengths[zero + 1] - lengths[zero], lengths[zero - 1] - lengths[zero], lengths[zero + 2] - lengths[zero + 1]]
-    towards_one, towards_minus_one, beyond_one = (STEP_OF_ONE * float(one) for one in between)
+    levels = lengths[zero - 1 : zero + 3].tolist()
+    towards_minus_one, towards_one, beyond_one = (
+        price * (levels[1 + sign] - levels[1 + start]) for start, sign in ((0, -1), (0, 1), (1, 2))
+    )
     expected = [towards_one, towards_one, -towards_minus_one, beyond_one]
     assert gradient[0, -4:].tolist() == pytest.approx(expected, rel=1e-5)
     assert towards_one > 0
@@ -83,6 +86,7 @@ def test_plain_descent_on_the_price_alone_makes_the_file_smaller() -> None:
     policy = Policy([Rule("*", scheme="learnt", rate=1e-4)])
     job = Compressor(torch.nn.Linear(64, 64), policy, teacher=None).prepare()
     length = CodeLength(job.groups[0])
+    length.reprice(1e-4, 0.0)
     opt, before = torch.optim.SGD(job.param_groups(lr=1.0), lr=1.0), length.bits
     job.attach(opt, 200)
     for _ in range(200):
@@ -90,3 +94,12 @@ def test_plain_descent_on_the_price_alone_makes_the_file_smaller() -> None:
         job.penalty().backward()
         opt.step()
     assert length.bits < 0.8 * before
+
+
+def test_the_price_in_training_is_that_of_the_grid_where_the_loss_was_measured() -> None:
+    """Without images ``rate`` is the price of squared errors of weights, which says nothing of the loss."""
+    weights = torch.randn(4, 4)
+    measured = fitted(Learnt(rate=1e-4), weights, importance=torch.ones(4, 4))
+    assert CodeLength(measured).price == 1e-4
+    assert CodeLength(fitted(Learnt(rate=1e-4), weights)).price == 1e-7
+    assert CodeLength(fitted(Learnt(rate=1e-9), weights)).price == 1e-9
