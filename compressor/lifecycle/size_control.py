@@ -25,8 +25,8 @@ UNSETTLED = 0.05  # of the target: a last correction that is worth a warning
 class SizeControl:
     """Keeps the file that training would end in at a target, by the price of a bit.
 
-    This is dual ascent on the bytes beyond the target, in relative steps: with e the logarithm of predicted to wanted
-    bytes, the logarithm of the price follows e, times a gain, and grows by a share of that whenever indices are counted.
+    This is dual ascent on the bytes beyond the target, in relative steps. With e the logarithm of predicted to wanted
+    bytes, the logarithm of the price follows e times a gain, and a share of that is added whenever indices are counted.
 
     Args:
         groups: of the model; those with a price are controlled, at least one.

@@ -10,7 +10,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from torch import Tensor
 
 from compressor.lifecycle.settling import rounded_by_length, settle
 from compressor.schemes.learnt import Learnt
