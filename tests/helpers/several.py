@@ -156,8 +156,18 @@ def splitting_the_model_is_refused(folder: Path) -> None:
             assert not pair.said(1)
 
 
+def a_size_is_held_by_both(folder: Path) -> None:
+    with Pair(run("--target-size", "6KB"), folder / "a") as pair:
+        assert pair.codes() == [0, 0], pair.said(0) + pair.said(1)
+        assert "bytes at a price of" in pair.said(0)
+        assert not pair.said(1)
+    assert (folder / "a" / "out").stat().st_size <= 6_000
+    assert not (folder / "a" / "out.checkpoints").exists()
+
+
 TESTS = (
     *JOBS,
+    a_size_is_held_by_both,
     one_writes_and_both_agree,
     refusals_are_said_once_and_both_exit_alike,
     stopped_and_resumed_it_ends_in_the_same_file,
