@@ -72,7 +72,8 @@ class Learnt(Scheme):
             all tensors, of weights divided by a power of two near each tensor's spread, which the file stores.
         rate: the price of a bit of the file, in the loss of one image; 0, the default: none. With a price the codebook
             is a grid through zero that training leaves as it is; its step follows from price and curvature, and
-            ``codewords``, ``group`` and ``init`` are not used. Useful prices are 1e-9 to 1e-6.
+            ``codewords``, ``group`` and ``init`` are not used. What the bits cost is in the loss of the training, see
+            ``CodeLength``. Useful prices are 1e-9 to 1e-6.
         soft: 0, the default: straight-through; above, to 100: tau at the start of training, in halves of the mean
             squared spacing of the codewords. It is cooled to a hundredth of that.
         init: the k-means of the first codebook: "optimal", the default, "linear", "density" or "quantile", see

@@ -132,8 +132,8 @@ def lengths_of(counts: Tensor) -> Tensor:
     """Returns the bits of the code of each codeword, float64[K], from how often each occurs.
 
     Example:
-        >>> lengths_of(torch.tensor([7.5, 3.5, 3.5, -0.5])).tolist()
-        [1.0, 2.0, 2.0, inf]
+        >>> [round(bits, 2) for bits in lengths_of(torch.tensor([3, 0, 1])).tolist()]
+        [0.65, 3.46, 1.87]
     """
     return -((counts.double() + UNSEEN) / (counts.sum() + UNSEEN * len(counts))).log2()
 

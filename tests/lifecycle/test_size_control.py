@@ -137,7 +137,7 @@ def test_a_training_that_is_too_short_to_hold_the_size_says_so(caplog: pytest.Lo
 
 def test_epochs_tell_price_and_predicted_size() -> None:
     job = job_of().prepare()
-    told: list[tuple[float | None, int | None]] = []
+    told: list[tuple[object, object]] = []
 
     def tell(epoch: Epoch, _: object) -> None:
         assert epoch.sharing is not None
