@@ -14,7 +14,6 @@ __all__ = ["SizeControl"]
 
 _log = logging.getLogger(__name__)
 
-AIM = 0.99  # of the target, so that what is left to do at the end may be nothing
 INTEGRAL_TIME = 0.05  # of the training: the time in which a lasting error changes the price as much as a new one does
 GAIN = 8.0  # change of the price for a change of the size, both relative: bytes follow a price slowly, and by less
 MOST_CHANGE = 0.7  # of the logarithm of the price, between two counts
@@ -73,7 +72,7 @@ class SizeControl:
         """
         if steps % STEPS_BETWEEN_COUNTS or not steps:
             return
-        error, before = math.log(self.predicted / (AIM * self.target)), self.lengths[0].error
+        error, before = math.log(self.predicted / self.target), self.lengths[0].error
         share = STEPS_BETWEEN_COUNTS / max(INTEGRAL_TIME * total_steps, STEPS_BETWEEN_COUNTS)
         change = min(max(GAIN * (error - before + share * error), -MOST_CHANGE), MOST_CHANGE)
         price = min(max(self.price * math.exp(change), self.first_price / WIDEST), self.first_price * WIDEST)

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 
 import compressor
-from compressor.cli.so_far import NAME
+from compressor.cli.so_far import NAME, BestSoFar
 from compressor.formats.file.reader import PackedFile
 from compressor.training.evaluation import evaluate
 from tests.helpers.runs import FOLDER, OUT, Runs, _here, kept, killed, tell, weights
@@ -84,6 +84,13 @@ def test_a_run_that_is_killed_leaves_it_too_and_ends_as_an_uninterrupted_one(run
     runs(0, "--resume")
     assert OUT.read_bytes() == whole
     assert not FOLDER.exists()
+
+
+def test_keeping_it_changes_nothing_of_the_training(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = runs.whole()
+    monkeypatch.setattr(BestSoFar, "offer", lambda *_: None)
+    runs(0)
+    assert OUT.read_bytes() == whole
 
 
 @pytest.mark.parametrize(("measured", "best"), [((0.5, 0.4, 0.3), 0.5), ((0.1, 0.4, 0.3), 0.4), ((0.1, 0.2, 0.3), 0.3)])

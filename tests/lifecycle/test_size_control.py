@@ -14,7 +14,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from compressor.compressor import Compressor
-from compressor.lifecycle.size_control import AIM, SizeControl
+from compressor.lifecycle.size_control import SizeControl
 from compressor.policy.policy import Policy, Rule
 from compressor.sharing.code_length import BITS, STEPS_BETWEEN_COUNTS, CodeLength
 from compressor.training.loop import Epoch
@@ -54,18 +54,18 @@ def set_bits(control: SizeControl, predicted: float) -> None:
 
 
 def test_where_the_file_is_as_large_as_it_should_be_the_price_stays() -> None:
-    control = control_of(990)
-    assert control.predicted == round(AIM * 1_000)
+    control = control_of(1_000)
+    assert control.predicted == 1_000
     for step in range(1, 200):
         control.on_step(step, 1_000)
     assert control.price == pytest.approx(1e-4)
 
 
-@pytest.mark.parametrize(("predicted", "rises"), [(1_500, True), (1_010, True), (970, False), (500, False)])
+@pytest.mark.parametrize(("predicted", "rises"), [(1_500, True), (1_010, True), (990, False), (500, False)])
 def test_the_price_rises_while_the_file_is_too_large_and_falls_while_it_is_too_small(
     predicted: int, rises: bool
 ) -> None:
-    control, prices = control_of(990), [1e-4]
+    control, prices = control_of(1_000), [1e-4]
     set_bits(control, predicted)
     for number in range(1, 6):
         control.on_step(number * STEPS_BETWEEN_COUNTS, 10_000)
@@ -75,9 +75,9 @@ def test_the_price_rises_while_the_file_is_too_large_and_falls_while_it_is_too_s
 
 
 def test_the_first_change_is_the_error_and_the_others_a_share_of_it() -> None:
-    control = control_of(990)
-    set_bits(control, 1.02 * AIM * 1_000)
-    error = math.log(control.predicted / (AIM * 1_000))
+    control = control_of(1_000)
+    set_bits(control, 1_020)
+    error = math.log(control.predicted / 1_000)
     control.on_step(STEPS_BETWEEN_COUNTS, 4_000)
     assert math.log(control.price / 1e-4) == pytest.approx(8 * error * 1.1)
     control.on_step(2 * STEPS_BETWEEN_COUNTS, 4_000)
@@ -85,7 +85,7 @@ def test_the_first_change_is_the_error_and_the_others_a_share_of_it() -> None:
 
 
 def test_the_price_changes_only_when_indices_were_counted() -> None:
-    control = control_of(990)
+    control = control_of(1_000)
     set_bits(control, 2_000)
     for step in (0, 1, STEPS_BETWEEN_COUNTS - 1, STEPS_BETWEEN_COUNTS + 1):
         control.on_step(step, 1_000)
@@ -93,7 +93,7 @@ def test_the_price_changes_only_when_indices_were_counted() -> None:
 
 
 def test_a_price_that_nothing_follows_stays_finite() -> None:
-    control = control_of(990)
+    control = control_of(1_000)
     set_bits(control, 1e9)
     for number in range(1, 500):
         control.on_step(number * STEPS_BETWEEN_COUNTS, 10_000)
