@@ -145,7 +145,8 @@ def table(rows: list[dict[str, Any]]) -> str:
 @click.option("--minutes", default=float("inf"), help="Start no further row after this many minutes.")
 @click.option("--net", type=click.Choice(list(TARGETS)), help="Only rows of this network.")
 @click.option("--target", type=int, help="Only this target, beside the dense rows.")
-def main(dense: Path | None, minutes: float, net: str | None, target: int | None) -> None:
+@click.option("--seed", type=int, help="Only rows of this seed.")
+def main(dense: Path | None, minutes: float, net: str | None, target: int | None, seed: int | None) -> None:
     """Measures the rows that are missing, and rewrites the table."""
     torch.set_num_threads(1)
     bench, end = Bench(dense, NNCodec(default_folder(), keep=True)), time.perf_counter() + 60 * minutes
@@ -153,7 +154,7 @@ def main(dense: Path | None, minutes: float, net: str | None, target: int | None
     for run in runs():
         rows = [json.loads(line) for line in RESULTS.read_text().splitlines()]  # another process may append as well
         done = {tuple(row[name] for name in asdict(run)) for row in rows}
-        wanted = net in (None, run.net) and (target in (None, run.target) or run.target == 0)
+        wanted = net in (None, run.net) and seed in (None, run.seed) and (target in (None, run.target) or not run.target)
         if not wanted or tuple(asdict(run).values()) in done:
             continue
         if time.perf_counter() > end:
