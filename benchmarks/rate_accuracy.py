@@ -154,7 +154,9 @@ def main(dense: Path | None, minutes: float, net: str | None, target: int | None
     for run in runs():
         rows = [json.loads(line) for line in RESULTS.read_text().splitlines()]  # another process may append as well
         done = {tuple(row[name] for name in asdict(run)) for row in rows}
-        wanted = net in (None, run.net) and seed in (None, run.seed) and (target in (None, run.target) or not run.target)
+        wanted = (
+            net in (None, run.net) and seed in (None, run.seed) and (target in (None, run.target) or not run.target)
+        )
         if not wanted or tuple(asdict(run).values()) in done:
             continue
         if time.perf_counter() > end:

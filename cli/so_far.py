@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,7 +12,7 @@ from compressor.cli.setup import Run
 from compressor.cli.show import percent, say
 from compressor.compressor import Compressor
 from compressor.distributed.collectives import main_process_first
-from compressor.formats.errors import CompressorError, InterruptionError
+from compressor.formats.errors import CompressorError, InterruptionError, ResourceError
 from compressor.formats.file.reader import PackedFile
 from compressor.lifecycle.packed import Packed
 from compressor.policy.recipe import Stage
@@ -20,6 +21,7 @@ from compressor.training.evaluation import evaluate
 
 __all__ = ["BestSoFar"]
 
+_log = logging.getLogger(__name__)
 NAME = "best.safetensors"
 
 
@@ -56,9 +58,15 @@ class BestSoFar:
             top1 = evaluate(copied.model, self.work.data.eval_loader(EVAL_BATCH, "validation")).top1
             if top1 > self.top1:
                 packed.note(validation=top1)
-                self.size = main_process_first(lambda: packed.save(self.path, codec=self.codec, force=True))
-                self.top1 = top1
+                self._write(packed, top1)
         return top1
+
+    def _write(self, packed: Packed, top1: float) -> None:
+        try:
+            self.size = main_process_first(lambda: packed.save(self.path, codec=self.codec, force=True))
+            self.top1 = top1
+        except ResourceError as exc:  # such as a full disk, which may be emptied before the training ends
+            _log.warning("the best file so far is not kept: %s; the training goes on", exc)
 
     @contextmanager
     def told(self) -> Iterator[None]:

@@ -49,6 +49,7 @@ class SizeControl:
         self.lengths = [CodeLength(group) for group in groups if is_priced(group) and not group.frozen]
         self.target, self.first_price, self._size_of = target, self.price, size_of
         self._rest = size - self._coded()
+        self._has_ended = False
 
     @property
     def price(self) -> float:
@@ -70,6 +71,7 @@ class SizeControl:
             steps: done.
             total_steps: of the training.
         """
+        self._has_ended = steps >= total_steps
         if steps % STEPS_BETWEEN_COUNTS or not steps:
             return
         error, before = math.log(self.predicted / self.target), self.lengths[0].error
@@ -83,7 +85,7 @@ class SizeControl:
         """Rounds weights to shorter codes where the file would be larger than the target."""
         before = self._size_of()
         size = settle(self.lengths, self.target, self._size_of)
-        if before - self.target > UNSETTLED * self.target:
+        if self._has_ended and before - self.target > UNSETTLED * self.target:
             _log.warning(
                 "training ended at %s bytes, and rounding to shorter codes has made it %s: the price of a bit had not "
                 "converged for a target of %s; train longer",

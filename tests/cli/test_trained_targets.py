@@ -6,12 +6,15 @@ import csv
 import signal
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 import compressor
 from compressor.cli.so_far import NAME, BestSoFar
+from compressor.formats.errors import ResourceError
 from compressor.formats.file.reader import PackedFile
+from compressor.lifecycle.packed import Packed
 from compressor.training.evaluation import evaluate
 from tests.helpers.runs import FOLDER, OUT, Runs, _here, kept, killed, tell, weights
 from tests.helpers.tiny import few_digits
@@ -110,6 +113,23 @@ def test_a_damaged_best_file_is_replaced(runs: Runs) -> None:
     BEST.write_bytes(BEST.read_bytes()[:100])
     runs(7, "--resume", at=15, act=tell(signal.SIGINT))
     assert top1_of(BEST) > 0
+
+
+def test_a_full_disk_does_not_end_the_training(
+    runs: Runs, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    whole, real = runs.whole(), Packed.save
+
+    def save(packed: Packed, path: Path, **options: Any) -> int:
+        if path == BEST:
+            raise ResourceError("out.checkpoints: no space left on device")
+        return real(packed, path, **options)
+
+    monkeypatch.setattr(Packed, "save", save)
+    runs(0)
+    assert OUT.read_bytes() == whole
+    line = "the best file so far is not kept: out.checkpoints: no space left on device; the training goes on"
+    assert caplog.messages.count(line) > 1
 
 
 def test_no_file_is_kept_where_no_target_is_asked_for(runs: Runs) -> None:

@@ -130,7 +130,16 @@ def test_a_training_that_is_too_short_to_hold_the_size_says_so(caplog: pytest.Lo
     with torch.no_grad():
         for group in job.groups:
             group.master_weight(group.sites[0]).add_(0.05 * torch.randn(group.sites[0].tensor.shape))
-    job.finetune(batches(1), epochs=1, lr=0.0)
+    assert len(job.copied().finish().to_bytes()) > 3_500, "nothing has been trained"
+    told: list[int] = []
+
+    def on_epoch(epoch: Epoch, _: object) -> None:
+        if epoch.number == 1:
+            assert len(job.copied().finish().to_bytes()) <= 3_500
+            told.append(len(caplog.messages))
+
+    job.finetune(batches(1), epochs=2, lr=0.0, on_epoch=on_epoch)
+    assert told == [0], "it has not ended yet"
     assert 0.9 * 3_500 < len(job.finish().to_bytes()) <= 3_500
     assert any("the price of a bit had not converged for a target of 3,500; train longer" in m for m in caplog.messages)
 
