@@ -364,10 +364,10 @@ class Compressor:
         """Takes the groups off the model and returns what they have learnt, the same where ``finish()`` has failed."""
         if self._converted is None:
             self._check_prepared("finish()")
-            detach(self.model)
             if self.control is not None and self.steps:
                 self.control.settle()
             tensors, books, values = convert(self.groups)
+            detach(self.model)
             for site, value in values.items():
                 set_weight(site, value)
             self.groups, self._converted = [], (tensors, books)

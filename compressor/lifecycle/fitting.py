@@ -29,7 +29,7 @@ from compressor.lifecycle.target import (
 from compressor.policy.policy import Policy, Rule, TensorPlan
 from compressor.sharing.code_length import is_priced
 from compressor.sharing.group import Group
-from compressor.sharing.parametrization import attach, restore
+from compressor.sharing.parametrization import attach, restore, without_groups
 from compressor.sharing.sites import Site
 from compressor.training.evaluation import evaluate
 
@@ -188,11 +188,10 @@ class Fitting:
             rate: the price of a bit that the file names.
         """
         tensors, books, values = convert(groups)
-        model = self.shared.model
-        halved = halvable(model, tensors) if target.halves(self.options.half_untouched) else frozenset()
-        policy = self.shared.policy.priced(rate)
-        shared = replace(self.shared, tensors=tensors, books=books, halved=halved, policy=policy)
-        with _holding(values):  # the noise that is noted is that of the values
+        model, policy = self.shared.model, self.shared.policy.priced(rate)
+        with without_groups(model, groups), _holding(values):  # the noise that is noted is that of the values
+            halved = halvable(model, tensors) if target.halves(self.options.half_untouched) else frozenset()
+            shared = replace(self.shared, tensors=tensors, books=books, halved=halved, policy=policy)
             packed = Packed(content_of(shared))
         facts = {} if self.measured is None else {"calibration": self.measured.facts}
         packed.note(**{**facts, "target": {"rate": rate, "predicted": target.size or UNKNOWN}, **self.options.notes})

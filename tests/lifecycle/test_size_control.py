@@ -193,6 +193,20 @@ def test_a_copy_is_finished_while_the_job_goes_on() -> None:
     assert all(len(file) <= TARGET for file in files)
 
 
+def test_a_rounding_that_fails_leaves_a_job_that_can_be_finished(monkeypatch: pytest.MonkeyPatch) -> None:
+    job = job_of().prepare()
+    job.finetune(batches(2), epochs=1)
+    with monkeypatch.context() as patch:
+        patch.setattr("compressor.lifecycle.fitting.content_of", fail)
+        with pytest.raises(MemoryError):
+            job.finish()
+    assert len(job.finish().to_bytes()) <= TARGET
+
+
+def fail(*_: object) -> None:
+    raise MemoryError
+
+
 def test_resumed_training_has_the_same_price_and_ends_in_the_same_bytes() -> None:
     data = list(batches())
 
