@@ -37,8 +37,8 @@ class SizeControl:
         >>> import torch
         >>> from compressor import Compressor
         >>> job = Compressor(torch.nn.Linear(64, 64), target_size=3_000).prepare()
-        >>> job.control.predicted <= 3_000, job.control.price == job.search.rate
-        (True, True)
+        >>> job.control.target, job.control.predicted == job.search.size
+        (3000, True)
 
     Reference: Gallego-Posada, Ramirez, Erraqabi, Bengio, Lacoste-Julien, "Controlled Sparsity via Constrained
     Optimization", NeurIPS 2022; the proportional term after Sohrabi, Ramirez, Zhang, Lacoste-Julien, Gallego-Posada,
