@@ -43,7 +43,8 @@ from compressor.ops.nearest import nearest
 from compressor.training.distillation import distillation, frozen_copy
 from compressor.training.optim import use_fused_kernels
 
-SCHEMES = "dense", "learnt", "kmeans", "inq", "wfn"
+RULES = {"learnt, a price": Rule("*", "learnt", rate=1e-5), "wfn": Rule("*", "wfn")}  # the others have 4 bits
+SCHEMES = "dense", "learnt", "learnt, a price", "kmeans", "inq", "wfn"
 IN_ROUNDS = "inq", "wfn"
 WARM_UP, MEMORY_STEPS = 3, 5
 ALL_STEPS = 1_000  # length of the simulated training: learnt re-seeds unused codewords eight times in it
@@ -72,7 +73,7 @@ def make_step(case: Case, scheme: str, distilled: bool = False) -> tuple[Step, C
         teacher = frozen_copy(model) if distilled else None
         optimizer = torch.optim.AdamW(model.parameters(), 1e-3)
         return make_step_of(case, model, optimizer, functools.partial(dense_loss, teacher)), None
-    policy = Policy([Rule("*", scheme) if scheme == "wfn" else Rule("*", scheme, bits=4)])
+    policy = Policy([RULES.get(scheme) or Rule("*", scheme, bits=4)])
     job = Compressor(model, policy, copy=False, teacher="dense" if distilled else None).prepare()
     optimizer = torch.optim.AdamW(job.param_groups(lr=1e-3))
     job.attach(optimizer, total_steps=ALL_STEPS)

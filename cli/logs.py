@@ -61,6 +61,8 @@ class Logs:
             "loss": epoch.loss,
             "bits_per_weight": None if sharing is None else sharing.bits,
             "changed": None if sharing is None else sharing.changed,
+            "price": None if sharing is None else sharing.price,
+            "size": None if sharing is None else sharing.size,
         }
         measured = {"top1": None if top1 is None else 100 * top1}
         try:

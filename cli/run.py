@@ -32,6 +32,7 @@ from compressor.cli.search import (
 )
 from compressor.cli.setup import Run, set_up
 from compressor.cli.show import Step, counts, percent, say
+from compressor.cli.so_far import BestSoFar
 from compressor.cli.stopping import stoppable
 from compressor.cli.weights import dense_model, teacher_model
 from compressor.compressor import Compressor
@@ -135,11 +136,7 @@ def _run_stages(
                 work, stage, model, teacher, output, step("codebooks"), original=original, preserve_sparsity=pruned,
                 from_scratch=number == 1 and not work.has_dense_model,
             )  # fmt: skip
-            last = number == len(stages)
-            small = {
-                "half_untouched": output.half_untouched and last, "fold_norms": output.fold_norms and last
-            }  # fmt: skip
-            packed = _finetuned(work, stage, job, small, step)
+            packed = _finetuned(work, stage, job, output, step)
             model, policy = job.model, job.policy
         pruned = pruned or any(stage.policy.prunings)
     assert packed is not None
@@ -175,28 +172,38 @@ def _shared(
     return job
 
 
-def _finetuned(work: Run, stage: Stage, job: Compressor, small: Mapping[str, bool | None], new_step: NewStep) -> Packed:
-    """Fine-tunes shared weights, where the stage has epochs, and packs them as ``small`` says for ``finish()``."""
+def _finetuned(work: Run, stage: Stage, job: Compressor, output: OutputConfig, new_step: NewStep) -> Packed:
+    """Fine-tunes shared weights, where the stage has epochs, and packs them."""
     training, execution, data = stage.training, work.execution, work.data
+    last = stage is work.recipe.stages[-1]
+    half_untouched, fold_norms = output.half_untouched and last, output.fold_norms and last
+
+    def finish(job: Compressor) -> Packed:
+        return job.finish(_calibration(work, training.batch_size), half_untouched, fold_norms)
+
     if data is None or not work.trains(stage):
-        return job.finish(_calibration(work, training.batch_size), **small)
+        return finish(job)
     step = new_step("fine-tuning")
-    with compiled_model(job.model, execution.torchcompile):
+    best = BestSoFar(work, stage, finish, output.codec)
+    if (top1 := best.offer(job)) is not None:
+        say(f"{step.head}before it: validation {percent(top1)}")
+    with compiled_model(job.model, execution.torchcompile), best.told():
         job.finetune(
             data.train_loader(training.batch_size, execution.seed), data.eval_loader(EVAL_BATCH, "validation"),
-            training, on_epoch=_on_epoch(work, stage, step), on_step=step.on_step, device=execution.device,
-            amp=execution.amp, checkpoints=work.checkpoints,
+            training, on_epoch=_on_epoch(work, stage, step, lambda: best.offer(job)), on_step=step.on_step,
+            device=execution.device, amp=execution.amp, checkpoints=work.checkpoints,
             mixup=make_mixup(training.mixup, training.cutmix, training.smoothing, data.num_classes),
         )  # fmt: skip
-    packed = job.finish(_calibration(work, training.batch_size), **small)
+    packed = finish(job)
+    best.clear()
     broadcast_tensors(job.model.state_dict().values())  # GPUs may differ in the rounding of BatchNorm's statistics
     top1 = _evaluate(work, job.model, "validation").top1
     step.done(f"{training.epochs} epochs  validation {percent(top1)}")
     return packed
 
 
-def _on_epoch(work: Run, stage: Stage, step: Step) -> Callable[[Epoch, float | None], None]:
-    """Returns a callback that shows an epoch and logs it, numbered through all stages."""
+def _on_epoch(work: Run, stage: Stage, step: Step, then: Callable[[], object]) -> Callable[[Epoch, float | None], None]:
+    """Returns a callback that shows an epoch, logs it, numbered through all stages, and calls ``then``."""
     earlier = itertools.takewhile(lambda one: one is not stage, work.recipe.stages)
     before = sum(one.training.epochs for one in earlier)
 
@@ -204,6 +211,7 @@ def _on_epoch(work: Run, stage: Stage, step: Step) -> Callable[[Epoch, float | N
         step.on_epoch(epoch, top1)
         if work.logs is not None:
             work.logs.on_epoch(epoch, top1, before)
+        then()
 
     return on_epoch
 

@@ -93,6 +93,8 @@ class Step:
             self.figures.append(f"{sharing.bits:.2f} bits/weight{part}")
             if sharing.changed is not None:
                 self.figures.append(f"{percent(sharing.changed)} of indices changed")
+            if sharing.size is not None:
+                self.figures.append(f"{sharing.size:,} bytes at a price of {sharing.price:.2g}")
         if self.bar is not None and not self.bar.disable:
             self.shown = -math.inf
             return

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from copy import deepcopy
 from typing import Any, Literal
 
 import torch
@@ -27,12 +27,13 @@ from compressor.lifecycle.finishing import Finishing
 from compressor.lifecycle.fitting import Fitting, check_target, drop_on, policy_for
 from compressor.lifecycle.norms import check_foldable, minor_tensors
 from compressor.lifecycle.packed import Packed, SharedModel
-from compressor.lifecycle.param_groups import check_embeddings, check_optimizer, param_groups
+from compressor.lifecycle.param_groups import check_embeddings, check_optimizer, freeze_untrained, param_groups
 from compressor.lifecycle.prepare import check_zeros, penalties, start_rounds
 from compressor.lifecycle.rebuild import find_args
+from compressor.lifecycle.size_control import SizeControl
 from compressor.lifecycle.state import state_to_pack, tensors_of
 from compressor.lifecycle.target import FileOptions, Search, Target
-from compressor.lifecycle.training_options import resolve_options
+from compressor.lifecycle.training_options import replaced, resolve_options
 from compressor.policy.policy import Policy, TensorPlan
 from compressor.rng import seed_all
 from compressor.sharing.group import Group
@@ -77,8 +78,7 @@ class Compressor:
         original: the weights by name, not copied, against which the report measures noise; None: those of the model.
         from_scratch: the weights are random, or drawn in ``prepare`` where the model is on ``meta``; the teacher
             "dense" is then none, for random weights teach nothing.
-        rate, target_size, target_bits, max_drop: at most one, see ``Target``. ``prepare`` meets it; training afterwards
-            may change the size.
+        rate, target_size, target_bits, max_drop: at most one, see ``Target``. ``prepare`` meets it, training holds it.
 
     Raises:
         PolicyError: the policy does not fit the model.
@@ -96,6 +96,8 @@ class Compressor:
 
     search: Search | None = None
     """What the search for a target has found; None without a target, and before ``prepare``."""
+    control: SizeControl | None = None
+    """What holds the size of the file in training; None where no size is asked for, and before ``prepare``."""
     steps = total_steps = 0
     _measured: Measurement | None = None
     _converted: tuple[dict[str, SharedTensor], tuple[Codebook, ...]] | None = None
@@ -120,13 +122,12 @@ class Compressor:
         max_drop: float | None = None,
     ) -> None:
         self.target = Target(rate, target_size, target_bits, max_drop)
-        policy = policy_for(policy, self.target)
+        self.policy = policy = policy_for(policy, self.target)
         model = checked_module(model)
         check_not_shared(model)
         self.model = copy_module(model) if copy else model
         check_trainable(self.model)
-        self.policy, self.seed = policy, seed
-        self.distill, self.temperature = distill, temperature
+        self.seed, self.distill, self.temperature = seed, distill, temperature
         self.preserve_sparsity, self.from_scratch = preserve_sparsity, from_scratch
         self.plans: list[TensorPlan] = policy.plan(self.model)
         check_target(self.target, self.plans)
@@ -184,6 +185,7 @@ class Compressor:
         if self.target.is_given:
             self.groups, self.search = fitting.search(self.target, None if val is None else drop_on(val, self.model))
             self.policy = self.policy.priced(self.search.rate)
+            self.control = fitting.control(self.target, self.groups, self.search)
         else:
             self.groups = fitting.at(None)
         if self.from_scratch:
@@ -225,9 +227,7 @@ class Compressor:
         self._check_prepared("attach()")
         if total_steps < 1:
             raise UsageError(f"total_steps must be at least 1, got {total_steps}")
-        for group in self.groups:
-            if not group.virtual and not any(group.master_weight(site).requires_grad for site in group.sites):
-                group.freeze()  # it may have been frozen after prepare()
+        freeze_untrained(self.groups)
         check_embeddings(self.sites)
         check_optimizer(optimizer, self.groups)
         self.total_steps = total_steps
@@ -237,6 +237,8 @@ class Compressor:
     def _step(self, optimizer: Optimizer, on_round: OnRound | None) -> None:
         self.steps += 1
         self._advance(optimizer, on_round)
+        if self.control is not None:
+            self.control.on_step(self.steps, self.total_steps)
 
     def _advance(self, optimizer: Optimizer, on_round: OnRound | None) -> None:
         progress = min(1.0, self.steps / self.total_steps)
@@ -319,25 +321,15 @@ class Compressor:
         parameters = self.param_groups(config.lr, config.weight_decay, config.layer_decay)
         optimizer, schedule = make_optimizer(parameters, config.opt, config.lr, config.sched, config.epochs, updates)
         self.attach(optimizer, self.steps + config.epochs * updates, schedule.restart)
-        after_epoch = evaluate_after_epoch(self.model, val, SharingMonitor(self.groups), on_epoch)
+        after_epoch = evaluate_after_epoch(self.model, val, SharingMonitor(self.groups, self.control), on_epoch)
         self._in_eval.update(modules_in_eval(self.model))
         train_mode(self.model, self._in_eval)
-        with self._distilling(config.distill, config.temperature):
+        with replaced(self, distill=config.distill, temperature=config.temperature):
             train(
                 self.model, train_loader, self.loss, optimizer, schedule, config, after_epoch, on_step, device, amp,
                 checkpointer, mixup=mixup,
             )  # fmt: skip
         return self
-
-    @contextmanager
-    def _distilling(self, distill: float, temperature: float) -> Iterator[None]:
-        """Makes ``loss`` distil by the options of a fine-tuning inside, and by the constructor's afterwards."""
-        before = self.distill, self.temperature
-        self.distill, self.temperature = distill, temperature
-        try:
-            yield
-        finally:
-            self.distill, self.temperature = before
 
     def finish(
         self, calibration: Batches | None = None, half_untouched: bool | None = None, fold_norms: bool | None = None
@@ -372,12 +364,18 @@ class Compressor:
         """Takes the groups off the model and returns what they have learnt, the same where ``finish()`` has failed."""
         if self._converted is None:
             self._check_prepared("finish()")
+            if self.control is not None and self.steps:
+                self.control.settle()
             tensors, books, values = convert(self.groups)
             detach(self.model)
             for site, value in values.items():
                 set_weight(site, value)
             self.groups, self._converted = [], (tensors, books)
         return self._converted
+
+    def copied(self) -> Compressor:
+        """Returns a job of its own in the same state, to ``finish()`` while this one goes on; some memory is shared."""
+        return deepcopy(self, {id(one): one for one in (self.teacher, self._measured, self.dense, self.original)})
 
     def undo(self) -> nn.Module:
         """Ends the sharing, gives the weights the values that they had before, and returns the model."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from compressor.lifecycle.convert import convert, halvable, holding_state
 from compressor.lifecycle.norms import FoldedNorms, fold_norms
 from compressor.lifecycle.packed import Packed, SharedModel, content_of
 from compressor.lifecycle.prepare import fit_groups
+from compressor.lifecycle.size_control import SizeControl
 from compressor.lifecycle.target import (
     MOST_RATE,
     FileOptions,
@@ -26,8 +28,9 @@ from compressor.lifecycle.target import (
     find_rate_for_size,
 )
 from compressor.policy.policy import Policy, Rule, TensorPlan
+from compressor.sharing.code_length import is_priced
 from compressor.sharing.group import Group
-from compressor.sharing.parametrization import attach, restore
+from compressor.sharing.parametrization import attach, restore, without_groups
 from compressor.sharing.sites import Site
 from compressor.training.evaluation import evaluate
 
@@ -122,7 +125,7 @@ class Fitting:
 
         def size_at(rate: float) -> int:
             groups[:] = self.at(rate)
-            return self._size(target, groups, rate)
+            return self.size(target, groups, rate)
 
         try:
             found = self._found(target, drop, groups, size_at)
@@ -133,6 +136,24 @@ class Fitting:
             groups[:] = self.at(found.rate)  # measuring the size has ended their rounds
         return groups, found
 
+    def control(self, target: Target, groups: Sequence[Group], found: Search) -> SizeControl | None:
+        """Returns what holds the size of the file in training; None where no size is asked for, or nothing has a price.
+
+        Args:
+            target: what is asked for.
+            groups: of the model.
+            found: what the search has found.
+        """
+        size = target.bytes(self._weights)
+        if size is None or not any(is_priced(group) and not group.frozen for group in groups):
+            return None
+        return SizeControl(groups, size, found.size, partial(self.size, target, groups, found.rate))
+
+    @property
+    def _weights(self) -> int:
+        """The number of weights that are shared."""
+        return sum(plan.site.tensor.numel() for plan in self.shared.plans if plan.scheme)
+
     def _found(
         self,
         target: Target,
@@ -141,12 +162,11 @@ class Fitting:
         size_at: Callable[[float], int],
     ) -> Search:
         """Returns the price that a target asks for; ``groups`` are those of the last call of ``size_at``."""
-        weights = sum(plan.site.tensor.numel() for plan in self.shared.plans if plan.scheme)
-        size = target.bytes(weights)
+        size = target.bytes(self._weights)
         if target.rate is not None:
             return Search(target.rate, None, size_at(target.rate), 1)
         if size is not None:
-            floor = self._size(target, self.at(MOST_RATE, measured=False), MOST_RATE)
+            floor = self.size(target, self.at(MOST_RATE, measured=False), MOST_RATE)
             return find_rate_for_size(size, floor, self._plain_sizes(), size_at)
         assert target.drop is not None
         assert drop is not None
@@ -164,23 +184,24 @@ class Fitting:
         curvature = None if known is None else {site: float(known.diagonal(site).double().mean()) for site in sites}
         return PlainSizes({site: self.dense[site.name] for site in sites}, curvature)
 
-    def _size(self, target: Target, groups: Sequence[Group], rate: float) -> int:
-        """Returns the bytes of the file, were the model packed as it is."""
+    def size(self, target: Target, groups: Sequence[Group], rate: float) -> int:
+        """Returns the bytes of the file, were the model packed with these groups as they are.
+
+        Args:
+            target: what is asked for.
+            groups: of the model, whether or not they are attached.
+            rate: the price of a bit that the file names.
+        """
         tensors, books, values = convert(groups)
-        model = self.shared.model
-        self._norms = FoldedNorms()
-        if target.chosen(self.options.fold_norms):
-            with _holding(values):
-                self._norms = fold_norms(model, self.shared.plans, rate, self.measured)
+        model, policy = self.shared.model, self.shared.policy.priced(rate)
+        with without_groups(model, groups), _holding(values):
+            folds = target.chosen(self.options.fold_norms)
+            self._norms = fold_norms(model, self.shared.plans, rate, self.measured) if folds else FoldedNorms()
             tensors, books = self._norms.added_to(tensors, books)
-        with (
-            _holding(values),
-            holding_state(model, self._norms.values),
-        ):  # the noise that is noted is that of the values
-            halved = halvable(model, tensors) if target.chosen(self.options.half_untouched) else frozenset()
-            policy = self.shared.policy.priced(rate)
-            shared = replace(self.shared, tensors=tensors, books=books, halved=halved, policy=policy)
-            packed = Packed(content_of(shared))
+            with holding_state(model, self._norms.values):  # the noise that is noted is that of the values
+                halved = halvable(model, tensors) if target.chosen(self.options.half_untouched) else frozenset()
+                shared = replace(self.shared, tensors=tensors, books=books, halved=halved, policy=policy)
+                packed = Packed(content_of(shared))
         facts = {} if self.measured is None else {"calibration": self.measured.facts}
         packed.note(**{**facts, "target": {"rate": rate, "predicted": target.size or UNKNOWN}, **self.options.notes})
         return len(packed.to_bytes(self.options.codec)) + MARGIN

@@ -13,7 +13,7 @@ from compressor.formats.errors import UsageError
 from compressor.sharing.group import Group
 from compressor.sharing.sites import Site
 
-__all__ = ["check_embeddings", "check_optimizer", "param_groups"]
+__all__ = ["check_embeddings", "check_optimizer", "freeze_untrained", "param_groups"]
 
 _MAX_LISTED = 3  # tensors that a message lists
 
@@ -59,6 +59,13 @@ def _lr_scales(model: nn.Module, groups: Sequence[Group], layer_decay: float) ->
         largest = max(scales.get(id(group.master_weight(site)), 1.0) for site in group.sites)
         scales |= {id(codebook): largest for codebook in group.parameters()}
     return scales
+
+
+def freeze_untrained(groups: Sequence[Group]) -> None:
+    """Freezes groups whose weights take no gradient: they may have been frozen after their fit."""
+    for group in groups:
+        if not group.virtual and not any(group.master_weight(site).requires_grad for site in group.sites):
+            group.freeze()
 
 
 def check_embeddings(sites: Sequence[Site]) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch import nn
 from compressor.training.config import TrainingConfig
 from compressor.training.mixup import Mixer, mixup_for, split_mixer
 
-__all__ = ["resolve_options"]
+__all__ = ["replaced", "resolve_options"]
 
 
 def resolve_options(
@@ -39,3 +40,25 @@ def resolve_options(
     if distill is None:
         resolved = replace(resolved, distill=0.0)
     return resolved, mixup or mixup_for(model, resolved)
+
+
+@contextmanager
+def replaced(instance: object, **attributes: Any) -> Iterator[None]:
+    """Gives an object other values of some attributes inside, and the former ones afterwards.
+
+    Example:
+        >>> layer = nn.ReLU()
+        >>> with replaced(layer, inplace=True):
+        ...     layer.inplace
+        True
+        >>> layer.inplace
+        False
+    """
+    before = {name: getattr(instance, name) for name in attributes}
+    try:
+        for name, value in attributes.items():
+            setattr(instance, name, value)
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(instance, name, value)

@@ -20,6 +20,7 @@ from compressor.formats.content import Grid
 from compressor.ops.gather_scatter import straight_through
 from compressor.ops.nearest import nearest
 from compressor.ops.soft_assignment import soft_gradient
+from compressor.sharing.code_length import CodeLength
 from compressor.sharing.curvature import Curvature, diagonals
 from compressor.sharing.export import SharedTensors, export_grid
 from compressor.sharing.group_state import GroupState
@@ -29,9 +30,9 @@ from compressor.sharing.sites import Site
 
 # Buffers of the group; the names are in checkpoints.
 RESEEDS_DONE = "reseeds"  # int64 scalar
-GRID = "grid"  # float64[2]: the least number of steps, and the step; only with a price
 TEMPERATURE = "temperature"  # float64 scalar, in halves of the mean squared spacing of the codewords
 
+UNMEASURED_PRICE = 1e-7  # of a bit in training, where ``rate`` is that of squared errors of weights
 RESEEDS = 10  # times in a training run that unused codewords are moved to where weights are
 LAST_RESEED = 0.8  # progress after which they are not moved any more, so that the network can adapt
 FINAL_TEMPERATURE = 0.01  # at the end of training, as a share of the first
@@ -73,7 +74,8 @@ class Learnt(Scheme):
             of d weights. Default 1.
         rate: the price of a bit of the file, in the loss of one image; 0, the default: none. With a price the codebook
             is a grid through zero that training leaves as it is; its step follows from price and curvature, and
-            ``codewords``, ``group`` and ``init`` are not used. Useful prices are 1e-9 to 1e-6.
+            ``codewords``, ``group`` and ``init`` are not used. What the bits cost is in the loss of the training, see
+            ``CodeLength``. Useful prices are 1e-9 to 1e-6.
         soft: 0, the default: straight-through; above, to 100: tau at the start of training, in halves of the mean
             squared spacing of the codewords. It is cooled to a hundredth of that.
         init: the k-means of the first codebook: "optimal", the default, "linear", "density" or "quantile", see
@@ -178,9 +180,10 @@ class Learnt(Scheme):
         room = min(2 + (most - least) // 4, MOST_STEPS // 10)  # for weights that training takes beyond the ends
         least, most = min(0, least) - room, max(0, most) + room
         grid = Grid(least * step, step, most - least + 1)
-        group.register_buffer(GRID, torch.tensor([least, step], dtype=torch.float64))
         # Fixed: codewords that move would have to be listed, at four bytes each, where the grid is three numbers.
         group.set_codebook(torch.from_numpy(grid.expand().reshape(-1)).to(weights.device), learnt=False)
+        price = self.rate if curvature is not None else min(self.rate, UNMEASURED_PRICE)
+        CodeLength.begin(group, price, least, step)
 
     def weight(self, group: GroupState, site: Site, master: Tensor) -> Tensor:
         """Returns the codeword nearest to each master weight, with gradients to both."""
@@ -215,13 +218,24 @@ class Learnt(Scheme):
         return soft_gradient(master, codebook, indices, tau)
 
     def on_step(self, group: GroupState, progress: float) -> float | None:
-        """Cools the temperature, and at every tenth of the training moves codewords that no weight uses."""
+        """Cools the temperature, and at every tenth of the training moves codewords that no weight uses.
+
+        With a price, it counts the indices now and then, and nothing else.
+        """
+        if self.rate:
+            CodeLength(group).on_step()
+            return None
         group.get_buffer(TEMPERATURE).fill_(self.soft * FINAL_TEMPERATURE**progress)
         due, done = math.floor(min(progress, LAST_RESEED) * RESEEDS), group.get_buffer(RESEEDS_DONE)
-        if due > int(done) and progress < 1 and not self.rate:  # at the end it would change what was trained
+        if due > int(done) and progress < 1:  # at the end it would change what was trained
             done.fill_(due)
             reseed(group, self.granularity)
         return None
+
+    def penalty(self, group: GroupState, task: Tensor) -> Tensor | None:
+        """Returns the price of the bits that all indices take; None without a price."""
+        del task
+        return CodeLength(group).penalty() if self.rate else None
 
     def export(self, group: GroupState) -> SharedTensors:
         """Returns the codebook or codebooks, and the index of each weight's nearest codeword."""
@@ -236,7 +250,7 @@ class Learnt(Scheme):
 
 def _exact_grid(group: GroupState, codebook: Tensor) -> tuple[int, float] | None:
     """Returns the least number of steps, and the step, of a codebook; None where another dtype has rounded it."""
-    least, step = group.get_buffer(GRID).tolist()
+    least, step = CodeLength(group).grid
     grid = Grid(least * step, step, len(codebook))
     same = bool((torch.from_numpy(grid.expand().reshape(-1)).to(codebook.device) == codebook).all())
-    return (int(least), step) if same else None
+    return (least, step) if same else None

@@ -26,6 +26,7 @@ __all__ = [
     "release_buffers",
     "restore",
     "set_weight",
+    "without_groups",
 ]
 
 CONTAINER = "weight_sharing"
@@ -183,6 +184,19 @@ def detach(model: nn.Module) -> None:
                 module._parameters[name] = module._parameters.pop(name)
     release_buffers(model)
     delattr(model, CONTAINER)
+
+
+@contextmanager
+def without_groups(model: nn.Module, groups: Sequence[Group]) -> Iterator[None]:
+    """Takes the groups off a model inside, where it has them; its parameters are then the master weights."""
+    if not hasattr(model, CONTAINER):
+        yield
+        return
+    detach(model)
+    try:
+        yield
+    finally:
+        attach(model, groups)
 
 
 def _separate_class(module: nn.Module) -> None:

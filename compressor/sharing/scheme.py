@@ -73,7 +73,10 @@ class Scheme(ABC):
 
     @property
     def has_price(self) -> bool:
-        """Whether there is a setting ``rate``, the price of a bit of the file, so that a target can be searched for."""
+        """Whether there is a setting ``rate``, the price of a bit of the file, so that a target can be searched for.
+
+        Training holds the size where ``fit`` begins a ``CodeLength``, and ``on_step`` and ``penalty`` call its own.
+        """
         return any(one.name == "rate" for one in fields(self))  # type: ignore[arg-type]
 
     def priced(self, rate: float) -> Self:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -15,11 +15,23 @@ from compressor.formats.dtypes import ITEM_SIZES
 from compressor.report.weight_stats import entropy
 from compressor.sharing.group import Group
 
-__all__ = ["SharingMetrics", "SharingMonitor"]
+__all__ = ["Priced", "SharingMetrics", "SharingMonitor"]
 
 Indices = NDArray[np.integer[Any]]
 SAMPLE = 1 << 16  # indices of a tensor that are compared between two measurements
 NUMBER_BYTES = 4  # of a value, scale or offset
+
+
+class Priced(Protocol):
+    """What holds the size of the file by a price."""
+
+    @property
+    def price(self) -> float:
+        """The price of a bit, in the loss of one image."""
+
+    @property
+    def predicted(self) -> int:
+        """Bytes of the file, were training to end now."""
 
 
 @dataclass(frozen=True)
@@ -32,15 +44,23 @@ class SharingMetrics:
         fixed: share of the weights that have an index, 0 to 1; schemes with rounds leave the others free at first.
         changed: share of the weights whose index differs from the last measurement, with codewords in ascending
             order, estimated on at most 65,536 of each tensor; None at the first measurement.
+        price: of a bit, where it holds the size of the file.
+        size: bytes of the file as predicted, likewise.
     """
 
     bits: float
     fixed: float
     changed: float | None
+    price: float | None = None
+    size: int | None = None
 
 
 class SharingMonitor:
     """Measures the sharing of groups, each time in comparison with the time before.
+
+    Args:
+        groups: of the model.
+        control: what holds the size of the file; None: nothing does.
 
     Example:
         >>> from compressor import Compressor, Policy, Rule
@@ -51,7 +71,8 @@ class SharingMonitor:
         (None, 0.0, 1.0)
     """
 
-    def __init__(self, groups: Sequence[Group]) -> None:
+    def __init__(self, groups: Sequence[Group], control: Priced | None = None) -> None:
+        self.control = control
         self.groups = [group for group in groups if group.scheme.shares]
         self._before: dict[str, Indices] = {}
 
@@ -72,7 +93,8 @@ class SharingMonitor:
                 changed_here, compared_here = self._count_changed(name, indices)
                 changed, compared = changed + changed_here, compared + compared_here
         share = changed / compared if compared else None
-        return SharingMetrics(bits / max(fixed, 1), fixed / weights, share) if weights else None
+        held = () if self.control is None else (self.control.price, self.control.predicted)
+        return SharingMetrics(bits / max(fixed, 1), fixed / weights, share, *held) if weights else None
 
     def _count_changed(self, name: str, indices: Indices) -> tuple[float, int]:
         """Returns how many of a tensor's indices have changed, estimated on a sample, and how many were compared."""

@@ -107,7 +107,9 @@ def test_the_summary_has_timms_columns(runs: Runs) -> None:
     SUMMARY.write_text("an older run's\n7,8\n")
     said = runs(0)
     found = rows()
-    assert list(found[0]) == ["epoch", "train_loss", "train_bits_per_weight", "train_changed", "eval_top1", "lr"]
+    sharing = ["train_bits_per_weight", "train_changed", "train_price", "train_size"]
+    assert list(found[0]) == ["epoch", "train_loss", *sharing, "eval_top1", "lr"]
+    assert {row["train_price"] for row in found} == {""}, "no size is held"
     assert [row["epoch"] for row in found] == ["0", "1", "2", "3"]
     shown = [line for line in said.splitlines() if " epoch " in line]
     for row, line in zip(found, shown, strict=True):

@@ -193,14 +193,6 @@ def test_the_recipe_in_the_file_has_the_price(runs: Runs) -> None:
     assert recipe["stage"][0]["epochs"] == 0
 
 
-def test_a_file_that_training_lets_grow_is_kept_with_a_warning(runs: Runs, caplog: pytest.LogCaptureFixture) -> None:
-    runs(0, "--target-size", "6KB", "--epochs", "1")
-    size = OUT.stat().st_size
-    assert size > 6_000
-    line = f"the file has {size:,} bytes, more than --target-size 6,000; fine-tuning changes what indices take"
-    assert line in caplog.messages
-
-
 def test_a_dry_run_searches_nothing(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("compressor.lifecycle.fitting.Fitting.search", None)
     assert run([*runs.words, "--target-size", "6KB", "--dry-run"]) == 0

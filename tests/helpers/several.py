@@ -189,8 +189,18 @@ def calibration_and_targets_give_each_process_the_file_of_one(folder: Path) -> N
             assert (folder / "a" / f"of process {rank}").read_bytes() == bare, (words, rank)
 
 
+def a_size_is_held_by_both(folder: Path) -> None:
+    with Pair(run("--target-size", "6KB"), folder / "a") as pair:
+        assert pair.codes() == [0, 0], pair.said(0) + pair.said(1)
+        assert "bytes at a price of" in pair.said(0)
+        assert not pair.said(1)
+    assert (folder / "a" / "out").stat().st_size <= 6_000
+    assert not (folder / "a" / "out.checkpoints").exists()
+
+
 TESTS = (
     *JOBS,
+    a_size_is_held_by_both,
     one_writes_and_both_agree,
     refusals_are_said_once_and_both_exit_alike,
     stopped_and_resumed_it_ends_in_the_same_file,

@@ -1,0 +1,93 @@
+"""Control of the size of the file while the weights are trained: a price of a bit that rises and falls."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Sequence
+
+from compressor.lifecycle.settling import settle
+from compressor.sharing.code_length import STEPS_BETWEEN_COUNTS, CodeLength, is_priced
+from compressor.sharing.group import Group
+
+__all__ = ["SizeControl"]
+
+_log = logging.getLogger(__name__)
+
+INTEGRAL_TIME = 0.05  # of the training: the time in which a lasting error changes the price as much as a new one does
+GAIN = 8.0  # change of the price for a change of the size, both relative: bytes follow a price slowly, and by less
+MOST_CHANGE = 0.7  # of the logarithm of the price, between two counts
+WIDEST = 1e4  # times the first price, or so much less
+UNSETTLED = 0.05  # of the target: a last correction that is worth a warning
+
+
+class SizeControl:
+    """Keeps the file that training would end in at a target, by the price of a bit.
+
+    This is dual ascent on the bytes beyond the target, in relative steps. With e the logarithm of predicted to wanted
+    bytes, the logarithm of the price follows e times a gain, and a share of that is added whenever indices are counted.
+
+    Args:
+        groups: of the model; those with a price are controlled, at least one.
+        target: bytes of the file.
+        size: bytes of the file now.
+        size_of: returns the bytes of the file, were the model packed now.
+
+    Example:
+        >>> import torch
+        >>> from compressor import Compressor
+        >>> job = Compressor(torch.nn.Linear(64, 64), target_size=3_000).prepare()
+        >>> job.control.target, job.control.predicted == job.search.size
+        (3000, True)
+
+    Reference: Gallego-Posada, Ramirez, Erraqabi, Bengio, Lacoste-Julien, "Controlled Sparsity via Constrained
+    Optimization", NeurIPS 2022; the proportional term after Sohrabi, Ramirez, Zhang, Lacoste-Julien, Gallego-Posada,
+    "On PI Controllers for Updating Lagrange Multipliers in Constrained Optimization", ICML 2024.
+    """
+
+    def __init__(self, groups: Sequence[Group], target: int, size: int, size_of: Callable[[], int]) -> None:
+        self.lengths = [CodeLength(group) for group in groups if is_priced(group) and not group.frozen]
+        self.target, self.first_price, self._size_of = target, self.price, size_of
+        self._rest = size - self._coded()
+        self._has_ended = False
+
+    @property
+    def price(self) -> float:
+        """The price of a bit, in the loss of one image."""
+        return self.lengths[0].price
+
+    @property
+    def predicted(self) -> int:
+        """Bytes of the file, were training to end now: by the entropy of the indices when they were last counted."""
+        return round(self._rest + self._coded())
+
+    def _coded(self) -> float:
+        return sum(length.bits for length in self.lengths) / 8
+
+    def on_step(self, steps: int, total_steps: int) -> None:
+        """Changes the price where indices have been counted in this step.
+
+        Args:
+            steps: done.
+            total_steps: of the training.
+        """
+        self._has_ended = steps >= total_steps
+        if steps % STEPS_BETWEEN_COUNTS or not steps:
+            return
+        error, before = math.log(self.predicted / self.target), self.lengths[0].error
+        share = STEPS_BETWEEN_COUNTS / max(INTEGRAL_TIME * total_steps, STEPS_BETWEEN_COUNTS)
+        change = min(max(GAIN * (error - before + share * error), -MOST_CHANGE), MOST_CHANGE)
+        price = min(max(self.price * math.exp(change), self.first_price / WIDEST), self.first_price * WIDEST)
+        for length in self.lengths:
+            length.reprice(price, error)
+
+    def settle(self) -> None:
+        """Rounds weights to shorter codes where the file would be larger than the target."""
+        before = self._size_of()
+        size = settle(self.lengths, self.target, self._size_of)
+        if self._has_ended and before - self.target > UNSETTLED * self.target:
+            _log.warning(
+                "training ended at %s bytes, and rounding to shorter codes has made it %s: the price of a bit had not "
+                "converged for a target of %s; train longer",
+                f"{before:,}", f"{size:,}", f"{self.target:,}",
+            )  # fmt: skip

@@ -1,0 +1,246 @@
+"""Training to a size: how the price follows the predicted bytes, and that the file keeps to the target."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader
+
+from compressor.compressor import Compressor
+from compressor.lifecycle.size_control import SizeControl
+from compressor.policy.policy import Policy, Rule
+from compressor.sharing.code_length import BITS, STEPS_BETWEEN_COUNTS, CodeLength
+from compressor.training.loop import Epoch
+
+TARGET = 4_000
+
+
+def net() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(64, 96), nn.BatchNorm1d(96), nn.ReLU(), nn.Linear(96, 4))
+
+
+def batches(count: int = 60) -> DataLoader[Any]:
+    """Returns inputs whose class is the largest of four sums of them."""
+    generator = torch.Generator().manual_seed(1)
+    inputs = [torch.randn(32, 64, generator=generator) for _ in range(count)]
+    pairs = [(one, one.view(32, 4, 16).sum(dim=2).argmax(dim=1)) for one in inputs]
+    return DataLoader(pairs, batch_size=None)  # type: ignore[arg-type]
+
+
+def job_of(**options: Any) -> Compressor:
+    return Compressor(net(), **{"target_size": TARGET, "distill": 0.0, "teacher": None, **options})
+
+
+def control_of(size: int, *, target: int = 1_000) -> SizeControl:
+    job = Compressor(net(), Policy([Rule("*", scheme="learnt", rate=1e-4)]), teacher=None).prepare()
+    for group in job.groups:
+        CodeLength(group).reprice(1e-4, 0.0)
+    return SizeControl(job.groups, target, size, lambda: size)
+
+
+def set_bits(control: SizeControl, predicted: float) -> None:
+    """Makes the indices take so many bytes that the file is predicted to take so many."""
+    first, *others = control.lengths
+    rest = control._rest + sum(length.bits for length in others) / 8
+    first.group.get_buffer(BITS).fill_(8 * (predicted - rest))
+
+
+def test_where_the_file_is_as_large_as_it_should_be_the_price_stays() -> None:
+    control = control_of(1_000)
+    assert control.predicted == 1_000
+    for step in range(1, 200):
+        control.on_step(step, 1_000)
+    assert control.price == pytest.approx(1e-4)
+
+
+@pytest.mark.parametrize(("predicted", "rises"), [(1_500, True), (1_010, True), (990, False), (500, False)])
+def test_the_price_rises_while_the_file_is_too_large_and_falls_while_it_is_too_small(
+    predicted: int, rises: bool
+) -> None:
+    control, prices = control_of(1_000), [1e-4]
+    set_bits(control, predicted)
+    for number in range(1, 6):
+        control.on_step(number * STEPS_BETWEEN_COUNTS, 10_000)
+        prices.append(control.price)
+    assert all((later > earlier) == rises for earlier, later in itertools.pairwise(prices))
+    assert {length.price for length in control.lengths} == {prices[-1]}
+
+
+def test_the_first_change_is_the_error_and_the_others_a_share_of_it() -> None:
+    control = control_of(1_000)
+    set_bits(control, 1_020)
+    error = math.log(control.predicted / 1_000)
+    control.on_step(STEPS_BETWEEN_COUNTS, 4_000)
+    assert math.log(control.price / 1e-4) == pytest.approx(8 * error * 1.1)
+    control.on_step(2 * STEPS_BETWEEN_COUNTS, 4_000)
+    assert math.log(control.price / 1e-4) == pytest.approx(8 * error * 1.2)
+
+
+def test_the_price_changes_only_when_indices_were_counted() -> None:
+    control = control_of(1_000)
+    set_bits(control, 2_000)
+    for step in (0, 1, STEPS_BETWEEN_COUNTS - 1, STEPS_BETWEEN_COUNTS + 1):
+        control.on_step(step, 1_000)
+    assert control.price == pytest.approx(1e-4)
+
+
+def test_a_price_that_nothing_follows_stays_finite() -> None:
+    control = control_of(1_000)
+    set_bits(control, 1e9)
+    for number in range(1, 500):
+        control.on_step(number * STEPS_BETWEEN_COUNTS, 10_000)
+    assert control.price == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("epochs", [1, 4])
+def test_the_file_of_a_training_is_at_most_the_target(epochs: int, tmp_path: Path) -> None:
+    job = job_of().prepare()
+    job.finetune(batches(), epochs=epochs, lr=3e-3)
+    assert 0.98 * TARGET <= job.finish().save(tmp_path / "file") <= TARGET
+
+
+def test_without_the_price_the_file_would_grow() -> None:
+    """A network that learns its task from random weights needs ever more bits for them."""
+    images, excess = torch.cat([inputs for inputs, _ in list(batches())[:8]]), []
+    for is_held in (True, False):
+        job = job_of(target_size=3_000).prepare(calibration=images)
+        control = job.control
+        assert control is not None
+        if not is_held:
+            job.control = None
+            for length in control.lengths:
+                length.reprice(0.0, 0.0)
+        job.finetune(batches(), epochs=4, lr=3e-3)
+        excess.append(control.predicted - 3_000)
+    held, free = excess
+    assert free > 150
+    assert held < free / 2
+
+
+def test_a_training_that_is_too_short_to_hold_the_size_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    job = job_of(target_size=3_500).prepare()
+    with torch.no_grad():
+        for group in job.groups:
+            group.master_weight(group.sites[0]).add_(0.05 * torch.randn(group.sites[0].tensor.shape))
+    assert len(job.copied().finish().to_bytes()) > 3_500, "nothing has been trained"
+    told: list[int] = []
+
+    def on_epoch(epoch: Epoch, _: object) -> None:
+        if epoch.number == 1:
+            assert len(job.copied().finish().to_bytes()) <= 3_500
+            told.append(len(caplog.messages))
+
+    job.finetune(batches(1), epochs=2, lr=0.0, on_epoch=on_epoch)
+    assert told == [0], "it has not ended yet"
+    assert 0.9 * 3_500 < len(job.finish().to_bytes()) <= 3_500
+    assert any("the price of a bit had not converged for a target of 3,500; train longer" in m for m in caplog.messages)
+
+
+def test_epochs_tell_price_and_predicted_size() -> None:
+    job = job_of().prepare()
+    told: list[tuple[object, object]] = []
+
+    def tell(epoch: Epoch, _: object) -> None:
+        assert epoch.sharing is not None
+        told.append((epoch.sharing.price, epoch.sharing.size))
+
+    job.finetune(batches(), epochs=2, on_epoch=tell)
+    assert job.control is not None
+    assert told[-1] == (job.control.price, job.control.predicted)
+    plain = Compressor(net(), Policy([Rule("*", scheme="learnt", bits=2)]), teacher=None).prepare()
+    plain.finetune(batches(2), epochs=1, on_epoch=tell)
+    assert told.pop() == (None, None)
+
+
+def test_bits_are_held_as_well() -> None:
+    job = job_of(target_size=None, target_bits=5.0).prepare()
+    assert job.control is not None
+    assert job.control.target == 5 * (64 * 96 + 96 * 4) // 8
+
+
+@pytest.mark.parametrize("options", [{"target_size": None, "rate": 1e-4}, {"target_size": None, "max_drop": 50.0}])
+def test_without_a_size_there_is_nothing_to_hold(options: dict[str, Any]) -> None:
+    assert job_of(**options).prepare(val=batches(2)).control is None
+
+
+def test_a_model_of_which_nothing_is_trained_needs_no_control() -> None:
+    model = net()
+    for layer in (model[0], model[3]):  # type: ignore[index]
+        layer.weight.requires_grad_(False)
+    assert Compressor(model, target_size=TARGET, teacher=None).prepare().control is None
+
+
+def test_a_copy_is_finished_while_the_job_goes_on() -> None:
+    data, alone, watched = batches(), job_of().prepare(), job_of().prepare()
+    files: list[bytes] = []
+    alone.finetune(data, epochs=2, lr=3e-3)
+
+    def finish(*_: object) -> None:
+        files.append(watched.copied().finish().to_bytes())
+
+    watched.finetune(data, epochs=2, lr=3e-3, on_epoch=finish)
+    whole = alone.finish().to_bytes()
+    assert watched.finish().to_bytes() == whole
+    assert files[1] == whole != files[0]
+    assert all(len(file) <= TARGET for file in files)
+
+
+def test_a_rounding_that_fails_leaves_a_job_that_can_be_finished(monkeypatch: pytest.MonkeyPatch) -> None:
+    job = job_of().prepare()
+    job.finetune(batches(2), epochs=1)
+    with monkeypatch.context() as patch:
+        patch.setattr("compressor.lifecycle.fitting.content_of", fail)
+        with pytest.raises(MemoryError):
+            job.finish()
+    assert len(job.finish().to_bytes()) <= TARGET
+
+
+def fail(*_: object) -> None:
+    raise MemoryError
+
+
+def test_resumed_training_has_the_same_price_and_ends_in_the_same_bytes() -> None:
+    data = list(batches())
+
+    def start() -> tuple[Compressor, torch.optim.Optimizer]:
+        job = job_of().prepare()
+        opt = torch.optim.AdamW(job.param_groups(lr=3e-3))
+        job.attach(opt, 60)
+        return job, opt
+
+    def go(job: Compressor, opt: torch.optim.Optimizer, first: int, last: int) -> None:
+        for inputs, classes in data[first:last]:
+            loss = job.loss(job.model(inputs), classes)
+            opt.zero_grad()
+            loss.backward()
+            opt.step()
+
+    whole, opt = start()
+    go(whole, opt, 0, 33)
+    state = copy.deepcopy(whole.state_dict()), copy.deepcopy(opt.state_dict())
+    go(whole, opt, 33, 60)
+    resumed, opt = start()
+    assert resumed.control is not None
+    first = resumed.control.price
+    resumed.load_state_dict(state[0])
+    opt.load_state_dict(state[1])
+    assert resumed.control.price != first
+    go(resumed, opt, 33, 60)
+    assert whole.control is not None
+    assert resumed.control.price == whole.control.price
+    assert resumed.finish().to_bytes() == whole.finish().to_bytes()
+
+
+@pytest.mark.parametrize("options", [{"model_ema_decay": 0.9}, {"grad_accum": 2}, {"amp": True}, {"layer_decay": 0.8}])
+def test_every_feature_of_training_keeps_to_the_target(options: dict[str, Any], tmp_path: Path) -> None:
+    job = job_of(teacher="dense", distill=0.5).prepare()
+    job.finetune(batches(), epochs=2, lr=3e-3, **options)
+    assert job.finish().save(tmp_path / "file") <= TARGET
