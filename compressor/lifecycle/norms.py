@@ -278,7 +278,7 @@ def _on_grid(name: str, tensor: Tensor, cost: Tensor, price: float | None) -> _V
         step = min(grid_step(price, curvature, flat), spread / LEAST_STEPS)
     if not math.isfinite(largest) or largest < torch.finfo(torch.float32).tiny:
         return None
-    exponent = max(round(math.log2(step)), math.ceil(math.log2(largest / MOST_STEPS)), LEAST_EXPONENT)
+    exponent = max(round(math.log2(step)), math.ceil(math.log2(2 * largest / MOST_STEPS)), LEAST_EXPONENT)
     step = 2.0**exponent  # most tensors then have one of a few steps, which metadata hold in few bytes
     return _Vector(name, step, (flat / step).round().long())
 

@@ -133,6 +133,20 @@ def test_a_price_makes_steps_coarser_and_costs_bits() -> None:
     assert sizes[0] > sizes[1] > sizes[2]
 
 
+def test_no_price_asks_for_more_values_than_a_grid_may_have() -> None:
+    model = network()
+    with torch.no_grad():  # values of both signs, of which no two are near
+        model.state_dict()["3.bias"][:], model.state_dict()["8.bias"][:] = (
+            torch.linspace(-1, 1, 32),
+            -torch.arange(32.0),
+        )
+    policy = Policy([Rule("*", scheme="learnt", rate=1e-30)])
+    job = Compressor(model, policy, copy=False, teacher=None).prepare(calibration=images())
+    norms = fold_norms(model, job.plans, 1e-30, job._measured)
+    assert max(book.shape[1] for book in norms.books) in range(20_000, 65_537)
+    assert len(pack(Content(norms.tensors, tuple(norms.books))))
+
+
 def test_curvature_is_the_mean_squared_gradient_of_the_same_draws() -> None:
     """Against one image after the other."""
     from compressor.calibration.calibrator import Calibrator, _sampled_loss
