@@ -46,7 +46,8 @@ class SizeControl:
     """
 
     def __init__(self, groups: Sequence[Group], target: int, size: int, size_of: Callable[[], int]) -> None:
-        self.lengths = [CodeLength(group) for group in groups if is_priced(group) and not group.frozen]
+        self._groups = [group for group in groups if is_priced(group) and not group.frozen]
+        self.lengths = [CodeLength(group) for group in self._groups]
         self.target, self.first_price, self._size_of = target, self.price, size_of
         self._rest = size - self._coded()
         self._has_ended = False
@@ -84,7 +85,8 @@ class SizeControl:
     def settle(self) -> None:
         """Rounds weights to shorter codes where the file would be larger than the target."""
         before = self._size_of()
-        size = settle(self.lengths, self.target, self._size_of)
+        free = [CodeLength(group) for group in self._groups if not group.frozen]  # some may have been frozen since
+        size = settle(free, self.target, self._size_of)
         if self._has_ended and before - self.target > UNSETTLED * self.target:
             _log.warning(
                 "training ended at %s bytes, and rounding to shorter codes has made it %s: the price of a bit had not "

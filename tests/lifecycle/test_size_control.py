@@ -178,6 +178,19 @@ def test_a_model_of_which_nothing_is_trained_needs_no_control() -> None:
     assert Compressor(model, target_size=TARGET, teacher=None).prepare().control is None
 
 
+def test_a_tensor_that_is_frozen_after_prepare_keeps_its_values() -> None:
+    job = job_of(target_size=3_500).prepare()
+    model: Any = job.model
+    model[0].parametrizations.weight.original.requires_grad_(False)
+    before = model[0].weight.detach().clone()
+    with torch.no_grad():
+        group = job.groups[1]
+        group.master_weight(group.sites[0]).add_(0.1 * torch.randn(4, 96))
+    job.finetune(batches(2), epochs=1, lr=0.0)
+    assert len(job.finish().to_bytes()) <= 3_500
+    assert torch.equal(model[0].weight, before)
+
+
 def test_a_copy_is_finished_while_the_job_goes_on() -> None:
     data, alone, watched = batches(), job_of().prepare(), job_of().prepare()
     files: list[bytes] = []
