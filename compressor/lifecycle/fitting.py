@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -39,6 +40,7 @@ __all__ = ["Fitting", "check_target", "drop_on", "policy_for"]
 ANY_RATE = 1e-7  # of a policy whose price is searched for
 UNKNOWN = 99_999_999  # stands for predicted bytes whose number of digits is not known yet
 MARGIN = 12  # bytes by which facts that are not known yet may deflate worse than what stands for them
+NORMS_MARGIN = 1 / 80  # of a byte, for each value of a norm that may change when statistics are estimated anew
 
 
 def policy_for(policy: Policy | None, target: Target) -> Policy:
@@ -204,7 +206,8 @@ class Fitting:
                 packed = Packed(content_of(shared))
         facts = {} if self.measured is None else {"calibration": self.measured.facts}
         packed.note(**{**facts, "target": {"rate": rate, "predicted": target.size or UNKNOWN}, **self.options.notes})
-        return len(packed.to_bytes(self.options.codec)) + MARGIN
+        norms = sum(value.numel() for value in self._norms.values.values())
+        return len(packed.to_bytes(self.options.codec)) + MARGIN + math.ceil(NORMS_MARGIN * norms)
 
     def _lost(self, groups: Sequence[Group], drop: Callable[[nn.Module], float]) -> float:
         """Returns the points of top-1 that the model loses by these groups."""

@@ -111,7 +111,7 @@ def test_without_the_price_the_file_would_grow() -> None:
     """A network that learns its task from random weights needs ever more bits for them."""
     images, excess = torch.cat([inputs for inputs, _ in list(batches())[:8]]), []
     for is_held in (True, False):
-        job = job_of(target_size=3_000).prepare(calibration=images)
+        job = job_of(target_size=1_800).prepare(calibration=images)
         control = job.control
         assert control is not None
         if not is_held:
@@ -119,7 +119,7 @@ def test_without_the_price_the_file_would_grow() -> None:
             for length in control.lengths:
                 length.reprice(0.0, 0.0)
         job.finetune(batches(), epochs=4, lr=3e-3)
-        excess.append(control.predicted - 3_000)
+        excess.append(control.predicted - 1_800)
     held, free = excess
     assert free > 150
     assert held < free / 2
