@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -62,9 +63,13 @@ def unpack(file: Path, output: Path, force: bool, max_memory: int | None) -> Non
     Names, shapes and values are those of the model's state dict. A folder has a config.json too, by which timm builds
     the model, prepares its images and names its classes.
     """
-    is_folder = output.is_dir() or not output.suffix
+    from compressor.formats.io.atomic import check_writable
+
+    is_folder = output.suffix != ENDING and (not output.suffix or os.path.isdir(output))
     if not is_folder and output.suffix != ENDING:
         raise UsageError(f"-o {output}: name a folder, or a file that ends in {ENDING}, such as {output.stem}{ENDING}")
+    if not is_folder:
+        check_writable(output, force)
     with open_packed(file, max_memory) as packed:
         model, preprocessing = packed.model, dict(packed.preprocessing or {})
     if not is_folder:

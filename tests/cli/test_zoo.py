@@ -82,8 +82,10 @@ def test_recipe_of_a_checkpoint(type_: Callable[..., Ran]) -> None:
     assert own is not None
     assert shipped is not None
     rules = [rule for stage in own["stage"] for rule in stage["rule"]]
-    assert [rule.pop("rate", None) for rule in rules] == [0.0 if "scheme" in rule else None for rule in rules]
-    assert rules == [rule for stage in shipped["stage"] for rule in stage["rule"]]  # before there were prices
+    for rule in rules:
+        later = [rule.pop(name, None) for name in ("rate", "group_size", "channel_scale", "vector")]
+        assert later == ([0.0, 0, False, 1] if "scheme" in rule else [None] * 4)
+    assert rules == [rule for stage in shipped["stage"] for rule in stage["rule"]]  # before there were these settings
 
 
 @pytest.mark.parametrize(

@@ -249,7 +249,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_the_command_refuses_an_absent_device_at_once(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("compressor.cli.setup.timm.is_model", pytest.fail)
+    monkeypatch.setattr("compressor.models.names.timm.is_model", pytest.fail)
     for words in (["test_resnet", "--amp"], ["eval", "no.safetensors"]):
         assert command.run([*words, "--device", "cuda:99"]) == 6
         (line,) = capsys.readouterr().err.splitlines()
