@@ -75,10 +75,14 @@ print(resumed)
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "options", ["--scheme learnt --bits 2", "--scheme inq --bits 5 --sparsity 0.3", "--target-size 6KB"]
+    ("trials", "options"),
+    [
+        (20, "--scheme learnt --bits 2"),
+        (20, "--scheme inq --bits 5 --sparsity 0.3"),
+        (5, "--target-size 6KB"),  # each of these runs searches a price
+    ],
 )
-def test_20_kills_end_in_the_same_file(tmp_path: Path, options: str) -> None:
-    trials = 20
+def test_kills_end_in_the_same_file(tmp_path: Path, trials: int, options: str) -> None:
     command = [sys.executable, "-c", CODE, str(Path(__file__).parents[2]), str(tmp_path), str(trials), *options.split()]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr + (tmp_path / "log").read_text()
