@@ -91,7 +91,8 @@ def _memory(run: Run, job: Compressor) -> StepMemory | None:
     dense = size_of(sketch.state_dict().values())
     ema = size_of(job.model.parameters()) if training.model_ema_decay else 0
     teacher = _teacher_size(run, dense) if training.distill > 0 else 0
-    held = size_of(job.dense.values()) + dense + teacher + ema
+    copies = size_of(job.dense.values()) if len(run.recipe.stages) > 1 else 0  # of one stage they are the model's own
+    held = copies + dense + teacher + ema
     return StepMemory.of(job.model, job.groups, sketch, images, training.opt, held)
 
 

@@ -161,7 +161,7 @@ def test_the_command(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (folder / "val" / "cat" / "0.png").write_bytes(JPEG[:300])
     assert run(words) == 4
     error = capsys.readouterr().err.splitlines()[-1]
-    assert "1 of the pictures opened cannot be read, 0 may be: train: " in error
+    assert "2 of the pictures opened cannot be read, 0 may be: train: " in error, "both, before any training"
     assert run([*words, "--max-bad-images", "2", "--force"]) == 0
     assert "top-1 on 3 validation images" in capsys.readouterr().out
     assert len(Path("bad_images.txt").read_text().splitlines()) == 2

@@ -25,7 +25,7 @@ def test_two_processes(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "tests.helpers.several", str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert len(done.stdout.splitlines()) == 12
+    assert len(done.stdout.splitlines()) == 13
 
 
 TORCHRUN = ["torch.distributed.run", "--nproc-per-node", "2"]

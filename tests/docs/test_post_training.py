@@ -18,9 +18,10 @@ def test_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     names: dict[str, Any] = {}
     blocks = re.findall(r"^```python\n(.*?)^```", TEXT, re.DOTALL | re.MULTILINE)
-    assert len(blocks) == 2
+    assert len(blocks) == 3
     for block in blocks:
         exec(compile(block, "post-training.md", "exec"), names)
+    assert (tmp_path / "now.safetensors").stat().st_size <= 50_000
     assert 58_800 <= names["size"] <= 60_000
     assert names["size"] == (tmp_path / "digits.safetensors").stat().st_size
     assert names["dense"] > 0.9

@@ -52,7 +52,7 @@ del job
 base = status("VmRSS")
 model, job, loader, sketch = job_of(name, side, channels, batch, 1)
 images = torch.empty(batch, channels, side, side, device="meta")
-held = size_of(job.dense.values()) + 2 * size_of(model.state_dict().values())
+held = 2 * size_of(model.state_dict().values())  # the model, whose weights are the dense ones, and the teacher
 predicted = StepMemory.of(job.model, job.groups, sketch, images, "adamw", held)
 Path("/proc/self/clear_refs").write_text("5")  # forget the highest so far
 peaks = []
