@@ -64,6 +64,16 @@ def test_figures_against_dense_weights_class_by_class(type_: Callable[..., Ran],
     assert document["loss"]["dense"] == document["loss"]["packed"]
 
 
+def test_images_are_prepared_as_asked_for(type_: Callable[..., Ran], packed: Path) -> None:
+    words = ("eval", str(packed), "--data-dir", "own", "--mean", "0.25", "--std", "0.125", "--json")
+    code, out, err = type_(*words)
+    assert code == 0
+    assert err[-1] == "images             3x32x32, bilinear, crop 0.95 center, mean 0.25, std 0.125"
+    asked = json.loads(out)
+    assert asked["preprocessing"]["mean"] == [0.25] * 3
+    assert asked["loss"] != json.loads(type_(*words[:4], "--json")[1])["loss"]
+
+
 def test_weights_of_another_model(type_: Callable[..., Ran], packed: Path) -> None:
     save_file(timm.create_model("test_resnet", num_classes=5).state_dict(), "five.safetensors")
     code, _, err = type_("eval", str(packed), "--data-dir", "own", "--against", "five.safetensors")
