@@ -31,7 +31,7 @@ from compressor.lifecycle.param_groups import check_embeddings, check_optimizer,
 from compressor.lifecycle.prepare import check_zeros, penalties, start_rounds
 from compressor.lifecycle.rebuild import find_args
 from compressor.lifecycle.size_control import SizeControl
-from compressor.lifecycle.state import state_to_pack, tensors_of
+from compressor.lifecycle.state import kept_weights, state_to_pack, tensors_of
 from compressor.lifecycle.target import FileOptions, Search, Target
 from compressor.lifecycle.training_options import replaced, resolve_options
 from compressor.policy.policy import Policy, TensorPlan
@@ -138,10 +138,8 @@ class Compressor:
         state_to_pack(self.model, meta=from_scratch)
         self.model_args = find_args(self.model, model_args)
         self.teacher = make_teacher(model, teacher, from_scratch) if distill > 0 else None
-        # A frozen copy of the dense weights, or the caller's own, serve for undo() as well.
         copied = self.teacher.state_dict() if self.teacher is not None and teacher == "dense" else None
-        kept = copied or tensors_of(model if copy else None, original)
-        self.dense = {name: kept[name] if name in kept else weight.clone() for name, weight in weights.items()}
+        self.dense = kept_weights(weights, copied or tensors_of(model if copy else None, original))
         self.original = self.dense if original is None else {name: original[name] for name in self.dense}
         self._in_eval = set(modules_in_eval(self.model))
         self.groups: list[Group] = []

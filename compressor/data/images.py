@@ -31,8 +31,6 @@ def open_images(
     class_map: Path | None,
 ) -> dict[str, Any]:
     """Returns the fields of a ``datasets.Dataset`` of images; takes and raises what ``datasets.load_data`` does."""
-    from timm.data import create_transform
-
     if data_dir is not None and not Path(data_dir).is_dir():
         raise MissingError(f"--data-dir {data_dir}: no such folder")
     preprocessing = resolve_preprocessing({}, config)
@@ -43,14 +41,12 @@ def open_images(
     _check_class_map(class_map, name)
     sources = _sources(name, data_dir, mode, download, class_map)
     classes = _classes(sources, data_dir)
-    views: dict[str, ImageSplit] = {}
-    for split, source in sources.items():
-        try:
-            extra = augment if split == "train" else {}
-            transform = create_transform(size, **preprocessing, **extra, is_training=split == "train")
-        except (AssertionError, ValueError, TypeError, KeyError) as exc:  # timm checks its arguments by assertions
-            raise UsageError(f"{dict(augment)}: timm makes no augmentation of it ({exc})") from exc
-        views[split] = ImageSplit(source, transform, mode, size, bad.add_split(split, len(source)))
+    views = {
+        split: ImageSplit(
+            source, _transform(split, size, preprocessing, augment), mode, size, bad.add_split(split, len(source))
+        )
+        for split, source in sources.items()
+    }
     return {
         "version": _fingerprint(sources, {**augment, **preprocessing, "input_size": size}),
         "num_classes": len(classes),
@@ -65,6 +61,19 @@ def open_images(
         "test": views.get("test"),
         "workers": min(4, os.cpu_count() or 1),
     }
+
+
+def _transform(
+    split: str, size: tuple[int, int, int], preprocessing: Mapping[str, Any], augment: Mapping[str, Any]
+) -> Any:
+    """Returns timm's transform of the images of a split; those of the training are augmented."""
+    from timm.data import create_transform
+
+    is_training = split == "train"
+    try:
+        return create_transform(size, **preprocessing, **(augment if is_training else {}), is_training=is_training)
+    except (AssertionError, ValueError, TypeError, KeyError) as exc:  # timm checks its arguments by assertions
+        raise UsageError(f"{dict(augment)}: timm makes no augmentation of it ({exc})") from exc
 
 
 def _check_class_map(class_map: Path | None, name: str) -> None:

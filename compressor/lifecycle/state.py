@@ -11,7 +11,7 @@ from compressor.formats.errors import FormatError, UsageError
 from compressor.formats.file.fields import parse_name, parse_shape
 from compressor.formats.torch_tensors import SAFETENSORS_NAMES
 
-__all__ = ["state_to_pack", "tensors_of"]
+__all__ = ["kept_weights", "state_to_pack", "tensors_of"]
 
 
 def state_to_pack(model: nn.Module, meta: bool = False) -> dict[str, Tensor]:
@@ -38,6 +38,16 @@ def state_to_pack(model: nn.Module, meta: bool = False) -> dict[str, Tensor]:
         except FormatError as error:
             raise UsageError(f"cannot be packed: {error}") from None
     return dict(states)
+
+
+def kept_weights(weights: Mapping[str, Tensor], kept: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Returns weights that training will not change, by name: those that are kept anyway, and clones of the others.
+
+    Args:
+        weights: those that training changes.
+        kept: a frozen copy of the dense weights, such as the teacher's, or the caller's own; with others.
+    """
+    return {name: kept[name] if name in kept else weight.clone() for name, weight in weights.items()}
 
 
 def tensors_of(model: nn.Module | None, weights: Mapping[str, Tensor] | None) -> dict[str, Tensor]:

@@ -11,19 +11,18 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from compressor.formats.codecs.base import Codec, Stream
+from compressor.formats.codecs.base import Stream
 from compressor.formats.codecs.chunks import CHUNK, lanes_for, split_chunks
 from compressor.formats.codecs.frequencies import (
     PRECISIONS,
     choose_frequencies,
     decoding_table,
-    estimated_lengths,
     read_frequencies,
     write_frequencies,
 )
 from compressor.formats.codecs.kernels import LOW, bit_patterns, rans_decode, rans_encode
+from compressor.formats.codecs.rans import RansCodec
 from compressor.formats.codecs.registry import register
-from compressor.formats.content import index_dtype
 from compressor.formats.errors import FormatError
 from compressor.formats.io.huge_pages import allocate
 
@@ -32,7 +31,7 @@ __all__ = ["Ans"]
 
 @register
 @dataclass(frozen=True)
-class Ans(Codec):
+class Ans(RansCodec):
     """Codes with integer frequencies that sum to a power of two, 32-bit states in several lanes, and 16-bit words.
 
     Stores a byte (precision + 32 * log2 of the number of lanes), the frequencies, the number of words of each chunk
@@ -57,21 +56,9 @@ class Ans(Codec):
         words = np.array([(len(chunk) - 4 * lanes) // 2 for chunk in coded], "<u4")
         return head + words.tobytes() + b"".join(coded)
 
-    def decode(self, data: memoryview, stream: Stream) -> NDArray[Any]:
-        """Returns the indices; FormatError unless frequencies, sizes, words and final states are all valid."""
-        return _decode(data, stream, np.arange(stream.codewords, dtype=index_dtype(stream.codewords)))
-
-    def lookup(self, data: memoryview, stream: Stream, values: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Returns the values of the indices, from a decoding table that holds values instead of indices."""
+    def decode_to(self, data: memoryview, stream: Stream, values: NDArray[Any]) -> NDArray[Any]:
+        """Returns the value of each index; FormatError unless tables, sizes, words and final states are all valid."""
         return _decode(data, stream, values)
-
-    def code_lengths(self, histogram: NDArray[np.int64]) -> NDArray[np.float64]:
-        """Returns the bits of each codeword at the chosen frequencies; 32, a whole state, where the frequency is 0."""
-        return estimated_lengths(histogram)
-
-    def max_count(self, size: int, codewords: int) -> int | None:
-        """Returns None: the code of a codeword of frequency 2**P takes no bits at all."""
-        return None
 
 
 def _encode_chunk(indices: NDArray[Any], frequencies: NDArray[np.int64], precision: int, lanes: int) -> bytes:

@@ -12,15 +12,15 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from compressor.formats.codecs.base import Codec, Stream
+from compressor.formats.codecs.base import Stream
 from compressor.formats.codecs.bit_text import BitReader, to_bytes
 from compressor.formats.codecs.chunks import CHUNK, lanes_for, split_chunks
 from compressor.formats.codecs.cost_tables import CostTables, choose_tables, read_tables, write_tables
-from compressor.formats.codecs.frequencies import FRACTION, code_lengths, decoding_table, estimated_lengths
+from compressor.formats.codecs.frequencies import FRACTION, code_lengths, decoding_table
 from compressor.formats.codecs.kernels import LOW, bit_patterns, rans_decode, rans_encode
+from compressor.formats.codecs.rans import RansCodec
 from compressor.formats.codecs.registry import register
 from compressor.formats.codecs.site_classes import Classes, choose_classes
-from compressor.formats.content import index_dtype
 from compressor.formats.errors import FormatError
 from compressor.formats.io.huge_pages import allocate
 
@@ -35,7 +35,7 @@ _CACHED_ENTRIES = 1 << 16  # of decoding tables of half a megabyte, which stay i
 
 @register
 @dataclass(frozen=True)
-class PlacedAns(Codec):
+class PlacedAns(RansCodec):
     """Codes an index with the frequencies of the table whose number is the sum of three classes.
 
     Stores precision, lanes and number of tables; the tables of the classes of rows, columns and positions, and those
@@ -57,21 +57,9 @@ class PlacedAns(Codec):
             models.append(_Model.of(indices, Classes.none(stream.axes), stream))
         return min(models, key=lambda model: model.bits).encode(indices)
 
-    def decode(self, data: memoryview, stream: Stream) -> NDArray[Any]:
-        """Returns the indices; FormatError unless tables, sizes, words and final states are all valid."""
-        return _decode(data, stream, np.arange(stream.codewords, dtype=index_dtype(stream.codewords)))
-
-    def lookup(self, data: memoryview, stream: Stream, values: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Returns the values of the indices, from decoding tables that hold values instead of indices."""
+    def decode_to(self, data: memoryview, stream: Stream, values: NDArray[Any]) -> NDArray[Any]:
+        """Returns the value of each index; FormatError unless tables, sizes, words and final states are all valid."""
         return _decode(data, stream, values)
-
-    def code_lengths(self, histogram: NDArray[np.int64]) -> NDArray[np.float64]:
-        """Returns the bits of each codeword without classes; 32, a whole state, for one that does not occur."""
-        return estimated_lengths(histogram)
-
-    def max_count(self, size: int, codewords: int) -> int | None:
-        """Returns None: the code of a codeword of frequency 2**P takes no bits at all."""
-        return None
 
 
 @dataclass(frozen=True)

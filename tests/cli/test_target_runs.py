@@ -29,10 +29,7 @@ LEAST = 300  # bytes, that the file of the small network has with all weights ze
 
 @pytest.fixture
 def runs(weights: Path, capsys: pytest.CaptureFixture[str]) -> Runs:
-    found = Runs(weights, capsys)
-    bits = found.words.index("--bits")
-    found.words = (*found.words[:bits], *found.words[bits + 2 :], "--epochs", "0")
-    return found
+    return Runs(weights, capsys).without_bits("--epochs", "0")
 
 
 @pytest.fixture

@@ -27,10 +27,7 @@ TARGET = 6_000
 
 @pytest.fixture
 def runs(weights: Path, capsys: pytest.CaptureFixture[str]) -> Runs:
-    found = Runs(weights, capsys)
-    bits = found.words.index("--bits")
-    found.words = (*found.words[:bits], *found.words[bits + 2 :], "--target-size", "6KB")
-    return found
+    return Runs(weights, capsys).without_bits("--target-size", "6KB")
 
 
 def top1_of(path: Path) -> float:

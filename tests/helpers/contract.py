@@ -11,6 +11,8 @@ from torch.nn import functional
 
 from compressor.compressor import Compressor
 from compressor.formats.errors import PolicyError
+from compressor.formats.file.reader import PackedFile
+from compressor.lifecycle.convert import decode_tensor
 from compressor.policy.policy import Policy, Rule
 from compressor.sharing.registry import SCHEMES
 
@@ -66,6 +68,17 @@ def weight_of(job: Compressor) -> Tensor:
     model: Any = job.model
     found: Tensor = model.weight
     return found
+
+
+def assert_it_is_what_is_computed(job: Compressor, dtype: torch.dtype) -> None:
+    """Finishes a job of one layer: the weight keeps its dtype and every bit, in the model and in the file."""
+    computed = weight_of(job).detach().clone()
+    packed = job.finish()
+    assert computed.dtype == dtype
+    assert torch.equal(weight_of(job), computed)
+    with PackedFile.from_bytes(packed.to_bytes()) as file:
+        shared = file.shared("weight")
+        assert torch.equal(decode_tensor(shared, file.books[shared.book]), computed)
 
 
 def rule_of(scheme: str, match: str = "*") -> Rule:

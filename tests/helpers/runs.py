@@ -63,6 +63,12 @@ class Runs:
         assert "Traceback" not in said
         return said
 
+    def without_bits(self, *more: str) -> Runs:
+        """Returns itself, with other words in place of --bits."""
+        bits = self.words.index("--bits")
+        self.words = (*self.words[:bits], *self.words[bits + 2 :], *more)
+        return self
+
     def refused(self, code: int, *more: str, at: int = 0, act: Callable[[], object] = lambda: None) -> str:
         """Returns the error message of a run that fails."""
         *_, line = self(code, *more, at=at, act=act).splitlines()

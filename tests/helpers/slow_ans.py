@@ -108,6 +108,28 @@ def slots(table: list[int | None], precision: int) -> list[tuple[int, int, int]]
     return owners
 
 
+class Coder:
+    """The states and words of one chunk."""
+
+    def __init__(self, data: bytes, lanes: int, precision: int) -> None:
+        self.states: list[int] = list(struct.unpack_from(f"<{lanes}I", data))
+        self.words = list(struct.unpack_from(f"<{len(data) // 2 - 2 * lanes}H", data, 4 * lanes))[::-1]
+        self.precision = precision
+
+    def decode(self, table: list[tuple[int, int, int]], i: int) -> int:
+        """Reads the symbol that is i-th in its lane's turn."""
+        lane = i % len(self.states)
+        x = self.states[lane]
+        symbol, f, place = table[x % (1 << self.precision)]
+        x = f * (x >> self.precision) + place
+        self.states[lane] = x << 16 | self.words.pop() if x < 1 << 16 else x
+        return symbol
+
+    def finish(self) -> None:
+        """All is read."""
+        assert (self.words, set(self.states)) == ([], {1 << 16})
+
+
 def classes(stream: bytes, shape: list[int], codewords: int) -> list[int]:
     """Reads a stream of indices of a shape."""
     count = 1
@@ -134,27 +156,18 @@ def classes(stream: bytes, shape: list[int], codewords: int) -> list[int]:
     stored.append((len(stream) - at - 4 * lanes * chunks) // 2 - sum(stored))
     of_axes: list[list[int]] = []
     out: list[int] = []
-    for chunk, size in enumerate(stored):
-        states = list(struct.unpack_from(f"<{lanes}I", stream, at))
-        words = list(struct.unpack_from(f"<{size}H", stream, at + 4 * lanes))[::-1]
-        at += 4 * lanes + 2 * size
-
-        def decode(table: list[tuple[int, int, int]], i: int, states: list[int], words: list[int]) -> int:
-            x = states[i % lanes]
-            symbol, f, place = table[x % (1 << precision)]
-            x = f * (x >> precision) + place
-            states[i % lanes] = x << 16 | words.pop() if x < 1 << 16 else x
-            return symbol
-
+    for chunk, words in enumerate(stored):
+        end = at + 4 * lanes + 2 * words
+        coder = Coder(stream[at:end], lanes, precision)
+        at = end
         if not chunk:
-            for length, size_of_axis, found in zip((rows, columns, positions), sizes, owners_of_classes, strict=True):
-                read_ones = [decode(found[0], i, states, words) for i in range(size_of_axis)]
-                of_axes.append(read_ones or [0] * length)
+            for length, size, found in zip((rows, columns, positions), sizes, owners_of_classes, strict=True):
+                of_axes.append([coder.decode(found[0], i) for i in range(size)] or [0] * length)
         for i in range(min(CHUNK, count - chunk * CHUNK)):
             place = chunk * CHUNK + i
             row, column, position = place // positions // columns, place // positions % columns, place % positions
             table = min(of_axes[0][row] + of_axes[1][column] + of_axes[2][position], tables - 1)
-            out.append(decode(owners[table], i, states, words))
-        assert (words, set(states)) == ([], {1 << 16})
+            out.append(coder.decode(owners[table], i))
+        coder.finish()
     assert at == len(stream)
     return out

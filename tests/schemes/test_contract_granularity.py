@@ -19,7 +19,7 @@ from compressor.lifecycle.convert import decode_tensor
 from compressor.policy.policy import Policy, Rule
 from compressor.policy.recipe import Recipe
 from compressor.sharing.registry import SCHEMES
-from tests.helpers.contract import MODULES, train, weight_of
+from tests.helpers.contract import MODULES, assert_it_is_what_is_computed, train, weight_of
 
 VALUES: dict[str, list[Any]] = {"group_size": [1, 3], "channel_scale": [True], "vector": [2, 3]}
 CASES = [
@@ -117,13 +117,7 @@ def test_resumed_training_ends_in_the_same_bytes(scheme: str, settings: dict[str
 def test_dtypes_are_kept(scheme: str, settings: dict[str, Any], dtype: torch.dtype) -> None:
     torch.manual_seed(0)
     job = job_of(nn.Linear(24, 24).to(dtype), scheme, settings).prepare()
-    computed = weight_of(job).detach().clone()
-    packed = job.finish()
-    assert computed.dtype == dtype
-    assert torch.equal(weight_of(job), computed)
-    with PackedFile.from_bytes(packed.to_bytes()) as file:
-        shared = file.shared("weight")
-        assert torch.equal(decode_tensor(shared, file.books[shared.book]), computed)
+    assert_it_is_what_is_computed(job, dtype)
 
 
 HARD_WEIGHTS = {

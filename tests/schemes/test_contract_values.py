@@ -13,11 +13,10 @@ from compressor.compressor import Compressor
 from compressor.formats.content import decode
 from compressor.formats.errors import PolicyError
 from compressor.formats.file.reader import PackedFile
-from compressor.lifecycle.convert import decode_tensor
 from compressor.policy.policy import Policy, Rule
 from compressor.policy.recipe import Recipe
 from compressor.sharing.registry import SCHEMES, make_scheme, scheme_settings
-from tests.helpers.contract import OPTIMIZERS, SHARING, job_of, train, weight_of
+from tests.helpers.contract import OPTIMIZERS, SHARING, assert_it_is_what_is_computed, job_of, train, weight_of
 
 pytestmark = pytest.mark.parametrize("scheme", SHARING)
 
@@ -91,13 +90,7 @@ def test_dtypes_are_kept(scheme: str, dtype: torch.dtype) -> None:
     opt = torch.optim.SGD(job.param_groups(lr=0.0), lr=0.0)
     job.attach(opt, 1)
     opt.step()  # training is over: no weight is free any longer
-    computed = weight_of(job).detach().clone()
-    packed = job.finish()
-    assert computed.dtype == dtype
-    assert torch.equal(weight_of(job), computed)
-    with PackedFile.from_bytes(packed.to_bytes()) as file:
-        shared = file.shared("weight")
-        assert torch.equal(decode_tensor(shared, file.books[shared.book]), computed)
+    assert_it_is_what_is_computed(job, dtype)
 
 
 HARD_WEIGHTS = {
