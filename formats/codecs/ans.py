@@ -58,7 +58,27 @@ class Ans(RansCodec):
 
     def decode_to(self, data: memoryview, stream: Stream, values: NDArray[Any]) -> NDArray[Any]:
         """Returns the value of each index; FormatError unless tables, sizes, words and final states are all valid."""
-        return _decode(data, stream, values)
+        what = f"indices of {stream.name!r}"
+        if not stream.count:
+            if len(data):
+                raise FormatError(f"{what}: {len(data)} bytes for no indices, expected none")
+            return np.empty(0, values.dtype)
+        if not len(data):
+            raise FormatError(f"{what}: no bytes for {stream.count} indices")
+        precision, lanes = data[0] & 31, 1 << (data[0] >> 5)
+        if precision > PRECISIONS[-1]:
+            raise FormatError(f"{what}: precision {precision}, expected at most {PRECISIONS[-1]}")
+        frequencies, size = read_frequencies(data[1:], stream.codewords, precision, what)
+        chunks = split_chunks(data[1 + size :], -(-stream.count // CHUNK), lanes, what)
+        table = decoding_table(frequencies, values)
+        output = allocate(stream.count, values.dtype)
+        for number, (states, words) in enumerate(chunks):
+            chunk = output[number * CHUNK : (number + 1) * CHUNK]
+            needed = rans_decode(bit_patterns(chunk), states, table, words, precision)
+            if needed != len(words) or (states != LOW).any():
+                fault = f"its {len(words)} words do not hold {len(chunk)} indices exactly"
+                raise FormatError(f"{what}, chunk {number}: {fault}")
+        return output
 
 
 def _encode_chunk(indices: NDArray[Any], frequencies: NDArray[np.int64], precision: int, lanes: int) -> bytes:
@@ -68,28 +88,3 @@ def _encode_chunk(indices: NDArray[Any], frequencies: NDArray[np.int64], precisi
     starts = np.cumsum(frequencies) - frequencies
     first = rans_encode(words, states, indices, frequencies, starts, precision)
     return states.astype("<u4").tobytes() + words[first:].astype("<u2").tobytes()
-
-
-def _decode(data: memoryview, stream: Stream, values: NDArray[Any]) -> NDArray[Any]:
-    """Returns the value of each index of a stream, of the dtype of ``values``[K]."""
-    what = f"indices of {stream.name!r}"
-    if not stream.count:
-        if len(data):
-            raise FormatError(f"{what}: {len(data)} bytes for no indices, expected none")
-        return np.empty(0, values.dtype)
-    if not len(data):
-        raise FormatError(f"{what}: no bytes for {stream.count} indices")
-    precision, lanes = data[0] & 31, 1 << (data[0] >> 5)
-    if precision > PRECISIONS[-1]:
-        raise FormatError(f"{what}: precision {precision}, expected at most {PRECISIONS[-1]}")
-    frequencies, size = read_frequencies(data[1:], stream.codewords, precision, what)
-    chunks = split_chunks(data[1 + size :], -(-stream.count // CHUNK), lanes, what)
-    table = decoding_table(frequencies, values)
-    output = allocate(stream.count, values.dtype)
-    for number, (states, words) in enumerate(chunks):
-        chunk = output[number * CHUNK : (number + 1) * CHUNK]
-        needed = rans_decode(bit_patterns(chunk), states, table, words, precision)
-        if needed != len(words) or (states != LOW).any():
-            fault = f"its {len(words)} words do not hold {len(chunk)} indices exactly"
-            raise FormatError(f"{what}, chunk {number}: {fault}")
-    return output

@@ -10,10 +10,19 @@ from numpy.typing import NDArray
 
 from compressor.formats.errors import FormatError
 
-__all__ = ["BitReader", "golomb", "golomb_bits", "to_bytes"]
+__all__ = ["BitReader", "fixed", "golomb", "golomb_bits", "to_bytes"]
 
 _BLOCK = 512  # bytes that are turned into text at a time
 _LONGEST = 24  # zeros before a code's first one
+
+
+def fixed(number: int, width: int) -> str:
+    """Returns a number in so many bits.
+
+    >>> fixed(2, 3), fixed(0, 0)
+    ('010', '')
+    """
+    return f"{number:0{width}b}" if width else ""
 
 
 def golomb(number: int, order: int) -> str:

@@ -59,7 +59,14 @@ class PlacedAns(RansCodec):
 
     def decode_to(self, data: memoryview, stream: Stream, values: NDArray[Any]) -> NDArray[Any]:
         """Returns the value of each index; FormatError unless tables, sizes, words and final states are all valid."""
-        return _decode(data, stream, values)
+        if not stream.count and not len(data):
+            return np.empty(0, values.dtype)
+        try:
+            if not stream.count:
+                raise FormatError(f"{len(data)} bytes for no indices, expected none")
+            return StreamReader(data, stream).decode(values)
+        except FormatError as error:
+            raise FormatError(f"indices of {stream.name!r}: {error}") from None
 
 
 @dataclass(frozen=True)
@@ -179,18 +186,6 @@ class _Chunk:
 def _stored(classes: Classes) -> list[Ints]:
     """Returns the classes that a stream has: none where there is one table, and none of an axis of one entry."""
     return [axis for axis in classes.axes if classes.tables > 1 and len(axis) > 1]
-
-
-def _decode(data: memoryview, stream: Stream, values: NDArray[Any]) -> NDArray[Any]:
-    """Returns the value of each index of a stream, of the dtype of ``values``[K]."""
-    if not stream.count and not len(data):
-        return np.empty(0, values.dtype)
-    try:
-        if not stream.count:
-            raise FormatError(f"{len(data)} bytes for no indices, expected none")
-        return StreamReader(data, stream).decode(values)
-    except FormatError as error:
-        raise FormatError(f"indices of {stream.name!r}: {error}") from None
 
 
 class StreamReader:

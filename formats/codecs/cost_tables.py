@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from compressor.formats.codecs.bit_text import BitReader, golomb, golomb_bits
+from compressor.formats.codecs.bit_text import BitReader, fixed, golomb, golomb_bits
 from compressor.formats.codecs.frequencies import FRACTION, fixed_log2
 from compressor.formats.errors import FormatError
 
@@ -164,20 +164,20 @@ def _weights(costs: Ints) -> Ints:
 def write_tables(tables: CostTables, codewords: int) -> str:
     """Returns tables as text of 0 and 1."""
     width = (codewords - 1).bit_length()
-    text = [f"{tables.centre:0{width}b}{tables.unit:02b}{tables.order:02b}"]
+    text = [fixed(tables.centre, width) + fixed(tables.unit, 2) + fixed(tables.order, 2)]
     for table in tables.tables:
         if isinstance(table, Curve):
-            text.append(f"{len(table.increments):04b}")
+            text.append(fixed(len(table.increments), 4))
             numbers = table.increments
         else:
-            text.append(f"{_LISTED:04b}{table.below:0{width}b}{table.above:0{width}b}")
+            text.append(fixed(_LISTED, 4) + fixed(table.below, width) + fixed(table.above, width))
             numbers = tuple(_folded(np.array(table.steps)).tolist())
         text.extend(golomb(number, tables.order) for number in numbers)
     return "".join(text)
 
 
 def read_tables(bits: BitReader, count: int, codewords: int) -> CostTables:
-    """Reads ``count`` tables of so many codewords, 2 or more.
+    """Reads ``count`` tables of so many codewords, 1 or more.
 
     Raises:
         FormatError: there are too few bits, or a number is out of range.

@@ -49,6 +49,11 @@ class Classes:
         """Returns uint8[stop - start], the tables of the indices at these places: sums of classes, T - 1 at most."""
         rows, columns, positions = self.axes
         length = len(columns) * len(positions)
+        if length > stop - start:  # not all of such long rows is asked for
+            numbers, inner = np.divmod(np.arange(start, stop), length)
+            column, position = np.divmod(inner, len(positions))
+            sums: Ints = rows[numbers] + columns[column] + positions[position]
+            return np.minimum(sums, self.tables - 1).astype(np.uint8)
         first, last = start // length, -(-stop // length)
         found, numbers = np.unique(rows[first:last], return_inverse=True)
         row = (columns[:, None] + positions).reshape(-1)

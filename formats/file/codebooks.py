@@ -116,9 +116,8 @@ def book_fields(book: Codebook) -> list[Any]:
     (['F16', 2], ['steps', -2, 0.5, 4], ['grid', 0.1, 0.5, 4])
     """
     if isinstance(book, Grid):
-        least = round(book.start / book.step) if book.step else 0
-        exact = abs(least) <= MAX_DIM and _float32(book.step) == book.step and least * book.step == book.start
-        if exact and book.step:
+        least = round(max(-MAX_DIM, min(MAX_DIM, book.start / book.step))) if book.step else 0
+        if book.step and _float32(book.step) == book.step and least * book.step == book.start:
             return ["steps", least, _shortest(book.step), book.count]
         return ["grid", float(book.start), float(book.step), book.count]
     books, codewords, length = book.values.shape

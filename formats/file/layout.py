@@ -65,12 +65,13 @@ class Section:
 def layout(metadata: Metadata) -> dict[Key, Part]:
     """Returns all parts by key, in file order.
 
-    A section takes parts until it has ``_SECTION`` bytes; in version 1 each part is one.
+    A section takes parts until it has ``_SECTION`` bytes, and none of so many after its first; in version 1 each part
+    is one.
     """
     parts: dict[Key, Part] = {}
     start = number = section = 0
     for key, blob, size in _walk(metadata):
-        if parts and (metadata.version == 1 or start - section >= _SECTION):
+        if parts and (metadata.version == 1 or max(start - section, size) >= _SECTION):
             number, section = number + 1, start
         parts[key] = Part(key, blob, start, size, number)
         start += size

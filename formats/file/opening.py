@@ -73,6 +73,8 @@ def opening_bytes(text: str, data: int) -> bytes:
     Raises:
         FormatError: there are more metadata than a reader accepts.
     """
+    if len(text) > _MAX_METADATA:  # to deflate them would take minutes
+        raise FormatError(f"metadata of {len(text):,} bytes, expected at most {_MAX_METADATA:,}")
     deflated = deflate(text.encode("ascii"))
     _check_metadata_size(len(text), len(deflated))
     metadata = _SIZES.pack(len(text), len(deflated)) + deflated

@@ -214,7 +214,9 @@ class PackedFile:
             data = self.source.read(self._opening.size + section.start, section.size)
             if zlib.crc32(data) != self._checksums[part.number]:
                 raise IntegrityError(f"checksum of the {section} does not match: the file is damaged, fetch it again")
-            self._held = held = section, data
+            held = section, data
+            if section.size > part.size:  # others of it may be asked for next
+                self._held = held
         start = part.start - section.start
         return held[1][start : start + part.size]
 

@@ -222,6 +222,20 @@ def test_untouched_dtypes(tmp_path: Path, dtype: str, shape: tuple[int, ...]) ->
     assert tensor.reshape(-1).view(torch.uint8).numpy().tobytes() == data
 
 
+def test_a_small_part_is_read_without_the_large_one_after_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    raws = {f"{size}.{number}": RawTensor("U8", (size,), bytes([1, 2]) * (size // 2)) for number in range(3)
+            for size in (1_000, 200_000)}  # fmt: skip
+    write(tmp_path / "a", Content({}, (), raws))
+    read: list[int] = []
+    plain = FileSource.read
+    monkeypatch.setattr(FileSource, "read", lambda self, start, size: (read.append(size), plain(self, start, size))[1])
+    with PackedFile.open(tmp_path / "a") as file:
+        for name in reversed(raws):  # as where tensors are read by several threads
+            read.clear()
+            file.raw(name)
+            assert sum(read) <= raws[name].shape[0] + 2_000
+
+
 @pytest.mark.parametrize("version", [1, 2])
 def test_only_what_is_asked_is_read(
     resnet: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: int

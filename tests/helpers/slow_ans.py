@@ -130,6 +130,19 @@ class Coder:
         assert (self.words, set(self.states)) == ([], {1 << 16})
 
 
+def chunks_of(stream: bytes, at: int, count: int, lanes: int) -> list[bytes]:
+    """Cuts what follows the tables into chunks: states and words of each."""
+    sizes = list(struct.unpack_from(f"<{count - 1}I", stream, at))
+    at += 4 * (count - 1)
+    sizes.append((len(stream) - at - 4 * lanes * count) // 2 - sum(sizes))
+    cut = []
+    for size in sizes:
+        cut.append(stream[at : at + 4 * lanes + 2 * size])
+        at += len(cut[-1])
+    assert at == len(stream)
+    return cut
+
+
 def classes(stream: bytes, shape: list[int], codewords: int) -> list[int]:
     """Reads a stream of indices of a shape."""
     count = 1
@@ -150,16 +163,10 @@ def classes(stream: bytes, shape: list[int], codewords: int) -> list[int]:
     owners_of_classes = [read(1, tables) if size else [] for size in sizes]
     owners = read(tables, codewords)
     assert set(bits.bits[bits.at : -(-bits.at // 8) * 8]) <= {"0"}
-    at, chunks = -(-bits.at // 8), -(-count // CHUNK)
-    stored = list(struct.unpack_from(f"<{chunks - 1}I", stream, at))
-    at += 4 * (chunks - 1)
-    stored.append((len(stream) - at - 4 * lanes * chunks) // 2 - sum(stored))
     of_axes: list[list[int]] = []
     out: list[int] = []
-    for chunk, words in enumerate(stored):
-        end = at + 4 * lanes + 2 * words
-        coder = Coder(stream[at:end], lanes, precision)
-        at = end
+    for chunk, data in enumerate(chunks_of(stream, -(-bits.at // 8), -(-count // CHUNK), lanes)):
+        coder = Coder(data, lanes, precision)
         if not chunk:
             for length, size, found in zip((rows, columns, positions), sizes, owners_of_classes, strict=True):
                 of_axes.append([coder.decode(found[0], i) for i in range(size)] or [0] * length)
@@ -169,5 +176,4 @@ def classes(stream: bytes, shape: list[int], codewords: int) -> list[int]:
             table = min(of_axes[0][row] + of_axes[1][column] + of_axes[2][position], tables - 1)
             out.append(coder.decode(owners[table], i))
         coder.finish()
-    assert at == len(stream)
     return out

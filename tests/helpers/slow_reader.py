@@ -71,7 +71,7 @@ class Parts:
         self.taken = False
 
     def __call__(self, size: int) -> bytes:
-        if self.taken and (self.version == 1 or self.at - self.section >= 1 << 16):
+        if self.taken and (self.version == 1 or max(self.at - self.section, size) >= 1 << 16):
             self.close()
         self.taken = True
         part = self.data[self.at : self.at + size]

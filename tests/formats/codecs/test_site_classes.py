@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from typing import Any
 
 import numpy as np
@@ -99,3 +100,16 @@ def test_time_and_memory_do_not_grow_with_the_indices_beyond_a_part(monkeypatch:
     choose_classes(indices, sizes, 31)
     assert max(lengths) <= 1_000
     assert len(lengths) <= 4 * 7 + 3 + 3 + 3  # steps and sets of axes; none, best and refined; costs of each axis
+
+
+def test_what_is_asked_of_a_long_row_takes_no_memory_for_the_rest() -> None:
+    axes = np.array([1]), np.arange(16) % 2, np.arange(1 << 18) % 3
+    classes = Classes(3, axes)
+    classes.choices(0, 10)
+    tracemalloc.start()
+    found = classes.choices(1 << 21, (1 << 21) + 1_000)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 200_000
+    places = range(1 << 21, (1 << 21) + 1_000)
+    assert found.tolist() == [min(1 + (place >> 18) % 2 + place % (1 << 18) % 3, 2) for place in places]

@@ -54,9 +54,8 @@ NASTY_MODEL: list[Any] = [
 NASTY: list[Any] = [
     None, True, False, -1, 0, 1, 2, 3, 7, 255, 65_535, 65_536, 2**31 - 1, 2**31, 2**32, 2**53 + 1, 2**63, 2**64, 10**30,
     -0.0, 0.5, 1e308, 1e-320, -1e39, "", "F32", "F16", "BF16", "F64", "U8", "bits", "huffman", "ans", "hashed", "auto",
-    "classes",
-    "grid", "mirrored", "fc.weight", "a b", "\x00", "\x1b[2J", "x" * 600, "__metadata__", "\ud800", [], {}, [0], [[]],
-    "a b", "fc.weight b.bias", ["steps", 0, 0.5, 4], "steps",
+    "classes", "grid", "mirrored", "fc.weight", "a b", "\x00", "\x1b[2J", "x" * 600, "__metadata__", "\ud800", [], {},
+    [0], [[]], "fc.weight b.bias", ["steps", 0, 0.5, 4], "steps",
     [1, 1], [2**40, 0], {"a": 1}, {"axis": 0}, {"block": 1}, {"scale": "F32"}, {"vector_axis": 0}, {"dtype": "BF16"},
 ]  # fmt: skip
 
