@@ -228,7 +228,12 @@ def test_a_small_part_is_read_without_the_large_one_after_it(tmp_path: Path, mon
     write(tmp_path / "a", Content({}, (), raws))
     read: list[int] = []
     plain = FileSource.read
-    monkeypatch.setattr(FileSource, "read", lambda self, start, size: (read.append(size), plain(self, start, size))[1])
+
+    def reading(self: FileSource, start: int, size: int) -> memoryview:
+        read.append(size)
+        return plain(self, start, size)
+
+    monkeypatch.setattr(FileSource, "read", reading)
     with PackedFile.open(tmp_path / "a") as file:
         for name in reversed(raws):  # as where tensors are read by several threads
             read.clear()
