@@ -37,12 +37,12 @@ from compressor.training.evaluation import evaluate
 RESULTS = Path(__file__).parent / "results" / "rate_accuracy.jsonl"
 BATCH, DISTILL, TEMPERATURE, LR = 64, 0.5, 2.0, 5e-4
 TARGETS = {
-    "test_resnet": (30_000, 22_000, 16_000),
-    "mobilenetv3_small_050": (80_000, 67_000, 45_000, 30_000, 25_000),
-    "test_vit": (60_000, 45_000, 30_000, 20_000),
+    "test_resnet": (24_000, 20_000, 16_000),
+    "mobilenetv3_small_050": (45_000, 33_000, 25_000),
+    "test_vit": (40_000, 28_000, 20_000),
     "resnet18": (75_000, 45_000),
 }
-EPOCHS = {"test_resnet": 4, "mobilenetv3_small_050": 4, "test_vit": 4, "resnet18": 4}
+EPOCHS = {"test_resnet": 6, "mobilenetv3_small_050": 6, "test_vit": 6, "resnet18": 4}
 HEADERS = (
     "network",
     "target",

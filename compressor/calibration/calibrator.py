@@ -190,7 +190,7 @@ class Calibrator:
                     gradient = gradients[site.name]
                     if gradient is not None and site not in self.calls:
                         self._sums[site].squares = self._sums[site].squares + gradient.detach().float().square()
-                del loss, gradients, gradient  # before the next are computed
+                del loss, found, gradients, gradient  # before the next are computed
 
     def _answer(self, batch: Tensor, weights: Mapping[str, Tensor]) -> Tensor:
         """Returns the logits of a batch."""

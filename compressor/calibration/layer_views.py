@@ -62,7 +62,8 @@ def unfolded_inputs(module: nn.Module, inputs: Tensor, view: LayerView) -> Tenso
 
 def unfolded_parts(module: nn.Module, inputs: Tensor, view: LayerView) -> Iterator[Tensor]:
     """Yields what ``unfolded_inputs`` returns, of a few images at a time."""
-    positions = max(1, inputs[0].numel() // max(1, inputs.shape[1 if inputs.ndim > 2 else -1]))
+    channels = inputs.shape[-1 if isinstance(module, nn.Linear) else 1]
+    positions = max(1, math.prod(inputs.shape[1:]) // max(1, channels))
     images = CHUNK // max(1, view.all_columns * view.groups * positions)
     for part in inputs.split(max(1, images)):
         yield unfolded_inputs(module, part, view)

@@ -55,18 +55,23 @@ class Moments:
         """
         if not self.ranges:
             return
-        matrices = self.view.matrices(self.weight).float()
-        if dense is not None and not self.drifts:
-            shapes = [(*matrices.shape[:2], one.stop - one.start) for one in self.ranges]
-            self.drifts = [torch.zeros(shape, dtype=self.dtype, device=inputs.device) for shape in shapes]
-        before = None if dense is None else unfolded_parts(module, dense, self.view)
         for columns in unfolded_parts(module, inputs, self.view):
             for total, one in zip(self.sums, self.ranges, strict=True):
                 _add_product(total, columns[..., one], columns[..., one])
-            if before is not None:
-                change = next(before) - columns
-                for total, one in zip(self.drifts, self.ranges, strict=True):
-                    _add_product(total, change[..., one] @ matrices[..., one].mT, columns[..., one])
+        if dense is not None:
+            self._add_drift(module, inputs, dense)
+
+    def _add_drift(self, module: nn.Module, inputs: Tensor, dense: Tensor) -> None:
+        """Adds one batch to the drifts."""
+        matrices = self.view.matrices(self.weight).float()
+        if not self.drifts:
+            shapes = [(*matrices.shape[:2], one.stop - one.start) for one in self.ranges]
+            self.drifts = [torch.zeros(shape, dtype=self.dtype, device=inputs.device) for shape in shapes]
+        parts = (unfolded_parts(module, one, self.view) for one in (inputs, dense))
+        for columns, before in zip(*parts, strict=True):
+            change = before - columns
+            for total, one in zip(self.drifts, self.ranges, strict=True):
+                _add_product(total, change[..., one] @ matrices[..., one].mT, columns[..., one])
 
     def corrected(self) -> Tensor | None:
         """Returns the weights by which the layer answers its inputs as it answered those of the dense model.

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from compressor.formats.content import Codebook, Table
+from compressor.formats.content import Codebook, Grid, Table
 from compressor.formats.dtypes import ITEM_SIZES
 from compressor.report.weight_stats import entropy
 from compressor.sharing.group import Group
@@ -43,7 +43,8 @@ class SharingMetrics:
             codewords, scales and offsets.
         fixed: share of the weights that have an index, 0 to 1; schemes with rounds leave the others free at first.
         changed: share of the weights whose index differs from the last measurement, with codewords in ascending
-            order, estimated on at most 65,536 of each tensor; None at the first measurement.
+            order and those of a grid counted from zero, estimated on at most 65,536 of each tensor; None at the first
+            measurement.
         price: of a bit, where it holds the size of the file.
         size: bytes of the file as predicted, likewise.
     """
@@ -74,7 +75,7 @@ class SharingMonitor:
     def __init__(self, groups: Sequence[Group], control: Priced | None = None) -> None:
         self.control = control
         self.groups = [group for group in groups if group.scheme.shares]
-        self._before: dict[str, Indices] = {}
+        self._before: dict[str, tuple[Indices, int]] = {}
 
     @torch.no_grad()
     def measure(self) -> SharingMetrics | None:
@@ -82,7 +83,7 @@ class SharingMonitor:
         weights = fixed = compared = 0
         bits = changed = 0.0
         for group in self.groups:
-            all_indices, value_bytes = _own_indices(group) or _exported_indices(group)
+            all_indices, firsts, value_bytes = _own_indices(group) or _exported_indices(group)
             weights, bits = weights + group.weights, bits + 8 * value_bytes
             for name, indices in all_indices.items():
                 assigned = indices[indices >= 0]
@@ -90,27 +91,33 @@ class SharingMonitor:
                 weights_per_index = group.master_weight(_site(group, name)).numel() / max(len(indices), 1)
                 fixed += round(len(assigned) * weights_per_index)
                 bits += len(assigned) * entropy(np.bincount(assigned)) if len(assigned) else 0.0
-                changed_here, compared_here = self._count_changed(name, indices)
+                changed_here, compared_here = self._count_changed(name, indices, firsts.get(name, 0))
                 changed, compared = changed + changed_here, compared + compared_here
         share = changed / compared if compared else None
         held = () if self.control is None else (self.control.price, self.control.predicted)
         return SharingMetrics(bits / max(fixed, 1), fixed / weights, share, *held) if weights else None
 
-    def _count_changed(self, name: str, indices: Indices) -> tuple[float, int]:
-        """Returns how many of a tensor's indices have changed, estimated on a sample, and how many were compared."""
-        sample = indices[:: max(1, len(indices) // SAMPLE)].copy()
-        before = self._before.get(name)
-        self._before[name] = sample
+    def _count_changed(self, name: str, indices: Indices, first: int) -> tuple[float, int]:
+        """Returns how many of a tensor's indices have changed, estimated on a sample, and how many were compared.
+
+        Args:
+            name: of the tensor.
+            indices: -1 where a weight is free.
+            first: what a codeword's number is above its index: a grid has the codewords that occur, and loses some.
+        """
+        sample = indices[:: max(1, len(indices) // SAMPLE)].astype(np.int64)
+        before, first_before = self._before.get(name, (None, 0))
+        self._before[name] = sample, first
         if before is None or not (assigned_twice := (before >= 0) & (sample >= 0)).any():
             return 0.0, 0
-        return float((before != sample)[assigned_twice].mean()) * len(indices), len(indices)
+        return float((before + first_before != sample + first)[assigned_twice].mean()) * len(indices), len(indices)
 
 
 def _site(group: Group, name: str) -> Any:
     return next(site for site in group.sites if site.name == name)
 
 
-def _own_indices(group: Group) -> tuple[Mapping[str, Indices], float] | None:
+def _own_indices(group: Group) -> tuple[Mapping[str, Indices], Mapping[str, int], float] | None:
     """Returns the indices that a group holds, -1 where free, and the bytes of its values; None where it holds none."""
     if group.scheme.generator() is not None or not group.has_indices:
         return None
@@ -121,22 +128,24 @@ def _own_indices(group: Group) -> tuple[Mapping[str, Indices], float] | None:
             indices = indices.masked_fill(group.pruned(site), int(indices.max()) + 1)
         all_indices[site.name] = indices.cpu().numpy().reshape(-1)
     extra_zero = group.has_zeros and not bool((group.values == 0).any())
-    return all_indices, NUMBER_BYTES * (group.codeword_count + extra_zero)
+    return all_indices, {}, NUMBER_BYTES * (group.codeword_count + extra_zero)
 
 
-def _exported_indices(group: Group) -> tuple[Mapping[str, Indices], float]:
-    """Returns the indices that the file would hold, and the bytes of their codebooks, scales and offsets.
+def _exported_indices(group: Group) -> tuple[Mapping[str, Indices], Mapping[str, int], float]:
+    """Returns the indices that the file would hold, the numbers of grids' first steps, and the bytes of all values.
 
     Indices that the reader generates count as zeros, which have no entropy.
     """
     shared = group.scheme.export(group)
-    all_indices, value_bytes = {}, sum(map(_bytes, shared.books))
+    all_indices, firsts, value_bytes = {}, {}, sum(map(_bytes, shared.books))
     for name, tensor in shared.tensors.items():
         value_bytes += sum(
             NUMBER_BYTES * len(numbers) for numbers in (tensor.scale, tensor.offset) if numbers is not None
         )
         all_indices[name] = np.zeros(len(tensor.indices), np.uint8) if tensor.codec is not None else tensor.indices
-    return all_indices, float(value_bytes)
+        book = shared.books[tensor.book]
+        firsts[name] = round(book.start / book.step) if isinstance(book, Grid) and book.step else 0
+    return all_indices, firsts, float(value_bytes)
 
 
 def _bytes(book: Codebook) -> float:

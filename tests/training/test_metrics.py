@@ -10,6 +10,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from compressor import SCHEMES, Compressor, Policy, Rule
+from compressor.sharing.code_length import CodeLength
 from compressor.training.loop import Epoch
 from compressor.training.metrics import SharingMetrics, SharingMonitor
 
@@ -75,6 +76,20 @@ def test_indices_that_change() -> None:
     with torch.no_grad():
         group.master_weight(site)[0, 3] *= -1
     assert watch.measure().changed == 0.125  # type: ignore[union-attr]
+
+
+def test_indices_stay_where_a_grid_loses_its_first_codeword() -> None:
+    layer = nn.Linear(64, 8, bias=False)
+    job = Compressor(layer, Policy([Rule("*", scheme="learnt", rate=1e-3)])).prepare(calibration=None)
+    (group,) = job.groups
+    weights, step = group.master_weight(group.sites[0]), CodeLength(group).grid[1]
+    with torch.no_grad():
+        weights.copy_(torch.arange(512).remainder(3).sub(1).view(8, 64) * step)
+        weights[0, 0] = -2 * step
+        watch = SharingMonitor([group])
+        watch.measure()
+        weights[0, 0] = -step
+    assert watch.measure().changed == 1 / 512  # type: ignore[union-attr]
 
 
 def test_free_weights_count_for_nothing() -> None:
