@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from statistics import fmean
 from typing import Any
 
 from timm.optim import param_groups_layer_decay
@@ -10,6 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from compressor.formats.errors import UsageError
+from compressor.sharing.code_length import CodeLength, is_priced
 from compressor.sharing.group import Group
 from compressor.sharing.sites import Site
 
@@ -24,7 +27,7 @@ def param_groups(
     """Divides a model's parameters into groups for an optimiser.
 
     Parameters that a scheme trains are grouped by scheme, because the rounds of a scheme restart their learning rate,
-    and have no weight decay; neither have norms and biases.
+    and have no weight decay; neither have norms and biases. Tensors on grids learn in proportion to their steps.
 
     Args:
         model: its parameters are divided.
@@ -37,12 +40,12 @@ def param_groups(
         Dicts of ``params``, ``lr`` and ``weight_decay``, as ``torch.optim`` takes them.
     """
     schemes = {id(tensor): group.scheme for group in groups for tensor in group.trained()}
-    scales = {} if layer_decay == 1 else _lr_scales(model, groups, layer_decay)
+    scales, steps = {} if layer_decay == 1 else _lr_scales(model, groups, layer_decay), _relative_steps(groups)
     divided: dict[tuple[Any, float, float], list[Tensor]] = {}
     for parameter in model.parameters():
         decay = 0.0 if parameter.ndim < 2 or id(parameter) in schemes else weight_decay
-        key = schemes.get(id(parameter)), decay, scales.get(id(parameter), 1.0)
-        divided.setdefault(key, []).append(parameter)
+        scale = scales.get(id(parameter), 1.0) * steps.get(id(parameter), 1.0)
+        divided.setdefault((schemes.get(id(parameter)), decay, scale), []).append(parameter)
     return [
         {"params": params, "lr": lr * scale, "weight_decay": decay} for (_, decay, scale), params in divided.items()
     ]
@@ -59,6 +62,21 @@ def _lr_scales(model: nn.Module, groups: Sequence[Group], layer_decay: float) ->
         largest = max(scales.get(id(group.master_weight(site)), 1.0) for site in group.sites)
         scales |= {id(codebook): largest for codebook in group.parameters()}
     return scales
+
+
+def _relative_steps(groups: Sequence[Group]) -> dict[int, float]:
+    """Returns the step of each tensor on a grid, by id, relative to the geometric mean of all.
+
+    Steps follow from curvature: an error of one costs the same in all tensors, so all should need as long to make one.
+    """
+    steps = {
+        id(group.master_weight(site)): CodeLength(group).grid[1]
+        for group in groups
+        if is_priced(group)
+        for site in group.sites
+    }
+    mean = math.exp(fmean(map(math.log, steps.values()))) if steps else 1.0
+    return {key: step / mean for key, step in steps.items()}
 
 
 def freeze_untrained(groups: Sequence[Group]) -> None:

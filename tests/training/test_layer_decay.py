@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from itertools import pairwise
 
 import pytest
 import timm
+import torch
 from timm.optim import param_groups_layer_decay
 
 from compressor import Compressor, Policy, Rule
@@ -39,3 +41,23 @@ def test_schedules_keep_the_layers_rates_apart(sched: str) -> None:
         rates = sorted({group["lr"] for group in optimizer.param_groups})
         assert [low / high for low, high in pairwise(rates)] == pytest.approx([0.5] * (len(rates) - 1))
         assert len(rates) > 3
+
+
+@pytest.mark.parametrize("decay", [1.0, 0.5])
+def test_tensors_on_grids_learn_in_proportion_to_their_steps(decay: float) -> None:
+    torch.manual_seed(0)
+    model = timm.create_model("test_vit", num_classes=10)
+    policy = Policy([Rule("blocks.0.*", "learnt", rate=1e-6), Rule("head", "learnt", rate=1e-6)])
+    job = Compressor(model, policy, copy=False).prepare(calibration=torch.randn(16, 3, 160, 160))
+    steps = {id(group.trained()[0]): float(group.codebook().diff().mean()) for group in job.groups}
+    assert max(steps.values()) > 2 * min(steps.values())
+    mean = math.prod(steps.values()) ** (1 / len(steps))
+    scales = {
+        id(parameter): group["lr_scale"]
+        for group in param_groups_layer_decay(model, layer_decay=decay)
+        for parameter in group["params"]
+    }
+    for group in job.param_groups(lr=0.4, layer_decay=decay):
+        for parameter in group["params"]:
+            expected = 0.4 * steps.get(id(parameter), mean) / mean * scales[id(parameter)]
+            assert group["lr"] == pytest.approx(expected, rel=1e-4)
