@@ -67,7 +67,7 @@ class NNCodec:
             qps: all step sizes that are going to be asked for.
             only: names of the tensors that are coded; none: the whole network.
         """
-        folder = Path(self.streams.name) / f"{net}-{'alone' if only else 'whole'}"
+        folder = Path(self.streams.name) / f"{weights.stem}-{'alone' if only else 'whole'}"
         if folder not in self.seconds:
             folder.mkdir()
             job = {"net": net, "args": args, "weights": str(weights), "qps": qps, "only": only}

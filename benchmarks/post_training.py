@@ -180,7 +180,8 @@ class Bench:
             job = Compressor(model, rate=run.setting, model_args=args(run.net), teacher=None)
             source = run.method
         sources: dict[str, Any] = {"images": self.images(run.seed), "synthetic": "synthetic"}
-        packed = job.prepare(calibration=sources.get(source)).finish(half_untouched=True)
+        fold = run.method in ("images", "synthetic")
+        packed = job.prepare(calibration=sources.get(source)).finish(half_untouched=True, fold_norms=fold)
         row = {"cpu_seconds": round(time.process_time() - start, 2), **sizes(packed)}
         if run.method == "weights alone":
             return row | compare(model.state_dict(), job.model.state_dict(), [site.name for site in job.sites])

@@ -4,14 +4,16 @@
 
 Each network is post-trained to a target and trained on from there, half distilled from its dense weights, with the
 price of a bit held until the end; beside it stands the dense network trained further by the same recipe, which more
-epochs make better too. Each row is appended to ``results/rate_accuracy.jsonl`` as soon as it is measured and is
-not measured again, so the run can be cut into slices. The table between the markers of ``README.md`` is rewritten from
-all rows. Targets and epochs are the same for all seeds and were not chosen by test images, which are used once a row;
-top-1 on the last 5,000 training images is beside it.
+epochs make better too, and what NNCodec and our post-training make of that. Each row is appended to
+``results/rate_accuracy.jsonl`` as soon as it is measured and is not measured again, so the run can be cut into slices.
+The tables between the markers of ``README.md`` are rewritten from all rows. Targets and epochs are the same for all
+seeds and were not chosen by test images, which are used once a row; top-1 on the last 5,000 training images is beside
+it.
 """
 
 from __future__ import annotations
 
+import copy
 import json
 import time
 from collections.abc import Iterator
@@ -24,7 +26,9 @@ import torch
 from fashion_mnist import train_dense
 from nncodec_peer import NNCodec, default_folder
 from page import put
-from post_training import Bench, args, sizes
+from post_training import PRICES, Bench, args, sizes
+from rate_curves import mean_ratio
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -35,14 +39,16 @@ from compressor.training.distillation import distillation
 from compressor.training.evaluation import evaluate
 
 RESULTS = Path(__file__).parent / "results" / "rate_accuracy.jsonl"
-BATCH, DISTILL, TEMPERATURE, LR = 64, 0.5, 2.0, 5e-4
+BATCH, DISTILL, TEMPERATURE, LR = 64, 0.5, 2.0, 3e-4  # as by default
+LEAST = 0.97  # of the dense top-1, where bytes are compared
+QPS = range(-32, -10, 2)  # step sizes of NNCodec; 4 more are twice the step
 TARGETS = {
     "test_resnet": (24_000, 20_000, 16_000),
     "mobilenetv3_small_050": (45_000, 33_000, 25_000),
     "test_vit": (40_000, 28_000, 20_000),
     "resnet18": (75_000, 45_000),
 }
-EPOCHS = {"test_resnet": 6, "mobilenetv3_small_050": 6, "test_vit": 6, "resnet18": 4}
+EPOCHS = 6
 HEADERS = (
     "network",
     "target",
@@ -76,7 +82,7 @@ def runs() -> Iterator[Run]:
             if not seed:
                 yield Run(net, 0, 0, 0)
             for target in (*targets, -1):
-                yield Run(net, target, seed, EPOCHS[net])
+                yield Run(net, target, seed, EPOCHS)
 
 
 def measure(bench: Bench, run: Run) -> dict[str, Any]:
@@ -91,6 +97,8 @@ def measure(bench: Bench, run: Run) -> dict[str, Any]:
     elif run.target < 0:
         continued(bench, run, model)
     row |= {"cpu_seconds": round(time.process_time() - start), "dense_file": file}
+    if run.target < 0:
+        row |= {"after": compressed(bench, run, model)}
     return row | {"validation": evaluate(model, validation).top1} | bench.test(model)
 
 
@@ -124,6 +132,36 @@ def continued(bench: Bench, run: Run, model: nn.Module) -> None:
     train_dense(model, bench.data.train_loader(BATCH, run.seed), loss, LR, run.epochs, run.seed)
 
 
+def compressed(bench: Bench, run: Run, model: nn.Module) -> dict[str, list[tuple[int, float]]]:
+    """Returns bytes and top-1 of files that are made of a trained network without further training, by method."""
+    weights = Path(bench.scratch.name) / f"{run.net}-trained-{run.seed}.safetensors"
+    save_file(model.state_dict(), weights)
+    curves: dict[str, list[tuple[int, float]]] = {"NNCodec": [], "post-training": []}
+    for qp in QPS:
+        coded, decoded = bench.peer.coded(run.net, args(run.net), weights, qp, list(QPS), []), copy.deepcopy(model)
+        decoded.load_state_dict(model.state_dict() | coded.state)
+        curves["NNCodec"].append((coded.size, bench.test(decoded)["top1"]))
+    for price in PRICES[run.net]:
+        job = Compressor(model, rate=price, model_args=args(run.net), teacher=None)
+        packed = job.prepare(calibration=bench.images(run.seed)).finish(half_untouched=True, fold_norms=True)
+        curves["post-training"].append((len(packed.to_bytes()), bench.test(job.model)["top1"]))
+    return curves
+
+
+def ratios(rows: list[dict[str, Any]]) -> str:
+    """Returns a table of our bytes over those of the same training and compression after it, at equal top-1."""
+    lines = ["| network | seed | bytes / NNCodec's after training | bytes / post-training's after training |"]
+    lines.append("|---|--:|--:|--:|")
+    dense = {row["net"]: row["top1"] for row in rows if row["target"] == 0}
+    for row in (row for row in rows if row["target"] < 0 and "after" in row):
+        same = [one for one in rows if (one["net"], one["seed"]) == (row["net"], row["seed"]) and one["target"] > 0]
+        ours, least = [(one["file"], one["top1"]) for one in same], LEAST * dense[row["net"]]
+        found = [mean_ratio(ours, curve, least) if ours else None for curve in row["after"].values()]
+        cells = [row["net"], f"{row['seed']}", *("" if one is None else f"{one:.3f}" for one in found)]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def table(rows: list[dict[str, Any]]) -> str:
     """Returns a Markdown table of all rows."""
     lines = [f"| {' | '.join(HEADERS)} |", "|---|" + "--:|" * (len(HEADERS) - 1)]
@@ -154,9 +192,8 @@ def main(dense: Path | None, minutes: float, net: str | None, target: int | None
     for run in runs():
         rows = [json.loads(line) for line in RESULTS.read_text().splitlines()]  # another process may append as well
         done = {tuple(row[name] for name in asdict(run)) for row in rows}
-        wanted = (
-            net in (None, run.net) and seed in (None, run.seed) and (target in (None, run.target) or not run.target)
-        )
+        chosen = net in (None, run.net) and seed in (None, run.seed) and target in (None, run.target)
+        wanted = chosen or not run.target  # whose top-1 the table has beside all others
         if not wanted or tuple(asdict(run).values()) in done:
             continue
         if time.perf_counter() > end:
@@ -170,7 +207,9 @@ def main(dense: Path | None, minutes: float, net: str | None, target: int | None
         with RESULTS.open("a") as file:
             file.write(json.dumps(row) + "\n")
         print(row, flush=True)
-    put("rate_accuracy", table([json.loads(line) for line in RESULTS.read_text().splitlines()]))
+    rows = [json.loads(line) for line in RESULTS.read_text().splitlines()]
+    put("rate_accuracy", table(rows))
+    put("rate_accuracy ratios", ratios(rows))
 
 
 if __name__ == "__main__":

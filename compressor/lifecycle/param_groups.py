@@ -18,6 +18,7 @@ from compressor.sharing.sites import Site
 
 __all__ = ["check_embeddings", "check_optimizer", "freeze_untrained", "param_groups"]
 
+GRID_RATE = 3.0  # times the learning rate of norms and biases: weights of a grid have to cross from step to step
 _MAX_LISTED = 3  # tensors that a message lists
 
 
@@ -27,7 +28,8 @@ def param_groups(
     """Divides a model's parameters into groups for an optimiser.
 
     Parameters that a scheme trains are grouped by scheme, because the rounds of a scheme restart their learning rate,
-    and have no weight decay; neither have norms and biases. Tensors on grids learn in proportion to their steps.
+    and have no weight decay; neither have norms and biases. Tensors on grids learn at ``GRID_RATE`` times the rate, and
+    in proportion to their steps.
 
     Args:
         model: its parameters are divided.
@@ -40,11 +42,11 @@ def param_groups(
         Dicts of ``params``, ``lr`` and ``weight_decay``, as ``torch.optim`` takes them.
     """
     schemes = {id(tensor): group.scheme for group in groups for tensor in group.trained()}
-    scales, steps = {} if layer_decay == 1 else _lr_scales(model, groups, layer_decay), _relative_steps(groups)
+    scales, grids = {} if layer_decay == 1 else _lr_scales(model, groups, layer_decay), _grid_rates(groups)
     divided: dict[tuple[Any, float, float], list[Tensor]] = {}
     for parameter in model.parameters():
         decay = 0.0 if parameter.ndim < 2 or id(parameter) in schemes else weight_decay
-        scale = scales.get(id(parameter), 1.0) * steps.get(id(parameter), 1.0)
+        scale = scales.get(id(parameter), 1.0) * grids.get(id(parameter), 1.0)
         divided.setdefault((schemes.get(id(parameter)), decay, scale), []).append(parameter)
     return [
         {"params": params, "lr": lr * scale, "weight_decay": decay} for (_, decay, scale), params in divided.items()
@@ -64,8 +66,8 @@ def _lr_scales(model: nn.Module, groups: Sequence[Group], layer_decay: float) ->
     return scales
 
 
-def _relative_steps(groups: Sequence[Group]) -> dict[int, float]:
-    """Returns the step of each tensor on a grid, by id, relative to the geometric mean of all.
+def _grid_rates(groups: Sequence[Group]) -> dict[int, float]:
+    """Returns the learning rate of each tensor on a grid, by id, relative to that of norms and biases.
 
     Steps follow from curvature: an error of one costs the same in all tensors, so all should need as long to make one.
     """
@@ -76,7 +78,7 @@ def _relative_steps(groups: Sequence[Group]) -> dict[int, float]:
         for site in group.sites
     }
     mean = math.exp(fmean(map(math.log, steps.values()))) if steps else 1.0
-    return {key: step / mean for key, step in steps.items()}
+    return {key: GRID_RATE * step / mean for key, step in steps.items()}
 
 
 def freeze_untrained(groups: Sequence[Group]) -> None:

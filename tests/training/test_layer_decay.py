@@ -59,5 +59,5 @@ def test_tensors_on_grids_learn_in_proportion_to_their_steps(decay: float) -> No
     }
     for group in job.param_groups(lr=0.4, layer_decay=decay):
         for parameter in group["params"]:
-            expected = 0.4 * steps.get(id(parameter), mean) / mean * scales[id(parameter)]
+            expected = 0.4 * 3 * steps.get(id(parameter), mean / 3) / mean * scales[id(parameter)]
             assert group["lr"] == pytest.approx(expected, rel=1e-4)
