@@ -62,10 +62,10 @@ class Granularity:
         return ""
 
     def row(self, group: GroupState) -> int:
-        """Returns how many consecutive weights have a codebook; of sites that share one, those of the first."""
+        """Returns how many consecutive weights of a site have a codebook; where sites share one, all of theirs."""
         shape = group.master_weight(group.sites[0]).shape
         row = self.group_size * math.prod(shape[1:])
-        return row if self.codewords < row < shape.numel() else shape.numel()
+        return row if self.codewords < row < shape.numel() else group.weights
 
     def books(self, group: GroupState) -> int:
         """Returns B, the number of codebooks."""
