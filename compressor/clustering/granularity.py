@@ -100,7 +100,7 @@ class Granularity:
         """Returns what the codewords of a site are multiplied by, in a shape that broadcasts over it; None: nothing."""
         if FACTORS not in dict(group.named_buffers(recurse=False)):
             return None
-        factors = group.get_buffer(FACTORS)
+        factors = group.get_buffer(FACTORS).float()  # a model that was moved to half precision has moved them, too
         if self.site_scale:
             return factors[group.sites.index(site)]
         return factors.view([-1 if axis == site.output_axis else 1 for axis in range(group.master_weight(site).ndim)])
@@ -112,9 +112,9 @@ class Granularity:
             group: of the site; it is not changed.
             site: whose weights these are.
             weights: float32[shape], divided by the factor.
-            codebooks: float32[B K d] in any shape, each ascending where codewords are single weights.
+            codebooks: float[B K d] in any shape, each ascending where codewords are single weights.
         """
-        books, length = self.books(group), self.length(group)
+        books, length, codebooks = self.books(group), self.length(group), codebooks.float()
         if length == 1:
             return nearest_by_row(weights, codebooks.view(books, -1), self.row(group))
         moved = weights.movedim(site.output_axis, -1)
