@@ -67,7 +67,7 @@ class Granularity:
         row = self.group_size * math.prod(shape[1:])
         return row if self.codewords < row < shape.numel() else group.weights
 
-    def books(self, group: GroupState) -> int:
+    def codebook_count(self, group: GroupState) -> int:
         """Returns B, the number of codebooks."""
         weights = group.master_weight(group.sites[0]).numel()
         return -(-weights // max(self.row(group), 1)) or 1
@@ -79,12 +79,12 @@ class Granularity:
 
     def rows(self, group: GroupState) -> int:
         """Returns how many rows of codewords ascend, as ``GroupState.codebook`` takes it: B, or 0 of vectors."""
-        return self.books(group) if self.length(group) == 1 else 0
+        return self.codebook_count(group) if self.length(group) == 1 else 0
 
     def fit(self, group: GroupState, importance: Mapping[Site, Tensor] | None, init: Init) -> Tensor:
         """Returns the codebooks of least squared error, float32[B K d]; factors become a buffer of the group."""
         factors = self._set_factors(group)
-        if self.books(group) > 1:
+        if self.codebook_count(group) > 1:
             row = self.row(group)
             return fit_codebook_of_each_row(group, row, self.codewords, importance, init).reshape(-1)
         length = self.length(group)
@@ -114,7 +114,7 @@ class Granularity:
             weights: float32[shape], divided by the factor.
             codebooks: float[B K d] in any shape, each ascending where codewords are single weights.
         """
-        books, length, codebooks = self.books(group), self.length(group), codebooks.float()
+        books, length, codebooks = self.codebook_count(group), self.length(group), codebooks.float()
         if length == 1:
             return nearest_by_row(weights, codebooks.view(books, -1), self.row(group))
         moved = weights.movedim(site.output_axis, -1)
@@ -134,7 +134,7 @@ class Granularity:
             site: whose weights are rounded.
             codebooks: as for ``positions``.
         """
-        books, row, length = self.books(group), self.row(group), self.length(group)
+        books, row, length = self.codebook_count(group), self.row(group), self.length(group)
         master, factor = group.master_weight(site), self.factor(group, site)
         by_book, flat = codebooks.view(books, -1), codebooks.reshape(-1)
 
@@ -160,7 +160,7 @@ class Granularity:
             codebooks: float32[B K d] in any shape.
             positions: int[shape] by site.
         """
-        books, length = self.books(group), self.length(group)
+        books, length = self.codebook_count(group), self.length(group)
         if books > 1:
             return export_rows(group, codebooks.view(books, -1), positions[group.sites[0]], self.row(group))
         factors = {site: factor for site in positions if (factor := self.factor(group, site)) is not None}
@@ -184,7 +184,10 @@ class Granularity:
 
 
 def _root_mean_squares(group: GroupState) -> Tensor:
-    """Returns that of each output channel of a group's only tensor as bfloat16 has it, float32[channels]; not 0."""
+    """Returns the root mean square of what is not pruned in each output channel of a group's only tensor.
+
+    float32[channels], rounded to bfloat16, which the file stores; 1 for a channel of zeros, so that all divide.
+    """
     (site,) = group.sites
     rows = _rows(group.master_weight(site).detach(), site).double()
     kept = _rows(~group.pruned(site), site)

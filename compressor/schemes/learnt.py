@@ -211,6 +211,7 @@ class Learnt(Scheme):
         return torch.cat([self._assign_row_softly(group, *pair) for pair in pairs]).view(master.shape)
 
     def _assign_row_softly(self, group: GroupState, master: Tensor, codebook: Tensor) -> Tensor:
+        """Returns the codeword of a codebook nearest to each weight of a row, float[n], with the soft gradients."""
         indices = nearest(master.detach().float(), codebook.detach())
         half_spacing = float(codebook.detach().diff().square().mean()) / 2
         smallest = torch.finfo(torch.float32).tiny  # all codewords may have become equal
