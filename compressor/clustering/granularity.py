@@ -98,7 +98,7 @@ class Granularity:
 
     def factor(self, group: GroupState, site: Site) -> Tensor | None:
         """Returns what the codewords of a site are multiplied by, in a shape that broadcasts over it; None: nothing."""
-        if FACTORS not in dict(group.named_buffers(recurse=False)):
+        if not (self.site_scale or self.channel_scale):
             return None
         factors = group.get_buffer(FACTORS).float()  # a model that was moved to half precision has moved them, too
         if self.site_scale:
