@@ -113,7 +113,9 @@ def test_as_many_codebooks_as_groups_of_channels() -> None:
     group = group_of(nn.Conv2d(3, 10, 3))
     counts = [Granularity(4, size).codebook_count(group) for size in (0, 1, 3, 5, 9, 10, 11)]
     assert counts == [1, 10, 4, 2, 2, 1, 1]
-    assert [Granularity(27, size).codebook_count(group) for size in (1, 2)] == [1, 5], "27 weights of a channel are too few"
+    assert [Granularity(27, size).codebook_count(group) for size in (1, 2)] == [1, 5], (
+        "27 weights of a channel are too few"
+    )
     assert Granularity(26, 1).codebook_count(group) == 10
 
 
