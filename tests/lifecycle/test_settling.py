@@ -59,6 +59,21 @@ def test_a_file_that_is_too_large_becomes_as_large_as_the_target(share: float) -
     assert 0.98 * target <= found <= target
 
 
+@pytest.mark.parametrize("share", [0.9, 0.97, 0.999])
+def test_few_files_are_packed_before_one_is_near_the_target(share: float) -> None:
+    """Each takes seconds where the model is large."""
+    length, packed = trained(), 0
+    size = size_of(length)
+
+    def counted() -> int:
+        nonlocal packed
+        packed += 1
+        return size()
+
+    settle([length], round(share * size()), counted)
+    assert packed <= 4
+
+
 @pytest.mark.parametrize("factor", [1.0, 1.01, 1.5])
 def test_a_file_that_is_small_enough_stays_as_it_is(factor: float) -> None:
     length = trained()
