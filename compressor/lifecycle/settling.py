@@ -21,7 +21,7 @@ LEAST_GROWTH, MOST_GROWTH = 2.0, 16.0  # times, from one weight to the next unti
 LEAST_SHARE = 0.05  # of what is between two weights, that the next one cuts off
 
 
-def settle(lengths: Sequence[CodeLength], target: int, size_of: Callable[[], int]) -> int:
+def settle(lengths: Sequence[CodeLength], target: int, size: int, size_of: Callable[[], int]) -> int:
     """Moves master weights to codewords of shorter codes until the file is at most the target; returns its bytes.
 
     Weights are rounded anew by ``rounded_by_length``: as steps follow from curvature, an error of one step costs the
@@ -30,9 +30,10 @@ def settle(lengths: Sequence[CodeLength], target: int, size_of: Callable[[], int
     Args:
         lengths: of the groups that may change.
         target: bytes of the file.
+        size: bytes of the file as it is.
         size_of: returns the bytes of the file, were the model packed now.
     """
-    if (size := size_of()) <= target:
+    if size <= target:
         return size
     masters = [length.master.clone() for length in lengths]
     codes = [lengths_of(length.counts()) for length in lengths]
