@@ -24,6 +24,7 @@ __all__ = ["Granularity", "GroupSize", "VectorLength"]
 GroupSize = Annotated[int, Field(ge=0, le=1 << 31, strict=True)]
 VectorLength = Annotated[int, Field(ge=1, le=64, strict=True)]
 
+MOST_VECTORS = 1 << 14  # codewords that are vectors: with more, k-means alone would take hours
 LEAST_FACTOR = 2.0**-100  # of a channel; the greatest is its inverse
 FACTORS = "scales"  # buffer of the group: float32[n], what codewords are multiplied by, by site or by channel
 
@@ -57,6 +58,9 @@ class Granularity:
             return "group_size and channel_scale: the groups of a tensor in a file have codebooks or factors; name one"
         if self.group_size and self.vector > 1:
             return "group_size and vector: codewords that are vectors are those of the whole tensor; name one"
+        if self.vector > 1 and self.codewords > MOST_VECTORS:
+            most = f"at most {MOST_VECTORS:,}, which are 14 bits, since each vector is compared with every codeword"
+            return f"vector and codewords={self.codewords}: name {most}"
         if self.vector > 1 and init != "optimal":
             return f"vector and init={init}: only codewords of single weights start from {init}; leave out init"
         return ""

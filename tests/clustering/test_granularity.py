@@ -162,6 +162,7 @@ CONFLICTS: dict[str, dict[str, Any]] = {
     "group_size and channel_scale": {"group_size": 2, "channel_scale": True},
     "group_size and vector": {"group_size": 2, "vector": 2},
     "vector and init=linear": {"vector": 2, "init": "linear"},
+    "vector and codewords=16385": {"vector": 2, "codewords": 16_385},
 }
 
 
@@ -169,7 +170,7 @@ CONFLICTS: dict[str, dict[str, Any]] = {
 def test_settings_that_contradict_each_other(start: str) -> None:
     settings = dict(CONFLICTS[start])
     init: Any = settings.pop("init", "optimal")
-    assert Granularity(4, **settings).conflict(init).startswith(f"{start}: ")
+    assert Granularity(**{"codewords": 4, **settings}).conflict(init).startswith(f"{start}: ")
 
 
 @pytest.mark.parametrize("name", SETTINGS)

@@ -226,6 +226,7 @@ REFUSED: dict[str, dict[str, Any]] = {
     "group_size and channel_scale": {"group_size": 2, "channel_scale": True},
     "group_size and vector": {"group_size": 2, "vector": 2},
     "vector and init=linear": {"vector": 2, "init": "linear"},
+    "vector and codewords=16385": {"vector": 2, "codewords": 16_385},
 }
 
 
