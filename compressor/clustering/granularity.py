@@ -52,12 +52,17 @@ class Granularity:
     vector: int = 1
     site_scale: bool = False
 
-    def conflict(self, init: Init) -> str:
-        """Returns why these settings contradict each other; "": they do not."""
+    def conflict(self, init: Init, groups: str = "group_size") -> str:
+        """Returns why these settings contradict each other; "": they do not.
+
+        Args:
+            init: as in ``optimal_codebook``.
+            groups: the setting that asked for groups of channels.
+        """
         if self.group_size and self.channel_scale:
-            return "group_size and channel_scale: the groups of a tensor in a file have codebooks or factors; name one"
+            return f"{groups} and channel_scale: the groups of a tensor in a file have codebooks or factors; name one"
         if self.group_size and self.vector > 1:
-            return "group_size and vector: codewords that are vectors are those of the whole tensor; name one"
+            return f"{groups} and vector: codewords that are vectors are those of the whole tensor; name one"
         if self.vector > 1 and self.codewords > MOST_VECTORS:
             most = f"at most {MOST_VECTORS:,}, which are 14 bits, since each vector is compared with every codeword"
             return f"vector and codewords={self.codewords}: name {most}"

@@ -240,8 +240,8 @@ def test_vectors_of_weights_move_to_other_codewords_in_training() -> None:
         ({"channel_scale": True, "group": "network"}, "channel_scale and group=network"),
         ({"group_size": 2, "group": "network"}, "group_size and group=network"),
         ({"group_size": 2, "group": "channel"}, "group_size and group=channel"),
-        ({"vector": 2, "group": "channel"}, "group_size and vector"),
-        ({"channel_scale": True, "group": "channel"}, "group_size and channel_scale"),
+        ({"vector": 2, "group": "channel"}, "group=channel and vector"),
+        ({"channel_scale": True, "group": "channel"}, "group=channel and channel_scale"),
         ({"vector": 2, "soft": 1.0}, "vector and soft"),
     ],
 )
