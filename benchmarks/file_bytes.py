@@ -23,6 +23,7 @@ from typing import Any
 import click
 import numpy as np
 import torch
+from codec_speed import decode_indices
 from nncodec_peer import NNCodec, default_folder
 from numpy.typing import NDArray
 from page import put
@@ -35,6 +36,7 @@ from compressor.formats.content import Content
 from compressor.formats.file.reader import PackedFile
 from compressor.formats.file.writer import write
 from compressor.formats.loader import load
+from compressor.report.weight_stats import entropy
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "file_bytes.jsonl"
@@ -59,10 +61,9 @@ def contents(dense: Path | None) -> Iterator[tuple[str, Content]]:
         yield f"{net} {price:g}", job.prepare(calibration=bench.images(0)).finish(half_untouched=True).content
 
 
-def entropy(counts: NDArray[np.int64]) -> float:
-    """Returns the bytes of symbols that occur so often, each row coded for itself."""
-    totals = counts.sum(1, keepdims=True)
-    return float((counts * np.log2(np.maximum(totals, 1) / np.maximum(counts, 1))).sum()) / 8
+def coded(histogram: NDArray[np.int64]) -> float:
+    """Returns the bytes of symbols that occur so often, by their entropy."""
+    return int(histogram.sum()) * entropy(histogram) / 8
 
 
 def stream_parts(indices: NDArray[Any], stream: Stream, ans: int) -> dict[str, float]:
@@ -71,8 +72,8 @@ def stream_parts(indices: NDArray[Any], stream: Stream, ans: int) -> dict[str, f
     reader = StreamReader(memoryview(data), stream)
     classes, shape = reader.classes(), (reader.tables, stream.codewords)
     codes = classes.choices(0, stream.count).astype(np.int64) * stream.codewords + indices
-    given = entropy(np.bincount(codes, minlength=shape[0] * shape[1]).reshape(shape))
-    of_classes = sum(entropy(np.bincount(axis)[None]) for axis in classes.axes)
+    given = sum(coded(row) for row in np.bincount(codes, minlength=shape[0] * shape[1]).reshape(shape))
+    of_classes = sum(coded(np.bincount(axis)) for axis in classes.axes)
     rest = len(data) - given - of_classes - reader.head_size
     sizes = {"streams": 1, "ans": ans, "size": len(data), "entropy": given, "classes": of_classes}
     return sizes | {"tables": reader.head_size, "rest": rest, "within": rest <= NEAR * given + BYTES}
@@ -101,13 +102,6 @@ def in_turn(acts: dict[str, Callable[[], object]], repeat: int) -> dict[str, flo
     return {name: 1e3 * statistics.median(times[1:]) for name, times in seconds.items()}
 
 
-def decode(path: Path) -> None:
-    """Decodes all index streams of a file."""
-    with PackedFile.open(path) as file:
-        for name in file.sites:
-            file.indices(name)
-
-
 def measure(name: str, content: Content, folder: Path, repeat: int) -> dict[str, Any]:
     """Returns the row of a file."""
     paths = {codec: folder / f"{codec}.safetensors" for codec in ("ans", "auto")}
@@ -121,7 +115,7 @@ def measure(name: str, content: Content, folder: Path, repeat: int) -> dict[str,
             row["indices"] = sum(site.count for site in file.sites.values())
     acts: dict[str, Callable[[], object]] = {}
     for codec, path in paths.items():
-        acts[f"{codec} decode ms"] = lambda path=path: decode(path)  # type: ignore[misc]
+        acts[f"{codec} decode ms"] = lambda path=path: decode_indices(path)  # type: ignore[misc]
         acts[f"{codec} load ms"] = lambda path=path: load(path)  # type: ignore[misc]
     return row | in_turn(acts, repeat) | streams(paths["ans"], paths["auto"])
 

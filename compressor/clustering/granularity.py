@@ -24,6 +24,7 @@ __all__ = ["Granularity", "GroupSize", "VectorLength"]
 GroupSize = Annotated[int, Field(ge=0, le=1 << 31, strict=True)]
 VectorLength = Annotated[int, Field(ge=1, le=64, strict=True)]
 
+MOST_VECTORS = 1 << 14  # codewords that are vectors: with more, k-means alone would take hours
 LEAST_FACTOR = 2.0**-100  # of a channel; the greatest is its inverse
 FACTORS = "scales"  # buffer of the group: float32[n], what codewords are multiplied by, by site or by channel
 
@@ -51,23 +52,31 @@ class Granularity:
     vector: int = 1
     site_scale: bool = False
 
-    def conflict(self, init: Init) -> str:
-        """Returns why these settings contradict each other; "": they do not."""
+    def conflict(self, init: Init, groups: str = "group_size") -> str:
+        """Returns why these settings contradict each other; "": they do not.
+
+        Args:
+            init: as in ``optimal_codebook``.
+            groups: the setting that asked for groups of channels.
+        """
         if self.group_size and self.channel_scale:
-            return "group_size and channel_scale: the groups of a tensor in a file have codebooks or factors; name one"
+            return f"{groups} and channel_scale: the groups of a tensor in a file have codebooks or factors; name one"
         if self.group_size and self.vector > 1:
-            return "group_size and vector: codewords that are vectors are those of the whole tensor; name one"
+            return f"{groups} and vector: codewords that are vectors are those of the whole tensor; name one"
+        if self.vector > 1 and self.codewords > MOST_VECTORS:
+            most = f"at most {MOST_VECTORS:,}, which are 14 bits, since each vector is compared with every codeword"
+            return f"vector and codewords={self.codewords}: name {most}"
         if self.vector > 1 and init != "optimal":
             return f"vector and init={init}: only codewords of single weights start from {init}; leave out init"
         return ""
 
     def row(self, group: GroupState) -> int:
-        """Returns how many consecutive weights have a codebook; of sites that share one, those of the first."""
+        """Returns how many consecutive weights of a site have a codebook; where sites share one, all of theirs."""
         shape = group.master_weight(group.sites[0]).shape
         row = self.group_size * math.prod(shape[1:])
-        return row if self.codewords < row < shape.numel() else shape.numel()
+        return row if self.codewords < row < shape.numel() else group.weights
 
-    def books(self, group: GroupState) -> int:
+    def codebook_count(self, group: GroupState) -> int:
         """Returns B, the number of codebooks."""
         weights = group.master_weight(group.sites[0]).numel()
         return -(-weights // max(self.row(group), 1)) or 1
@@ -79,12 +88,12 @@ class Granularity:
 
     def rows(self, group: GroupState) -> int:
         """Returns how many rows of codewords ascend, as ``GroupState.codebook`` takes it: B, or 0 of vectors."""
-        return self.books(group) if self.length(group) == 1 else 0
+        return self.codebook_count(group) if self.length(group) == 1 else 0
 
     def fit(self, group: GroupState, importance: Mapping[Site, Tensor] | None, init: Init) -> Tensor:
         """Returns the codebooks of least squared error, float32[B K d]; factors become a buffer of the group."""
         factors = self._set_factors(group)
-        if self.books(group) > 1:
+        if self.codebook_count(group) > 1:
             row = self.row(group)
             return fit_codebook_of_each_row(group, row, self.codewords, importance, init).reshape(-1)
         length = self.length(group)
@@ -98,9 +107,9 @@ class Granularity:
 
     def factor(self, group: GroupState, site: Site) -> Tensor | None:
         """Returns what the codewords of a site are multiplied by, in a shape that broadcasts over it; None: nothing."""
-        if FACTORS not in dict(group.named_buffers(recurse=False)):
+        if not (self.site_scale or self.channel_scale):
             return None
-        factors = group.get_buffer(FACTORS)
+        factors = group.get_buffer(FACTORS).float()  # a model that was moved to half precision has moved them, too
         if self.site_scale:
             return factors[group.sites.index(site)]
         return factors.view([-1 if axis == site.output_axis else 1 for axis in range(group.master_weight(site).ndim)])
@@ -112,9 +121,9 @@ class Granularity:
             group: of the site; it is not changed.
             site: whose weights these are.
             weights: float32[shape], divided by the factor.
-            codebooks: float32[B K d] in any shape, each ascending where codewords are single weights.
+            codebooks: float[B K d] in any shape, each ascending where codewords are single weights.
         """
-        books, length = self.books(group), self.length(group)
+        books, length, codebooks = self.codebook_count(group), self.length(group), codebooks.float()
         if length == 1:
             return nearest_by_row(weights, codebooks.view(books, -1), self.row(group))
         moved = weights.movedim(site.output_axis, -1)
@@ -134,7 +143,7 @@ class Granularity:
             site: whose weights are rounded.
             codebooks: as for ``positions``.
         """
-        books, row, length = self.books(group), self.row(group), self.length(group)
+        books, row, length = self.codebook_count(group), self.row(group), self.length(group)
         master, factor = group.master_weight(site), self.factor(group, site)
         by_book, flat = codebooks.view(books, -1), codebooks.reshape(-1)
 
@@ -160,7 +169,7 @@ class Granularity:
             codebooks: float32[B K d] in any shape.
             positions: int[shape] by site.
         """
-        books, length = self.books(group), self.length(group)
+        books, length = self.codebook_count(group), self.length(group)
         if books > 1:
             return export_rows(group, codebooks.view(books, -1), positions[group.sites[0]], self.row(group))
         factors = {site: factor for site in positions if (factor := self.factor(group, site)) is not None}
@@ -184,7 +193,10 @@ class Granularity:
 
 
 def _root_mean_squares(group: GroupState) -> Tensor:
-    """Returns that of each output channel of a group's only tensor as bfloat16 has it, float32[channels]; not 0."""
+    """Returns the root mean square of what is not pruned in each output channel of a group's only tensor.
+
+    float32[channels], rounded to bfloat16, which the file stores; 1 for a channel of zeros, so that all divide.
+    """
     (site,) = group.sites
     rows = _rows(group.master_weight(site).detach(), site).double()
     kept = _rows(~group.pruned(site), site)

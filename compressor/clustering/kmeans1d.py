@@ -139,17 +139,17 @@ def fit_codebook_of_each_row(
     """
     (site,) = group.sites
     master = group.master_weight(site).detach()
-    rows = master.float().reshape(-1).split(row)
-    masses = [None] * len(rows) if importance is None else importance[site].float().reshape(-1).split(row)
+    # Moved from the device at once: a tensor may have thousands of rows.
+    rows = master.float().cpu().reshape(-1).split(row)
+    masses = [None] * len(rows) if importance is None else importance[site].float().cpu().reshape(-1).split(row)
+    kept = (~group.pruned(site)).cpu().reshape(-1).split(row)
     if group.has_zeros:
         codewords = max(1, codewords - 1)
     codebooks = [
-        optimal_codebook(
-            weights[keep].cpu().numpy(), codewords, None if mass is None else mass[keep].cpu().numpy(), init
-        )
+        optimal_codebook(weights[keep].numpy(), codewords, None if mass is None else mass[keep].numpy(), init)
         if keep.any()
         else np.zeros(1, np.float32)
-        for weights, mass, keep in zip(rows, masses, (~group.pruned(site)).reshape(-1).split(row), strict=True)
+        for weights, mass, keep in zip(rows, masses, kept, strict=True)
     ]
     longest = max(map(len, codebooks))
     padded = np.stack([np.pad(codebook, (0, longest - len(codebook)), mode="edge") for codebook in codebooks])

@@ -28,7 +28,7 @@ def reseed(group: GroupState, granularity: Granularity) -> None:
         granularity: of its codebooks.
     """
     values, length = group.values.detach(), granularity.length(group)
-    codewords = len(values) // (granularity.books(group) * length)
+    codewords = len(values) // (granularity.codebook_count(group) * length)
     entries = _order(values, granularity.rows(group))
     found = _clusters(group, granularity, values[entries] * group.unit)
     count, mean, error = (one.view(-1, length) for one in found)

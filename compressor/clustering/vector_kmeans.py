@@ -12,6 +12,8 @@ __all__ = ["vector_codebook"]
 ITERATIONS = 30
 ENOUGH = 1e-3  # share of the vectors that still change their codeword
 VECTORS_PER_CODEWORD = 256  # that are clustered; of more, so many are drawn
+FEWEST_PER_CODEWORD = 16  # that are clustered, however many codewords
+MOST_VECTORS = 1 << 17  # that are clustered beyond that: the time is in proportion to their number times K
 
 
 def vector_codebook(vectors: Tensor, codewords: int, importance: Tensor | None = None) -> Tensor:
@@ -19,7 +21,7 @@ def vector_codebook(vectors: Tensor, codewords: int, importance: Tensor | None =
 
     Lloyd's iterations from the start of k-means++, always the same; a codeword that no vector uses is moved to the
     vector that is farthest from its own. With no more than K distinct vectors, those are returned. Of more than 256
-    vectors a codeword, so many are drawn.
+    vectors a codeword, so many are drawn, and no more than 131,072 or 16 a codeword, whichever is more.
 
     Args:
         vectors: float32[n, d], finite, n >= 1.
@@ -38,8 +40,9 @@ def vector_codebook(vectors: Tensor, codewords: int, importance: Tensor | None =
     Gribonval, Graham, Jegou, "And the Bit Goes Down", ICLR 2020, for vectors of weights.
     """
     random = torch.Generator().manual_seed(0)
-    if len(vectors) > VECTORS_PER_CODEWORD * codewords:
-        chosen = torch.randperm(len(vectors), generator=random)[: VECTORS_PER_CODEWORD * codewords].to(vectors.device)
+    most = max(FEWEST_PER_CODEWORD * codewords, min(VECTORS_PER_CODEWORD * codewords, MOST_VECTORS))
+    if len(vectors) > most:
+        chosen = torch.randperm(len(vectors), generator=random)[:most].to(vectors.device)
         vectors, importance = vectors[chosen], None if importance is None else importance[chosen]
     distinct: Tensor = vectors.unique(dim=0)
     if len(distinct) <= codewords:

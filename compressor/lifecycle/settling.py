@@ -8,17 +8,20 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from compressor.lifecycle.target import NEAR
+from compressor.lifecycle.target import AIM, NEAR
 from compressor.sharing.code_length import CodeLength, lengths_of
 
 __all__ = ["rounded_by_length", "settle"]
 
-FIRST_WEIGHT = math.log(2) / 6 / 16  # of a bit, in squared steps: a 16th of that by which the steps were chosen
+FIRST_WEIGHT = math.log(2) / 6 * 4  # of a bit, in squared steps: four times that by which the steps were chosen
 MOST_WEIGHT = 1e7  # at which every weight has the shortest code
 PASSES = 24
+INTERPOLATED = 8  # of PASSES; bytes may jump from one weight to the next, so then the rest is halved
+LEAST_GROWTH, MOST_GROWTH = 2.0, 16.0  # times, from one weight to the next until the target is between two
+LEAST_SHARE = 0.05  # of what is between two weights, that the next one cuts off
 
 
-def settle(lengths: Sequence[CodeLength], target: int, size_of: Callable[[], int]) -> int:
+def settle(lengths: Sequence[CodeLength], target: int, size: int, size_of: Callable[[], int]) -> int:
     """Moves master weights to codewords of shorter codes until the file is at most the target; returns its bytes.
 
     Weights are rounded anew by ``rounded_by_length``: as steps follow from curvature, an error of one step costs the
@@ -27,9 +30,10 @@ def settle(lengths: Sequence[CodeLength], target: int, size_of: Callable[[], int
     Args:
         lengths: of the groups that may change.
         target: bytes of the file.
+        size: bytes of the file as it is.
         size_of: returns the bytes of the file, were the model packed now.
     """
-    if (size := size_of()) <= target:
+    if size <= target:
         return size
     masters = [length.master.clone() for length in lengths]
     codes = [lengths_of(length.counts()) for length in lengths]
@@ -40,16 +44,22 @@ def settle(lengths: Sequence[CodeLength], target: int, size_of: Callable[[], int
             length.master.copy_(rounded_by_length(master.float() / step, code, least, weight).double() * step)
         return size_of()
 
-    low, high, weight = 0.0, math.inf, FIRST_WEIGHT
-    for _ in range(PASSES):
-        size = size_at(weight)
-        if NEAR * target <= size <= target:
-            return size
-        low, high = (low, weight) if size <= target else (weight, high)
-        weight = 4 * weight if high == math.inf else (low + high) / 2
+    low, high, weight = (0.0, size), (math.inf, 0), FIRST_WEIGHT  # weights and bytes: too large, small enough
+    for passes in range(1, PASSES + 1):
+        found = size_at(weight)
+        if NEAR * target <= found <= target:
+            return found
+        low, high = (low, (weight, found)) if found <= target else ((weight, found), high)
+        # Bytes fall nearly in proportion to the weight of a bit.
+        if high[0] == math.inf:
+            growth = (size - AIM * target) / max(size - found, 1)
+            weight *= min(max(growth, LEAST_GROWTH), MOST_GROWTH)
+        else:
+            share = (low[1] - AIM * target) / (low[1] - high[1]) if passes < INTERPOLATED else 0.5
+            weight = low[0] + min(max(share, LEAST_SHARE), 1 - LEAST_SHARE) * (high[0] - low[0])
         if weight > MOST_WEIGHT:
             break
-    return size_at(min(high, MOST_WEIGHT))
+    return size_at(min(high[0], MOST_WEIGHT))
 
 
 def rounded_by_length(weights: Tensor, code: Tensor, least: int, weight: float) -> Tensor:

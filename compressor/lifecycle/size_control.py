@@ -86,7 +86,7 @@ class SizeControl:
         """Rounds weights to shorter codes where the file would be larger than the target."""
         before = self._size_of()
         free = [CodeLength(group) for group in self._groups if not group.frozen]  # some may have been frozen since
-        size = settle(free, self.target, self._size_of)
+        size = settle(free, self.target, before, self._size_of)
         if self._has_ended and before - self.target > UNSETTLED * self.target:
             _log.warning(
                 "training ended at %s bytes, and rounding to shorter codes has made it %s: the price of a bit had not "

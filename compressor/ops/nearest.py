@@ -114,20 +114,19 @@ def nearest(weights: Tensor, codebook: Tensor) -> Tensor:
     return indices
 
 
-def nearest_by_row(weights: Tensor, codebooks: Tensor, row: int = 0) -> Tensor:
+def nearest_by_row(weights: Tensor, codebooks: Tensor, row: int) -> Tensor:
     """Returns the nearest codeword of each weight in the codebook of its row; a tie goes to the lower one.
 
     Args:
         weights: float32, any shape, finite.
         codebooks: float32[B, K], each ascending.
-        row: the number of consecutive weights in C order that are a row, of which there are B, the last maybe shorter;
-            0: the weights are B rows of equal length.
+        row: the number of consecutive weights in C order that are a row, of which there are B, the last maybe shorter.
 
     Returns:
         int32 of the shape of ``weights``: positions in the codebooks laid one after the other.
 
     Example:
-        >>> nearest_by_row(torch.tensor([[0.1, 0.9], [0.1, 7.0]]), torch.tensor([[0.0, 1.0], [0.0, 8.0]])).tolist()
+        >>> nearest_by_row(torch.tensor([[0.1, 0.9], [0.1, 7.0]]), torch.tensor([[0.0, 1.0], [0.0, 8.0]]), 2).tolist()
         [[0, 1], [2, 3]]
     """
     rows, codewords = codebooks.shape
@@ -135,7 +134,7 @@ def nearest_by_row(weights: Tensor, codebooks: Tensor, row: int = 0) -> Tensor:
         return nearest(weights, codebooks[0])
     bounds = ((codebooks[:, 1:] + codebooks[:, :-1]) / 2).contiguous()
     flat = weights.reshape(-1)
-    missing = rows * row - len(flat) if row else 0
+    missing = rows * row - len(flat)
     filled = functional.pad(flat, (0, missing)) if missing else flat
     positions = torch.searchsorted(bounds, filled.view(rows, -1), out_int32=True)
     first = torch.arange(0, rows * codewords, codewords, dtype=torch.int32, device=positions.device)

@@ -36,8 +36,8 @@ class KMeans(Scheme):
 
     Args:
         codewords: K, the number of values a tensor may take, 1 to 65,536; default 16.
-        group_size: G, output channels that have a codebook of their own, see ``Granularity``; 0, the default: one
-            codebook for the tensor.
+        group_size: G, slices of axis 0 that have a codebook of their own, which are the output channels of all but
+            transposed convolutions; 0, the default: all. Slices of no more weights than codewords share one.
         channel_scale: whether the codebook is in units of the root mean square of each output channel; default False.
         vector: d, output channels that share an index, 1 to 64; codewords are then vectors, and ``bits`` bits are those
             of d weights. Default 1.

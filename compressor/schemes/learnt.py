@@ -132,7 +132,7 @@ class Learnt(Scheme):
         return Granularity(self.codewords, group_size, self.channel_scale, self.vector, self.whole_network)
 
     def conflict(self) -> str:
-        """Returns what the granularity finds, or that it is none of a grid, a network or a soft assignment."""
+        """Returns why these settings contradict each other, by the names they were given; "": they do not."""
         units = {"group_size": self.group_size, "channel_scale": self.channel_scale, "vector": self.vector > 1}
         given = " and ".join(name for name, value in units.items() if value)
         if given and self.rate:
@@ -143,7 +143,7 @@ class Learnt(Scheme):
             return "group_size and group=channel, which is group_size=1: leave out one"
         if self.vector > 1 and self.soft:
             return "vector and soft: only codewords of single weights are assigned softly; leave out one"
-        return self.granularity.conflict(self.init)
+        return self.granularity.conflict(self.init, "group=channel" if self.group == "channel" else "group_size")
 
     @property
     def can_prune(self) -> bool:
@@ -211,6 +211,7 @@ class Learnt(Scheme):
         return torch.cat([self._assign_row_softly(group, *pair) for pair in pairs]).view(master.shape)
 
     def _assign_row_softly(self, group: GroupState, master: Tensor, codebook: Tensor) -> Tensor:
+        """Returns the codeword of a codebook nearest to each weight of a row, float[n], with the soft gradients."""
         indices = nearest(master.detach().float(), codebook.detach())
         half_spacing = float(codebook.detach().diff().square().mean()) / 2
         smallest = torch.finfo(torch.float32).tiny  # all codewords may have become equal

@@ -79,7 +79,7 @@ print(resumed)
     [
         (20, "--scheme learnt --bits 2"),
         (20, "--scheme inq --bits 5 --sparsity 0.3"),
-        (5, "--target-size 6KB"),  # each of these runs searches a price
+        (5, "--target-size 2KB"),  # each of these runs searches a price
     ],
 )
 def test_kills_end_in_the_same_file(tmp_path: Path, trials: int, options: str) -> None:

@@ -217,7 +217,7 @@ def test_a_recipe_without_a_price_is_refused(runs: Runs) -> None:
 
 def test_resuming_with_another_target_is_refused(runs: Runs) -> None:
     runs.words = (*runs.words, "--epochs", "4")
-    killed(runs, 9, "--target-size", "6KB")
-    said = runs.refused(2, "--resume", "--target-size", "5KB")
-    assert said.startswith("out.checkpoints holds another run: target.target_size was 6000, is 5000.")
-    runs(0, "--resume", "--target-size", "6KB")
+    killed(runs, 9, "--target-size", "2KB")
+    said = runs.refused(2, "--resume", "--target-size", "3KB")
+    assert said.startswith("out.checkpoints holds another run: target.target_size was 2000, is 3000.")
+    runs(0, "--resume", "--target-size", "2KB")

@@ -111,10 +111,12 @@ def test_rounding_column_by_column_is_to_the_same_codewords(layer: str, name: st
 
 def test_as_many_codebooks_as_groups_of_channels() -> None:
     group = group_of(nn.Conv2d(3, 10, 3))
-    counts = [Granularity(4, size).books(group) for size in (0, 1, 3, 5, 9, 10, 11)]
+    counts = [Granularity(4, size).codebook_count(group) for size in (0, 1, 3, 5, 9, 10, 11)]
     assert counts == [1, 10, 4, 2, 2, 1, 1]
-    assert [Granularity(27, size).books(group) for size in (1, 2)] == [1, 5], "27 weights of a channel are too few"
-    assert Granularity(26, 1).books(group) == 10
+    assert [Granularity(27, size).codebook_count(group) for size in (1, 2)] == [1, 5], (
+        "27 weights of a channel are too few"
+    )
+    assert Granularity(26, 1).codebook_count(group) == 10
 
 
 def test_each_group_of_channels_has_the_best_codebook_of_its_own() -> None:
@@ -160,6 +162,7 @@ CONFLICTS: dict[str, dict[str, Any]] = {
     "group_size and channel_scale": {"group_size": 2, "channel_scale": True},
     "group_size and vector": {"group_size": 2, "vector": 2},
     "vector and init=linear": {"vector": 2, "init": "linear"},
+    "vector and codewords=16385": {"vector": 2, "codewords": 16_385},
 }
 
 
@@ -167,7 +170,7 @@ CONFLICTS: dict[str, dict[str, Any]] = {
 def test_settings_that_contradict_each_other(start: str) -> None:
     settings = dict(CONFLICTS[start])
     init: Any = settings.pop("init", "optimal")
-    assert Granularity(4, **settings).conflict(init).startswith(f"{start}: ")
+    assert Granularity(**{"codewords": 4, **settings}).conflict(init).startswith(f"{start}: ")
 
 
 @pytest.mark.parametrize("name", SETTINGS)

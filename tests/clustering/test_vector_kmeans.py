@@ -10,6 +10,7 @@ from torch import Tensor
 
 from compressor.clustering import vector_kmeans
 from compressor.clustering.vector_kmeans import _means, vector_codebook
+from compressor.ops.nearest_vector import nearest_vector
 
 
 def clusters(vectors: Tensor, codebook: Tensor) -> Tensor:
@@ -84,3 +85,17 @@ def test_the_same_codebook_every_time_whatever_torch_draws(monkeypatch: pytest.M
     monkeypatch.setattr(vector_kmeans, "VECTORS_PER_CODEWORD", 1000)
     assert not torch.equal(vector_codebook(vectors, 16), first)
     assert error(vectors, first) < 1.15 * error(vectors, vector_codebook(vectors, 16))
+
+
+@pytest.mark.parametrize(("codewords", "drawn"), [(4, 1024), (16, 2000), (200, 3200)])
+def test_so_many_vectors_are_clustered(codewords: int, drawn: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vector_kmeans, "MOST_VECTORS", 2000)
+    found: set[int] = set()
+
+    def counted(vectors: Tensor, codebook: Tensor) -> Tensor:
+        found.add(len(vectors))
+        return nearest_vector(vectors, codebook)
+
+    monkeypatch.setattr(vector_kmeans, "nearest_vector", counted)
+    vector_codebook(torch.randn(5000, 2, generator=torch.Generator().manual_seed(0)), codewords)
+    assert found == {drawn}

@@ -173,7 +173,7 @@ def calibration_and_targets_give_each_process_the_file_of_one(folder: Path) -> N
 
         return do
 
-    target, drop = ("--target-size", "6KB"), ("--max-drop", "9")
+    target, drop = ("--target-size", "2KB"), ("--max-drop", "9")
     for words in (
         target,
         drop,
@@ -190,11 +190,11 @@ def calibration_and_targets_give_each_process_the_file_of_one(folder: Path) -> N
 
 
 def a_size_is_held_by_both(folder: Path) -> None:
-    with Pair(run("--target-size", "6KB"), folder / "a") as pair:
+    with Pair(run("--target-size", "2KB"), folder / "a") as pair:
         assert pair.codes() == [0, 0], pair.said(0) + pair.said(1)
         assert "bytes at a price of" in pair.said(0)
         assert not pair.said(1)
-    assert (folder / "a" / "out").stat().st_size <= 6_000
+    assert (folder / "a" / "out").stat().st_size <= 2_000
     assert not (folder / "a" / "out.checkpoints").exists()
 
 

@@ -54,23 +54,38 @@ def test_a_file_that_is_too_large_becomes_as_large_as_the_target(share: float) -
     length = trained()
     size = size_of(length)
     target = round(share * size())
-    found = settle([length], target, size)
+    found = settle([length], target, size(), size)
     assert found == size()
     assert 0.98 * target <= found <= target
+
+
+@pytest.mark.parametrize("share", [0.9, 0.97, 0.999])
+def test_few_files_are_packed_before_one_is_near_the_target(share: float) -> None:
+    """Each takes seconds where the model is large."""
+    length, packed = trained(), 0
+    size = size_of(length)
+
+    def counted() -> int:
+        nonlocal packed
+        packed += 1
+        return size()
+
+    settle([length], round(share * size()), size(), counted)
+    assert packed <= 3
 
 
 @pytest.mark.parametrize("factor", [1.0, 1.01, 1.5])
 def test_a_file_that_is_small_enough_stays_as_it_is(factor: float) -> None:
     length = trained()
     before, size = length.master.clone(), size_of(length)
-    assert settle([length], round(factor * size()), size) == size()
+    assert settle([length], round(factor * size()), size(), size) == size()
     assert torch.equal(length.master, before)
 
 
 def test_below_what_one_value_takes_all_weights_have_one() -> None:
     length = trained()
     size = size_of(length)
-    assert settle([length], 99, size) == 100
+    assert settle([length], 99, size(), size) == 100
     assert len(length.master.unique()) == 1
 
 
@@ -78,7 +93,7 @@ def test_the_cheapest_errors_come_first() -> None:
     """Weights that lie between two codewords are moved before those that lie on one, and towards zero."""
     length = trained(rate=0.3)
     before, size = length.master.clone(), size_of(length)
-    settle([length], round(0.95 * size()), size)
+    settle([length], round(0.95 * size()), size(), size)
     old, new = ((weights / length.grid[1]).round() for weights in (before, length.master))
     changed = old != new
     distance = (before / length.grid[1] - old).abs()

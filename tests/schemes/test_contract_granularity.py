@@ -114,9 +114,13 @@ def test_resumed_training_ends_in_the_same_bytes(scheme: str, settings: dict[str
 
 @BY_CASE
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_dtypes_are_kept(scheme: str, settings: dict[str, Any], dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("prepared_first", [False, True])
+def test_dtypes_are_kept(scheme: str, settings: dict[str, Any], dtype: torch.dtype, prepared_first: bool) -> None:
     torch.manual_seed(0)
-    job = job_of(nn.Linear(24, 24).to(dtype), scheme, settings).prepare()
+    model = nn.Linear(24, 24)
+    job = job_of(model if prepared_first else model.to(dtype), scheme, settings).prepare()
+    if prepared_first:
+        job.model.to(dtype)
     assert_it_is_what_is_computed(job, dtype)
 
 
@@ -222,6 +226,7 @@ REFUSED: dict[str, dict[str, Any]] = {
     "group_size and channel_scale": {"group_size": 2, "channel_scale": True},
     "group_size and vector": {"group_size": 2, "vector": 2},
     "vector and init=linear": {"vector": 2, "init": "linear"},
+    "vector and codewords=16385": {"vector": 2, "codewords": 16_385},
 }
 
 

@@ -171,6 +171,25 @@ def test_the_network_codebook_hashes_each_layer_as_if_it_stood_alone_but_for_its
     assert torch.equal(job.model[2].weight * 4, again.model[2].weight)  # type: ignore[index]
 
 
+def test_a_network_that_is_assigned_softly_is_stored_as_it_was_trained() -> None:
+    """The second layer has four times the weights of the first, and a last part that is shorter."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(8, 16, bias=False), nn.ReLU(), nn.Linear(16, 33, bias=False))
+    job = Compressor(net, Policy([Rule("*", scheme="learnt", bits=2, group="network", soft=1.0)]), teacher=None)
+    optimizer = torch.optim.AdamW(job.prepare().param_groups(lr=0.05))
+    job.attach(optimizer, 20)
+    for _ in range(20):
+        optimizer.zero_grad()
+        job.model(torch.randn(16, 8)).square().mean().backward()
+        optimizer.step()
+    layers = [layer for layer in job.model.modules() if isinstance(layer, nn.Linear)]
+    trained = [layer.weight.detach().clone() for layer in layers]
+    job.finish()
+    for layer, weight in zip(layers, trained, strict=True):
+        assert len(weight.unique()) == 4
+        assert torch.equal(layer.weight, weight)
+
+
 def test_nothing_is_reseeded_when_training_is_over() -> None:
     """Without a word on its progress, what the network computed last is what is stored."""
     torch.manual_seed(0)
@@ -221,8 +240,8 @@ def test_vectors_of_weights_move_to_other_codewords_in_training() -> None:
         ({"channel_scale": True, "group": "network"}, "channel_scale and group=network"),
         ({"group_size": 2, "group": "network"}, "group_size and group=network"),
         ({"group_size": 2, "group": "channel"}, "group_size and group=channel"),
-        ({"vector": 2, "group": "channel"}, "group_size and vector"),
-        ({"channel_scale": True, "group": "channel"}, "group_size and channel_scale"),
+        ({"vector": 2, "group": "channel"}, "group=channel and vector"),
+        ({"channel_scale": True, "group": "channel"}, "group=channel and channel_scale"),
         ({"vector": 2, "soft": 1.0}, "vector and soft"),
     ],
 )
