@@ -181,11 +181,16 @@ class OutputConfig:
         None, "File to write. [default: MODEL-DATA-SCHEME.safetensors]", flags=("-o", "--output")
     )
     force: bool = config_field(False, "Replace the file if it exists.")
-    resume: bool = config_field(False, "Go on where the same command was stopped or killed.")
+    resume: bool = config_field(
+        False, "Go on where the same command was stopped or killed; with more --epochs, to their end."
+    )
     checkpoint_minutes: float = config_field(
         10.0, "Minutes between checkpoints in the middle of an epoch; 0: only at its end.", ge=0
     )
     checkpoint_steps: int = config_field(0, "Steps between checkpoints, as well; 0: none.", ge=0)
+    keep_checkpoints: bool = config_field(
+        False, "Keep the last ones when the file is written, for --resume with more --epochs."
+    )
     summary: Path | None = config_field(
         None, "A row of figures per epoch, as timm's. [default: OUTPUT.summary.csv]", metavar="FILE"
     )
@@ -327,7 +332,7 @@ class Request:
             *given_flags(self.model, "baseline_epochs"),
             *given_flags(self.teacher, "teacher"),
             *given_flags(self.execution, "device", "amp", "channels_last", "torchcompile"),
-            *given_flags(self.output, "resume", "summary", "log"),
+            *given_flags(self.output, "resume", "keep_checkpoints", "summary", "log"),
         ]
         if flags:
             raise UsageError(f"no data to train on for {', '.join(flags)}: name --dataset or --data-dir")

@@ -97,7 +97,7 @@ def _compress(work: Run, output: OutputConfig, gates: GateConfig) -> Result:
         teacher = model
     packed, compressed = _run_stages(work, model, teacher, output, step)
     result = _write(work, packed, compressed, dense, output, gates, step("file"))
-    if work.checkpoints is not None:
+    if work.checkpoints is not None and not output.keep_checkpoints:
         work.checkpoints.clear()
     return result
 
