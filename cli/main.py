@@ -26,6 +26,7 @@ from compressor.cli.data import check_data
 from compressor.cli.evaluation import evaluate
 from compressor.cli.files import inspect
 from compressor.cli.sensitivity import sensitivity
+from compressor.cli.sweep import sweep
 from compressor.formats.errors import CompressorError, printable
 
 __all__ = ["cli", "main"]
@@ -117,7 +118,10 @@ def show_help(ctx: click.Context, command: str | None) -> None:
 
 
 cli.add_command(compress, DefaultGroup.default)
-for command in (inspect, verify, diff, evaluate, pack, unpack, check_data, sensitivity, schemes, zoo, env, show_help):
+COMMANDS = (
+    inspect, verify, diff, evaluate, pack, unpack, check_data, sensitivity, sweep, schemes, zoo, env, show_help,
+)  # fmt: skip
+for command in COMMANDS:
     cli.add_command(command)
 
 
