@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 __all__ = ["sweep"]
 
 SCHEMA_VERSION = 1
-DENSE, ROWS, FACTS = "dense.safetensors", "rows", "sweep.json"
+DENSE, FACTS = "dense.safetensors", "sweep.json"
 
 
 @dataclass(frozen=True)
@@ -70,12 +70,13 @@ def _sweep(
     failed = _run(plan, folder, own)
     from compressor.sweep.ledger import Ledger
 
-    _show(Ledger(folder), plan, as_json)
+    ledger = Ledger(folder)
+    _show(ledger, plan, as_json)
     if failed:
         first = next(iter(failed))
         raise QualityError(
             f"{len(failed)} of {len(plan.rows)} rows failed, such as {first} ({failed[first]}); their logs are in "
-            f"{folder / ROWS}, and the same command tries them again"
+            f"{ledger.rows}, and the same command tries them again"
         )
 
 
@@ -101,11 +102,11 @@ def _run(plan: Plan, folder: Path, own: SweepOptions) -> dict[str, str]:
     from compressor.sweep.ledger import Ledger
     from compressor.sweep.workers import Worker
 
-    (folder / ROWS).mkdir(exist_ok=True)
+    ledger = Ledger(folder)
+    ledger.rows.mkdir(exist_ok=True)
     alone = own.storage is None
     with holding(folder / FACTS) if alone else nullcontext(), _stoppable():
         facts = _facts(plan, folder)
-        ledger = Ledger(folder)
         recorded = {entry.row for entry in ledger.entries()}
         left = [row for row in plan.rows if row.name not in recorded]
         say(f"{len(plan.rows)} rows in {folder}, {len(plan.rows) - len(left)} of them done before")
@@ -119,7 +120,7 @@ def _run(plan: Plan, folder: Path, own: SweepOptions) -> dict[str, str]:
             leases = SharedLeases(own.storage, f"compress sweep {facts['id']}", own.heartbeat)
         _divide_processors(own.jobs)
         worker = Worker(
-            ledger, leases, lambda row: _command(plan, folder, fixed, row), own.jobs,
+            ledger, leases, lambda row: _command(plan, ledger, fixed, row), own.jobs,
             on_end=lambda entry: _say_entry(entry, ledger, plan),
             on_failure=lambda row, why: say(f"failed  {row.name}  {printable(why)}"),
             on_wait=lambda names: say(f"waiting for rows that other workers have: {', '.join(names)}"),
@@ -180,10 +181,10 @@ def _write_dense(run: Any, path: Path) -> None:
     write_atomically(path, save(state))
 
 
-def _command(plan: Plan, folder: Path, fixed: dict[str, Any], row: Row) -> RowCommand:
+def _command(plan: Plan, ledger: Ledger, fixed: dict[str, Any], row: Row) -> RowCommand:
     from compressor.sweep.workers import RowCommand
 
-    output = str(folder / ROWS / f"{row.name}.safetensors")
+    output = str(ledger.rows / f"{row.name}.safetensors")
     values = {**fixed, **row.options}
     if "checkpoint_path" in values and not plan.request(row).teacher.is_trained_here:
         values.pop("baseline_epochs", None)  # there is none to train
@@ -191,7 +192,7 @@ def _command(plan: Plan, folder: Path, fixed: dict[str, Any], row: Row) -> RowCo
     return RowCommand(
         shown=shlex.join(["compress", *arguments, "-o", output]),
         arguments=[sys.executable, "-m", "compressor.cli.sweep_row", output, *arguments],
-        log=folder / ROWS / f"{row.name}.log",
+        log=ledger.rows / f"{row.name}.log",
     )
 
 
@@ -225,7 +226,9 @@ def _say_entry(entry: Entry, ledger: Ledger, plan: Plan) -> None:
 
 
 def _show_plan(plan: Plan, folder: Path, as_json: bool) -> None:
-    commands = {row.name: _command(plan, folder, dict(plan.fixed), row).shown for row in plan.rows}
+    from compressor.sweep.ledger import Ledger
+
+    commands = {row.name: _command(plan, Ledger(folder), dict(plan.fixed), row).shown for row in plan.rows}
     if as_json:
         rows = [{"row": row.name, "options": dict(row.options), "command": commands[row.name]} for row in plan.rows]
         print_json({"rows": rows})

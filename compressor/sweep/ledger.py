@@ -22,7 +22,7 @@ __all__ = ["Entry", "Ledger", "waiting_for"]
 
 SCHEMA_VERSION = 1
 PAUSE = 0.05  # seconds between two looks at a lock
-LINES, TABLE = "rows.jsonl", "rows.csv"
+LINES, TABLE, ROWS = "rows.jsonl", "rows.csv", "rows"
 
 
 @dataclass(frozen=True)
@@ -70,6 +70,15 @@ class Ledger:
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.path = folder, folder / LINES
+
+    @property
+    def rows(self) -> Path:
+        """The folder of the files of the rows."""
+        return self.folder / ROWS
+
+    def file_of(self, entry: Entry) -> Path:
+        """Returns the packed file of a row, wherever the folder of the sweep is now."""
+        return self.rows / Path(entry.outcome.file).name
 
     def entries(self) -> list[Entry]:
         """Reads the rows that have ended, in the order in which they did.
