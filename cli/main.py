@@ -25,6 +25,7 @@ from compressor.cli.convert import pack, unpack
 from compressor.cli.data import check_data
 from compressor.cli.evaluation import evaluate
 from compressor.cli.files import inspect
+from compressor.cli.init import init
 from compressor.cli.report import report
 from compressor.cli.sensitivity import sensitivity
 from compressor.cli.sweep import sweep
@@ -120,7 +121,7 @@ def show_help(ctx: click.Context, command: str | None) -> None:
 
 cli.add_command(compress, DefaultGroup.default)
 COMMANDS = (
-    inspect, verify, diff, evaluate, pack, unpack, check_data, sensitivity, sweep, report, schemes, zoo, env, show_help,
+    inspect, verify, diff, evaluate, pack, unpack, check_data, sensitivity, init, sweep, report, schemes, zoo, env, show_help,
 )  # fmt: skip
 for command in COMMANDS:
     cli.add_command(command)

@@ -28,7 +28,9 @@ DENSE = "dense.safetensors"
 
 @click.command()
 @click.argument("sources", nargs=-1, required=True, metavar="FILE...|SWEEP", type=PackedPath(path_type=Path))
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="File to write. [default: report.html, or stdout]")
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path), help="File to write. [default: report.html, or stdout]"
+)
 @click.option(
     "--bound",
     "bounds",

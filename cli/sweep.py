@@ -10,15 +10,17 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from compressor.cli.click_options import click_options, from_values
 from compressor.cli.compress import MODEL, SectionedCommand
 from compressor.cli.show import percent, print_json, print_table, say
-from compressor.cli.sweep_options import SWEEP_OPTIONS, Plan, given, read_plan, words
+from compressor.cli.sweep_options import SWEEP_OPTIONS, Plan, SweepConfig, given, read_plan, words
+from compressor.config_fields import config_fields
 from compressor.formats.errors import CompressorError, InterruptionError, QualityError, UsageError, printable
 from compressor.formats.io.atomic import write_atomically
 from compressor.formats.io.locking import holding
@@ -34,36 +36,16 @@ SCHEMA_VERSION = 1
 DENSE, FACTS = "dense.safetensors", "sweep.json"
 
 
-@dataclass(frozen=True)
-class SweepOptions:
-    """The options that only a sweep has; the fields are described by the command below."""
-
-    folder: Path | None
-    jobs: int
-    storage: str | None
-    heartbeat: float
-    dry_run: bool
-    as_json: bool
-
-
 @click.pass_context
-def _sweep(
-    ctx: click.Context,
-    model: str,
-    folder: Path | None,
-    jobs: int,
-    storage: str | None,
-    heartbeat: float,
-    dry_run: bool,
-    as_json: bool,
-    **values: Any,
-) -> None:
-    own = SweepOptions(folder, jobs, storage, heartbeat, dry_run, as_json)
+def _sweep(ctx: click.Context, /, model: str, **values: Any) -> None:
+    own = from_values(SweepConfig, values)
+    names = {one.name for one in config_fields(SweepConfig)}
+    values = {name: value for name, value in values.items() if name not in names}
     plan = read_plan(model, given(ctx, values))
     requests = {row.name: plan.request(row, dry_run=True) for row in plan.rows}
-    folder = folder or Path(f"{next(iter(requests.values())).model.label}-sweep")
-    if dry_run:
-        _show_plan(plan, folder, as_json)
+    folder = own.folder or Path(f"{next(iter(requests.values())).model.label}-sweep")
+    if own.dry_run:
+        _show_plan(plan, folder, own.as_json)
         return
     _check_rows(plan)
     folder.mkdir(parents=True, exist_ok=True) if folder.parent.is_dir() else _no_parent(folder)
@@ -71,7 +53,7 @@ def _sweep(
     from compressor.sweep.ledger import Ledger
 
     ledger = Ledger(folder)
-    _show(ledger, plan, as_json)
+    _show(ledger, plan, own.as_json)
     if failed:
         first = next(iter(failed))
         raise QualityError(
@@ -96,7 +78,7 @@ def _check_rows(plan: Plan) -> None:
             raise type(exc)(f"row {row.name}: {exc}") from exc
 
 
-def _run(plan: Plan, folder: Path, own: SweepOptions) -> dict[str, str]:
+def _run(plan: Plan, folder: Path, own: SweepConfig) -> dict[str, str]:
     """Runs the rows that are not recorded yet; returns why rows failed."""
     from compressor.sweep.leases import Leases, SoleLeases
     from compressor.sweep.ledger import Ledger
@@ -259,26 +241,7 @@ sweep = SectionedCommand(
     "sweep",
     params=[
         click.Argument(["model"], metavar="MODEL|FILE.toml", shell_complete=MODEL.shell_complete),
-        click.Option(
-            ["-o", "--output", "folder"],
-            type=click.Path(path_type=Path, file_okay=False),
-            help="Folder of the sweep; the same command goes on with what is in it. [default: MODEL-sweep]",
-        ),
-        click.Option(["--jobs"], type=click.IntRange(1), default=1, show_default=True, help="Rows at once."),
-        click.Option(
-            ["--storage"],
-            metavar="FILE|URL",
-            help="Optuna's journal or database, by which several workers share the rows of one folder.",
-        ),
-        click.Option(
-            ["--heartbeat"],
-            type=click.FloatRange(0.1),
-            default=10.0,
-            show_default=True,
-            help="Seconds between signs of life in --storage; after six without one, others take a worker's rows.",
-        ),
-        click.Option(["--dry-run"], is_flag=True, help="List the rows and their commands; write nothing."),
-        click.Option(["--json", "as_json"], is_flag=True, help="Print one JSON document instead of the table."),
+        *click_options(SweepConfig),
         *SWEEP_OPTIONS,
     ],
     callback=_sweep,

@@ -16,11 +16,11 @@ import click
 
 from compressor.cli.compress import OPTIONS
 from compressor.cli.configs import DisplayConfig, Request
-from compressor.config_fields import config_fields
+from compressor.config_fields import config_field, config_fields
 from compressor.formats.errors import CompressorError, UsageError, did_you_mean
 from compressor.sweep.grid import Row, rows_of
 
-__all__ = ["SWEEP_OPTIONS", "Plan", "given", "read_plan", "words"]
+__all__ = ["SWEEP_OPTIONS", "Plan", "SweepConfig", "given", "read_plan", "words"]
 
 AXES = (
     "scheme", "bits", "codewords", "delta", "sparsity", "recipe", "target_size", "target_bits", "max_drop", "rate",
@@ -31,25 +31,55 @@ PER_ROW = ("output", "force", "resume", "summary", *(one.name for one in config_
 """Options of the output of one run, which a sweep says itself."""
 
 
-class Several(click.ParamType):
+@dataclass(frozen=True)
+class SweepConfig:
+    """What only a sweep is asked for."""
+
+    folder: Path | None = config_field(
+        None,
+        "Folder of the sweep; the same command goes on with what is in it. [default: MODEL-sweep]",
+        flags=("-o", "--output"),
+    )
+    jobs: int = config_field(1, "Rows at once.", ge=1, metavar="N")
+    storage: str | None = config_field(
+        None,
+        "Optuna's journal or database, by which several workers share the rows of one folder.",
+        metavar="FILE|URL",
+    )
+    heartbeat: float = config_field(
+        10.0,
+        "Seconds between signs of life in --storage; after six without one, others take a worker's rows.",
+        ge=0.1,
+        metavar="SECONDS",
+    )
+    dry_run: bool = config_field(False, "List the rows and their commands; write nothing.")
+    as_json: bool = config_field(False, "Print one JSON document instead of the table.", flags=("--json",))
+
+
+class Several(click.ParamType[Any]):
     """Values of another type, between which there are commas."""
 
     name = "list"
 
-    def __init__(self, one: click.ParamType) -> None:
+    def __init__(self, one: click.ParamType[Any]) -> None:
         self.one = one
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[Any, ...]:
-        """Returns the values."""
+        """Returns the values of a text, or of one or several values of TOML."""
         if isinstance(value, tuple):
             return value
         parts = value.split(",") if isinstance(value, str) else value if isinstance(value, list) else [value]
-        return tuple(self.one.convert(part, param, ctx) for part in parts)
+        return tuple(self.one.convert(as_typed(part), param, ctx) for part in parts)
 
     def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str:
         """Returns how the values are shown in the help."""
         one = param.name.upper() if param.name else "VALUE"
         return f"{one},..."
+
+
+def as_typed(value: Any) -> Any:
+    """Returns a number of TOML as it is typed on a command line."""
+    return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
 
 
 def _axis(option: click.Option) -> click.Option:
@@ -155,7 +185,7 @@ def _value(where: str, options: Mapping[str, click.Option], key: str, value: Any
     _only_known(where, [key], list(options))
     option = options[key]
     try:
-        return option.type_cast_value(click.Context(click.Command("sweep")), value)
+        return option.type_cast_value(click.Context(click.Command("sweep")), as_typed(value))
     except (click.BadParameter, TypeError, AttributeError) as exc:
         reason = exc.message if isinstance(exc, click.BadParameter) else f"{value!r} is no value of it"
         raise UsageError(f"{where}: {key}: {reason}") from None

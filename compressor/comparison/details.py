@@ -145,7 +145,9 @@ def _weights(histograms: Sequence[Histogram]) -> Picture:
             axis.tick_params(labelbottom=True)
         axes[-1].set(xlabel="value of a weight")
 
-    return Picture("weights and codewords of the largest tensors", draw, (WIDTH, 2.0 * len(histograms)), len(histograms))
+    return Picture(
+        "weights and codewords of the largest tensors", draw, (WIDTH, 2.0 * len(histograms)), len(histograms)
+    )
 
 
 def _training(epochs: Sequence[Mapping[str, float]]) -> Picture:

@@ -48,7 +48,9 @@ def front(configurations: Sequence[Configuration]) -> list[Configuration]:
         configurations: those without a measured top-1 are left out. Of two that are equal in both, the first is kept.
     """
     best, kept = -math.inf, []
-    measured = [(one.bytes, -one.top1, number, one) for number, one in enumerate(configurations) if one.top1 is not None]
+    measured = [
+        (one.bytes, -one.top1, number, one) for number, one in enumerate(configurations) if one.top1 is not None
+    ]
     for _, worse, _, one in sorted(measured, key=lambda entry: entry[:3]):
         if -worse > best:
             best = -worse

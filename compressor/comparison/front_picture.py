@@ -47,7 +47,7 @@ def front_picture(
         _bounds(axis, bounds)
         _names(axis, chosen)
         axis.set(xscale="log", xlabel="bytes of the file, logarithmic", ylabel=f"top-1, %, {data}")
-        _scale_of_bytes(axis)
+        _scale_of_bytes(axis, min(MOST_MARKS, int(size[0] / INCHES_A_MARK)))
         axis.margins(x=0.08, y=0.12)
         figure.legend(loc="outside upper left", ncols=2 if size[0] < NARROW else 6, handlelength=1.5)
 
@@ -102,14 +102,13 @@ def _percent(share: float | None) -> float:
     return 100 * (share or 0.0)
 
 
-def _scale_of_bytes(axis: Axes) -> None:
+def _scale_of_bytes(axis: Axes, most: int) -> None:
     """Marks the scale with sizes as people write them, not so many that they meet."""
     from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter, NullLocator
 
     axis.autoscale_view()
     low, high = axis.get_xlim()
     marks = [step * 10**power for power in range(12) for step in STEPS if low <= step * 10**power <= high]
-    most = min(MOST_MARKS, int(axis.get_figure(root=True).get_figwidth() / INCHES_A_MARK))
     marks = marks[:: max(1, -(-len(marks) // most))]
     axis.xaxis.set_major_locator(FixedLocator(marks))
     axis.xaxis.set_major_formatter(FuncFormatter(lambda size, _: size_text(size)))

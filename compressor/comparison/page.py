@@ -118,7 +118,11 @@ def _cards(chosen: Sequence[Choice]) -> list[Mapping[str, str]]:
     for choice in chosen:
         together.setdefault(id(choice.configuration), []).append(choice)
     return [
-        _card(", ".join(one.title for one in same).capitalize(), "; ".join(one.reason for one in same), same[0].configuration)
+        _card(
+            ", ".join(one.title for one in same).capitalize(),
+            "; ".join(one.reason for one in same),
+            same[0].configuration,
+        )
         for same in together.values()
     ]
 

@@ -172,4 +172,3 @@ def _command(path: Path, file: PackedFile, model: str) -> str:
     source = ["--dataset", data] if data else ["--data-dir", "IMAGES"] if provenance.data else ["--pretrained"]
     words = ["compress", model, *source, "--recipe", str(path), "--seed", str(provenance.seed)]
     return printable(shlex.join(words))
-

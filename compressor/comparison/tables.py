@@ -12,7 +12,17 @@ from compressor.comparison.front import front
 from compressor.comparison.points import Configuration
 from compressor.report.table import Row
 
-__all__ = ["FORMATS", "IMAGES", "Cell", "Head", "Table", "TableRow", "table_of_configurations", "table_of_tensors", "text_of"]
+__all__ = [
+    "FORMATS",
+    "IMAGES",
+    "Cell",
+    "Head",
+    "Table",
+    "TableRow",
+    "table_of_configurations",
+    "table_of_tensors",
+    "text_of",
+]
 
 FORMATS = "markdown", "latex", "csv"
 IMAGES = "images of"  # the head of the column that says what top-1 was measured on

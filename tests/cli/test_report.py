@@ -35,7 +35,11 @@ def test_csv_of_files(type_: Callable[..., Ran]) -> None:
     assert (code, err) == (0, [])
     first, second = rows(out)
     entry = checkpoint("test_resnet-tiny")
-    assert (first["configuration"], int(first["bytes"]), first["command"]) == ("test_resnet-tiny", entry.bytes, entry.command)
+    assert (first["configuration"], int(first["bytes"]), first["command"]) == (
+        "test_resnet-tiny",
+        entry.bytes,
+        entry.command,
+    )
     assert abs(float(first["top-1, %"]) - 100 * entry.top1) < 0.005
     assert first["95 % interval"] == "–".join(f"{100 * end:.2f}" for end in entry.interval)
     assert second["configuration"] == "test_resnet-balanced"
@@ -62,7 +66,9 @@ def sweep(folder: Path) -> Ledger:
         entry = checkpoint(f"test_resnet-{name}")
         row = f"bits{bits}-seed{seed}"
         shutil.copy(packed_path(f"zoo:{entry.name}"), ledger.rows / f"{row}.safetensors")
-        outcome = Outcome("test_resnet", f"elsewhere/{row}.safetensors", entry.bytes, 1_509_760, entry.parameters, 10_000)
+        outcome = Outcome(
+            "test_resnet", f"elsewhere/{row}.safetensors", entry.bytes, 1_509_760, entry.parameters, 10_000
+        )
         outcome = replace(outcome, top1=top1, dense_top1=0.9318, low=0.9, high=0.95, lost=10, gained=5 + seed)
         ledger.append(Entry(row, {"bits": bits, "seed": seed}, f"compress test_resnet --seed {seed}", 1.0, outcome))
     return ledger

@@ -82,7 +82,9 @@ def probe(report: Path, tmp_path: Path, width: int, *options: str) -> dict[str, 
 def test_the_console_is_silent_under_the_page_s_own_policy(report: Path, tmp_path: Path) -> None:
     assert "CONSOLE" not in browse(report).stderr
     wrong = tmp_path / "wrong.html"  # what would be seen of a request, a foreign script, an error
-    wrong.write_text(report.read_text(encoding="utf-8").replace("</body>", "<script>1</script></body>"), encoding="utf-8")
+    wrong.write_text(
+        report.read_text(encoding="utf-8").replace("</body>", "<script>1</script></body>"), encoding="utf-8"
+    )
     assert "CONSOLE" in browse(wrong).stderr
 
 

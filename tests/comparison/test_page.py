@@ -75,7 +75,9 @@ def text(request: pytest.FixtureRequest) -> Iterator[str]:
 
 def test_nothing_is_loaded_from_elsewhere(text: str) -> None:
     elements = Elements(text)
-    assert not [one for one in elements.found if one[0] in ("link", "img", "iframe", "object", "embed", "image", "base")]
+    assert not [
+        one for one in elements.found if one[0] in ("link", "img", "iframe", "object", "embed", "image", "base")
+    ]
     for tag, attributes in elements.found:
         for key, value in attributes.items():
             if key in ("src", "href", "xlink:href", "action", "data", "srcset"):

@@ -32,7 +32,14 @@ def test_figures_are_those_of_the_document() -> None:
 
 def test_a_run_without_data_has_no_accuracy() -> None:
     found = Outcome.of({**DOCUMENT, "top1": None, "target": None, "summary": None, "missed": []})
-    assert (found.n, found.top1, found.dense_top1, found.low, found.lost, found.rate) == (0, None, None, None, None, None)
+    assert (found.n, found.top1, found.dense_top1, found.low, found.lost, found.rate) == (
+        0,
+        None,
+        None,
+        None,
+        None,
+        None,
+    )
     assert found.bytes == 1000
 
 
