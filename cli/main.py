@@ -121,7 +121,8 @@ def show_help(ctx: click.Context, command: str | None) -> None:
 
 cli.add_command(compress, DefaultGroup.default)
 COMMANDS = (
-    inspect, verify, diff, evaluate, pack, unpack, check_data, sensitivity, init, sweep, report, schemes, zoo, env, show_help,
+    inspect, verify, diff, evaluate, pack, unpack, check_data, sensitivity, init, sweep, report, schemes, zoo, env,
+    show_help,
 )  # fmt: skip
 for command in COMMANDS:
     cli.add_command(command)

@@ -81,7 +81,7 @@ def page(comparison: Comparison) -> str:
     return template.render(
         title=f"Compressed {', '.join(models[:3])}{' and others' if len(models) > 3 else ''}",
         introduction=f"{count} packed {'file' if count == 1 else 'files'} of timm-compressor beside each other.",
-        groups=[_group(number, data, ones, comparison) for number, (data, ones) in enumerate(comparison.groups.items())],
+        groups=[_group(number, *group, comparison) for number, group in enumerate(comparison.groups.items())],
         table=table_of_configurations(comparison.configurations).without_empty_columns(said),
         files=[_file(number, point, details) for number, (point, details) in enumerate(comparison.details)],
         files_hint=comparison.hint, style=style, script=script, version=compressor.__version__,

@@ -86,12 +86,13 @@ def table_of_configurations(configurations: Sequence[Configuration]) -> Table:
 
 def _cells(one: Configuration) -> list[Cell]:
     point, interval = one.best, one.interval
+    ratio = point.dense_bytes / one.bytes
+    ends = "" if interval is None else " to ".join(f"{100 * end:.2f}" for end in interval)
     flips = [_mean([getattr(each, key) for each in one.points]) for key in ("lost", "gained")]
     return [
         Cell(one.name), Cell(point.model), Cell(str(len(one.points)), len(one.points)),
-        Cell(f"{one.bytes:,.0f}", one.bytes), Cell(f"{point.dense_bytes / one.bytes:.2f}x", point.dense_bytes / one.bytes),
-        _percent(one.top1), _percent(one.deviation),
-        Cell("", -1) if interval is None else Cell("–".join(f"{100 * end:.2f}" for end in interval), interval[0]),
+        Cell(f"{one.bytes:,.0f}", one.bytes), Cell(f"{ratio:.2f}x", ratio),
+        _percent(one.top1), _percent(one.deviation), Cell(ends, _or(None if interval is None else interval[0])),
         _percent(point.dense_top1), *(Cell("" if count is None else f"{count:g}", _or(count)) for count in flips),
         Cell(point.data),
     ]  # fmt: skip
@@ -168,7 +169,7 @@ def _plain(cell: Cell) -> str:
 
 
 LATEX = {"\\": r"\textbackslash{}", **{one: f"\\{one}" for one in "&%$#_{}"}, "~": r"\textasciitilde{}"}
-LATEX |= {"^": r"\textasciicircum{}", "–": "--"}
+LATEX |= {"^": r"\textasciicircum{}"}
 
 
 def _escaped(text: str, kind: str) -> str:

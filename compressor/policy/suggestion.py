@@ -152,7 +152,8 @@ def _rule(part: Part, total: int) -> str:
 
 def _last_rule(sites: Sequence[Site], total: int) -> str:
     return (
-        f'\n# All else. {_share(sites, total)}\n[[stage.rule]]\nmatch = "*"\nscheme = "learnt"       # others: compress schemes\n'
+        f"\n# All else. {_share(sites, total)}\n"
+        '[[stage.rule]]\nmatch = "*"\nscheme = "learnt"       # others: compress schemes\n'
         f"bits = {BITS}                # {1 << BITS} values a tensor; 3 or 2 with more epochs\n"
         "# sparsity = 0.8        # and this share of the weights zero\n"
     )

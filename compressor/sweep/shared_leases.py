@@ -1,8 +1,8 @@
 """Which worker runs which row, where several workers, on this machine and others, share a sweep by an Optuna storage.
 
-A lease is a running trial of one study. The storage gives all trials one order, in which each worker sees them: of those
-for one row that nobody has ended, the first holds the lease. A worker beats on its trials as long as it lives. Where
-one has been silent for ``SILENT`` beats, by the clock of whoever watches it, its trial is ended, and the row is free.
+A lease is a running trial of one study. The storage gives all trials one order, in which each worker sees them: of
+those for one row that nobody has ended, the first holds the lease. A worker beats on its trials as long as it lives.
+Where one has been silent for ``SILENT`` beats, by the clock of whoever watches, its trial is ended, and the row free.
 """
 
 from __future__ import annotations

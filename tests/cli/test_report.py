@@ -41,7 +41,7 @@ def test_csv_of_files(type_: Callable[..., Ran]) -> None:
         entry.command,
     )
     assert abs(float(first["top-1, %"]) - 100 * entry.top1) < 0.005
-    assert first["95 % interval"] == "–".join(f"{100 * end:.2f}" for end in entry.interval)
+    assert first["95 % interval"] == " to ".join(f"{100 * end:.2f}" for end in entry.interval)
     assert second["configuration"] == "test_resnet-balanced"
 
 

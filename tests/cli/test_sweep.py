@@ -29,8 +29,9 @@ OFFERED: dict[str, Any] = {
     "scheme": "learnt", "recipe": "mixed3", "settings": ("soft=0.5", "init=linear"), "target_size": 450_000,
     "calibration": "synthetic", "dataset": "digits", "data_dir": Path("a folder"), "crop_mode": "center",
     "mean": (0.5, 0.25), "std": (0.5,), "interpolation": "bicubic", "input_size": (3, 8, 8),
-    "class_map": Path("names.txt"), "checkpoint_path": Path("x.pth"), "teacher_checkpoint": Path("y"), "torchcompile": "eager",
-    "untouched": "f16", "fold_norms": False, "log": "tensorboard", "require_size": 1000, "calibration_memory": 2_000_000,
+    "class_map": Path("names.txt"), "checkpoint_path": Path("x.pth"), "teacher_checkpoint": Path("y"),
+    "torchcompile": "eager", "untouched": "f16", "fold_norms": False, "log": "tensorboard", "require_size": 1000,
+    "calibration_memory": 2_000_000,
 }  # fmt: skip
 """A value of each option that has more to it than a number, a word or a flag."""
 
@@ -212,11 +213,15 @@ def test_a_row_goes_on_where_there_is_something_to_go_on_from(
 @pytest.mark.slow
 def test_a_sweep_that_is_killed_and_begun_again_has_each_row_once_and_one_dense_model(own_folder: Path) -> None:
     """Three seeds of one model: the training of the second is under way when its worker is killed."""
-    options = "--bits 2 --seed 0,1,2 --baseline-epochs 1 --epochs 2 --batch-size 32 --calibration none -o s".split()
-    words = [sys.executable, "-m", "compressor", "sweep", "test_resnet", *options, "--checkpoint-steps", "5"]
+    options = "--bits 2 --seed 0,1,2 --baseline-epochs 1 --epochs 2 --batch-size 32 --calibration none"
+    command = f"sweep test_resnet {options} --checkpoint-steps 5 -o s"
+    words = [sys.executable, "-m", "compressor", *command.split()]
     folder, environment = own_folder / "s", {**os.environ, "PYTHONPATH": str(ROOT)}
     worker = subprocess.Popen(words, env=environment)
-    lines, second = folder / "rows.jsonl", folder / "rows" / "bits2-epochs2-seed1.safetensors.checkpoints"
+    lines, second = (
+        folder / "rows.jsonl",
+        folder / "rows" / "bits2-calibrationnone-epochs2-seed1.safetensors.checkpoints",
+    )
     while not lines.exists() or not any(second.glob("0*")):
         assert worker.poll() is None
         time.sleep(0.05)
@@ -228,7 +233,7 @@ def test_a_sweep_that_is_killed_and_begun_again_has_each_row_once_and_one_dense_
     rows = [json.loads(line) for line in lines.read_text().splitlines()]
     assert [row["options"]["seed"] for row in rows] == [0, 1, 2]
     assert len({row["outcome"]["dense_top1"] for row in rows}) == 1
-    assert "Resuming stage 1" in (folder / "rows" / "bits2-epochs2-seed1.log").read_text()
+    assert "Resuming stage 1" in (folder / "rows" / "bits2-calibrationnone-epochs2-seed1.log").read_text()
     for row in rows:
         assert (folder / "rows" / f"{row['row']}.safetensors").stat().st_size == row["outcome"]["bytes"]
         assert "--checkpoint-path s/dense.safetensors --dataset digits" in row["command"]

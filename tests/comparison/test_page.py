@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
-from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -69,8 +68,9 @@ def evil_page(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture(params=["zoo_page", "evil_page"])
-def text(request: pytest.FixtureRequest) -> Iterator[str]:
-    yield request.getfixturevalue(request.param)
+def text(request: pytest.FixtureRequest) -> str:
+    found: str = request.getfixturevalue(request.param)
+    return found
 
 
 def test_nothing_is_loaded_from_elsewhere(text: str) -> None:

@@ -14,6 +14,11 @@ from compressor import Recipe
 from compressor.formats.errors import PolicyError
 from compressor.policy.suggestion import suggest_recipe
 
+MODELS = [
+    "test_resnet", "mobilenetv3_small_050", "test_vit", "convnext_atto", "deit_tiny_distilled_patch16_224",
+    "mixer_s32_224",
+]  # fmt: skip
+
 
 def meta(name: str) -> Any:
     with torch.device("meta"):
@@ -25,7 +30,7 @@ def plans(name: str, model: nn.Module, cfg: dict[str, Any]) -> dict[str, Any]:
     return {plan.site.name: plan.scheme for plan in recipe.stages[0].policy.plan(model)}
 
 
-@pytest.mark.parametrize("name", ["test_resnet", "mobilenetv3_small_050", "test_vit", "convnext_atto", "deit_tiny_distilled_patch16_224", "mixer_s32_224"])  # fmt: skip
+@pytest.mark.parametrize("name", MODELS)
 def test_ends_and_depthwise_layers_are_finer_and_the_rest_is_not(name: str) -> None:
     model = meta(name)
     cfg = model.pretrained_cfg

@@ -89,7 +89,7 @@ def test_sweeps_in_one_storage_do_not_meet(tmp_path: Path) -> None:
 
 
 def test_a_storage_that_cannot_be_opened_is_named_without_its_password(tmp_path: Path) -> None:
-    with pytest.raises(ResourceError, match="--storage sqlite:////nowhere/at/all.db: cannot be opened"):
+    with pytest.raises(ResourceError, match=r"--storage sqlite:////nowhere/at/all\.db: cannot be opened"):
         SharedLeases("sqlite:////nowhere/at/all.db", "a sweep")
     with pytest.raises((MissingError, ResourceError), match=r"--storage nosuch://me:\.\.\.@host/x: ") as caught:
         SharedLeases("nosuch://me:secret@host/x", "a sweep")

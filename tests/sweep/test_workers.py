@@ -19,7 +19,7 @@ from compressor.sweep.workers import RowCommand, Worker
 
 pytestmark = pytest.mark.slow  # processes are launched, and killed
 
-# Stands for a run: after a while it prints a document; where the descriptor is closed, it ends as a run that is stopped.
+# Stands for a run: after a while it prints a document; where the descriptor is closed, it ends as one that is stopped.
 RUN = """
 import json, os, select, sys, time
 name, seconds, folder, descriptor = sys.argv[1], float(sys.argv[2]), sys.argv[3], int(sys.argv[4])
