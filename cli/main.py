@@ -26,8 +26,14 @@ from compressor.cli.convert import pack, unpack
 from compressor.cli.data import check_data
 from compressor.cli.evaluation import evaluate
 from compressor.cli.files import inspect
+from compressor.cli.init import init
+from compressor.cli.report import report
 from compressor.cli.sensitivity import sensitivity
+<<<<<<< HEAD
 from compressor.cli.show import Invocation, styled
+=======
+from compressor.cli.sweep import sweep
+>>>>>>> sweep
 from compressor.formats.errors import CompressorError, printable
 
 __all__ = ["cli", "main"]
@@ -120,7 +126,11 @@ def show_help(ctx: click.Context, command: str | None) -> None:
 
 
 cli.add_command(compress, DefaultGroup.default)
-for command in (inspect, verify, diff, evaluate, pack, unpack, check_data, sensitivity, schemes, zoo, env, show_help):
+COMMANDS = (
+    inspect, verify, diff, evaluate, pack, unpack, check_data, sensitivity, init, sweep, report, schemes, zoo, env,
+    show_help,
+)  # fmt: skip
+for command in COMMANDS:
     cli.add_command(command)
 
 

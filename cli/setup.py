@@ -44,7 +44,7 @@ from compressor.training.compilation import check_backend
 from compressor.training.config import TrainingConfig
 from compressor.training.optim import make_optimizer
 
-__all__ = ["ModelSource", "Run", "Teacher", "set_up"]
+__all__ = ["ModelSource", "Run", "Teacher", "check_sharing", "set_up"]
 
 
 @dataclass(frozen=True)
@@ -130,6 +130,20 @@ def set_up(request: Request) -> Run:
     if run.data is None or request.display.dry_run:
         return run
     return replace(run, checkpoints=_checkpoints(request, run, run.data))
+
+
+def check_sharing(request: Request, run: Run) -> None:
+    """Checks how weights share values by another request, for model and data of a run that is set up.
+
+    Raises:
+        CompressorError: that cannot be done.
+    """
+    _check_has_price(request)
+    recipe = _recipe(request)
+    _check_optimizers(recipe)
+    sketch = build_model(run.source.named.architecture, run.source.args)
+    for stage in recipe.stages:
+        stage.policy.plan(sketch)
 
 
 def _download(request: Request) -> None:
