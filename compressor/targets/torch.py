@@ -1,0 +1,49 @@
+"""A ``.pt2`` file of ``torch.export``, which PyTorch runs without this package and without timm."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+from compressor.deployment.packed_model import PackedModel
+from compressor.deployment.registry import register
+from compressor.deployment.target import Target
+
+__all__ = ["Torch"]
+
+
+@register
+@dataclass(frozen=True)
+class Torch(Target):
+    """A .pt2 file whose weights stay packed; PyTorch runs it without this package and without timm."""
+
+    id: ClassVar[str] = "torch"
+    suffix: ClassVar[str] = ".pt2"
+    limits: ClassVar[str] = (
+        "indices take whole bits, so a file coded to fewer grows; the program itself takes about a megabyte, more than "
+        "a small network gains"
+    )
+
+    def build(self, model: PackedModel) -> bytes:
+        """Returns the program of the packed model, for batches of any size."""
+        import torch
+
+        shapes = ({0: torch.export.Dim.DYNAMIC},)
+        program = torch.export.export(model.load("packed"), (model.inputs(2),), dynamic_shapes=shapes)
+        written = io.BytesIO()
+        torch.export.save(program, written)
+        return written.getvalue()
+
+    def difference(self, written: Path, model: PackedModel) -> float:
+        """Returns the difference of the logits of the program that is read back."""
+        import torch
+
+        images, _ = model.compared
+        with open(written, "rb") as file, torch.no_grad():
+            return model.difference(torch.export.load(file).module()(images))
+
+    def usage(self, path: Path) -> str:
+        """Returns the line of Python that gives the logits."""
+        return f"logits = torch.export.load({str(path)!r}).module()(images)"
