@@ -70,7 +70,9 @@ class PackedModel:
             return self._inputs[[number % len(self._inputs) for number in range(count)]]
         shape = image_shape(self.dense)
         if shape is None:
-            raise MissingError(f"{self.path}: its model does not say what images it takes: pass inputs=, a batch of some")
+            raise MissingError(
+                f"{self.path}: its model does not say what images it takes: pass inputs=, a batch of some"
+            )
         return torch.randn(count, *shape, generator=torch.Generator().manual_seed(_SEED))
 
     @cached_property

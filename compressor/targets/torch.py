@@ -13,6 +13,9 @@ from compressor.deployment.target import Target
 
 __all__ = ["Torch"]
 
+_TRACES = {"stack_trace", "nn_module_stack", "source_fn_stack", "torch_fn", "from_node"}
+"""What the program says of the source code it was made from: half of a small file, and paths of this machine."""
+
 
 @register
 @dataclass(frozen=True)
@@ -32,6 +35,10 @@ class Torch(Target):
 
         shapes = ({0: torch.export.Dim.DYNAMIC},)
         program = torch.export.export(model.load("packed"), (model.inputs(2),), dynamic_shapes=shapes)
+        program.example_inputs = None
+        for node in program.graph.nodes:
+            for key in _TRACES & node.meta.keys():
+                del node.meta[key]
         written = io.BytesIO()
         torch.export.save(program, written)
         return written.getvalue()
