@@ -24,6 +24,7 @@ from compressor.cli.compress import MODEL, compress
 from compressor.cli.convert import pack, unpack
 from compressor.cli.data import check_data
 from compressor.cli.evaluation import evaluate
+from compressor.cli.export import export, targets
 from compressor.cli.files import inspect
 from compressor.cli.sensitivity import sensitivity
 from compressor.formats.errors import CompressorError, printable
@@ -117,7 +118,11 @@ def show_help(ctx: click.Context, command: str | None) -> None:
 
 
 cli.add_command(compress, DefaultGroup.default)
-for command in (inspect, verify, diff, evaluate, pack, unpack, check_data, sensitivity, schemes, zoo, env, show_help):
+COMMANDS = (
+    inspect, verify, diff, evaluate, pack, unpack, export, check_data, sensitivity, schemes, targets, zoo, env,
+    show_help,
+)  # fmt: skip
+for command in COMMANDS:
     cli.add_command(command)
 
 

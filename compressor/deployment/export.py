@@ -91,7 +91,7 @@ def export(
     source = Path(path)
     with PackedFile.open(source, max_memory) as file:
         packed = PackedModel(file, source, model, inputs, max_memory)
-        written = Path(output) if output is not None else source.parent / target.file_name(packed)
+        written = Path(output) if output is not None else source.parent / target.file_name(source.stem)
         check_writable(written, force)
         data = target.build(packed)
         found: list[float] = []

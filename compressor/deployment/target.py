@@ -37,9 +37,9 @@ class Target(ABC):
     tolerance: ClassVar[float] = 1e-4
     """The largest difference allowed, as a share of the largest logit; 0: every bit is equal."""
 
-    def file_name(self, model: PackedModel) -> str:
-        """Returns the name of the file where none is asked for: that of the packed file with another ending."""
-        return model.path.stem + self.suffix
+    def file_name(self, stem: str) -> str:
+        """Returns the name of the file where none is asked for: ``stem``, of the packed file, with another ending."""
+        return stem + self.suffix
 
     @abstractmethod
     def build(self, model: PackedModel) -> bytes:

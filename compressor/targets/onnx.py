@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Onnx"]
 
-_OVERHEAD = 512  # bytes that nodes and names of a lookup take
+_NODE = 128  # bytes that a node takes with its names
+_OVERHEAD = 4 * _NODE  # bytes that a lookup takes besides its values
 
 
 @register
@@ -50,7 +51,8 @@ class Onnx(Target):
         computed = {name for node in lookup.nodes for name in node.output}
         exported = _slimmed(_exported(model, lookup.opset), computed)
         _insert(lookup, exported)
-        return exported.SerializeToString(deterministic=True)
+        data: bytes = exported.SerializeToString(deterministic=True)
+        return data
 
     def difference(self, written: Path, model: PackedModel) -> float:
         """Returns the difference of ONNX Runtime's logits."""
@@ -118,9 +120,9 @@ def _lookup(file: PackedFile) -> Lookup:
         if place is not None and holder in computed:
             lookup.slice(name, computed[holder], place)
     for name, raw in file.untouched.items():
-        if raw.value is not None and raw.dtype == "F32" and raw.shape:
+        if raw.value is not None and raw.dtype == "F32" and 4 * math.prod(raw.shape) > _NODE:
             lookup.constant(name, raw.value, raw.shape)
-        elif ITEM_SIZES[raw.stored] < ITEM_SIZES[raw.dtype]:
+        elif raw.value is None and math.prod(raw.shape) * (ITEM_SIZES[raw.dtype] - ITEM_SIZES[raw.stored]) > _NODE:
             values = from_storage(file.raw(name).data, raw.dtype).reshape(raw.shape)
             lookup.stored(name, values, raw.stored, raw.dtype)
     for alias, name in file.aliases.items():

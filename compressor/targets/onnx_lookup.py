@@ -135,7 +135,7 @@ class Lookup:
         return self._tables[number]
 
     def _indices(self, scope: str, indices: NDArray[Any], codewords: int, shape: Sequence[int]) -> str:
-        """Returns indices in a shape, int64 or int32: integers of ONNX's smallest type, or packed in bytes."""
+        """Returns indices in a shape, int64: integers of ONNX's smallest type, or packed in bytes."""
         width = max(1, (codewords - 1).bit_length())
         if width in _SMALL:
             kind, opset = _SMALL[width]
@@ -145,17 +145,16 @@ class Lookup:
             stored = self._constant(f"{scope}/indices", indices.reshape(shape))
         else:
             return self._unpacked(scope, indices, width, shape)
-        return self._op("Cast", scope, stored, to="INT64" if width > 8 else "INT32")
+        return self._op("Cast", scope, stored, to="INT64")
 
     def _unpacked(self, scope: str, indices: NDArray[Any], width: int, shape: Sequence[int]) -> str:
         """Returns indices of a width that no type has: eight of them are the digits of a number of that many bytes."""
         groups = -(-len(indices) // 8)
         data = pack_bits(np.pad(indices, (0, groups * 8 - len(indices))), width)
         octets = self._op("Cast", scope, self._raw(f"{scope}/indices", "UINT8", (groups, width), data), to="INT64")
-        places = self._constant(f"packed/octets.{width}", np.int64(1) << 8 * np.arange(width))
+        places = self._constant(f"packed/octets.{width}", np.int64(1) << 8 * np.arange(width)[:, None])
         digits = self._constant(f"packed/digits.{width}", np.int64(1) << width * np.arange(8))
-        products = self._op("Mul", scope, octets, places)
-        numbers = self._op("ReduceSum", scope, products, self._constant("packed/last", np.array([1])), keepdims=1)
+        numbers = self._op("MatMul", scope, octets, places)  # ONNX Runtime's ReduceSum of int64 rounds
         base = self._constant(f"packed/base.{width}", np.int64(1 << width))
         fields = self._reshape(scope, self._op("Mod", scope, self._op("Div", scope, numbers, digits), base), (-1,))
         fields = self._head(scope, fields, len(indices), axis=0) if groups * 8 > len(indices) else fields
@@ -188,7 +187,7 @@ class Lookup:
         if isinstance(attributes.get("to"), str):
             attributes["to"] = TensorProto.DataType.Value(attributes["to"])
         output = output or f"{scope}/{operator}.{len(self.nodes)}"
-        self.nodes.append(helper.make_node(operator, inputs, [output], name=f"{output}/node", **attributes))
+        self.nodes.append(helper.make_node(operator, inputs, [output], **attributes))
         return output
 
     def _cast(self, scope: str, value: str, dtype: str) -> str:

@@ -34,9 +34,9 @@ class Reader(Target):
         "are not read"
     )
 
-    def file_name(self, model: PackedModel) -> str:
+    def file_name(self, stem: str) -> str:
         """Returns a name that Python can import, the same for all packed files."""
-        del model
+        del stem
         return _SOURCE
 
     def build(self, model: PackedModel) -> bytes:

@@ -25,8 +25,8 @@ class Torch(Target):
     id: ClassVar[str] = "torch"
     suffix: ClassVar[str] = ".pt2"
     limits: ClassVar[str] = (
-        "indices take whole bits, so a file coded to fewer grows; the program itself takes about a megabyte, more than "
-        "a small network gains"
+        "indices take whole bits, so a file coded to fewer grows; the program itself takes several hundred kilobytes, "
+        "more than a small network gains; weights are expanded in every forward pass"
     )
 
     def build(self, model: PackedModel) -> bytes:
