@@ -62,7 +62,7 @@ def export(
 
 
 def _show(done: Exported) -> None:
-    equal = "every tensor equal" if not done.difference else f"logits within {done.difference:.1e} of the largest"
+    equal = f"logits within {done.difference:.1e} of the largest" if done.difference else "equal bit for bit"
     click.echo(f"{done.path}  {done.exported:,} bytes, run and compared: {equal}")
     rows = [("dense", done.dense), ("packed", done.packed), (done.target, done.exported)]
     print_table([[name, f"{size:,} bytes", f"{percent(size / done.dense)} of dense"] for name, size in rows])

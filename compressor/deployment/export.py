@@ -99,7 +99,7 @@ def export(
                          force=force)  # fmt: skip
         return Exported(
             written, target.id, dense_size(file), file.source.size, len(data), found[0], target.limits,
-            target.usage(written),
+            target.usage(written, source),
         )  # fmt: skip
 
 

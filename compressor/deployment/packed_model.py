@@ -44,14 +44,13 @@ class PackedModel:
     @cached_property
     def dense(self) -> nn.Module:
         """The model with all weights expanded, in eval mode; not to be changed."""
-        return self.load("dense")
+        return self.load()
 
-    def load(self, weights: str) -> nn.Module:
-        """Returns another copy of the model, in eval mode: with "dense" or with "packed" weights."""
+    def load(self) -> nn.Module:
+        """Returns another such model, to be changed."""
         from compressor.formats.loader import load
 
-        module = copy.deepcopy(self._module)
-        return load(self.path, module, weights=weights, max_memory=self._max_memory).requires_grad_(False)
+        return load(self.path, copy.deepcopy(self._module), max_memory=self._max_memory).requires_grad_(False)
 
     def inputs(self, count: int) -> Tensor:
         """Returns a batch of inputs, the same in every call: random images, or of those that the caller gave.

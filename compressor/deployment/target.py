@@ -62,5 +62,5 @@ class Target(ABC):
         """
 
     @abstractmethod
-    def usage(self, path: Path) -> str:
-        """Returns a line of code or of a shell that runs or reads the file at a path."""
+    def usage(self, path: Path, packed: Path) -> str:
+        """Returns a line of code or of a shell that runs or reads the file at ``path``, written for ``packed``."""

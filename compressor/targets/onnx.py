@@ -64,8 +64,9 @@ class Onnx(Target):
         (logits,) = session.run(None, {session.get_inputs()[0].name: images.numpy()})
         return model.difference(torch.from_numpy(logits))
 
-    def usage(self, path: Path) -> str:
+    def usage(self, path: Path, packed: Path) -> str:
         """Returns the line of Python that gives the logits."""
+        del packed
         return f'onnxruntime.InferenceSession({str(path)!r}).run(None, {{"images": images}})'
 
 

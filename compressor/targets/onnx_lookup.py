@@ -71,28 +71,28 @@ class Lookup:
             weights = self._from_table(scope, site, book, number)
         for operator, values in (("Mul", site.scale), ("Add", site.offset)):
             if values is not None:
-                weights = self._op(operator, scope, weights, self._per_entry(f"{scope}/{operator}", values, site))
+                weights = self._op(operator, weights, self._per_entry(f"{scope}/{operator}", values, site))
         if site.dtype != "F32":
-            self._cast(scope, weights, site.dtype)
+            self._cast(weights, site.dtype)
         self.nodes[-1].output[0] = name
 
     def stored(self, name: str, values: NDArray[np.float32], stored: str, dtype: str) -> None:
         """Adds an untouched tensor that is stored in another float dtype than its own."""
-        self._cast(name, self._raw(f"{name}/stored", _KINDS[stored], values.shape, to_storage(values, stored)), dtype)
+        self._cast(self._raw(f"{name}/stored", _KINDS[stored], values.shape, to_storage(values, stored)), dtype)
         self.nodes[-1].output[0] = name
 
     def constant(self, name: str, value: float, shape: Sequence[int]) -> None:
         """Adds a float32 tensor all of whose entries are the same."""
         one = self._constant(f"{name}/value", np.float32(value))
-        self._op("Expand", name, one, self._shape(shape), output=name)
+        self._op("Expand", one, self._shape(shape), output=name)
 
     def alias(self, name: str, tied: str) -> None:
         """Adds another name of a tensor."""
-        self._op("Identity", name, tied, output=name)
+        self._op("Identity", tied, output=name)
 
     def slice(self, name: str, stack: str, place: int) -> None:
         """Adds a tensor that is a slice of another along axis 0."""
-        self._op("Gather", name, stack, self._constant(f"{name}/place", np.int64(place)), output=name, axis=0)
+        self._op("Gather", stack, self._constant(f"{name}/place", np.int64(place)), output=name, axis=0)
 
     # -- shared tensors
 
@@ -105,25 +105,25 @@ class Lookup:
             starts = self._per_entry(f"{scope}/book", np.arange(books, dtype=np.int64) * codewords, site)
             if length > 1:  # all entries of a row of vectors are in one group, along another axis than theirs
                 order = [*(axis for axis in range(len(site.shape)) if axis != site.vector_axis), site.vector_axis]
-                starts = self._op("Transpose", scope, starts, perm=order)
-            indices = self._op("Add", scope, indices, starts)
+                starts = self._op("Transpose", starts, perm=order)
+            indices = self._op("Add", indices, starts)
         table = self._table(number, book)
         if length == 1:
-            return self._op("Gather", scope, table, indices, axis=0)
-        rows = self._op("Gather", scope, table, indices, axis=0)  # [..., vectors, length]
-        rows = self._reshape(scope, rows, (*axes[:-1], axes[-1] * length))
+            return self._op("Gather", table, indices, axis=0)
+        rows = self._op("Gather", table, indices, axis=0)  # [..., vectors, length]
+        rows = self._reshape(rows, (*axes[:-1], axes[-1] * length))
         if axes[-1] * length > site.shape[site.vector_axis]:
-            rows = self._head(scope, rows, site.shape[site.vector_axis], axis=len(axes) - 1)
+            rows = self._head(rows, site.shape[site.vector_axis], axis=len(axes) - 1)
         order = list(range(len(axes) - 1))
         order.insert(site.vector_axis, len(axes) - 1)
-        return self._op("Transpose", scope, rows, perm=order)
+        return self._op("Transpose", rows, perm=order)
 
     def _evenly_spaced(self, scope: str, site: SharedTensor, grid: Grid) -> str:
         """Returns ``start + index * step``, computed in float64 and rounded once, as the file says."""
-        indices = self._op("Cast", scope, self._indices(scope, site.indices, grid.count, site.shape), to="DOUBLE")
-        product = self._op("Mul", scope, indices, self._constant(f"{scope}/step", np.float64(grid.step)))
-        total = self._op("Add", scope, product, self._constant(f"{scope}/start", np.float64(grid.start)))
-        return self._cast(scope, total, "F32")
+        indices = self._op("Cast", self._indices(scope, site.indices, grid.count, site.shape), to="DOUBLE")
+        product = self._op("Mul", indices, self._constant(f"{scope}/step", np.float64(grid.step)))
+        total = self._op("Add", product, self._constant(f"{scope}/start", np.float64(grid.start)))
+        return self._cast(total, "F32")
 
     def _table(self, number: int, book: Codebook) -> str:
         """Returns the table of a codebook, float32[B * K] or float32[B * K, d]; each is stored once."""
@@ -145,20 +145,20 @@ class Lookup:
             stored = self._constant(f"{scope}/indices", indices.reshape(shape))
         else:
             return self._unpacked(scope, indices, width, shape)
-        return self._op("Cast", scope, stored, to="INT64")
+        return self._op("Cast", stored, to="INT64")
 
     def _unpacked(self, scope: str, indices: NDArray[Any], width: int, shape: Sequence[int]) -> str:
         """Returns indices of a width that no type has: eight of them are the digits of a number of that many bytes."""
         groups = -(-len(indices) // 8)
         data = pack_bits(np.pad(indices, (0, groups * 8 - len(indices))), width)
-        octets = self._op("Cast", scope, self._raw(f"{scope}/indices", "UINT8", (groups, width), data), to="INT64")
+        octets = self._op("Cast", self._raw(f"{scope}/indices", "UINT8", (groups, width), data), to="INT64")
         places = self._constant(f"packed/octets.{width}", np.int64(1) << 8 * np.arange(width)[:, None])
         digits = self._constant(f"packed/digits.{width}", np.int64(1) << width * np.arange(8))
-        numbers = self._op("MatMul", scope, octets, places)  # ONNX Runtime's ReduceSum of int64 rounds
+        numbers = self._op("MatMul", octets, places)  # ONNX Runtime's ReduceSum of int64 rounds
         base = self._constant(f"packed/base.{width}", np.int64(1 << width))
-        fields = self._reshape(scope, self._op("Mod", scope, self._op("Div", scope, numbers, digits), base), (-1,))
-        fields = self._head(scope, fields, len(indices), axis=0) if groups * 8 > len(indices) else fields
-        return self._reshape(scope, fields, shape)
+        fields = self._reshape(self._op("Mod", self._op("Div", numbers, digits), base), (-1,))
+        fields = self._head(fields, len(indices), axis=0) if groups * 8 > len(indices) else fields
+        return self._reshape(fields, shape)
 
     def _per_entry(self, scope: str, per_group: NDArray[Any], site: SharedTensor) -> str:
         """Returns one value a group in a shape that broadcasts over the tensor; repeats them only for blocks."""
@@ -167,10 +167,10 @@ class Lookup:
             return self._group_values(scope, per_group, site, tuple(sizes))
         count, blocks = math.prod(site.shape), len(per_group)
         column = self._group_values(scope, per_group, site, (-1, 1))
-        spread = self._op("Expand", scope, column, self._shape((blocks, site.block)))
-        flat = self._reshape(scope, spread, (-1,))
-        flat = self._head(scope, flat, count, axis=0) if blocks * site.block > count else flat
-        return self._reshape(scope, flat, site.shape)
+        spread = self._op("Expand", column, self._shape((blocks, site.block)))
+        flat = self._reshape(spread, (-1,))
+        flat = self._head(flat, count, axis=0) if blocks * site.block > count else flat
+        return self._reshape(flat, site.shape)
 
     def _group_values(self, scope: str, values: NDArray[Any], site: SharedTensor, shape: tuple[int, ...]) -> str:
         shaped = values.reshape(shape)
@@ -180,26 +180,26 @@ class Lookup:
 
     # -- nodes and constants
 
-    def _op(self, operator: str, scope: str, *inputs: str, output: str = "", **attributes: Any) -> str:
+    def _op(self, operator: str, *inputs: str, output: str = "", **attributes: Any) -> str:
         """Adds a node, and returns the name of its output."""
         from onnx import TensorProto, helper
 
         if isinstance(attributes.get("to"), str):
             attributes["to"] = TensorProto.DataType.Value(attributes["to"])
-        output = output or f"{scope}/{operator}.{len(self.nodes)}"
+        output = output or f"packed/{len(self.nodes)}"
         self.nodes.append(helper.make_node(operator, inputs, [output], **attributes))
         return output
 
-    def _cast(self, scope: str, value: str, dtype: str) -> str:
-        return self._op("Cast", scope, value, to=_KINDS[dtype])
+    def _cast(self, value: str, dtype: str) -> str:
+        return self._op("Cast", value, to=_KINDS[dtype])
 
-    def _reshape(self, scope: str, value: str, shape: Sequence[int]) -> str:
-        return self._op("Reshape", scope, value, self._shape(shape))
+    def _reshape(self, value: str, shape: Sequence[int]) -> str:
+        return self._op("Reshape", value, self._shape(shape))
 
-    def _head(self, scope: str, value: str, size: int, axis: int) -> str:
+    def _head(self, value: str, size: int, axis: int) -> str:
         """Returns the first ``size`` entries along an axis."""
         bounds = [self._constant(f"packed/number.{number}", np.array([number])) for number in (0, size, axis)]
-        return self._op("Slice", scope, value, *bounds)
+        return self._op("Slice", value, *bounds)
 
     def _shape(self, shape: Sequence[int]) -> str:
         return self._constant(f"packed/shape.{'x'.join(map(str, shape))}", np.array(shape, np.int64))
@@ -214,7 +214,7 @@ class Lookup:
     def _floats(self, name: str, values: NDArray[np.float32], dtype: str) -> str:
         """Adds a constant as the float dtype that stores it, and returns its values in float32."""
         stored = self._raw(name, _KINDS[dtype], values.shape, to_storage(values, dtype))
-        return stored if dtype == "F32" else self._cast(name, stored, "F32")
+        return stored if dtype == "F32" else self._cast(stored, "F32")
 
     def _raw(self, name: str, kind: str, shape: Sequence[int], data: bytes) -> str:
         """Adds a constant by its bytes."""

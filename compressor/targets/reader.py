@@ -51,9 +51,9 @@ class Reader(Target):
         alike = arrays.keys() == expected.keys() and all(_same(arrays[name], expected[name]) for name in expected)
         return 0.0 if alike else float("inf")
 
-    def usage(self, path: Path) -> str:
+    def usage(self, path: Path, packed: Path) -> str:
         """Returns the command that writes all arrays as numpy's ``.npz``."""
-        return f"python {path} FILE.safetensors FILE.npz"
+        return f"python {path} {packed} {packed.stem}.npz"
 
 
 def _arrays(file: PackedFile) -> dict[str, NDArray[Any]]:

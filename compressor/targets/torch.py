@@ -33,8 +33,11 @@ class Torch(Target):
         """Returns the program of the packed model, for batches of any size."""
         import torch
 
-        shapes = ({0: torch.export.Dim.DYNAMIC},)
-        program = torch.export.export(model.load("packed"), (model.inputs(2),), dynamic_shapes=shapes)
+        from compressor.formats.inference.packed_weight import install, read_packed
+
+        module = model.load()
+        install(read_packed(model.file, module, virtual=False), module)
+        program = torch.export.export(module, (model.inputs(2),), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))
         program.example_inputs = None
         for node in program.graph.nodes:
             for key in _TRACES & node.meta.keys():
@@ -51,6 +54,7 @@ class Torch(Target):
         with open(written, "rb") as file, torch.no_grad():
             return model.difference(torch.export.load(file).module()(images))
 
-    def usage(self, path: Path) -> str:
+    def usage(self, path: Path, packed: Path) -> str:
         """Returns the line of Python that gives the logits."""
+        del packed
         return f"logits = torch.export.load({str(path)!r}).module()(images)"
