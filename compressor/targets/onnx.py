@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["Onnx"]
 
 _NODE = 128  # bytes that a node takes with its names
+_LARGEST = 1 << 32  # whole numbers below it take fewer bytes than eight
 _OVERHEAD = 4 * _NODE  # bytes that a lookup takes besides its values
 
 
@@ -50,6 +51,8 @@ class Onnx(Target):
         lookup = Lookup() if self.dense else _lookup(model.file)
         computed = {name for node in lookup.nodes for name in node.output}
         exported = _slimmed(_exported(model, lookup.opset), computed)
+        if not self.dense:
+            _narrow(lookup, exported)
         _insert(lookup, exported)
         data: bytes = exported.SerializeToString(deterministic=True)
         return data
@@ -129,6 +132,18 @@ def _lookup(file: PackedFile) -> Lookup:
     for alias, name in file.aliases.items():
         lookup.alias(alias, name)
     return lookup
+
+
+def _narrow(lookup: Lookup, exported: ModelProto) -> None:
+    """Moves large constants of whole numbers, such as indices of relative positions, into a lookup."""
+    from onnx import TensorProto, numpy_helper
+
+    constants = exported.graph.initializer
+    for tensor in [tensor for tensor in constants if tensor.data_type == TensorProto.INT64]:
+        values = numpy_helper.to_array(tensor)
+        if values.nbytes > _OVERHEAD and values.min() >= 0 and values.max() < _LARGEST:
+            lookup.integers(tensor.name, values)
+            constants.remove(tensor)
 
 
 def _insert(lookup: Lookup, exported: ModelProto) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -85,6 +86,13 @@ class Lookup:
         """Adds a float32 tensor all of whose entries are the same."""
         one = self._constant(f"{name}/value", np.float32(value))
         self._op("Expand", one, self._shape(shape), output=name)
+
+    def integers(self, name: str, values: NDArray[np.int64]) -> None:
+        """Adds whole numbers, from 0 on, as the smallest type that has them; equal ones are stored once."""
+        narrow = values.astype(index_dtype(int(values.max()) + 1))
+        digest = hashlib.sha256(narrow.tobytes()).hexdigest()[:16]
+        shape = "x".join(map(str, values.shape))
+        self._op("Cast", self._constant(f"packed/integers.{shape}.{digest}", narrow), output=name, to="INT64")
 
     def alias(self, name: str, tied: str) -> None:
         """Adds another name of a tensor."""

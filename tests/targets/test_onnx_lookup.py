@@ -97,7 +97,14 @@ def test_other_tensors() -> None:
     lookup.constant("ones", 1.0, (2, 3))
     lookup.slice("row", "ones", 1)
     lookup.alias("again", "stored")
-    stored, ones, row, again = run(lookup, "stored", "ones", "row", "again")
+    for name in ("places", "same"):
+        lookup.integers(name, np.arange(300)[:, None])
+    stored, ones, row, again, places, same = run(lookup, "stored", "ones", "row", "again", "places", "same")
+    np.testing.assert_array_equal(places, np.arange(300)[:, None])
+    np.testing.assert_array_equal(same, places)
+    assert [tensor.data_type for name, tensor in lookup.constants.items() if "integers" in name] == [
+        onnx.TensorProto.UINT16
+    ]
     np.testing.assert_array_equal(stored, half)
     np.testing.assert_array_equal(again, half)
     np.testing.assert_array_equal(ones, np.ones((2, 3)))

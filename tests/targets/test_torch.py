@@ -35,7 +35,7 @@ for count in (1, 5):
 def test_it_runs_without_us_and_without_timm(timm_file: Path, tmp_path: Path) -> None:
     compressor.export(timm_file, "torch", tmp_path / "net.pt2")
     model = compressor.load(timm_file)
-    images = torch.randn(5, 1, 96, 96, generator=torch.Generator().manual_seed(1))
+    images = torch.randn(5, 1, 160, 160, generator=torch.Generator().manual_seed(1))
     np.save(tmp_path / "images.npy", images.numpy())
     subprocess.run([sys.executable, "-c", ALONE], cwd=tmp_path, check=True)
     with torch.no_grad():
