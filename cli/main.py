@@ -25,6 +25,7 @@ from compressor.cli.compress import MODEL, compress
 from compressor.cli.convert import pack, unpack
 from compressor.cli.data import check_data
 from compressor.cli.evaluation import evaluate
+from compressor.cli.export import export, targets
 from compressor.cli.files import inspect
 from compressor.cli.init import init
 from compressor.cli.report import report
@@ -127,7 +128,11 @@ def show_help(ctx: click.Context, command: str | None) -> None:
 
 cli.add_command(compress, DefaultGroup.default)
 COMMANDS = (
+<<<<<<< HEAD
     inspect, verify, diff, evaluate, pack, unpack, check_data, sensitivity, init, sweep, report, schemes, zoo, env,
+=======
+    inspect, verify, diff, evaluate, pack, unpack, export, check_data, sensitivity, schemes, targets, zoo, env,
+>>>>>>> exports
     show_help,
 )  # fmt: skip
 for command in COMMANDS:

@@ -1,0 +1,114 @@
+"""Exporting a packed file: the file is built, written atomically, run and compared with ours before it has its name."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from compressor.deployment.packed_model import PackedModel
+from compressor.deployment.registry import make_target
+from compressor.deployment.target import Target
+from compressor.formats.errors import IntegrityError
+from compressor.formats.file.reader import PackedFile
+from compressor.formats.io.atomic import check_writable, write_atomically
+from compressor.report.report import dense_size
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+__all__ = ["Exported", "export"]
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A file that was written for another runtime.
+
+    Args:
+        path: of the file.
+        target: id of the target.
+        dense: bytes of the plain ``.safetensors`` file of the same tensors.
+        packed: bytes of the packed file.
+        exported: bytes of the file.
+        difference: the largest difference of logits from those of the packed file, over the largest logit; 0 where all
+            tensors are equal bit for bit.
+        limits: what the file can not do or not hold, in one line.
+        usage: a line that runs or reads it.
+    """
+
+    path: Path
+    target: str
+    dense: int
+    packed: int
+    exported: int
+    difference: float
+    limits: str
+    usage: str
+
+
+def export(
+    path: str | os.PathLike[str],
+    to: str,
+    output: str | os.PathLike[str] | None = None,
+    *,
+    force: bool = False,
+    model: nn.Module | None = None,
+    inputs: Tensor | None = None,
+    max_memory: int | None = None,
+    **settings: Any,
+) -> Exported:
+    """Writes a packed file for another runtime, runs what was written, and compares it.
+
+    Args:
+        path: the packed file.
+        to: id of a target: ``compress targets`` lists them.
+        output: the file to write; None, the default, for one beside the packed file.
+        force: whether an existing file is replaced.
+        model: the module to load into, for a file that names no timm model.
+        inputs: a batch of two or more inputs of the model; None, the default, for random images of the size it takes.
+        max_memory: as for ``compressor.load``.
+        **settings: of the target.
+
+    Returns:
+        The sizes of all forms, and how far the logits are from those of the packed file.
+
+    Raises:
+        UsageError: there is no such target or setting, or the file exists.
+        MissingError: a package that the target needs is not installed, or the model cannot be built.
+        UnsupportedError: the target cannot hold this model.
+        IntegrityError: what was written computes something else. No file is there then.
+        FileError: the packed file is damaged, hostile or of another kind.
+
+    Example:
+        >>> import tempfile
+        >>> from compressor.model_zoo import packed_path
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     export(packed_path("zoo:test_resnet-tiny"), "reader", f"{folder}/packed_reader.py").difference
+        0.0
+    """
+    target = make_target(to, settings)
+    source = Path(path)
+    with PackedFile.open(source, max_memory) as file:
+        packed = PackedModel(file, source, model, inputs, max_memory)
+        written = Path(output) if output is not None else source.parent / target.file_name(source.stem)
+        check_writable(written, force)
+        data = target.build(packed)
+        found: list[float] = []
+        write_atomically(written, data, verify=lambda temporary: found.append(_compare(target, temporary, packed)),
+                         force=force)  # fmt: skip
+        return Exported(
+            written, target.id, dense_size(file), file.source.size, len(data), found[0], target.limits,
+            target.usage(written, source),
+        )  # fmt: skip
+
+
+def _compare(target: Target, written: Path, packed: PackedModel) -> float:
+    """Returns the difference of what was written; raises IntegrityError where it is more than rounding."""
+    difference = target.difference(written, packed)
+    if not difference <= target.tolerance:  # which a NaN is not, either
+        raise IntegrityError(
+            f"target {target.id!r}: what was written for {packed.path} differs by {difference:.2g} of the largest "
+            f"logit, expected at most {target.tolerance:g}: please report this"
+        )
+    return difference

@@ -1,0 +1,118 @@
+"""What an export refuses, before anything is built."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
+import torch
+from torch import nn
+
+import compressor
+from compressor.deployment.packed_model import PackedModel
+from compressor.deployment.registry import REFUSED, TARGETS, make_target, register
+from compressor.deployment.target import Target
+from compressor.formats.errors import MissingError, ResourceError, UsageError
+from compressor.formats.file.reader import PackedFile
+from tests.helpers.file_commands import pack_module, timm_file
+
+__all__ = ["timm_file"]  # the fixture
+
+
+@pytest.mark.parametrize("name", [*REFUSED, "GGUF", ".gguf"])
+def test_a_format_without_tables_is_refused_with_what_to_do(name: str, timm_file: Path) -> None:
+    with pytest.raises(UsageError, match=f"cannot be exported to '{name}': .*compress unpack FILE -o FOLDER"):
+        compressor.export(timm_file, name)
+
+
+def test_a_misspelt_target_is_told_the_nearest() -> None:
+    name = sorted(TARGETS)[0]
+    with pytest.raises(UsageError, match=f"no target '{name}z'. Did you mean '{name}'?"):
+        make_target(f"{name}z", {})
+
+
+@dataclass(frozen=True)
+class Spy(Target):
+    """Compares logits that a function of the test makes."""
+
+    id: ClassVar[str] = "spy"
+    suffix: ClassVar[str] = ".spy"
+    packages: ClassVar[tuple[str, ...]] = ()
+    install: ClassVar[str] = "spy[all]"
+    limits: ClassVar[str] = "none"
+    error: float = 0.0
+
+    def build(self, model: PackedModel) -> bytes:
+        return b"text"
+
+    def difference(self, written: Path, model: PackedModel) -> float:
+        assert written.read_bytes() == b"text"
+        images, logits = model.compared
+        assert not images.equal(model.inputs(2))
+        return model.difference(logits + self.error * logits.abs().max())
+
+    def usage(self, path: Path, packed: Path) -> str:
+        return f"cat {path} {packed}"
+
+
+@pytest.fixture
+def spy(monkeypatch: pytest.MonkeyPatch) -> type[Spy]:
+    """Registers a target for one test."""
+    TARGETS.built_in()
+    monkeypatch.setattr(TARGETS, "_classes", dict(TARGETS._classes))
+    return register(Spy)
+
+
+def test_what_it_needs_is_named_with_the_command_that_installs_it(
+    spy: type[Spy], timm_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(spy, "packages", ("json", "absent_package"))
+    with pytest.raises(MissingError, match=r"needs absent_package, .*python -m pip install 'spy\[all\]'"):
+        compressor.export(timm_file, "spy", tmp_path / "out")
+
+
+def test_rounding_is_accepted_and_more_is_not(spy: type[Spy], timm_file: Path, tmp_path: Path) -> None:
+    done = compressor.export(timm_file, "spy", tmp_path / "out", error=5e-5)
+    assert done.difference == pytest.approx(5e-5, rel=0.01)
+    with pytest.raises(compressor.formats.errors.IntegrityError, match=r"differs by 0\.0002 of the largest logit"):
+        compressor.export(timm_file, "spy", tmp_path / "worse", error=2e-4)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_what_exists_is_replaced_only_where_asked_for(spy: type[Spy], timm_file: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").write_text("mine")
+    with pytest.raises(UsageError, match="exists"):
+        compressor.export(timm_file, "spy", tmp_path / "out")
+    assert (tmp_path / "out").read_text() == "mine"
+    assert compressor.export(timm_file, "spy", tmp_path / "out", force=True).exported == 4
+    with pytest.raises(ResourceError, match="does not exist"):
+        compressor.export(timm_file, "spy", tmp_path / "no" / "out")
+
+
+def test_by_default_it_is_beside_the_packed_file(spy: type[Spy], timm_file: Path, tmp_path: Path) -> None:
+    packed = tmp_path / "net.safetensors"
+    packed.write_bytes(timm_file.read_bytes())
+    assert compressor.export(packed, "spy").path == tmp_path / "net.spy"
+
+
+def test_a_module_of_ones_own_needs_inputs(spy: type[Spy], tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    module, packed = nn.Sequential(nn.Linear(64, 64)), tmp_path / "own.safetensors"
+    pack_module(packed, module)
+    with pytest.raises(MissingError, match="names no timm model"):
+        compressor.export(packed, "spy", tmp_path / "out")
+    with pytest.raises(MissingError, match="pass inputs="):
+        compressor.export(packed, "spy", tmp_path / "out", model=module)
+    with pytest.raises(UsageError, match="a batch of 1, expected two or more"):
+        compressor.export(packed, "spy", tmp_path / "out", model=module, inputs=torch.randn(1, 64))
+    done = compressor.export(packed, "spy", tmp_path / "out", model=module, inputs=torch.randn(2, 64))
+    assert done.difference == 0
+
+
+def test_images_have_the_size_that_the_file_names(timm_file: Path) -> None:
+    with PackedFile.open(timm_file) as file:
+        model = PackedModel(file, timm_file)
+        assert model.inputs(3).shape == (3, 1, 160, 160)
+        assert model.inputs(3).equal(model.inputs(3))
