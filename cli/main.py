@@ -30,11 +30,8 @@ from compressor.cli.files import inspect
 from compressor.cli.init import init
 from compressor.cli.report import report
 from compressor.cli.sensitivity import sensitivity
-<<<<<<< HEAD
 from compressor.cli.show import Invocation, styled
-=======
 from compressor.cli.sweep import sweep
->>>>>>> sweep
 from compressor.formats.errors import CompressorError, printable
 
 __all__ = ["cli", "main"]
@@ -128,11 +125,8 @@ def show_help(ctx: click.Context, command: str | None) -> None:
 
 cli.add_command(compress, DefaultGroup.default)
 COMMANDS = (
-<<<<<<< HEAD
-    inspect, verify, diff, evaluate, pack, unpack, check_data, sensitivity, init, sweep, report, schemes, zoo, env,
-=======
-    inspect, verify, diff, evaluate, pack, unpack, export, check_data, sensitivity, schemes, targets, zoo, env,
->>>>>>> exports
+    inspect, verify, diff, evaluate, pack, unpack, export, check_data, sensitivity, init, sweep, report, schemes,
+    targets, zoo, env,
     show_help,
 )  # fmt: skip
 for command in COMMANDS:
