@@ -15,12 +15,15 @@ from typing import Any
 
 import click
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 from compressor.cli import sweep_row
 from compressor.cli.compress import compress
 from compressor.cli.main import run
 from compressor.cli.sweep_options import SINGLE, words
-from tests.helpers.file_commands import Ran, type_
+from tests.helpers.file_commands import Ran, pack_module, type_
+from tests.helpers.tiny import few_digits, tiny
 
 __all__ = ["type_"]  # the fixture
 
@@ -146,6 +149,8 @@ def test_a_file_that_cannot_be_is_refused(type_: Callable[..., Ran], text: str, 
         (["--target-size", "20KB", "--scheme", "learnt,wfn"], 2, "row wfn-target-size20000: "),
         (["-o", "no/folder"], 2, "-o no/folder: folder no does not exist: make it first"),
         (["--bits", "2", "--dataset", "nonsense"], 4, "nonsense"),
+        (["--bits", "2", "--finalists", "1", "--from-scratch"], 2, "--finalists: --from-scratch has no dense model"),
+        (["--bits", "2", "--finalists", "1", "--pretrained"], 2, "--finalists: nothing is trained without data"),
     ],
 )
 def test_what_any_row_would_refuse_is_refused_before(
@@ -168,6 +173,23 @@ def test_a_folder_of_another_sweep_is_refused(type_: Callable[..., Ran]) -> None
     code, _, (line,) = type_("sweep", "test_resnet", "--bits", "2", "-o", "s")
     assert code == 2
     assert "s/sweep.json: not the notes of a sweep" in line
+
+
+def test_untrained_files_are_judged_by_their_answers_to_training_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    from compressor.cli.configs import Request
+    from compressor.cli.sweep_finalists import divergences
+
+    monkeypatch.setattr("compressor.cli.setup.load_data", lambda *_, **__: few_digits())
+    torch.manual_seed(0)
+    save_file(tiny().state_dict(), "dense.safetensors")
+    for bits in (1, 3, 8):
+        net = tiny()
+        net.load_state_dict(load_file("dense.safetensors"))
+        pack_module(f"{bits}.safetensors", net, bits, {"num_classes": 10, "in_chans": 1})
+    values = {"checkpoint_path": Path("dense.safetensors"), "dataset": "digits", "dry_run": True}
+    request = Request.from_command_line("tiny", values)
+    found = divergences(request, {str(bits): Path(f"{bits}.safetensors") for bits in (1, 3, 8)})
+    assert found["1"] > 2 * found["3"] > 4 * found["8"] > 0
 
 
 class Commands:
