@@ -10,7 +10,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,7 @@ import click
 
 from compressor.cli.click_options import click_options, from_values
 from compressor.cli.compress import MODEL, SectionedCommand
+from compressor.cli.configs import Request
 from compressor.cli.show import percent, print_json, print_table, say
 from compressor.cli.sweep_options import SWEEP_OPTIONS, Plan, SweepConfig, given, read_plan, words
 from compressor.config_fields import config_fields
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 __all__ = ["sweep"]
 
 SCHEMA_VERSION = 1
-DENSE, FACTS = "dense.safetensors", "sweep.json"
+DENSE, FACTS, UNTRAINED = "dense.safetensors", "sweep.json", "untrained"
 
 
 @click.pass_context
@@ -42,8 +43,11 @@ def _sweep(ctx: click.Context, /, model: str, **values: Any) -> None:
     names = {one.name for one in config_fields(SweepConfig)}
     values = {name: value for name, value in values.items() if name not in names}
     plan = read_plan(model, given(ctx, values))
-    requests = {row.name: plan.request(row, dry_run=True) for row in plan.rows}
-    folder = own.folder or Path(f"{next(iter(requests.values())).model.label}-sweep")
+    request, *_ = (plan.request(row, dry_run=True) for row in plan.rows)  # which checks all of them
+    folder = own.folder or Path(f"{request.model.label}-sweep")
+    if own.finalists is not None and (request.post_training or request.model.from_scratch):
+        what = "--from-scratch has no dense model" if request.model.from_scratch else "nothing is trained without data"
+        raise UsageError(f"--finalists: {what}; leave it out")
     if own.dry_run:
         _show_plan(plan, folder, own.as_json)
         return
@@ -80,34 +84,77 @@ def _check_rows(plan: Plan) -> None:
 
 def _run(plan: Plan, folder: Path, own: SweepConfig) -> dict[str, str]:
     """Runs the rows that are not recorded yet; returns why rows failed."""
-    from compressor.sweep.leases import Leases, SoleLeases
     from compressor.sweep.ledger import Ledger
-    from compressor.sweep.workers import Worker
 
-    ledger = Ledger(folder)
-    ledger.rows.mkdir(exist_ok=True)
     alone = own.storage is None
     with holding(folder / FACTS) if alone else nullcontext(), _stoppable():
-        facts = _facts(plan, folder)
+        study = f"compress sweep {_facts(plan, folder)['id']}"
+        ledger = Ledger(folder)
         recorded = {entry.row for entry in ledger.entries()}
-        left = [row for row in plan.rows if row.name not in recorded]
-        say(f"{len(plan.rows)} rows in {folder}, {len(plan.rows) - len(left)} of them done before")
-        if not left:
+        done = sum(row.name in recorded for row in plan.rows)
+        say(f"{len(plan.rows)} rows in {folder}, {done} of them done before")
+        if done == len(plan.rows):
             return {}
-        fixed = _with_dense(plan, folder)
-        leases: Leases = SoleLeases()
-        if own.storage is not None:
-            from compressor.sweep.shared_leases import SharedLeases
-
-            leases = SharedLeases(own.storage, f"compress sweep {facts['id']}", own.heartbeat)
+        plan = replace(plan, fixed=_with_dense(plan, folder))
         _divide_processors(own.jobs)
-        worker = Worker(
-            ledger, leases, lambda row: _command(plan, ledger, fixed, row), own.jobs,
-            on_end=lambda entry: _say_entry(entry, ledger, plan),
-            on_failure=lambda row, why: say(f"failed  {row.name}  {printable(why)}"),
-            on_wait=lambda names: say(f"waiting for rows that other workers have: {', '.join(names)}"),
-        )  # fmt: skip
-        return worker.run(left)
+        failed: dict[str, str] = {}
+        if own.finalists is not None:
+            plan, failed = _with_finalists(plan, Ledger(folder / UNTRAINED), own, f"{study} {UNTRAINED}")
+        return {**failed, **_work(plan, ledger, own, study)}
+
+
+def _work(plan: Plan, ledger: Ledger, own: SweepConfig, study: str) -> dict[str, str]:
+    """Runs those rows of a plan that a ledger does not have; returns why rows failed."""
+    from compressor.sweep.leases import Leases, SoleLeases
+    from compressor.sweep.workers import Worker
+
+    ledger.rows.mkdir(parents=True, exist_ok=True)
+    leases: Leases = SoleLeases()
+    if own.storage is not None:
+        from compressor.sweep.shared_leases import SharedLeases
+
+        leases = SharedLeases(own.storage, study, own.heartbeat)
+    worker = Worker(
+        ledger, leases, lambda row: _command(plan, ledger, row), own.jobs,
+        on_end=lambda entry: _say_entry(entry, ledger, plan),
+        on_failure=lambda row, why: say(f"failed  {row.name}  {printable(why)}"),
+        on_wait=lambda names: say(f"waiting for rows that other workers have: {', '.join(names)}"),
+    )  # fmt: skip
+    recorded = {entry.row for entry in ledger.entries()}
+    return worker.run([row for row in plan.rows if row.name not in recorded])
+
+
+def _with_finalists(plan: Plan, ledger: Ledger, own: SweepConfig, study: str) -> tuple[Plan, dict[str, str]]:
+    """Returns a plan of the rows that are worth training, and why untrained ones failed."""
+    from compressor.cli.sweep_finalists import divergences
+    from compressor.sweep.finalists import by_sharing, finalists, untrained
+
+    assert own.finalists is not None
+    groups = {group[0].name: group for group in by_sharing(plan.rows)}
+    say(f"{len(groups)} configurations without training, to find {own.finalists} to train")
+    first = replace(plan, rows=[untrained(group[0]) for group in groups.values()])
+    failed = _work(first, ledger, own, study)
+    entries = {entry.row: entry for entry in ledger.entries() if entry.row in groups}
+    losses = divergences(_request(plan, plan.rows[0]), {name: ledger.file_of(one) for name, one in entries.items()})
+    chosen = finalists({name: (entries[name].outcome.bytes, loss) for name, loss in losses.items()}, own.finalists)
+    for name, loss in losses.items():
+        trained = "is trained" if name in chosen else "is not"
+        say(f"{name}  {entries[name].outcome.bytes:,} bytes  divergence from dense {loss:.3g}  {trained}")
+    return replace(plan, rows=[row for name in chosen for row in groups[name]]), failed
+
+
+def _request(plan: Plan, row: Row) -> Request:
+    """Returns what a row asks for, from the dense model of the sweep."""
+    return Request.from_command_line(plan.model, {**_values(plan, row), "dry_run": True})
+
+
+def _values(plan: Plan, row: Row) -> dict[str, Any]:
+    """Returns the options of a row, from the dense model of the sweep."""
+    values = {**plan.fixed, **row.options}
+    request = Request.from_command_line(plan.model, values)
+    if request.model.checkpoint_path is not None and not request.teacher.is_trained_here:
+        values.pop("baseline_epochs", None)  # there is none to train
+    return values
 
 
 def _facts(plan: Plan, folder: Path) -> dict[str, Any]:
@@ -163,14 +210,11 @@ def _write_dense(run: Any, path: Path) -> None:
     write_atomically(path, save(state))
 
 
-def _command(plan: Plan, ledger: Ledger, fixed: dict[str, Any], row: Row) -> RowCommand:
+def _command(plan: Plan, ledger: Ledger, row: Row) -> RowCommand:
     from compressor.sweep.workers import RowCommand
 
     output = str(ledger.rows / f"{row.name}.safetensors")
-    values = {**fixed, **row.options}
-    if "checkpoint_path" in values and not plan.request(row).teacher.is_trained_here:
-        values.pop("baseline_epochs", None)  # there is none to train
-    arguments = [plan.model, *words(values)]
+    arguments = [plan.model, *words(_values(plan, row))]
     return RowCommand(
         shown=shlex.join(["compress", *arguments, "-o", output]),
         arguments=[sys.executable, "-m", "compressor.cli.sweep_row", output, *arguments],
@@ -210,7 +254,7 @@ def _say_entry(entry: Entry, ledger: Ledger, plan: Plan) -> None:
 def _show_plan(plan: Plan, folder: Path, as_json: bool) -> None:
     from compressor.sweep.ledger import Ledger
 
-    commands = {row.name: _command(plan, Ledger(folder), dict(plan.fixed), row).shown for row in plan.rows}
+    commands = {row.name: _command(plan, Ledger(folder), row).shown for row in plan.rows}
     if as_json:
         rows = [{"row": row.name, "options": dict(row.options), "command": commands[row.name]} for row in plan.rows]
         print_json({"rows": rows})

@@ -41,6 +41,12 @@ class SweepConfig:
         flags=("-o", "--output"),
     )
     jobs: int = config_field(1, "Rows at once.", ge=1, metavar="N")
+    finalists: int | None = config_field(
+        None,
+        "Train only so many configurations: those whose untrained files answer most like dense at their size.",
+        ge=1,
+        metavar="N",
+    )
     storage: str | None = config_field(
         None,
         "Optuna's journal or database, by which several workers share the rows of one folder.",

@@ -10,13 +10,17 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-from compressor.formats.errors import FormatError, ResourceError
+from pydantic import TypeAdapter
+
+from compressor.formats.errors import FormatError, ResourceError, printable
 from compressor.formats.io.atomic import write_atomically
 from compressor.formats.io.locking import holding
 from compressor.sweep.outcome import Outcome
+from compressor.validation import one_line_errors
 
 __all__ = ["Entry", "Ledger", "waiting_for"]
 
@@ -49,13 +53,29 @@ class Entry:
         return json.dumps({"schema_version": SCHEMA_VERSION, **facts}, default=str)
 
     @classmethod
-    def from_line(cls, line: str | bytes) -> Entry:
-        """Reads a line; raises ValueError, KeyError or TypeError for what is none."""
-        facts = json.loads(line)
-        if facts["schema_version"] != SCHEMA_VERSION:
-            raise ValueError(f"schema version {facts['schema_version']}, expected {SCHEMA_VERSION}")
-        outcome = Outcome.from_dict(facts["outcome"])
-        return cls(facts["row"], facts["options"], facts["command"], facts["seconds"], outcome)
+    def from_line(cls, line: bytes, where: str) -> Entry:
+        """Reads a line, which may be of a stranger.
+
+        Args:
+            line: of JSON.
+            where: it stands, for errors.
+
+        Raises:
+            FormatError: it is none that ``line`` has written.
+        """
+        try:
+            facts = json.loads(line)
+        except ValueError as exc:
+            raise FormatError(f"{where}: not JSON ({exc})") from exc
+        if not isinstance(facts, dict) or facts.get("schema_version") != SCHEMA_VERSION:
+            raise FormatError(f"{where}: not a row of schema version {SCHEMA_VERSION}")
+        with one_line_errors(FormatError, lambda path: f"{where}: {printable(path)}", show_value=False):
+            return _adapter().validate_python(facts)
+
+
+@cache
+def _adapter() -> TypeAdapter[Entry]:
+    return TypeAdapter(Entry)
 
 
 class Ledger:
@@ -86,7 +106,8 @@ class Ledger:
         Raises:
             FormatError: a line is none that ``append`` has written.
         """
-        return [self._entry(number, line) for number, line in enumerate(self._whole_lines(), 1)]
+        lines = enumerate(self._whole_lines(), 1)
+        return [Entry.from_line(line, f"{self.path}, line {number}") for number, line in lines]
 
     def append(self, entry: Entry) -> bool:
         """Adds a row, and returns whether it was not there yet.
@@ -122,14 +143,6 @@ class Ledger:
         except FileNotFoundError:
             return []
         return content[: content.rfind(b"\n") + 1].splitlines(keep_ends)
-
-    def _entry(self, number: int, line: bytes) -> Entry:
-        try:
-            return Entry.from_line(line)
-        except (ValueError, KeyError, TypeError, AttributeError) as exc:
-            raise FormatError(
-                f"{self.path}, line {number}: not a row of a sweep ({exc!r}); delete the line, and its row runs again"
-            ) from exc
 
 
 @contextmanager

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
-from typing import Any
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from pydantic import Field
 
 __all__ = ["Outcome"]
+
+Size = Annotated[int, Field(gt=0)]
+Count = Annotated[int, Field(ge=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
 
 
 @dataclass(frozen=True)
@@ -30,16 +36,16 @@ class Outcome:
 
     model: str
     file: str
-    bytes: int
-    dense_bytes: int
-    parameters: int
-    n: int = 0
-    top1: float | None = None
-    dense_top1: float | None = None
-    low: float | None = None
-    high: float | None = None
-    lost: int | None = None
-    gained: int | None = None
+    bytes: Size
+    dense_bytes: Size
+    parameters: Count
+    n: Count = 0
+    top1: Share | None = None
+    dense_top1: Share | None = None
+    low: Share | None = None
+    high: Share | None = None
+    lost: Count | None = None
+    gained: Count | None = None
     rate: float | None = None
     seed: int = 0
     summary: str | None = None
@@ -60,13 +66,3 @@ class Outcome:
             lost=accuracy.get("lost"), gained=accuracy.get("gained"), rate=(document.get("target") or {}).get("rate"),
             seed=document["seed"], summary=document.get("summary"), missed=tuple(document.get("missed", ())),
         )  # fmt: skip
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Outcome:
-        """Returns the figures that ``dataclasses.asdict`` has made a dictionary of; keys it does not know are left out.
-
-        Raises:
-            TypeError: a figure that every run has is missing.
-        """
-        known = {one.name: data[one.name] for one in fields(cls) if one.name in data}
-        return cls(**{**known, "missed": tuple(known.get("missed", ()))})

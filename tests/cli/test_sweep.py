@@ -15,12 +15,15 @@ from typing import Any
 
 import click
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 from compressor.cli import sweep_row
 from compressor.cli.compress import compress
 from compressor.cli.main import run
 from compressor.cli.sweep_options import SINGLE, words
-from tests.helpers.file_commands import Ran, type_
+from tests.helpers.file_commands import Ran, pack_module, type_
+from tests.helpers.tiny import few_digits, tiny
 
 __all__ = ["type_"]  # the fixture
 
@@ -146,6 +149,8 @@ def test_a_file_that_cannot_be_is_refused(type_: Callable[..., Ran], text: str, 
         (["--target-size", "20KB", "--scheme", "learnt,wfn"], 2, "row wfn-target-size20000: "),
         (["-o", "no/folder"], 2, "-o no/folder: folder no does not exist: make it first"),
         (["--bits", "2", "--dataset", "nonsense"], 4, "nonsense"),
+        (["--bits", "2", "--finalists", "1", "--from-scratch"], 2, "--finalists: --from-scratch has no dense model"),
+        (["--bits", "2", "--finalists", "1", "--pretrained"], 2, "--finalists: nothing is trained without data"),
     ],
 )
 def test_what_any_row_would_refuse_is_refused_before(
@@ -168,6 +173,23 @@ def test_a_folder_of_another_sweep_is_refused(type_: Callable[..., Ran]) -> None
     code, _, (line,) = type_("sweep", "test_resnet", "--bits", "2", "-o", "s")
     assert code == 2
     assert "s/sweep.json: not the notes of a sweep" in line
+
+
+def test_untrained_files_are_judged_by_their_answers_to_training_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    from compressor.cli.configs import Request
+    from compressor.cli.sweep_finalists import divergences
+
+    monkeypatch.setattr("compressor.cli.setup.load_data", lambda *_, **__: few_digits())
+    torch.manual_seed(0)
+    save_file(tiny().state_dict(), "dense.safetensors")
+    for bits in (1, 3, 8):
+        net = tiny()
+        net.load_state_dict(load_file("dense.safetensors"))
+        pack_module(f"{bits}.safetensors", net, bits, {"num_classes": 10, "in_chans": 1})
+    values = {"checkpoint_path": Path("dense.safetensors"), "dataset": "digits", "dry_run": True}
+    request = Request.from_command_line("tiny", values)
+    found = divergences(request, {str(bits): Path(f"{bits}.safetensors") for bits in (1, 3, 8)})
+    assert found["1"] > 2 * found["3"] > 4 * found["8"] > 0
 
 
 class Commands:
@@ -212,15 +234,15 @@ def test_a_row_goes_on_where_there_is_something_to_go_on_from(
 
 @pytest.mark.slow
 def test_a_sweep_that_is_killed_and_begun_again_has_each_row_once_and_one_dense_model(own_folder: Path) -> None:
-    """Three seeds of one model: the training of the second is under way when its worker is killed."""
-    options = "--bits 2 --seed 0,1,2 --baseline-epochs 1 --epochs 2 --batch-size 32 --calibration none"
+    """Two seeds of one model: the training of the second is under way when its worker is killed."""
+    options = "--bits 2 --seed 0,1 --baseline-epochs 1 --epochs 1 --batch-size 32 --calibration none"
     command = f"sweep test_resnet {options} --checkpoint-steps 5 -o s"
     words = [sys.executable, "-m", "compressor", *command.split()]
     folder, environment = own_folder / "s", {**os.environ, "PYTHONPATH": str(ROOT)}
     worker = subprocess.Popen(words, env=environment)
     lines, second = (
         folder / "rows.jsonl",
-        folder / "rows" / "bits2-calibrationnone-epochs2-seed1.safetensors.checkpoints",
+        folder / "rows" / "bits2-calibrationnone-epochs1-seed1.safetensors.checkpoints",
     )
     while not lines.exists() or not any(second.glob("0*")):
         assert worker.poll() is None
@@ -229,16 +251,16 @@ def test_a_sweep_that_is_killed_and_begun_again_has_each_row_once_and_one_dense_
     worker.wait()
     done = subprocess.run(words, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert "3 rows in s, 1 of them done before" in done.stderr
+    assert "2 rows in s, 1 of them done before" in done.stderr
     rows = [json.loads(line) for line in lines.read_text().splitlines()]
-    assert [row["options"]["seed"] for row in rows] == [0, 1, 2]
+    assert [row["options"]["seed"] for row in rows] == [0, 1]
     assert len({row["outcome"]["dense_top1"] for row in rows}) == 1
-    assert "Resuming stage 1" in (folder / "rows" / "bits2-calibrationnone-epochs2-seed1.log").read_text()
+    assert "Resuming stage 1" in (folder / "rows" / "bits2-calibrationnone-epochs1-seed1.log").read_text()
     for row in rows:
         assert (folder / "rows" / f"{row['row']}.safetensors").stat().st_size == row["outcome"]["bytes"]
         assert "--checkpoint-path s/dense.safetensors --dataset digits" in row["command"]
     again = subprocess.run(words, env=environment, capture_output=True, text=True)
-    assert (again.returncode, lines.read_text().count("\n")) == (0, 3)
-    assert "3 of them done before" in again.stderr
+    assert (again.returncode, lines.read_text().count("\n")) == (0, 2)
+    assert "2 of them done before" in again.stderr
     assert run(["report", "s", "--format", "csv", "-o", "table.csv"]) == 0
     assert Path("table.csv").read_text().count("\n") == 2  # heads, and the mean over seeds

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import json
+import re
 import threading
 from pathlib import Path
 
@@ -72,10 +74,39 @@ def test_many_at_once_lose_and_repeat_no_row(tmp_path: Path) -> None:
     assert sum(new) == len(names)
 
 
-def test_a_foreign_line_is_named(tmp_path: Path) -> None:
+def test_a_later_version_may_know_more(tmp_path: Path) -> None:
+    facts = json.loads(entry("a", bits=2).line())
+    facts["outcome"]["watts"] = 7
+    (tmp_path / "rows.jsonl").write_text(json.dumps(facts) + "\n")
+    assert Ledger(tmp_path).entries() == [entry("a", bits=2)]
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("schema_version", 2, "not a row of schema version 1"),
+        ("row", None, "row: Input should be a valid string"),
+        ("options", [], "options: Input should be"),
+        ("outcome.bytes", 0, "outcome.bytes: Input should be greater than 0"),
+        ("outcome.top1", "<script>", "outcome.top1: Input should be a valid number"),
+        ("outcome.top1", float("nan"), "outcome.top1: Input should be"),
+        ("outcome.dense_bytes", "many", "outcome.dense_bytes: Input should be a valid integer"),
+    ],
+)
+def test_a_foreign_line_is_named(tmp_path: Path, key: str, value: object, message: str) -> None:
     ledger = Ledger(tmp_path)
     ledger.append(entry("a"))
-    with ledger.path.open("ab") as file:
-        file.write(b'{"schema_version": 1}\n')
-    with pytest.raises(FormatError, match=r"rows\.jsonl, line 2: not a row of a sweep .* its row runs again"):
+    facts = json.loads(entry("b").line())
+    table, _, last = key.rpartition(".")
+    (facts[table] if table else facts)[last] = value
+    with ledger.path.open("a") as file:
+        file.write(json.dumps(facts) + "\n")
+    with pytest.raises(FormatError, match=re.escape(f"rows.jsonl, line 2: {message}")):
         ledger.entries()
+
+
+@pytest.mark.parametrize("line", ["garbage", "[]", "null", '{"schema_version": 1}'])
+def test_a_line_that_is_no_row_is_named(tmp_path: Path, line: str) -> None:
+    (tmp_path / "rows.jsonl").write_text(line + "\n")
+    with pytest.raises(FormatError, match=r"rows\.jsonl, line 1: "):
+        Ledger(tmp_path).entries()

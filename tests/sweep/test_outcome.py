@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from typing import Any
 
 import pytest
@@ -41,11 +40,6 @@ def test_a_run_without_data_has_no_accuracy() -> None:
         None,
     )
     assert found.bytes == 1000
-
-
-def test_a_dictionary_gives_the_same_again_and_later_figures_do_no_harm() -> None:
-    found = Outcome.of(DOCUMENT)
-    assert Outcome.from_dict({**asdict(found), "missed": list(found.missed), "watts": 7}) == found
 
 
 def test_a_document_without_sizes_is_refused() -> None:
