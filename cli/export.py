@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from textwrap import fill
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -49,9 +49,9 @@ def export(
     from compressor.deployment.registry import make_target
     from compressor.model_zoo.index import INDEX
 
-    settings = {"dense": True} if dense else {}
+    settings: dict[str, Any] = {"dense": True} if dense else {}
     name = make_target(target, settings).file_name(file.stem)  # a wrong name is said before a file is opened
-    with open_packed(file, max_memory):
+    with open_packed(file, max_memory):  # refuses a file that would take more memory than is believable
         pass
     folder = Path() if file.parent == INDEX.parent / "checkpoints" else file.parent
     done = write(file, target, output or folder / name, force=force, max_memory=in_bytes(max_memory), **settings)
