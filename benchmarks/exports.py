@@ -3,7 +3,7 @@
     python benchmarks/exports.py [FILE ...] [--repeat 9] [--threads 1]
 
 FILE is a packed file or zoo:NAME; without one, three checkpoints of the zoo. Targets whose packages are not installed
-are left out. Latency is that of one image; the table goes into docs/deploy.md.
+are left out, and those that give no model. Latency is that of one image; the table goes into docs/deploy.md.
 """
 
 from __future__ import annotations
@@ -23,24 +23,12 @@ from tabulate import tabulate
 import compressor
 from compressor.calibration.image_shape import image_shape
 from compressor.deployment.export import Exported
-from compressor.deployment.registry import TARGETS, make_target
+from compressor.deployment.registry import make_target
 from compressor.formats.errors import MissingError
 from compressor.model_zoo import packed_path
 
 FILES = ["zoo:test_resnet-balanced", "zoo:test_vit-balanced", "zoo:resnet18-tiny"]
 PAGE = Path(__file__).parents[1] / "docs" / "deploy.md"
-
-
-def installed() -> list[str]:
-    """Returns the targets whose packages are here."""
-    found = []
-    for name in sorted(TARGETS):
-        try:
-            make_target(name, {})
-        except MissingError:
-            continue
-        found.append(name)
-    return found
 
 
 def of_onnx(path: Path) -> Callable[[Any], object]:
@@ -57,7 +45,19 @@ RUNNERS: dict[str, Callable[[Path], Callable[[Any], object]]] = {
     "torch": lambda path: torch.export.load(path).module(),
     "onnx": of_onnx,
 }
-"""How the file of a target is run; the others give no model."""
+"""How the file of a target is run."""
+
+
+def installed() -> list[str]:
+    """Returns the targets that run models, and whose packages are here."""
+    found = []
+    for name in sorted(RUNNERS):
+        try:
+            make_target(name, {})
+        except MissingError:
+            continue
+        found.append(name)
+    return found
 
 
 def measure(file: str, repeat: int, folder: Path) -> list[list[str]]:
@@ -69,7 +69,7 @@ def measure(file: str, repeat: int, folder: Path) -> list[list[str]]:
     }
     loaded = {mode: compressor.load(packed, weights=mode) for mode in ("dense", "packed")}
     models: dict[str, Callable[[Any], object]] = {**loaded}
-    models |= {name: RUNNERS[name](done[name].path) for name in names if name in RUNNERS}
+    models |= {name: RUNNERS[name](done[name].path) for name in names}
     shape = image_shape(loaded["dense"])
     assert shape is not None  # it is a timm model
     images, times = torch.randn(1, *shape), {name: list[float]() for name in models}
