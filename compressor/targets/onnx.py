@@ -42,7 +42,7 @@ class Onnx(Target):
     install: ClassVar[str] = "timm-compressor[onnx]"
     limits: ClassVar[str] = (
         "a smaller file, not a faster one: ONNX Runtime expands the weights when it loads them; indices take whole "
-        "bits, and those that a codec generates are written out"
+        "bits, and those that a codec generates are written out; images have one size"
     )
 
     dense: bool = False
