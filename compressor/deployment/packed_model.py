@@ -85,9 +85,8 @@ class PackedModel:
         with torch.no_grad():
             logits = self.dense(images)
         if not isinstance(logits, torch.Tensor):
-            raise UnsupportedError(
-                f"{self.path}: its model returns a {type(logits).__name__}, expected a tensor of logits"
-            )
+            kind = type(logits).__name__
+            raise UnsupportedError(f"{self.path}: its model returns a {kind}, expected a tensor of logits")
         return images, logits
 
     @property

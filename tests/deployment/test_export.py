@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -142,7 +142,7 @@ def test_a_model_without_logits_is_refused(spy: type[Spy], tmp_path: Path) -> No
 def test_logits_of_half_precision_may_be_rounded_more(spy: type[Spy], tmp_path: Path) -> None:
     module, packed = nn.Sequential(nn.Linear(64, 64)).bfloat16(), tmp_path / "half.safetensors"
     pack_module(packed, module)
-    options = {"model": module, "inputs": torch.randn(2, 64).bfloat16()}
+    options: dict[str, Any] = {"model": module, "inputs": torch.randn(2, 64).bfloat16()}
     assert compressor.export(packed, "spy", tmp_path / "out", error=0.01, **options).difference > 1e-3
     with pytest.raises(IntegrityError, match=r"expected at most 0\.0625"):
         compressor.export(packed, "spy", tmp_path / "worse", error=0.2, **options)
