@@ -3,7 +3,7 @@
     python benchmarks/exports.py [FILE ...] [--repeat 9] [--threads 1]
 
 FILE is a packed file or zoo:NAME; without one, three checkpoints of the zoo. Targets whose packages are not installed
-are left out. Latency is that of one image; the table goes into docs/deploy.md.
+are left out, and those that give no model. Latency is that of one image; the table goes into docs/deploy.md.
 """
 
 from __future__ import annotations
@@ -21,25 +21,14 @@ from packed_inference import seconds
 from tabulate import tabulate
 
 import compressor
+from compressor.calibration.image_shape import image_shape
 from compressor.deployment.export import Exported
-from compressor.deployment.registry import TARGETS, make_target
+from compressor.deployment.registry import make_target
 from compressor.formats.errors import MissingError
 from compressor.model_zoo import packed_path
 
 FILES = ["zoo:test_resnet-balanced", "zoo:test_vit-balanced", "zoo:resnet18-tiny"]
 PAGE = Path(__file__).parents[1] / "docs" / "deploy.md"
-
-
-def installed() -> list[str]:
-    """Returns the targets whose packages are here."""
-    found = []
-    for name in sorted(TARGETS):
-        try:
-            make_target(name, {})
-        except MissingError:
-            continue
-        found.append(name)
-    return found
 
 
 def of_onnx(path: Path) -> Callable[[Any], object]:
@@ -56,7 +45,19 @@ RUNNERS: dict[str, Callable[[Path], Callable[[Any], object]]] = {
     "torch": lambda path: torch.export.load(path).module(),
     "onnx": of_onnx,
 }
-"""How the file of a target is run; the others give no model."""
+"""How the file of a target is run."""
+
+
+def installed() -> list[str]:
+    """Returns the targets that run models, and whose packages are here."""
+    found = []
+    for name in sorted(RUNNERS):
+        try:
+            make_target(name, {})
+        except MissingError:
+            continue
+        found.append(name)
+    return found
 
 
 def measure(file: str, repeat: int, folder: Path) -> list[list[str]]:
@@ -66,11 +67,11 @@ def measure(file: str, repeat: int, folder: Path) -> list[list[str]]:
     done: dict[str, Exported] = {
         name: compressor.export(packed, name, folder / make_target(name, {}).file_name(packed.stem)) for name in names
     }
-    models: dict[str, Callable[[Any], object]] = {
-        mode: compressor.load(packed, weights=mode) for mode in ("dense", "packed")
-    }
-    models |= {name: RUNNERS[name](done[name].path) for name in names if name in RUNNERS}
-    shape = compressor.load(packed).pretrained_cfg["input_size"]  # type: ignore[index]
+    loaded = {mode: compressor.load(packed, weights=mode) for mode in ("dense", "packed")}
+    models: dict[str, Callable[[Any], object]] = {**loaded}
+    models |= {name: RUNNERS[name](done[name].path) for name in names}
+    shape = image_shape(loaded["dense"])
+    assert shape is not None  # it is a timm model
     images, times = torch.randn(1, *shape), {name: list[float]() for name in models}
     with torch.inference_mode():
         for turn in range(repeat + 1):
@@ -80,11 +81,8 @@ def measure(file: str, repeat: int, folder: Path) -> list[list[str]]:
     first = done[names[0]]
     sizes = {"dense": first.dense, "packed": first.packed, **{name: done[name].exported for name in names}}
     latency = {name: f"{1e3 * statistics.median(taken):.1f}" for name, taken in times.items()}
-    label = file.removeprefix("zoo:")
-    return [
-        [label, name, f"{size:,}", f"{100 * size / first.dense:.1f} %", latency.get(name, "")]
-        for name, size in sizes.items()
-    ]
+    cells = [[f"{size:,}", f"{100 * size / first.dense:.1f} %", latency.get(name, "")] for name, size in sizes.items()]
+    return [[packed.stem, name, *row] for name, row in zip(sizes, cells, strict=True)]
 
 
 def main() -> None:

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from textwrap import fill
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -34,12 +34,20 @@ def _targets() -> Iterable[str]:
               help="reader, onnx, torch ...: compress targets lists them.")  # fmt: skip
 @click.option("-o", "--output", type=click.Path(path_type=Path),
               help="The file to write.  [default: beside FILE; in this folder for zoo:NAME]")  # fmt: skip
-@click.option("--dense", is_flag=True, help="Write floats, for a runtime that has no integers of fewer than 8 bits.")
+@click.option("--dense", is_flag=True, help="Write floats, for a runtime that takes no packed integers.")
+@click.option("--opset", type=int, metavar="N", help="The highest that the runtime knows.")
 @click.option("--force", is_flag=True, help="Replace what exists.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead.")
 @memory_option
 def export(
-    file: Path, target: str, output: Path | None, dense: bool, force: bool, as_json: bool, max_memory: int | None
+    file: Path,
+    target: str,
+    output: Path | None,
+    dense: bool,
+    opset: int | None,
+    force: bool,
+    as_json: bool,
+    max_memory: int | None,
 ) -> None:
     """Write a packed FILE for another runtime, run what was written, and compare it.
 
@@ -49,9 +57,10 @@ def export(
     from compressor.deployment.registry import make_target
     from compressor.model_zoo.index import INDEX
 
-    settings = {"dense": True} if dense else {}
+    given = {"dense": dense or None, "opset": opset}
+    settings: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     name = make_target(target, settings).file_name(file.stem)  # a wrong name is said before a file is opened
-    with open_packed(file, max_memory):
+    with open_packed(file, max_memory):  # refuses a file that would take more memory than is believable
         pass
     folder = Path() if file.parent == INDEX.parent / "checkpoints" else file.parent
     done = write(file, target, output or folder / name, force=force, max_memory=in_bytes(max_memory), **settings)

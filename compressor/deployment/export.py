@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,15 +12,18 @@ from typing import TYPE_CHECKING, Any
 from compressor.deployment.packed_model import PackedModel
 from compressor.deployment.registry import make_target
 from compressor.deployment.target import Target
-from compressor.formats.errors import IntegrityError
+from compressor.formats.errors import CompressorError, IntegrityError, UnsupportedError, printable
 from compressor.formats.file.reader import PackedFile
 from compressor.formats.io.atomic import check_writable, write_atomically
+from compressor.formats.io.locking import holding
 from compressor.report.report import dense_size
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
 __all__ = ["Exported", "export"]
+
+_MAX_REASON = 300  # characters of a message that may be another's
 
 
 @dataclass(frozen=True)
@@ -76,7 +81,7 @@ def export(
     Raises:
         UsageError: there is no such target or setting, or the file exists.
         MissingError: a package that the target needs is not installed, or the model cannot be built.
-        UnsupportedError: the target cannot hold this model.
+        UnsupportedError: the target cannot hold this model, or its exporter or runtime fails with it.
         IntegrityError: what was written computes something else. No file is there then.
         FileError: the packed file is damaged, hostile or of another kind.
 
@@ -93,22 +98,49 @@ def export(
         packed = PackedModel(file, source, model, inputs, max_memory)
         written = Path(output) if output is not None else source.parent / target.file_name(source.stem)
         check_writable(written, force)
-        data = target.build(packed)
-        found: list[float] = []
-        write_atomically(written, data, verify=lambda temporary: found.append(_compare(target, temporary, packed)),
-                         force=force)  # fmt: skip
+        with holding(written):
+            size, difference = _write(target, packed, written, force)
         return Exported(
-            written, target.id, dense_size(file), file.source.size, len(data), found[0], target.limits,
-            target.usage(written, source),
-        )  # fmt: skip
+            path=written,
+            target=target.id,
+            dense=dense_size(file),
+            packed=file.source.size,
+            exported=size,
+            difference=difference,
+            limits=target.limits,
+            usage=target.usage(written, source),
+        )
+
+
+def _write(target: Target, packed: PackedModel, written: Path, force: bool) -> tuple[int, float]:
+    """Writes the file and compares it; returns its size and the difference."""
+    with _foreign_errors(target, packed):
+        data = target.build(packed)
+    found: list[float] = []
+    write_atomically(written, data, lambda temporary: found.append(_compare(target, temporary, packed)), force)
+    return len(data), found[0]
 
 
 def _compare(target: Target, written: Path, packed: PackedModel) -> float:
     """Returns the difference of what was written; raises IntegrityError where it is more than rounding."""
-    difference = target.difference(written, packed)
-    if not difference <= target.tolerance:  # which a NaN is not, either
+    with _foreign_errors(target, packed):
+        difference = target.difference(written, packed)
+    allowed = max(target.tolerance, packed.rounding) if target.tolerance else 0.0
+    if not difference <= allowed:  # which a NaN is not, either
         raise IntegrityError(
             f"target {target.id!r}: what was written for {packed.path} differs by {difference:.2g} of the largest "
-            f"logit, expected at most {target.tolerance:g}: please report this"
+            f"logit, expected at most {allowed:g}: please report this"
         )
     return difference
+
+
+@contextmanager
+def _foreign_errors(target: Target, packed: PackedModel) -> Iterator[None]:
+    """Raises UnsupportedError of one line in place of whatever an exporter or a runtime raises for a model."""
+    try:
+        yield
+    except (CompressorError, MemoryError):
+        raise
+    except Exception as error:
+        reason = printable(" ".join(f"{type(error).__name__}: {error}".split()))[:_MAX_REASON]
+        raise UnsupportedError(f"target {target.id!r} cannot take the model of {packed.path}: {reason}") from error

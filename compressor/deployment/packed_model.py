@@ -7,7 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from compressor.formats.errors import MissingError, UsageError
+from compressor.formats.errors import MissingError, UnsupportedError, UsageError
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 __all__ = ["PackedModel"]
 
 _SEED = 0
+_ROUNDINGS = 8  # of a layer after the other
 _COMPARED = 3  # images that are compared: not as many as a model is exported with, to see that any number will do
 
 
@@ -72,7 +73,8 @@ class PackedModel:
             raise MissingError(
                 f"{self.path}: its model does not say what images it takes: pass inputs=, a batch of some"
             )
-        return torch.randn(count, *shape, generator=torch.Generator().manual_seed(_SEED))
+        images = torch.randn(count, *shape, generator=torch.Generator().manual_seed(_SEED))
+        return images.to(next((p.dtype for p in self.dense.parameters() if p.is_floating_point()), images.dtype))
 
     @cached_property
     def compared(self) -> tuple[Tensor, Tensor]:
@@ -81,7 +83,18 @@ class PackedModel:
 
         images = self.inputs(_COMPARED)
         with torch.no_grad():
-            return images, self.dense(images)
+            logits = self.dense(images)
+        if not isinstance(logits, torch.Tensor):
+            kind = type(logits).__name__
+            raise UnsupportedError(f"{self.path}: its model returns a {kind}, expected a tensor of logits")
+        return images, logits
+
+    @property
+    def rounding(self) -> float:
+        """The difference that rounding to the dtype of the logits alone may make, over the largest of them."""
+        import torch
+
+        return _ROUNDINGS * torch.finfo(self.compared[1].dtype).eps
 
     def difference(self, logits: Tensor) -> float:
         """Returns the largest difference from the logits of ``compared``, over the largest of these; NaN for a NaN."""

@@ -12,9 +12,9 @@ from compressor.deployment.packed_model import PackedModel
 from compressor.deployment.registry import register
 from compressor.deployment.target import Target
 from compressor.formats.dtypes import ITEM_SIZES, from_storage
-from compressor.formats.errors import UnsupportedError
+from compressor.formats.errors import UnsupportedError, UsageError
 from compressor.formats.file.reader import PackedFile
-from compressor.targets.onnx_lookup import Lookup, index_bytes
+from compressor.targets.onnx_lookup import HIGHEST, OPSET, Lookup, index_bytes
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -32,7 +32,8 @@ class Onnx(Target):
     """An ONNX file whose shared weights stay indices and tables, for ONNX Runtime and what reads its files.
 
     Args:
-        dense: writes all weights as floats, for runtimes that have no integers of fewer than eight bits.
+        dense: writes all weights as floats, for a runtime that is to find nothing but what PyTorch's exporter writes.
+        opset: the highest that the runtime knows, 18 to 25; types that are newer are made up for by arithmetic.
     """
 
     id: ClassVar[str] = "onnx"
@@ -41,14 +42,19 @@ class Onnx(Target):
     install: ClassVar[str] = "timm-compressor[onnx]"
     limits: ClassVar[str] = (
         "a smaller file, not a faster one: ONNX Runtime expands the weights when it loads them; indices take whole "
-        "bits, and those that a codec generates are written out"
+        "bits, and those that a codec generates are written out; images have one size"
     )
 
     dense: bool = False
+    opset: int = HIGHEST
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.opset, int) or not OPSET <= self.opset <= HIGHEST:
+            raise UsageError(f"target 'onnx': opset {self.opset!r}, expected {OPSET} to {HIGHEST}")
 
     def build(self, model: PackedModel) -> bytes:
         """Returns the file, for batches of any size."""
-        lookup = Lookup() if self.dense else _lookup(model.file)
+        lookup = Lookup() if self.dense else _lookup(model.file, self.opset)
         computed = {name for node in lookup.nodes for name in node.output}
         exported = _slimmed(_exported(model, lookup.opset), computed)
         if not self.dense:
@@ -110,9 +116,9 @@ def _slimmed(exported: ModelProto, names: set[str]) -> ModelProto:
     return exported
 
 
-def _lookup(file: PackedFile) -> Lookup:
+def _lookup(file: PackedFile, highest: int) -> Lookup:
     """Returns what computes the tensors of a file that are smaller so than as floats."""
-    lookup, computed = Lookup(), {}
+    lookup, computed = Lookup(highest), {}
     users = Counter(site.book for site in file.sites.values())
     for number, (name, site) in enumerate(file.sites.items()):
         book = file.book(site.book)

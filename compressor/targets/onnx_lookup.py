@@ -17,10 +17,13 @@ from compressor.formats.dtypes import to_storage
 if TYPE_CHECKING:
     from onnx import NodeProto, TensorProto
 
-__all__ = ["OPSET", "Lookup", "index_bytes"]
+__all__ = ["HIGHEST", "OPSET", "Lookup", "index_bytes"]
 
 OPSET = 18
 """The opset that is enough for all but integers of fewer than eight bits."""
+
+HIGHEST = 25
+"""The opset that has all of them."""
 
 _SMALL = {2: ("UINT2", 25), 4: ("UINT4", 21)}
 """ONNX's types of fewer than eight bits, and the opset that has them."""
@@ -44,13 +47,17 @@ def index_bytes(count: int, codewords: int) -> int:
 class Lookup:
     """Nodes and constants that compute tensors of a packed file.
 
+    Args:
+        highest: the highest opset that may be used; types that are newer are made up for by arithmetic.
+
     Attributes:
         nodes: the nodes, in an order in which they can run.
         constants: what they read.
         opset: the least opset that has all their operators and types.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, highest: int = HIGHEST) -> None:
+        self._highest = highest
         self.nodes: list[NodeProto] = []
         self.constants: dict[str, TensorProto] = {}
         self.opset = OPSET
@@ -145,8 +152,8 @@ class Lookup:
     def _indices(self, scope: str, indices: NDArray[Any], codewords: int, shape: Sequence[int]) -> str:
         """Returns indices in a shape, int64: integers of ONNX's smallest type, or packed in bytes."""
         width = max(1, (codewords - 1).bit_length())
-        if width in _SMALL:
-            kind, opset = _SMALL[width]
+        kind, opset = _SMALL.get(width, ("", 0))
+        if kind and opset <= self._highest:
             self.opset = max(self.opset, opset)
             stored = self._raw(f"{scope}/indices", kind, shape, pack_bits(indices, width))
         elif width >= 8:

@@ -26,7 +26,7 @@ class Torch(Target):
     suffix: ClassVar[str] = ".pt2"
     limits: ClassVar[str] = (
         "indices take whole bits, so a file coded to fewer grows; the program itself takes several hundred kilobytes, "
-        "more than a small network gains; weights are expanded in every forward pass"
+        "more than a small network gains; weights are expanded in every forward pass; images have one size"
     )
 
     def build(self, model: PackedModel) -> bytes:

@@ -79,7 +79,7 @@ def test_targets_are_listed(type_: Callable[..., Ran]) -> None:
     assert "python -m pip install 'timm-compressor[onnx]'" in out
     listed = json.loads(type_("targets", "--json")[1])["targets"]
     assert [target["id"] for target in listed] == sorted(target["id"] for target in listed)
-    assert {target["id"]: target["settings"] for target in listed}["onnx"] == {"dense": False}
+    assert {target["id"]: target["settings"] for target in listed}["onnx"] == {"dense": False, "opset": 25}
 
 
 def test_a_misspelt_command_is_not_taken_for_a_model(type_: Callable[..., Ran]) -> None:

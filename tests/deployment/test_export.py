@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ import compressor
 from compressor.deployment.packed_model import PackedModel
 from compressor.deployment.registry import REFUSED, TARGETS, make_target, register
 from compressor.deployment.target import Target
-from compressor.formats.errors import MissingError, ResourceError, UsageError
+from compressor.formats.errors import IntegrityError, MissingError, ResourceError, UnsupportedError, UsageError
 from compressor.formats.file.reader import PackedFile
 from tests.helpers.file_commands import pack_module, timm_file
 
@@ -76,7 +77,7 @@ def test_what_it_needs_is_named_with_the_command_that_installs_it(
 def test_rounding_is_accepted_and_more_is_not(spy: type[Spy], timm_file: Path, tmp_path: Path) -> None:
     done = compressor.export(timm_file, "spy", tmp_path / "out", error=5e-5)
     assert done.difference == pytest.approx(5e-5, rel=0.01)
-    with pytest.raises(compressor.formats.errors.IntegrityError, match=r"differs by 0\.0002 of the largest logit"):
+    with pytest.raises(IntegrityError, match=r"differs by 0\.0002 of the largest logit"):
         compressor.export(timm_file, "spy", tmp_path / "worse", error=2e-4)
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
@@ -109,6 +110,42 @@ def test_a_module_of_ones_own_needs_inputs(spy: type[Spy], tmp_path: Path) -> No
         compressor.export(packed, "spy", tmp_path / "out", model=module, inputs=torch.randn(1, 64))
     done = compressor.export(packed, "spy", tmp_path / "out", model=module, inputs=torch.randn(2, 64))
     assert done.difference == 0
+
+
+def test_what_an_exporter_raises_is_one_line(
+    spy: type[Spy], timm_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def build(self: Spy, model: PackedModel) -> bytes:
+        raise RuntimeError("no such\noperator")
+
+    monkeypatch.setattr(spy, "build", build)
+    line = f"target 'spy' cannot take the model of {timm_file}: RuntimeError: no such operator"
+    with pytest.raises(UnsupportedError, match=f"^{re.escape(line)}$"):
+        compressor.export(timm_file, "spy", tmp_path / "out")
+    assert not list(tmp_path.iterdir())
+
+
+class Pair(nn.Linear):
+    """Returns two tensors."""
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:  # type: ignore[override]
+        return super().forward(x), x
+
+
+def test_a_model_without_logits_is_refused(spy: type[Spy], tmp_path: Path) -> None:
+    packed = tmp_path / "pair.safetensors"
+    pack_module(packed, Pair(64, 64))
+    with pytest.raises(UnsupportedError, match="its model returns a tuple, expected a tensor of logits"):
+        compressor.export(packed, "spy", tmp_path / "out", model=Pair(64, 64), inputs=torch.randn(2, 64))
+
+
+def test_logits_of_half_precision_may_be_rounded_more(spy: type[Spy], tmp_path: Path) -> None:
+    module, packed = nn.Sequential(nn.Linear(64, 64)).bfloat16(), tmp_path / "half.safetensors"
+    pack_module(packed, module)
+    options: dict[str, Any] = {"model": module, "inputs": torch.randn(2, 64).bfloat16()}
+    assert compressor.export(packed, "spy", tmp_path / "out", error=0.01, **options).difference > 1e-3
+    with pytest.raises(IntegrityError, match=r"expected at most 0\.0625"):
+        compressor.export(packed, "spy", tmp_path / "worse", error=0.2, **options)
 
 
 def test_images_have_the_size_that_the_file_names(timm_file: Path) -> None:

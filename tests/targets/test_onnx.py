@@ -11,6 +11,8 @@ from torch import nn
 
 import compressor
 from compressor import Compressor, Policy, Rule
+from compressor.deployment.registry import make_target
+from compressor.formats.errors import UsageError
 from compressor.formats.file.reader import PackedFile
 
 onnx = pytest.importorskip("onnx", reason="needs the extra [onnx]")
@@ -58,6 +60,12 @@ def test_constants_take_what_the_codec_bits_takes(bits: int, opset: int, kind: s
         sizes = file.sizes()
     stored = sum(len(tensor.raw_data) for tensor in constants.values())
     assert stored <= 1.1 * (sizes.indices + sizes.codebooks + sizes.untouched)
+
+
+@pytest.mark.parametrize("opset", [17, 26, "18"])
+def test_an_opset_out_of_range_is_refused(opset: object) -> None:
+    with pytest.raises(UsageError, match=r"target 'onnx': opset .*, expected 18 to 25"):
+        make_target("onnx", {"opset": opset})
 
 
 def test_dense_has_floats_alone(tmp_path: Path) -> None:

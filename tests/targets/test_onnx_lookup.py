@@ -57,6 +57,21 @@ def test_indices_of_any_width_take_as_many_bytes_as_foretold(codewords: int, cou
     assert lookup.opset == {3: 25, 4: 25, 16: 21}.get(codewords, OPSET)
 
 
+@pytest.mark.parametrize(("highest", "kinds"), [(18, [2, 2]), (21, [2, 21]), (25, [25, 21])])
+def test_types_beyond_the_highest_opset_are_not_used(highest: int, kinds: list[int]) -> None:
+    """2 is UINT8, 21 UINT4 and 25 UINT2; the bytes of the constants are the same."""
+    lookup, sites = Lookup(highest), {}
+    for name, codewords in (("two", 4), ("four", 16)):
+        sites[name] = SharedTensor((64,), codewords, indices(64, codewords)), Table.of(normal(codewords))
+        lookup.shared(name, *sites[name], codewords)
+    for found, (site, book) in zip(run(lookup, *sites), sites.values(), strict=True):
+        np.testing.assert_array_equal(found, expected(site, book))
+    stored = [lookup.constants[f"{name}/packed/indices"] for name in sites]
+    assert [tensor.data_type for tensor in stored] == kinds
+    assert [len(tensor.raw_data) for tensor in stored] == [16, 32]
+    assert lookup.opset == highest
+
+
 @pytest.mark.parametrize("dtype", ["F32", "F16", "BF16"])
 @pytest.mark.parametrize("axis", [0, 2])
 def test_vectors_with_books_scales_and_offsets_by_axis(dtype: str, axis: int) -> None:
