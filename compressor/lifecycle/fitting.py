@@ -18,7 +18,7 @@ from compressor.lifecycle.convert import convert, halvable, holding_state
 from compressor.lifecycle.norms import FoldedNorms, fold_norms
 from compressor.lifecycle.packed import Packed, SharedModel, content_of
 from compressor.lifecycle.prepare import fit_groups
-from compressor.lifecycle.size_control import SizeControl
+from compressor.lifecycle.size_control import SizeControl, coded_bytes
 from compressor.lifecycle.target import (
     MOST_RATE,
     FileOptions,
@@ -99,6 +99,7 @@ class Fitting:
     virtual: bool = False
     options: FileOptions = field(default_factory=FileOptions)
     _norms: FoldedNorms = field(default_factory=FoldedNorms, init=False)  # of the last price
+    _coded: float | None = field(default=None, init=False)  # bytes of indices of the file found; None: as of the groups
 
     def at(self, rate: float | None, measured: bool = True) -> list[Group]:
         """Returns groups fitted at a price.
@@ -135,6 +136,7 @@ class Fitting:
             self._restore_dense()
             raise
         if any(group.pruning is not None or not group.scheme.has_price for group in groups):
+            self._coded = coded_bytes(groups)  # of the file that was found: pruning may be gradual
             groups[:] = self.at(found.rate)  # measuring the size has ended their rounds
         return groups, found
 
@@ -149,7 +151,7 @@ class Fitting:
         size = target.bytes(self._weights)
         if size is None or not any(is_priced(group) and not group.frozen for group in groups):
             return None
-        return SizeControl(groups, size, found.size, partial(self.size, target, groups, found.rate))
+        return SizeControl(groups, size, found.size, partial(self.size, target, groups, found.rate), self._coded)
 
     @property
     def _weights(self) -> int:
