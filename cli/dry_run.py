@@ -15,6 +15,7 @@ from compressor.cli.weights import named_model
 from compressor.compressor import Compressor
 from compressor.formats.loader import build_model
 from compressor.lifecycle.step_memory import StepMemory, size_of
+from compressor.lifecycle.target import Target
 from compressor.policy.policy import TensorPlan
 from compressor.sharing.sites import find_tensors
 
@@ -41,7 +42,7 @@ def dry_run(run: Run, output: OutputConfig, as_json: bool) -> None:
     report = job.finish(half_untouched=output.half_untouched, fold_norms=output.fold_norms).report(output.codec)
     dense = report.totals.dense
     least = None if run.target.flag is None else least_size(run, output)
-    size = report.totals.file if run.target.flag is None else run.target.size_of(_shared_weights(job))
+    size = report.totals.file if run.target.flag is None else Target(**run.target.arguments).bytes(_shared_weights(job))
     if as_json:
         memory_facts = None if memory is None else {**vars(memory), "total": memory.total}
         predicted = {"file": size, "least": least, "dense": dense, "memory": memory_facts}

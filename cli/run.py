@@ -262,7 +262,7 @@ def _write(
     if (data := work.data) is not None and expected is not None:
         packed.note_accuracy(expected, dense, data=data.name, split=data.evaluated, version=data.version)
     size = main_process_first(lambda: len(packed.to_bytes(output.codec)))
-    warn_of_growth(work, size)
+    warn_of_growth(work, packed.content, size)
     missed = missed_gates(gates, size, packed_top1, dense_top1)
     path, force = (rejected(work.output), True) if missed else (work.output, output.force)
     main_process_first(lambda: packed.save(path, codec=output.codec, force=force))

@@ -316,6 +316,34 @@ def test_a_norm_that_does_not_follow_its_convolution_has_no_such_channels() -> N
     assert norm_inputs(both, images(1)) == {}
 
 
+@pytest.mark.parametrize("inference", [False, True])
+def test_a_shortcut_that_is_added_in_place_feeds_the_channels_whose_weights_are_zero(inference: bool) -> None:
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.conv = nn.Conv2d(3, 16, 1), nn.Conv2d(16, 16, 3, padding=1, bias=False)
+            self.norm, self.head = nn.BatchNorm2d(16), nn.Conv2d(16, 4, 1)
+
+        def forward(self, inputs: Tensor) -> Tensor:
+            shortcut = self.stem(inputs)
+            out: Tensor = self.conv(shortcut)
+            out += shortcut
+            out = self.head(self.norm(out))
+            return out.mean(dim=(2, 3))
+
+    model: Any = trained_norms(Block())
+    with torch.no_grad():
+        model.conv.weight[4:] = 0
+    job = Compressor(model, Policy([Rule("*", scheme="learnt", rate=1e-12)]), teacher=None)
+    job.prepare(calibration=images())
+    with torch.inference_mode(inference):
+        job.finish(fold_norms=True)
+    assert job.model.norm.weight.count_nonzero() >= 12
+    with torch.no_grad():
+        before, after = model(images()), job.model(images())
+    assert float((after - before).norm() / before.norm()) < 0.05
+
+
 def test_dead_channels_do_not_widen_the_grid() -> None:
     """Their variance is 0, so that folding multiplies their scale by hundreds."""
     model = network()
