@@ -105,13 +105,8 @@ class SizeControl:
         if (before := size_of()) <= self.target:
             return
         free = [CodeLength(group) for group in self._groups if not group.frozen]  # some may have been frozen since
-<<<<<<< HEAD
-        size = settle(free, self.target, before, self._size_of)
-        if self._has_ended and before - self.target > UNSETTLED * self.target:
-=======
-        size = settle(free, self.target, size_of)
+        size = settle(free, self.target, before, size_of)
         if self.has_ended and before - self.target > UNSETTLED * self.target:
->>>>>>> mends2
             _log.warning(
                 "training ended at %s bytes, and rounding to shorter codes has made it %s: the price of a bit had not "
                 "converged for a target of %s; train longer",
