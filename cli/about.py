@@ -110,7 +110,7 @@ def zoo_list(as_json: bool) -> None:
     for name, text in recipes.items():
         click.echo(fill(f"{name:{indent}}{text}", columns, subsequent_indent=" " * indent))
     click.echo()
-    heads = ["checkpoint", "bytes", "bits/weight", "dense", "top-1", "recipe", "95 %", "measured on"]
+    heads = ["checkpoint", "bytes", "bits/weight", "dense", "top-1", "95 %", "measured on"]
     kept = len(heads) if columns >= WIDE else 5
     print_table([row[:kept] for row in (heads, *map(_cells, checkpoints))])
 
@@ -123,7 +123,6 @@ def _cells(entry: Checkpoint) -> list[str]:
         f"{entry.bits_per_weight:.2f}",
         f"{100 * entry.dense_top1:.2f} %",
         f"{100 * entry.top1:.2f} %",
-        entry.recipe,
         f"[{100 * low:.2f}, {100 * high:.2f}]",
         f"{entry.n:,} test images of {entry.dataset}",
     ]

@@ -29,7 +29,6 @@ class Checkpoint:
         name: without ``zoo:``.
         model: timm's name.
         dataset: the data it was trained and measured on.
-        recipe: name of the shipped recipe.
         seed: of all random numbers.
         command: the command that wrote the file.
         dense_sha256: of the file of dense weights that ``command`` names; "" if the command trained them itself.
@@ -46,7 +45,6 @@ class Checkpoint:
     name: str
     model: str
     dataset: str
-    recipe: str
     seed: int
     command: str
     dense_sha256: str
