@@ -23,7 +23,8 @@ from compressor.formats.file.writer import write
 from compressor.model_zoo import checkpoint, packed_path
 from tests.helpers.file_commands import small
 
-EVIL = r"<script>alert('$\frac$')</script><img/src=https://evil.example/x/onerror=alert(2)>--!>"  # a blank would part tensors
+# Without a blank, which would part the names of tensors.
+EVIL = r"<script>alert('$\frac$')</script><img/src=https://evil.example/x/onerror=alert(2)>--!>"
 
 
 class Elements(HTMLParser):
