@@ -9,7 +9,7 @@ import shlex
 import signal
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,7 +22,14 @@ from compressor.cli.configs import Request
 from compressor.cli.show import percent, print_json, print_table, say
 from compressor.cli.sweep_options import SWEEP_OPTIONS, Plan, SweepConfig, given, read_plan, words
 from compressor.config_fields import config_fields
-from compressor.formats.errors import CompressorError, InterruptionError, QualityError, UsageError, printable
+from compressor.formats.errors import (
+    CompressorError,
+    InterruptionError,
+    QualityError,
+    ResourceError,
+    UsageError,
+    printable,
+)
 from compressor.formats.io.atomic import write_atomically
 from compressor.formats.io.locking import holding
 
@@ -52,7 +59,7 @@ def _sweep(ctx: click.Context, /, model: str, **values: Any) -> None:
         _show_plan(plan, folder, own.as_json)
         return
     _check_rows(plan)
-    folder.mkdir(parents=True, exist_ok=True) if folder.parent.is_dir() else _no_parent(folder)
+    _make(folder)
     failed = _run(plan, folder, own)
     from compressor.sweep.ledger import Ledger
 
@@ -66,8 +73,13 @@ def _sweep(ctx: click.Context, /, model: str, **values: Any) -> None:
         )
 
 
-def _no_parent(folder: Path) -> None:
-    raise UsageError(f"-o {folder}: folder {folder.parent} does not exist: make it first")
+def _make(folder: Path) -> None:
+    if not folder.parent.is_dir():
+        raise ResourceError(f"-o {folder}: folder {folder.parent} does not exist: make it first")
+    try:
+        folder.mkdir(exist_ok=True)
+    except OSError as exc:
+        raise ResourceError(f"-o {folder}: no folder can be made there: {exc.strerror or exc}") from exc
 
 
 def _check_rows(plan: Plan) -> None:
@@ -86,8 +98,7 @@ def _run(plan: Plan, folder: Path, own: SweepConfig) -> dict[str, str]:
     """Runs the rows that are not recorded yet; returns why rows failed."""
     from compressor.sweep.ledger import Ledger
 
-    alone = own.storage is None
-    with holding(folder / FACTS) if alone else nullcontext(), _stoppable():
+    with _alone(folder) if own.storage is None else nullcontext(), _stoppable():
         study = f"compress sweep {_facts(plan, folder)['id']}"
         ledger = Ledger(folder)
         recorded = {entry.row for entry in ledger.entries()}
@@ -101,6 +112,19 @@ def _run(plan: Plan, folder: Path, own: SweepConfig) -> dict[str, str]:
         if own.finalists is not None:
             plan, failed = _with_finalists(plan, Ledger(folder / UNTRAINED), own, f"{study} {UNTRAINED}")
         return {**failed, **_work(plan, ledger, own, study)}
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Keeps others from the sweep, unless they share it by a storage, too."""
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(holding(folder / FACTS))
+        except ResourceError as exc:
+            raise ResourceError(
+                f"another command works on {folder}: wait until it has ended, or begin all with the same --storage"
+            ) from exc
+        yield
 
 
 def _work(plan: Plan, ledger: Ledger, own: SweepConfig, study: str) -> dict[str, str]:

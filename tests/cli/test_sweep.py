@@ -22,6 +22,7 @@ from compressor.cli import sweep_row
 from compressor.cli.compress import compress
 from compressor.cli.main import run
 from compressor.cli.sweep_options import SINGLE, words
+from compressor.formats.io.locking import holding
 from tests.helpers.file_commands import Ran, pack_module, type_
 from tests.helpers.tiny import few_digits, tiny
 
@@ -147,7 +148,7 @@ def test_a_file_that_cannot_be_is_refused(type_: Callable[..., Ran], text: str, 
         (["--recipe", "mixed3,none.toml"], 4, "row none.toml: --recipe none.toml: cannot be read"),
         (["--rate", "1e-7,2"], 2, "Invalid value for '--rate': 2.0 is not in the range 0<x<=1."),
         (["--target-size", "20KB", "--scheme", "learnt,wfn"], 2, "row wfn-target-size20000: "),
-        (["-o", "no/folder"], 2, "-o no/folder: folder no does not exist: make it first"),
+        (["-o", "no/folder"], 6, "-o no/folder: folder no does not exist: make it first"),
         (["--bits", "2", "--dataset", "nonsense"], 4, "nonsense"),
         (["--bits", "2", "--finalists", "1", "--from-scratch"], 2, "--finalists: --from-scratch has no dense model"),
         (["--bits", "2", "--finalists", "1", "--pretrained"], 2, "--finalists: nothing is trained without data"),
@@ -190,6 +191,17 @@ def test_untrained_files_are_judged_by_their_answers_to_training_images(monkeypa
     request = Request.from_command_line("tiny", values)
     found = divergences(request, {str(bits): Path(f"{bits}.safetensors") for bits in (1, 3, 8)})
     assert found["1"] > 2 * found["3"] > 4 * found["8"] > 0
+
+
+def test_a_folder_that_another_command_works_on_is_refused(type_: Callable[..., Ran]) -> None:
+    Path("s").mkdir()
+    Path("file").touch()
+    with holding("s/sweep.json"):
+        code, _, (line,) = type_("sweep", "test_resnet", "--bits", "2", "-o", "s")
+    wanted = "another command works on s: wait until it has ended, or begin all with the same --storage"
+    assert (code, line) == (6, f"error: {wanted}")
+    code, _, (line,) = type_("sweep", "test_resnet", "--bits", "2", "-o", "file")
+    assert (code, line) == (6, "error: -o file: no folder can be made there: File exists")
 
 
 class Commands:

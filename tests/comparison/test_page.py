@@ -23,7 +23,8 @@ from compressor.formats.file.writer import write
 from compressor.model_zoo import checkpoint, packed_path
 from tests.helpers.file_commands import small
 
-EVIL = "<script>alert('$1')</script><img/src=https://evil.example/x/onerror=alert(2)>--!>"  # a blank would part tensors
+# Without a blank, which would part the names of tensors.
+EVIL = r"<script>alert('$\frac$')</script><img/src=https://evil.example/x/onerror=alert(2)>--!>"
 
 
 class Elements(HTMLParser):
@@ -106,8 +107,8 @@ def test_ids_are_each_of_one_element_and_those_named_exist(text: str) -> None:
 
 
 def test_hostile_strings_are_shown_as_they_are(evil_page: str) -> None:
-    assert "&lt;script&gt;alert(&#39;$1&#39;)" in evil_page
-    assert "alert('$1')" not in evil_page
+    assert "&lt;script&gt;alert(&#39;$\\frac$&#39;)" in evil_page
+    assert "alert('$" not in evil_page
 
 
 def test_the_page_has_figures_choices_and_commands(zoo_page: str) -> None:

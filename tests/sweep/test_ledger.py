@@ -6,6 +6,7 @@ import csv
 import json
 import re
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -59,7 +60,14 @@ def test_what_a_killed_process_has_left_of_a_line_is_dropped(tmp_path: Path, kep
     assert ledger.entries() == [entry("a"), entry("b")]
 
 
-def test_many_at_once_lose_and_repeat_no_row(tmp_path: Path) -> None:
+def test_many_at_once_lose_and_repeat_no_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write = Ledger._add
+
+    def late(ledger: Ledger, line: bytes) -> None:
+        time.sleep(0.01)  # after the look at the rows that are there
+        write(ledger, line)
+
+    monkeypatch.setattr(Ledger, "_add", late)
     names = [f"row{number}" for number in range(8)]
     new: list[bool] = []
     threads = [

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,7 +14,6 @@ from compressor.formats.errors import MissingError, ResourceError
 from compressor.sweep import shared_leases
 from compressor.sweep.shared_leases import SharedLeases
 
-QUICK = 0.05
 Workers = Callable[..., SharedLeases]
 
 
@@ -51,24 +49,48 @@ def test_workers_that_claim_at_once_get_different_rows(worker: Workers) -> None:
     assert sorted(got) == names
 
 
-def test_the_rows_of_a_silent_worker_are_free_and_it_learns_so(worker: Workers) -> None:
-    silent, other = worker(QUICK), worker(QUICK)
+class Clock:
+    """Stands for the clock of the workers."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(shared_leases, "time", clock)
+    return clock
+
+
+def test_the_rows_of_a_silent_worker_are_free_and_it_learns_so(worker: Workers, clock: Clock) -> None:
+    silent, other = worker(10), worker(10)
     assert silent.claim(["a"]) == "a"
     assert other.claim(["a"]) is None
-    time.sleep(QUICK * (shared_leases.SILENT + 2))
+    clock.now += 60
+    assert other.claim(["a"]) is None
+    clock.now += 1
     assert other.claim(["a"]) == "a"
     assert silent.beat() == {"a"}
     silent.release("a")
     assert silent.claim(["a"]) is None
 
 
-def test_a_worker_that_beats_keeps_its_rows(worker: Workers) -> None:
-    alive, other = worker(QUICK), worker(10 * QUICK)
+def test_a_worker_that_beats_keeps_its_rows(worker: Workers, clock: Clock) -> None:
+    alive, other = worker(10), worker(10)
     assert alive.claim(["a"]) == "a"
-    for _ in range(3 * shared_leases.SILENT):
+    for _ in range(5):
         assert other.claim(["a"]) is None
-        time.sleep(QUICK)
+        clock.now += 50
         assert alive.beat() == set()
+    clock.now += 5
+    before = other.claim(["a"])
+    assert alive.beat() == set()  # not due, and nothing is written
+    clock.now += 61
+    assert (before, other.claim(["a"])) == (None, "a")
 
 
 def test_a_row_that_failed_is_not_tried_again_by_those_at_work_but_by_later_ones(worker: Workers) -> None:
