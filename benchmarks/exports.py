@@ -41,9 +41,19 @@ def of_onnx(path: Path) -> Callable[[Any], object]:
     return lambda images: session.run(None, {"images": images.numpy()})
 
 
+def of_openvino(path: Path) -> Callable[[Any], object]:
+    """Returns what computes logits by OpenVINO in float32."""
+    import openvino
+
+    options = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": torch.get_num_threads()}
+    compiled = openvino.compile_model(path, "CPU", options)
+    return lambda images: compiled(images.numpy())
+
+
 RUNNERS: dict[str, Callable[[Path], Callable[[Any], object]]] = {
     "torch": lambda path: torch.export.load(path).module(),
     "onnx": of_onnx,
+    "openvino": of_openvino,
 }
 """How the file of a target is run."""
 

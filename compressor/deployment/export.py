@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,7 +35,7 @@ class Exported:
         target: id of the target.
         dense: bytes of the plain ``.safetensors`` file of the same tensors.
         packed: bytes of the packed file.
-        exported: bytes of the file.
+        exported: bytes of the file, and of its companions.
         difference: the largest difference of logits from those of the packed file, over the largest logit; 0 where all
             tensors are equal bit for bit.
         limits: what the file can not do or not hold, in one line.
@@ -97,9 +97,11 @@ def export(
     with PackedFile.open(source, max_memory) as file:
         packed = PackedModel(file, source, model, inputs, max_memory)
         written = Path(output) if output is not None else source.parent / target.file_name(source.stem)
-        check_writable(written, force)
+        paths = {target.suffix: written, **{ending: written.with_suffix(ending) for ending in target.companions}}
+        for each in paths.values():
+            check_writable(each, force)
         with holding(written):
-            size, difference = _write(target, packed, written, force)
+            size, difference = _write(target, packed, paths, force)
         return Exported(
             path=written,
             target=target.id,
@@ -112,16 +114,25 @@ def export(
         )
 
 
-def _write(target: Target, packed: PackedModel, written: Path, force: bool) -> tuple[int, float]:
-    """Writes the file and compares it; returns its size and the difference."""
+def _write(target: Target, packed: PackedModel, paths: Mapping[str, Path], force: bool) -> tuple[int, float]:
+    """Writes the files and compares them; returns their size together and the difference."""
     with _foreign_errors(target, packed):
         data = target.build(packed)
     found: list[float] = []
-    write_atomically(written, data, lambda temporary: found.append(_compare(target, temporary, packed)), force)
-    return len(data), found[0]
+
+    def write(endings: Sequence[str], written: Mapping[str, Path]) -> None:
+        """Writes each file while those before it are still temporary: all get their names once all are compared."""
+        if not endings:
+            found.append(_compare(target, written, packed))
+            return
+        first, *others = endings
+        write_atomically(paths[first], data[first], lambda path: write(others, {**written, first: path}), force)
+
+    write([*paths], {})
+    return sum(map(len, data.values())), found[0]
 
 
-def _compare(target: Target, written: Path, packed: PackedModel) -> float:
+def _compare(target: Target, written: Mapping[str, Path], packed: PackedModel) -> float:
     """Returns the difference of what was written; raises IntegrityError where it is more than rounding."""
     with _foreign_errors(target, packed):
         difference = target.difference(written, packed)

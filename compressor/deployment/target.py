@@ -8,6 +8,7 @@ arguments, registered by ``registry.register``. Nothing else is edited; the cont
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from pathlib import Path
 from typing import ClassVar
 
@@ -24,6 +25,9 @@ class Target(ABC):
 
     suffix: ClassVar[str]
     """The ending of the file, with its dot."""
+
+    companions: ClassVar[tuple[str, ...]] = ()
+    """Endings of further files, which stand beside it and differ from it in their endings alone."""
 
     packages: ClassVar[tuple[str, ...]] = ()
     """Import names of what it needs besides this package's own requirements."""
@@ -42,19 +46,19 @@ class Target(ABC):
         return stem + self.suffix
 
     @abstractmethod
-    def build(self, model: PackedModel) -> bytes:
-        """Returns the bytes of the file.
+    def build(self, model: PackedModel) -> dict[str, bytes]:
+        """Returns the bytes of the file, and of its companions, by their endings.
 
         Raises:
             UnsupportedError: this model cannot be written for this runtime.
         """
 
     @abstractmethod
-    def difference(self, written: Path, model: PackedModel) -> float:
-        """Runs the file that was written, and returns how far it is from the packed one.
+    def difference(self, written: Mapping[str, Path], model: PackedModel) -> float:
+        """Runs what was written, and returns how far it is from the packed file.
 
         Args:
-            written: its path, of any ending.
+            written: the paths of the files by the endings that they will have; now they have another.
             model: what it was built from.
 
         Returns:

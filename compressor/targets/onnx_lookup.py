@@ -49,6 +49,7 @@ class Lookup:
 
     Args:
         highest: the highest opset that may be used; types that are newer are made up for by arithmetic.
+        arithmetic: whether indices may be computed from packed ones; if not, they take four or eight bits.
 
     Attributes:
         nodes: the nodes, in an order in which they can run.
@@ -56,8 +57,8 @@ class Lookup:
         opset: the least opset that has all their operators and types.
     """
 
-    def __init__(self, highest: int = HIGHEST) -> None:
-        self._highest = highest
+    def __init__(self, highest: int = HIGHEST, arithmetic: bool = True) -> None:
+        self._highest, self._arithmetic = highest, arithmetic
         self.nodes: list[NodeProto] = []
         self.constants: dict[str, TensorProto] = {}
         self.opset = OPSET
@@ -152,6 +153,8 @@ class Lookup:
     def _indices(self, scope: str, indices: NDArray[Any], codewords: int, shape: Sequence[int]) -> str:
         """Returns indices in a shape, int64: integers of ONNX's smallest type, or packed in bytes."""
         width = max(1, (codewords - 1).bit_length())
+        if not self._arithmetic and width < 8:
+            width = 4 if width <= 4 else 8
         kind, opset = _SMALL.get(width, ("", 0))
         if kind and opset <= self._highest:
             self.opset = max(self.opset, opset)

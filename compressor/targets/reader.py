@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import runpy
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -39,14 +40,14 @@ class Reader(Target):
         del stem
         return _SOURCE
 
-    def build(self, model: PackedModel) -> bytes:
+    def build(self, model: PackedModel) -> dict[str, bytes]:
         """Returns the text of the reader, the same for all packed files."""
         del model
-        return Path(compressor.formats.__path__[0], _SOURCE).read_bytes()
+        return {self.suffix: Path(compressor.formats.__path__[0], _SOURCE).read_bytes()}
 
-    def difference(self, written: Path, model: PackedModel) -> float:
+    def difference(self, written: Mapping[str, Path], model: PackedModel) -> float:
         """Returns 0 where the file reads every tensor bit for bit, else infinity."""
-        arrays = runpy.run_path(str(written))["read"](str(model.path))
+        arrays = runpy.run_path(str(written[self.suffix]))["read"](str(model.path))
         expected = _arrays(model.file)
         alike = arrays.keys() == expected.keys() and all(_same(arrays[name], expected[name]) for name in expected)
         return 0.0 if alike else float("inf")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -29,7 +30,7 @@ class Torch(Target):
         "more than a small network gains; weights are expanded in every forward pass; images have one size"
     )
 
-    def build(self, model: PackedModel) -> bytes:
+    def build(self, model: PackedModel) -> dict[str, bytes]:
         """Returns the program of the packed model, for batches of any size."""
         import torch
 
@@ -44,14 +45,14 @@ class Torch(Target):
                 del node.meta[key]
         written = io.BytesIO()
         torch.export.save(program, written)
-        return written.getvalue()
+        return {self.suffix: written.getvalue()}
 
-    def difference(self, written: Path, model: PackedModel) -> float:
+    def difference(self, written: Mapping[str, Path], model: PackedModel) -> float:
         """Returns the difference of the logits of the program that is read back."""
         import torch
 
         images, _ = model.compared
-        with open(written, "rb") as file, torch.no_grad():
+        with open(written[self.suffix], "rb") as file, torch.no_grad():
             return model.difference(torch.export.load(file).module()(images))
 
     def usage(self, path: Path, packed: Path) -> str:

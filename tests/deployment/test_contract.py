@@ -74,7 +74,9 @@ def exported(packed_net: Path, tmp_path_factory: pytest.TempPathFactory) -> dict
 def test_it_is_written_run_and_compared(name: str, exported: dict[str, Exported], packed_net: Path) -> None:
     done, target = exported[name], TARGETS[name]()
     assert done.path.suffix == target.suffix
-    assert done.exported == done.path.stat().st_size > 0
+    files = [done.path, *map(done.path.with_suffix, target.companions)]
+    assert done.exported == sum(path.stat().st_size for path in files) > 0
+    assert {*done.path.parent.glob(f"{done.path.stem}.*")} >= {*files}
     assert (done.target, done.packed) == (name, packed_net.stat().st_size)
     assert 0 <= done.difference <= target.tolerance <= 1e-3
     assert done.packed < done.dense
@@ -84,7 +86,9 @@ def test_it_is_written_run_and_compared(name: str, exported: dict[str, Exported]
 @every_target
 def test_it_is_the_same_again(name: str, exported: dict[str, Exported], packed_net: Path, tmp_path: Path) -> None:
     again = export_net(packed_net, name, tmp_path / f"again{TARGETS[name].suffix}")
-    assert again.path.read_bytes() == exported[name].path.read_bytes()
+    for ending in (TARGETS[name].suffix, *TARGETS[name].companions):
+        written = again.path.with_suffix(ending), exported[name].path.with_suffix(ending)
+        assert written[0].read_bytes() == written[1].read_bytes()
 
 
 @every_target
@@ -99,7 +103,8 @@ def test_what_computes_something_else_is_not_written(
     name: str, exported: dict[str, Exported], packed_net: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = exported[name].path.read_bytes()
-    monkeypatch.setattr(TARGETS[name], "build", lambda self, model: data)
+    endings = TARGETS[name].suffix, *TARGETS[name].companions
+    monkeypatch.setattr(TARGETS[name], "build", lambda self, model: dict.fromkeys(endings, data))
     monkeypatch.setattr(TARGETS[name], "difference", lambda self, written, model: float("nan"))
     with pytest.raises(IntegrityError, match="differs by nan"):
         export_net(packed_net, name, tmp_path / "out")

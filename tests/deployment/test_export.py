@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -45,11 +46,11 @@ class Spy(Target):
     limits: ClassVar[str] = "none"
     error: float = 0.0
 
-    def build(self, model: PackedModel) -> bytes:
-        return b"text"
+    def build(self, model: PackedModel) -> dict[str, bytes]:
+        return {self.suffix: b"text", **{ending: ending.encode() for ending in self.companions}}
 
-    def difference(self, written: Path, model: PackedModel) -> float:
-        assert written.read_bytes() == b"text"
+    def difference(self, written: Mapping[str, Path], model: PackedModel) -> float:
+        assert {ending: path.read_bytes() for ending, path in written.items()} == self.build(model)
         images, logits = model.compared
         assert not images.equal(model.inputs(2))
         return model.difference(logits + self.error * logits.abs().max())
@@ -80,6 +81,23 @@ def test_rounding_is_accepted_and_more_is_not(spy: type[Spy], timm_file: Path, t
     with pytest.raises(IntegrityError, match=r"differs by 0\.0002 of the largest logit"):
         compressor.export(timm_file, "spy", tmp_path / "worse", error=2e-4)
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_companions_are_written_with_it_or_not_at_all(
+    spy: type[Spy], timm_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(spy, "companions", (".one", ".two"))
+    done = compressor.export(timm_file, "spy", tmp_path / "net.spy")
+    files = {path.name: path.read_text() for path in tmp_path.iterdir()}
+    assert files == {"net.spy": "text", "net.one": ".one", "net.two": ".two"}
+    assert done.exported == sum(map(len, files.values()))
+    (tmp_path / "net.spy").unlink()
+    with pytest.raises(UsageError, match=r"net\.one exists"):
+        compressor.export(timm_file, "spy", tmp_path / "net.spy")
+    (tmp_path / "net.one").write_text("mine")
+    with pytest.raises(IntegrityError):
+        compressor.export(timm_file, "spy", tmp_path / "net.spy", force=True, error=1.0)
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"net.one": "mine", "net.two": ".two"}
 
 
 def test_what_exists_is_replaced_only_where_asked_for(spy: type[Spy], timm_file: Path, tmp_path: Path) -> None:
@@ -115,7 +133,7 @@ def test_a_module_of_ones_own_needs_inputs(spy: type[Spy], tmp_path: Path) -> No
 def test_what_an_exporter_raises_is_one_line(
     spy: type[Spy], timm_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def build(self: Spy, model: PackedModel) -> bytes:
+    def build(self: Spy, model: PackedModel) -> dict[str, bytes]:
         raise RuntimeError("no such\noperator")
 
     monkeypatch.setattr(spy, "build", build)

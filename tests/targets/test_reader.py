@@ -31,8 +31,8 @@ def test_every_dtype_is_equal(packed: Path, tmp_path: Path) -> None:
     target = make_target("reader", {})
     with PackedFile.open(packed) as file:
         model = PackedModel(file, packed)
-        (tmp_path / "reader.py").write_bytes(target.build(model))
-        assert target.difference(tmp_path / "reader.py", model) == 0
+        (tmp_path / "reader.py").write_bytes(target.build(model)[".py"])
+        assert target.difference({".py": tmp_path / "reader.py"}, model) == 0
 
 
 @pytest.mark.parametrize("change", CHANGES)
@@ -40,7 +40,7 @@ def test_a_reader_that_reads_otherwise_is_seen(change: str, packed: Path, tmp_pa
     target, (old, new) = TARGETS["reader"](), CHANGES[change]
     with PackedFile.open(packed) as file:
         model = PackedModel(file, packed)
-        text = target.build(model).decode()
+        text = target.build(model)[".py"].decode()
         assert text.count(old) == 1
         (tmp_path / "reader.py").write_text(text.replace(old, new), encoding="utf-8")
-        assert target.difference(tmp_path / "reader.py", model) == float("inf")
+        assert target.difference({".py": tmp_path / "reader.py"}, model) == float("inf")
