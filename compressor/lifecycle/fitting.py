@@ -16,7 +16,7 @@ from compressor.formats.content import Content
 from compressor.formats.errors import PolicyError, UsageError
 from compressor.formats.file.writer import pack
 from compressor.lifecycle.convert import convert, halvable, holding_state
-from compressor.lifecycle.norms import FoldedNorms, fold_norms
+from compressor.lifecycle.norms import FoldedNorms, fold_norms, norm_inputs
 from compressor.lifecycle.packed import Packed, SharedModel, content_of
 from compressor.lifecycle.prepare import fit_groups
 from compressor.lifecycle.size_control import SizeControl, coded_bytes
@@ -101,6 +101,7 @@ class Fitting:
     options: FileOptions = field(default_factory=FileOptions)
     _norms: FoldedNorms = field(default_factory=FoldedNorms, init=False)  # of the last price
     _names: int | None = field(default=None, init=False)  # bytes that names of labels take
+    _sources: dict[str, nn.Module] | None = field(default=None, init=False)  # as ``norm_inputs`` returns them
     _coded: float | None = field(default=None, init=False)  # bytes of indices of the file found; None: as of the groups
 
     def at(self, rate: float | None, measured: bool = True) -> list[Group]:
@@ -211,7 +212,7 @@ class Fitting:
         model, policy = self.shared.model, self.shared.policy.priced(rate)
         by_name = {site.name: value for site, value in values.items()}
         with without_groups(model, groups), holding_state(model, by_name):
-            self._norms = fold_norms(model, self.shared.plans, rate, self.measured) if fold else FoldedNorms()
+            self._norms = self._folded(rate) if fold else FoldedNorms()
             tensors, books = self._norms.added_to(tensors, books)
             with holding_state(model, self._norms.values):  # the noise that is noted is that of the values
                 halved = halvable(model, tensors) if half else frozenset()
@@ -221,6 +222,13 @@ class Fitting:
         packed.note(**{**facts, "target": {"rate": rate, "predicted": target.size or UNKNOWN}, **self.options.notes})
         norms = sum(value.numel() for value in self._norms.values.values())
         return self._size_of(packed.content) + MARGIN + math.ceil(NORMS_MARGIN * norms)
+
+    def _folded(self, rate: float) -> FoldedNorms:
+        """Returns what folding makes of the norms; the convolutions before them are found once."""
+        model = self.shared.model
+        if self._sources is None and self.measured is not None:
+            self._sources = norm_inputs(model, self.measured.calibrator.batches[0][:1])
+        return fold_norms(model, self.shared.plans, rate, self.measured, self._sources)
 
     def _size_of(self, content: Content) -> int:
         """Returns the bytes of a file; those of label names, which take long to deflate, are measured once."""

@@ -149,7 +149,11 @@ def _fault(model: nn.Module, name: str, norm: _BatchNorm, shared: Collection[str
 
 @torch.no_grad()
 def fold_norms(
-    model: nn.Module, plans: Sequence[TensorPlan], rate: float | None = None, measured: Measurement | None = None
+    model: nn.Module,
+    plans: Sequence[TensorPlan],
+    rate: float | None = None,
+    measured: Measurement | None = None,
+    sources: Mapping[str, nn.Module] | None = None,
 ) -> FoldedNorms:
     """Returns what folding and rounding make of norms and biases; the model is not changed.
 
@@ -161,9 +165,11 @@ def fold_norms(
         rate: the price of a bit; None: steps follow from the spread of values, and the loss does not move.
         measured: has the curvature of ``minor_tensors``, and images to find the convolution before each BatchNorm
             by: channels whose weights are all zero need no scale. None: as without a price.
+        sources: these convolutions, where they are known: what ``norm_inputs`` returned.
     """
     importance = None if measured is None else measured.calibrator.importance
-    sources = {} if measured is None else norm_inputs(model, measured.calibrator.batches[0][:1])
+    if sources is None:
+        sources = {} if measured is None else norm_inputs(model, measured.calibrator.batches[0][:1])
     found = FoldedNorms()
     vectors: list[_Vector] = []
     shared = {plan.site.name for plan in plans if plan.scheme}
