@@ -121,7 +121,7 @@ def write_slice(data: Dataset) -> None:
 def table(entries: dict[str, dict[str, Any]]) -> str:
     """Returns the index as a Markdown table."""
     lines = [
-        "| checkpoint | parameters | file bytes | times smaller | bits/weight | dense % | top-1 % (n = 10,000) | 95 % |",
+        "| checkpoint | parameters | bytes | times smaller | bits/weight | dense % | top-1 % (n = 10,000) | 95 % |",
         "|---|--:|--:|--:|--:|--:|--:|--:|",
     ]
     for name, facts in sorted(entries.items()):
