@@ -23,6 +23,7 @@ from compressor.cli.compress import compress
 from compressor.cli.main import run
 from compressor.cli.sweep_options import SINGLE, words
 from compressor.formats.io.locking import holding
+from compressor.sweep.outcome import Outcome
 from tests.helpers.file_commands import Ran, pack_module, type_
 from tests.helpers.tiny import few_digits, tiny
 
@@ -202,6 +203,25 @@ def test_a_folder_that_another_command_works_on_is_refused(type_: Callable[..., 
     assert (code, line) == (6, f"error: {wanted}")
     code, _, (line,) = type_("sweep", "test_resnet", "--bits", "2", "-o", "file")
     assert (code, line) == (6, "error: -o file: no folder can be made there: File exists")
+
+
+def test_what_a_run_prints_is_read(type_: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("compressor.cli.setup.load_data", lambda *_, **__: few_digits())
+    save_file(tiny().state_dict(), "dense.safetensors")
+    words = ["--checkpoint-path", "dense.safetensors", "--dataset", "digits", "--epochs", "0", "--seed", "3"]
+    code, out, _ = type_("tiny", "--bits", "2", *words, "-o", "out.safetensors", "--json")
+    found = Outcome.of(json.loads(out))
+    assert (code, found.model, found.file, found.seed) == (0, "tiny", "out.safetensors", 3)
+    assert found.bytes == Path("out.safetensors").stat().st_size < found.dense_bytes
+    assert (found.n, found.summary, found.rate, found.missed) == (32, None, None, ())
+    assert found.top1 is not None
+    assert found.dense_top1 is not None
+    assert found.lost is not None
+    assert found.gained is not None
+    assert round(32 * (found.top1 - found.dense_top1)) == found.gained - found.lost
+    assert found.low is not None
+    assert found.high is not None
+    assert found.low < found.top1 < found.high
 
 
 class Commands:
