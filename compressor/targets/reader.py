@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import runpy
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,8 +32,8 @@ class Reader(Target):
     suffix: ClassVar[str] = ".py"
     tolerance: ClassVar[float] = 0.0
     limits: ClassVar[str] = (
-        "arrays, not a model; decoding in plain Python takes seconds for a million weights; codecs of other packages "
-        "are not read"
+        "goes with the packed file, and gives arrays, not a model; decoding in plain Python takes seconds for a million "
+        "weights; codecs of other packages are not read"
     )
 
     def file_name(self, stem: str) -> str:
@@ -54,7 +55,7 @@ class Reader(Target):
 
     def usage(self, path: Path, packed: Path) -> str:
         """Returns the command that writes all arrays as numpy's ``.npz``."""
-        return f"python {path} {packed} {packed.stem}.npz"
+        return shlex.join(["python", str(path), str(packed), f"{packed.stem}.npz"])
 
 
 def _arrays(file: PackedFile) -> dict[str, NDArray[Any]]:
