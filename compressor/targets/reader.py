@@ -32,8 +32,8 @@ class Reader(Target):
     suffix: ClassVar[str] = ".py"
     tolerance: ClassVar[float] = 0.0
     limits: ClassVar[str] = (
-        "goes with the packed file, and gives arrays, not a model; decoding in plain Python takes seconds for a million "
-        "weights; codecs of other packages are not read"
+        "goes with the packed file, and gives arrays, not a model; decoding in plain Python takes seconds for a "
+        "million weights; codecs of other packages are not read"
     )
 
     def file_name(self, stem: str) -> str:

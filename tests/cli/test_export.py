@@ -22,7 +22,7 @@ pytestmark = pytest.mark.usefixtures("own_folder")
 def test_the_reader_is_written_beside_nothing_of_the_zoo(type_: Callable[..., Ran]) -> None:
     code, out, err = type_("export", "zoo:test_resnet-tiny", "--to", "reader")
     assert (code, err) == (0, [])
-    head, dense, packed, reader, limits, how = out.splitlines()
+    head, dense, packed, reader, limits, *_, how = out.splitlines()
     size = Path("packed_reader.py").stat().st_size
     assert head == f"packed_reader.py  {size:,} bytes, run and compared: equal bit for bit"
     assert dense.split() == ["dense", "1,509,760", "bytes", "100.0", "%", "of", "dense"]
