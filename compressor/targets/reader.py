@@ -6,6 +6,7 @@ import runpy
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib import resources
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -44,7 +45,7 @@ class Reader(Target):
     def build(self, model: PackedModel) -> dict[str, bytes]:
         """Returns the text of the reader, the same for all packed files."""
         del model
-        return {self.suffix: Path(compressor.formats.__path__[0], _SOURCE).read_bytes()}
+        return {self.suffix: resources.files(compressor.formats).joinpath(_SOURCE).read_bytes()}
 
     def difference(self, written: Mapping[str, Path], model: PackedModel) -> float:
         """Returns 0 where the file reads every tensor bit for bit, else infinity."""
