@@ -108,7 +108,9 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             rows += measure(file, options.repeat, Path(folder))
     heads = ["checkpoint", "form", "bytes", "of dense", "ms for an image"]
-    table = tabulate(rows, heads, tablefmt="github", colalign=("left", "left", "right", "right", "right"))
+    table = tabulate(
+        rows, heads, tablefmt="github", colalign=("left", "left", "right", "right", "right"), disable_numparse=True
+    )
     print(table)
     marked = re.compile(r"(<!-- exports -->\n).*?(<!-- end -->)", re.DOTALL)
     PAGE.write_text(marked.sub(lambda m: f"{m[1]}{table}\n{m[2]}", PAGE.read_text()))

@@ -77,8 +77,8 @@ def _show(done: Exported) -> None:
     print_table([[name, f"{size:,} bytes", f"{percent(size / done.dense)} of dense"] for name, size in rows])
     if done.exported >= done.dense:
         click.echo("note  larger than the dense file: of so small a network the program takes more than the weights")
-    for head, text in (("limits", done.limits), ("run it", done.usage)):
-        click.echo(fill(f"{head}  {text}", width(), subsequent_indent=INDENT, break_long_words=False))
+    click.echo(fill(f"limits  {done.limits}", width(), subsequent_indent=INDENT))
+    click.echo(f"run it  {done.usage}")  # in one line, to be copied
 
 
 @click.command()

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import runpy
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib import resources
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -31,8 +33,8 @@ class Reader(Target):
     suffix: ClassVar[str] = ".py"
     tolerance: ClassVar[float] = 0.0
     limits: ClassVar[str] = (
-        "arrays, not a model; decoding in plain Python takes seconds for a million weights; codecs of other packages "
-        "are not read"
+        "goes with the packed file, and gives arrays, not a model; decoding in plain Python takes seconds for a "
+        "million weights; codecs of other packages are not read"
     )
 
     def file_name(self, stem: str) -> str:
@@ -43,7 +45,7 @@ class Reader(Target):
     def build(self, model: PackedModel) -> dict[str, bytes]:
         """Returns the text of the reader, the same for all packed files."""
         del model
-        return {self.suffix: Path(compressor.formats.__path__[0], _SOURCE).read_bytes()}
+        return {self.suffix: resources.files(compressor.formats).joinpath(_SOURCE).read_bytes()}
 
     def difference(self, written: Mapping[str, Path], model: PackedModel) -> float:
         """Returns 0 where the file reads every tensor bit for bit, else infinity."""
@@ -54,7 +56,7 @@ class Reader(Target):
 
     def usage(self, path: Path, packed: Path) -> str:
         """Returns the command that writes all arrays as numpy's ``.npz``."""
-        return f"python {path} {packed} {packed.stem}.npz"
+        return shlex.join(["python", str(path), str(packed), f"{packed.stem}.npz"])
 
 
 def _arrays(file: PackedFile) -> dict[str, NDArray[Any]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,13 +22,13 @@ pytestmark = pytest.mark.usefixtures("own_folder")
 def test_the_reader_is_written_beside_nothing_of_the_zoo(type_: Callable[..., Ran]) -> None:
     code, out, err = type_("export", "zoo:test_resnet-tiny", "--to", "reader")
     assert (code, err) == (0, [])
-    head, dense, packed, reader, limits, how = out.splitlines()
+    head, dense, packed, reader, limits, *_, how = out.splitlines()
     size = Path("packed_reader.py").stat().st_size
     assert head == f"packed_reader.py  {size:,} bytes, run and compared: equal bit for bit"
     assert dense.split() == ["dense", "1,509,760", "bytes", "100.0", "%", "of", "dense"]
     assert packed.split() == ["packed", "46,367", "bytes", "3.1", "%", "of", "dense"]
     assert reader.split()[:2] == ["reader", f"{size:,}"]
-    assert limits.startswith("limits  arrays, not a model; ")
+    assert limits.startswith("limits  goes with the packed file, and gives arrays")
     assert how.startswith("run it  python packed_reader.py ")
 
 
@@ -37,7 +38,7 @@ def test_what_it_says_to_run_runs(timm_file: Path, type_: Callable[..., Ran]) ->
     done = json.loads(out)
     assert (done["path"], done["target"], done["difference"]) == ("own.py", "reader", 0)
     assert done["packed"] == timm_file.stat().st_size
-    python, *words = done["usage"].split()
+    python, *words = shlex.split(done["usage"])
     assert (python, words) == ("python", ["own.py", str(timm_file), f"{timm_file.stem}.npz"])
     namespace: dict[str, object] = {"__name__": "own"}
     exec(Path("own.py").read_text(encoding="utf-8"), namespace)
