@@ -246,7 +246,7 @@ def _write(
         data = {"name": work.data.name, "version": work.data.version, "split": work.data.evaluated, "n": expected.n}
         packed.note(data=data, top1=_without_none({"dense": dense_top1, "packed": packed_top1}))
     size = main_process_first(lambda: len(packed.to_bytes(output.codec)))
-    warn_of_growth(work, size)
+    warn_of_growth(work, packed.content, size)
     missed = missed_gates(gates, size, packed_top1, dense_top1)
     path, force = (rejected(work.output), True) if missed else (work.output, output.force)
     main_process_first(lambda: packed.save(path, codec=output.codec, force=force))

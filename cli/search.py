@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Literal
@@ -15,9 +16,10 @@ from compressor.cli.configs import OutputConfig
 from compressor.cli.setup import Run
 from compressor.cli.targets import TargetConfig, number
 from compressor.compressor import Compressor
+from compressor.formats.content import Content
 from compressor.formats.errors import UsageError
 from compressor.lifecycle.packed import Packed
-from compressor.lifecycle.target import MOST_RATE, FileOptions
+from compressor.lifecycle.target import MOST_RATE, FileOptions, Target
 from compressor.models.baseline import create_model
 from compressor.policy.policy import Policy
 from compressor.policy.recipe import Recipe, Stage
@@ -31,6 +33,7 @@ __all__ = [
     "price_line",
     "target_facts",
     "target_line",
+    "target_of",
     "training_images",
     "warn_of_growth",
     "with_rules",
@@ -108,6 +111,11 @@ def with_rules(recipe: Recipe, policy: Policy) -> Recipe:
     return Recipe((*earlier, replace(last, policy=policy)))
 
 
+def target_of(config: TargetConfig) -> Target:
+    """Returns the target that a command names, as the search takes it."""
+    return Target(config.rate, config.target_size, config.target_bits, config.max_drop)
+
+
 def least_size(work: Run, output: OutputConfig) -> int | None:
     """Returns the bytes of the file when all weights are zero; None where something shared has no price of bits.
 
@@ -124,8 +132,7 @@ def least_size(work: Run, output: OutputConfig) -> int | None:
             parameter.zero_()  # norms and biases, which tensors of one value make free, too: no file is smaller
     job = Compressor(model, policy, model_args=work.source.args, copy=False, teacher=None).prepare()
     options = file_options(work, output)
-    searched = work.target.is_searched
-    half, fold = (searched if one is None else one for one in (options.half_untouched, options.fold_norms))
+    half, fold = options.chosen(target_of(work.target))
     packed = job.finish(half_untouched=half, fold_norms=fold)
     packed.note(**options.notes)
     return len(packed.to_bytes(options.codec))
@@ -189,14 +196,17 @@ def target_line(facts: Mapping[str, Any], target: TargetConfig) -> str:
     return f"target {target.command_line().strip()}  rate {rate}  {predicted}{facts['size']:,} bytes written"
 
 
-def warn_of_growth(work: Run, size: int) -> None:
-    """Warns of a file that fine-tuning has let grow beyond its target.
+def warn_of_growth(work: Run, content: Content, size: int) -> None:
+    """Warns of a file that is larger than its target.
 
     Args:
         work: has the target.
+        content: of the file.
         size: of the file, in bytes.
     """
-    wanted = work.target.target_size
+    ruled = list(content.sites.values())[: len(content.provenance["rules"])]  # norms on grids come after them
+    wanted = target_of(work.target).bytes(sum(math.prod(site.shape) for site in ruled))
     if wanted is not None and size > wanted:
         trained = "; fine-tuning changes what indices take" if work.trains(work.recipe.stages[-1]) else ""
-        _log.warning("the file has %s bytes, more than --target-size %s%s", f"{size:,}", f"{wanted:,}", trained)
+        asked = work.target.flag
+        _log.warning("the file has %s bytes, more than the %s of %s%s", f"{size:,}", f"{wanted:,}", asked, trained)
