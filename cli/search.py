@@ -34,6 +34,7 @@ __all__ = [
     "price_line",
     "target_facts",
     "target_line",
+    "target_of",
     "training_images",
     "vary_vectors",
     "warn_of_growth",
@@ -112,6 +113,11 @@ def with_rules(recipe: Recipe, policy: Policy) -> Recipe:
     return Recipe((*earlier, replace(last, policy=policy)))
 
 
+def target_of(config: TargetConfig) -> Target:
+    """Returns the target that a command names, as the search takes it."""
+    return Target(config.rate, config.target_size, config.target_bits, config.max_drop)
+
+
 def least_size(work: Run, output: OutputConfig) -> int | None:
     """Returns the bytes of the file when all weights are zero; None where something shared has no price of bits.
 
@@ -128,7 +134,7 @@ def least_size(work: Run, output: OutputConfig) -> int | None:
             parameter.zero_()  # norms and biases, which tensors of one value make free, too: no file is smaller
     job = Compressor(model, policy, model_args=work.source.args, copy=False, teacher=None).prepare()
     options = file_options(work, output)
-    half, fold = options.chosen(Target(**work.target.arguments))
+    half, fold = options.chosen(target_of(work.target))
     packed = job.finish(half_untouched=half, fold_norms=fold)
     packed.note(**options.notes)
     return len(packed.to_bytes(options.codec))
@@ -243,7 +249,7 @@ def warn_of_growth(work: Run, content: Content, size: int) -> None:
         size: of the file, in bytes.
     """
     ruled = list(content.sites.values())[: len(content.provenance["rules"])]  # norms on grids come after them
-    wanted = Target(**work.target.arguments).bytes(sum(math.prod(site.shape) for site in ruled))
+    wanted = target_of(work.target).bytes(sum(math.prod(site.shape) for site in ruled))
     if wanted is not None and size > wanted:
         trained = "; fine-tuning changes what indices take" if work.trains(work.recipe.stages[-1]) else ""
         asked = work.target.flag

@@ -88,15 +88,19 @@ def test_a_file_smaller_than_the_entropy_of_its_indices_is_predicted_in_proporti
 
 
 def test_the_price_waits_for_pruning_and_predictions_are_those_of_the_pruned_file() -> None:
+    model: Any = net()
+    with torch.no_grad():  # norms that begin constant take more bytes in the end than at first
+        model[1].weight.uniform_(0.5, 1.5)
+        model[1].bias.normal_(0, 0.3)
     policy = Policy([Rule("*", scheme="learnt", sparsity=0.7, sparsity_by=0.6)])
-    job = job_of(policy=policy, target_size=3_000).prepare()
-    control, prices = job.control, []
+    job = Compressor(model, policy, target_size=3_000, teacher=None).prepare()
+    control, prices = job.control, list[float]()
     assert control is not None
     assert control.predicted > 3_500, "nothing is pruned yet"
     job.finetune(batches(), epochs=2, lr=3e-3, on_epoch=lambda *_: prices.append(control.price))
     assert prices[0] == control.first_price != prices[1]
     real = control._size_of()
-    assert abs(control.predicted - real) < 0.1 * real
+    assert abs(control.predicted - real) < 0.05 * real
     assert 0.97 * 3_000 <= len(job.finish().to_bytes()) <= 3_000
 
 
@@ -111,7 +115,7 @@ def test_a_loop_that_tells_the_job_nothing_keeps_to_the_target() -> None:
 
 
 @pytest.mark.parametrize("options", [{"fold_norms": False}, {"half_untouched": False, "fold_norms": False}])
-def test_options_that_nobody_searched_with_keep_to_the_target(options: dict[str, bool]) -> None:
+def test_options_that_nobody_searched_with_keep_to_the_target(options: dict[str, Any]) -> None:
     assert 0.95 * TARGET <= len(job_of().prepare().finish(**options).to_bytes()) <= TARGET
 
 
@@ -171,7 +175,9 @@ def test_a_training_that_is_too_short_to_hold_the_size_says_so(caplog: pytest.Lo
     with torch.no_grad():
         for group in job.groups:
             group.master_weight(group.sites[0]).add_(0.05 * torch.randn(group.sites[0].tensor.shape))
-    assert len(job.copied().finish().to_bytes()) > 3_500, "nothing has been trained"
+    copied = job.copied().control
+    assert copied is not None
+    assert copied._size_of() > 3_500
     told: list[int] = []
 
     def on_epoch(*_: object) -> None:
