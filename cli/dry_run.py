@@ -15,7 +15,6 @@ from compressor.cli.weights import named_model
 from compressor.compressor import Compressor
 from compressor.formats.loader import build_model
 from compressor.lifecycle.step_memory import StepMemory, size_of
-from compressor.lifecycle.target import Target
 from compressor.policy.policy import TensorPlan
 from compressor.sharing.sites import find_tensors
 

@@ -93,10 +93,9 @@ class Compressor:
     """What the search for a target has found; None without a target, and before ``prepare``."""
     control: SizeControl | None = None
     """What holds the size of the file in training; None where no size is asked for, and before ``prepare``."""
-    steps = total_steps = 0
+    steps, total_steps, _is_finished, _options = 0, 0, False, FileOptions()
     _measured: Measurement | None = None
     _converted: tuple[dict[str, SharedTensor], tuple[Codebook, ...]] | None = None
-    _is_finished, _options = False, FileOptions()
 
     def __init__(
         self,
@@ -312,8 +311,7 @@ class Compressor:
         train_loader = shard_loader(train_loader, device)
         updates = steps_per_epoch(train_loader, config.grad_accum)
         seed_all(self.seed % (1 << 32))
-        original = None if checkpoints is None else self.original
-        facts = fingerprint(self.policy, config, mixup, self.seed, amp, original)
+        facts = fingerprint(self.policy, config, mixup, self.seed, amp, checkpoints and self.original)
         checkpointer = TrainingCheckpointer(checkpoints, self, facts)
         parameters = self.param_groups(config.lr, config.weight_decay, config.layer_decay)
         optimizer, schedule = make_optimizer(parameters, config.opt, config.lr, config.sched, config.epochs, updates)
