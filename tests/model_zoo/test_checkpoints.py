@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from compressor import Recipe, model_zoo
+from compressor import Recipe, Rule, Stage, model_zoo
 from compressor.cli.compress import compress
 from compressor.data.datasets import FASHION_MNIST_DIR
 from compressor.data.splits import ArraySplit
