@@ -311,7 +311,7 @@ class Compressor:
         train_loader = shard_loader(train_loader, device)
         updates = steps_per_epoch(train_loader, config.grad_accum)
         seed_all(self.seed % (1 << 32))
-        facts = fingerprint(self.policy, config, mixup, self.seed, amp, checkpoints and self.original)
+        facts = fingerprint(self.policy, config, mixup, self.seed, amp, self.original if checkpoints else None)
         checkpointer = TrainingCheckpointer(checkpoints, self, facts)
         parameters = self.param_groups(config.lr, config.weight_decay, config.layer_decay)
         optimizer, schedule = make_optimizer(parameters, config.opt, config.lr, config.sched, config.epochs, updates)
