@@ -15,6 +15,7 @@ from compressor.cli.click_options import byte_size, from_values, given_flags
 from compressor.cli.completion import codecs, completing, models
 from compressor.cli.preprocessing import PreprocessingConfig
 from compressor.cli.sharing import SharingConfig
+from compressor.cli.spelling import check_names
 from compressor.cli.targets import TARGETS, TargetConfig
 from compressor.config_fields import config_field, config_fields
 from compressor.formats.errors import UsageError
@@ -285,6 +286,7 @@ class Request:
 
     def check(self) -> None:
         """Raises UsageError for options that contradict each other."""
+        check_names((self.model.name, self.teacher.teacher), self.sharing.scheme)
         self.sharing.check()
         self.target.check()
         self.model.check()

@@ -12,7 +12,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from compressor.cli.completion import checkpoints, completing
-from compressor.cli.show import print_json, width
+from compressor.cli.show import print_json, styled, width
 from compressor.formats.errors import FormatError, UsageError
 
 if TYPE_CHECKING:
@@ -93,4 +93,5 @@ def inspect(file: Path, everything: bool, as_json: bool, markdown: bool, max_mem
     elif markdown:
         click.echo(report.to_markdown())
     else:
-        click.echo(f"{report.heading(width())}\n\n{report.table(width(), everything)}")
+        head, _, rows = report.table(width(), everything).partition("\n")
+        click.echo("\n".join([report.heading(width()), "", styled(head, bold=True), rows]))

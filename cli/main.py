@@ -26,6 +26,7 @@ from compressor.cli.data import check_data
 from compressor.cli.evaluation import evaluate
 from compressor.cli.files import inspect
 from compressor.cli.sensitivity import sensitivity
+from compressor.cli.show import styled
 from compressor.formats.errors import CompressorError, printable
 
 __all__ = ["cli", "main"]
@@ -127,7 +128,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING, stream=sys.stderr)
     logging.captureWarnings(not _debugging())
     logging.getLogger("py.warnings").setLevel(logging.ERROR)
-    logging.addLevelName(logging.WARNING, "warning")
+    logging.addLevelName(logging.WARNING, styled("warning", fg="yellow") if sys.stderr.isatty() else "warning")
     if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
         sys.stdout.reconfigure(errors="backslashreplace")  # the name of a file may hold bytes that are no text
     code = run(list(sys.argv[1:] if arguments is None else arguments))
@@ -190,7 +191,7 @@ def _say(message: str, code: int, kind: str = "error: ", shared: bool = False) -
     """Prints a line and returns the exit code; an error that all processes share is printed by the first alone."""
     line = printable(" ".join(message.split()))  # it may quote a file of a stranger
     if not _RANK:
-        click.echo(kind + line, err=True)
+        click.echo(styled(kind, fg="red", bold=True) + line, err=True)
     elif not shared and kind:
         click.echo(f"process {_RANK}: {kind}{line}", file=sys.__stderr__)
     return code

@@ -13,7 +13,7 @@ import click
 from compressor.cli.configs import DisplayConfig
 from compressor.cli.search import target_facts, target_line
 from compressor.cli.setup import Run
-from compressor.cli.show import accuracy_line, flips, print_json, say, width
+from compressor.cli.show import WHOLE_WORDS, accuracy_line, flips, print_json, say, styled, width
 from compressor.lifecycle.packed import Packed
 from compressor.report.report import Report
 from compressor.training.evaluation import Evaluation
@@ -57,10 +57,12 @@ def show_result(result: Result, run: Run, codec: str, display: DisplayConfig, ow
         facts = {"file": str(result.path), "model": run.source.config.name, "top1": accuracy, "missed": result.missed}
         print_json(facts | {"target": target} | _training_facts(run) | report.to_dict())
     else:
-        click.echo()
-        for line in _answer(result, report, run, target):
-            click.echo(fill(line, width(), subsequent_indent="  "))
-        click.echo("\n" + report.table(width(), display.everything))
+        first, *more = (
+            fill(line, width(), subsequent_indent="  ", **WHOLE_WORDS) for line in _answer(result, report, run, target)
+        )
+        head, _, rows = report.table(width(), display.everything).partition("\n")
+        answer = styled(first, bold=True, fg="yellow" if result.missed else "green")
+        click.echo("\n".join(["", answer, *more, "", styled(head, bold=True), rows]))
         if own_data is not None:
             click.echo(f"For your own images (in IMAGES/train/CLASS and IMAGES/val/CLASS): {own_data}")
     if result.accuracy is not None and result.dense is not None:
