@@ -242,9 +242,8 @@ def _write(
     """Writes the file, or the rejected file where it misses a gate; reopens it, and evaluates the model it holds."""
     expected = None if work.data is None else _evaluate(work, model)
     packed_top1, dense_top1 = (None if one is None else one.top1 for one in (expected, dense))
-    if work.data is not None and expected is not None:
-        data = {"name": work.data.name, "version": work.data.version, "split": work.data.evaluated, "n": expected.n}
-        packed.note(data=data, top1=_without_none({"dense": dense_top1, "packed": packed_top1}))
+    if (data := work.data) is not None and expected is not None:
+        packed.note_accuracy(expected, dense, data=data.name, split=data.evaluated, version=data.version)
     size = main_process_first(lambda: len(packed.to_bytes(output.codec)))
     warn_of_growth(work, size)
     missed = missed_gates(gates, size, packed_top1, dense_top1)

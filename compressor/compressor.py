@@ -16,24 +16,24 @@ from compressor.calibration.calibrator import MEMORY
 from compressor.calibration.images import Calibration
 from compressor.calibration.measurement import Measurement
 from compressor.checkpointing.manager import Checkpoints
-from compressor.checkpointing.serialization import checksum
 from compressor.data.batches import Batches
 from compressor.data.distributed_sampler import shard_loader
 from compressor.formats.content import Codebook, SharedTensor
 from compressor.formats.errors import UsageError
 from compressor.lifecycle.convert import convert
 from compressor.lifecycle.coverage import warn_of_dense
+from compressor.lifecycle.description import describe_plans, plans_table
 from compressor.lifecycle.finishing import Finishing
 from compressor.lifecycle.fitting import Fitting, check_target, drop_on, policy_for
 from compressor.lifecycle.norms import check_foldable, minor_tensors
 from compressor.lifecycle.packed import Packed, SharedModel
 from compressor.lifecycle.param_groups import check_embeddings, check_optimizer, freeze_untrained, param_groups
-from compressor.lifecycle.prepare import check_zeros, penalties, start_rounds
+from compressor.lifecycle.prepare import OnRound, advance, check_zeros, penalties
 from compressor.lifecycle.rebuild import find_args
 from compressor.lifecycle.size_control import SizeControl
 from compressor.lifecycle.state import kept_weights, state_to_pack, tensors_of
 from compressor.lifecycle.target import FileOptions, Search, Target
-from compressor.lifecycle.training_options import replaced, resolve_options
+from compressor.lifecycle.training_options import fingerprint, replaced, resolve_options, watched
 from compressor.policy.policy import Policy, TensorPlan
 from compressor.rng import seed_all
 from compressor.sharing.group import Group
@@ -43,18 +43,15 @@ from compressor.sharing.sites import finite_weights
 from compressor.training.checkpointer import TrainingCheckpointer
 from compressor.training.config import TrainingConfig
 from compressor.training.distillation import make_teacher, with_distillation
+from compressor.training.history import History
 from compressor.training.loop import Epoch, OnStep, evaluate_after_epoch, train
 from compressor.training.metrics import SharingMonitor
-from compressor.training.mixup import describe_mixup
 from compressor.training.model_copy import check_trainable, checked_module, copy_module
 from compressor.training.modes import modules_in_eval, train_mode
 from compressor.training.optim import make_optimizer
 from compressor.training.step import steps_per_epoch
 
 __all__ = ["Compressor"]
-
-OnRound = Callable[[list[Tensor], int], None]
-"""Of the parameters that begin a round, and the steps that the round has."""
 
 
 class Compressor:
@@ -143,6 +140,15 @@ class Compressor:
         self.original = self.dense if original is None else {name: original[name] for name in self.dense}
         self._in_eval = set(modules_in_eval(self.model))
         self.groups: list[Group] = []
+        self.history = History()
+
+    def __repr__(self) -> str:
+        done = f"{self.steps} of {self.total_steps} steps" if self.total_steps else "prepared" if self.groups else "new"
+        return f"<Compressor: {describe_plans(self.plans)}; {done}>"
+
+    def _repr_html_(self) -> str:
+        """Returns the plan of each tensor for a notebook."""
+        return plans_table(self.plans)
 
     def prepare(
         self,
@@ -229,22 +235,14 @@ class Compressor:
         check_embeddings(self.sites)
         check_optimizer(optimizer, self.groups)
         self.total_steps = total_steps
-        self._advance(optimizer, on_round)
+        advance(self.groups, optimizer, self.steps, total_steps, on_round)
         optimizer.register_step_post_hook(lambda *_: self._step(optimizer, on_round))
 
     def _step(self, optimizer: Optimizer, on_round: OnRound | None) -> None:
         self.steps += 1
-        self._advance(optimizer, on_round)
+        advance(self.groups, optimizer, self.steps, self.total_steps, on_round)
         if self.control is not None:
             self.control.on_step(self.steps, self.total_steps)
-
-    def _advance(self, optimizer: Optimizer, on_round: OnRound | None) -> None:
-        progress = min(1.0, self.steps / self.total_steps)
-        for end, parameters in start_rounds(self.groups, progress):
-            for parameter in parameters:
-                optimizer.state.pop(parameter, None)
-            if on_round is not None:
-                on_round(parameters, max(1, round((end - progress) * self.total_steps)))
 
     def loss(self, output: Tensor, target: Tensor, inputs: Tensor | None = None) -> Tensor:
         """Returns the sum of the loss of the labels (cross entropy), distillation, and the penalties of the schemes.
@@ -281,6 +279,7 @@ class Compressor:
         device: str | None = None,
         amp: bool = False,
         checkpoints: Checkpoints | None = None,
+        progress: bool | None = None,
         **overrides: Any,
     ) -> Compressor:
         """Trains shared weights and codebooks.
@@ -297,6 +296,8 @@ class Compressor:
             on_epoch: called after each epoch, with top-1 on ``val``, 0 to 1, or None where there is no ``val``.
             on_step, device, amp: see ``compressor.training.loop.train``.
             checkpoints: where the training is saved, and resumed from; see docs/resuming.md.
+            progress: whether a bar and a line for each epoch are shown on stderr; None: on a terminal and in a notebook,
+                where there is no ``on_step``. ``job.history`` has the same figures.
             overrides: fields of ``TrainingConfig`` that win over ``config``: ``epochs``, ``lr``, ``opt`` ...;
                 ``mixup`` may also be a mixer of your own, such as ``timm.data.Mixup``, in place of all mixing.
 
@@ -312,20 +313,20 @@ class Compressor:
         train_loader = shard_loader(train_loader, device)
         updates = steps_per_epoch(train_loader, config.grad_accum)
         seed_all(self.seed % (1 << 32))
-        weights = "" if checkpoints is None else f"CRC-32 {checksum(self.original):08x}"
-        facts = {"mixup": describe_mixup(mixup), "seed": self.seed, "amp": amp, "weights": weights}
-        rules = [rule.to_dict() for rule in self.policy.rules]
-        checkpointer = TrainingCheckpointer(checkpoints, self, {"rules": rules, **config.to_dict(), **facts})
+        original = None if checkpoints is None else self.original
+        facts = fingerprint(self.policy, config, mixup, self.seed, amp, original)
+        checkpointer = TrainingCheckpointer(checkpoints, self, facts)
         parameters = self.param_groups(config.lr, config.weight_decay, config.layer_decay)
         optimizer, schedule = make_optimizer(parameters, config.opt, config.lr, config.sched, config.epochs, updates)
         self.attach(optimizer, self.steps + config.epochs * updates, schedule.restart)
-        after_epoch = evaluate_after_epoch(self.model, val, SharingMonitor(self.groups, self.control), on_epoch)
+        monitor = SharingMonitor(self.groups, self.control)
         self._in_eval.update(modules_in_eval(self.model))
         train_mode(self.model, self._in_eval)
-        with replaced(self, distill=config.distill, temperature=config.temperature):
+        watching = watched(self.history, progress, on_epoch, on_step)
+        with watching as calls, replaced(self, distill=config.distill, temperature=config.temperature):
             train(
-                self.model, train_loader, self.loss, optimizer, schedule, config, after_epoch, on_step, device, amp,
-                checkpointer, mixup=mixup,
+                self.model, train_loader, self.loss, optimizer, schedule, config,
+                evaluate_after_epoch(self.model, val, monitor, calls[0]), calls[1], device, amp, checkpointer, mixup=mixup,
             )  # fmt: skip
         return self
 

@@ -29,6 +29,7 @@ from compressor.lifecycle.trace import Trace
 from compressor.policy.policy import Policy, TensorPlan
 from compressor.report.report import Report
 from compressor.sharing.group_state import CHUNK
+from compressor.training.evaluation import Evaluation
 
 __all__ = ["Packed", "SharedModel", "content_of"]
 
@@ -102,6 +103,32 @@ class Packed:
         recipe = facts.pop("recipe", self.content.recipe)
         self.content = replace(self.content, recipe=recipe, provenance={**self.content.provenance, **facts})
         self._bytes = None
+
+    def note_accuracy(
+        self, packed: Evaluation, dense: Evaluation | None = None, *, data: str, split: str = "test", version: str = ""
+    ) -> None:
+        """Adds the accuracy to the provenance, so that report and file carry it.
+
+        Args:
+            packed: of the model that the file holds, such as ``evaluate(job.model, loader)``.
+            dense: of the model before, on the same images; None: it was not measured.
+            data: the name of the data set.
+            split: of it.
+            version: of the data set; "": it has none.
+        """
+        facts = {"packed": packed.top1} if dense is None else {"dense": dense.top1, "packed": packed.top1}
+        self.note(data={"name": data, "version": version, "split": split, "n": packed.n}, top1=facts)
+
+    def __repr__(self) -> str:
+        content = self.content
+        name = "a module" if content.model is None else content.model["name"]
+        weights = sum(math.prod(tensor.shape) for tensor in content.sites.values())
+        size = "" if self._bytes is None else f", {len(self._bytes[1]):,} bytes"
+        return f"<Packed: {name}, {len(content.sites)} shared tensors with {weights:,} weights{size}>"
+
+    def _repr_html_(self) -> str:
+        """Returns the report for a notebook."""
+        return self.report()._repr_html_()
 
     def save(self, path: str | PathLike[str], codec: str = "auto", force: bool = False) -> int:
         """Writes and verifies the file and returns its size in bytes.

@@ -52,9 +52,7 @@ class Origin:
         """Returns a line for each thing that the file says, none of them wider than ``width``."""
         facts = [(name, text) for name, text in self._facts() if text]
         return "\n".join(
-            line
-            for name, text in facts
-            for line in wrap(f"{name:{HEAD}}{text}", width, subsequent_indent=" " * HEAD)
+            line for name, text in facts for line in wrap(f"{name:{HEAD}}{text}", width, subsequent_indent=" " * HEAD)
         )
 
     def accuracy(self) -> str:

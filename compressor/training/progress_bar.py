@@ -56,13 +56,13 @@ def make_bar(head: str, total: int, done: int = 0, shown: bool | None = None) ->
         done: steps that were taken before.
         shown: whether it is shown; None: on a terminal, and in a notebook.
     """
-    from tqdm.auto import tqdm
+    from tqdm import tqdm
 
-    in_notebook = "ipykernel" in sys.modules
-    hidden = not (shown if shown is not None else in_notebook or sys.stderr.isatty())
+    if shown is None:
+        shown = sys.stderr.isatty() or "ipykernel" in sys.modules
     return tqdm(
-        total=total, initial=done, desc=head, disable=hidden, leave=False, file=None if in_notebook else sys.stderr,
-        dynamic_ncols=True, bar_format=BAR,
+        total=total, initial=done, desc=head, disable=not shown, leave=False, file=sys.stderr, dynamic_ncols=True,
+        bar_format=BAR,
     )  # fmt: skip
 
 
