@@ -44,7 +44,10 @@ def dry_run(run: Run, output: OutputConfig, as_json: bool) -> None:
         memory_facts = None if memory is None else {**vars(memory), "total": memory.total}
         predicted = {"file": size, "least": least, "dense": dense, "memory": memory_facts}
         target = run.target.arguments or None
-        print_json({"sites": rows, "predicted": predicted, "target": target, "output": str(run.output)})
+        about = {"model": {"name": run.source.named.architecture, "args": dict(run.source.args)}}
+        prepared = {"preprocessing": run.source.preprocessing or None, "recipe": run.recipe.to_dict()}
+        facts = {"sites": rows, "predicted": predicted, "target": target, "output": str(run.output)}
+        print_json({**about, **prepared, **facts})
         return
     shown = [[r["site"], "x".join(map(str, r["shape"])), f"{r['weights']:,}", r["plan"], r["rule"]] for r in rows]
     print_table([["site", "shape", "weights", "plan", "rule"], *shown])

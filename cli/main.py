@@ -9,6 +9,7 @@ import difflib
 import io
 import logging
 import os
+import re
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -26,13 +27,14 @@ from compressor.cli.data import check_data
 from compressor.cli.evaluation import evaluate
 from compressor.cli.files import inspect
 from compressor.cli.sensitivity import sensitivity
-from compressor.cli.show import styled
+from compressor.cli.show import Invocation, styled
 from compressor.formats.errors import CompressorError, printable
 
 __all__ = ["cli", "main"]
 
 INTERRUPTED = 130
 SHARED = (2, 5, 7)  # exit codes of errors that all of several processes raise: usage, quality, interruption
+IN_PYTHON = re.compile(r" \((resume|force)=True\)")  # what a message names beside the option, for callers in Python
 _RANK = int(os.environ.get("RANK", "0")) if "LOCAL_RANK" in os.environ else 0  # set by torchrun
 # Parts of torch's messages; to tell its exceptions by their types, torch would have to be imported.
 OUT_OF_MEMORY = " out of memory.", "DefaultCPUAllocator: can't allocate memory"
@@ -166,7 +168,7 @@ def run(arguments: list[str]) -> int:
 
 
 def _invoke(arguments: list[str]) -> Any:
-    return cli.main(arguments, prog_name="compress", standalone_mode=False)
+    return cli.main(arguments, prog_name="compress", standalone_mode=False, obj=Invocation(arguments))
 
 
 def _debugging() -> bool:
@@ -189,7 +191,7 @@ def _silence_other_processes() -> None:
 
 def _say(message: str, code: int, kind: str = "error: ", shared: bool = False) -> int:
     """Prints a line and returns the exit code; an error that all processes share is printed by the first alone."""
-    line = printable(" ".join(message.split()))  # it may quote a file of a stranger
+    line = IN_PYTHON.sub("", printable(" ".join(message.split())))  # it may quote a file of a stranger
     if not _RANK:
         click.echo(styled(kind, fg="red", bold=True) + line, err=True)
     elif not shared and kind:

@@ -194,6 +194,8 @@ def _finetuned(work: Run, stage: Stage, job: Compressor, output: OutputConfig, n
             device=execution.device, amp=execution.amp, checkpoints=work.checkpoints,
             mixup=make_mixup(training.mixup, training.cutmix, training.smoothing, data.num_classes),
         )  # fmt: skip
+    number = work.recipe.stages.index(stage) + 1
+    work.history.extend({"stage": number, **row} for row in job.history)
     packed = finish(job)
     best.clear()
     broadcast_tensors(job.model.state_dict().values())  # GPUs may differ in the rounding of BatchNorm's statistics

@@ -79,6 +79,7 @@ class Run:
         target: what the price of a bit is searched for in the last stage, or that price.
         calibration: the images that weights are judged by: data, synthetic or none.
         data_is_named: whether the data are the user's choice, and not the built-in digits.
+        history: gets a row for each epoch of each stage.
     """
 
     source: ModelSource
@@ -93,6 +94,7 @@ class Run:
     target: TargetConfig = field(default_factory=TargetConfig)
     calibration: str = "data"
     data_is_named: bool = False
+    history: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def has_dense_model(self) -> bool:

@@ -9,11 +9,15 @@ import shutil
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from importlib.metadata import version
 from textwrap import wrap
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from compressor.report.schema import with_units
 from compressor.training.progress_bar import epoch_figures, make_bar, percent
 
 if TYPE_CHECKING:
@@ -21,8 +25,8 @@ if TYPE_CHECKING:
     from compressor.training.loop import Epoch
 
 __all__ = [
-    "SCHEMA_VERSION",
     "WHOLE_WORDS",
+    "Invocation",
     "Step",
     "accuracy_line",
     "counts",
@@ -34,7 +38,6 @@ __all__ = [
     "width",
 ]
 
-SCHEMA_VERSION = 1
 WHOLE_WORDS: dict[str, Any] = {"break_long_words": False, "break_on_hyphens": False}
 LINE, POSTFIX = 10.0, 1.0  # seconds between two lines, and between two readings of the loss for the bar
 
@@ -42,6 +45,30 @@ LINE, POSTFIX = 10.0, 1.0  # seconds between two lines, and between two readings
 def say(text: str) -> None:
     """Prints a line on stderr."""
     click.echo(text, err=True)
+
+
+@dataclass(frozen=True)
+class Invocation:
+    """A command as it was typed, and when.
+
+    Args:
+        arguments: the words after ``compress``.
+        date: of its start.
+        started: the same by the monotonic clock, in seconds.
+    """
+
+    arguments: Sequence[str]
+    date: datetime = field(default_factory=lambda: datetime.now(UTC))
+    started: float = field(default_factory=time.monotonic)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns command, date, seconds so far, and versions as JSON values."""
+        return {
+            "command": ["compress", *self.arguments],
+            "date": self.date.isoformat(timespec="seconds"),
+            "seconds": round(time.monotonic() - self.started, 3),
+            "versions": {name: version(name) for name in ("timm-compressor", "timm", "torch")},
+        }
 
 
 def styled(text: str, **style: Any) -> str:
@@ -55,8 +82,11 @@ def styled(text: str, **style: Any) -> str:
 
 
 def print_json(document: Mapping[str, Any]) -> None:
-    """Prints one JSON document with the schema version first."""
-    click.echo(json.dumps({"schema_version": SCHEMA_VERSION, **document}, indent=2, default=str))
+    """Prints one JSON document: what all have in common, the command and its time among it, and then its own keys."""
+    context = click.get_current_context(silent=True)
+    invocation = None if context is None else context.find_object(Invocation)
+    facts = {} if invocation is None else invocation.to_dict()
+    click.echo(json.dumps(with_units({**facts, **document}), indent=2, default=str))
 
 
 def print_table(rows: Sequence[Sequence[Any]]) -> None:

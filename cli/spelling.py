@@ -32,6 +32,6 @@ def check_names(models: Iterable[str | None], scheme: str | None) -> None:
 
 
 def scheme_names() -> list[str]:
-    """Returns the ids of all schemes: the built-in ones have the names of their modules, others those of entry points."""
+    """Returns the ids of all schemes: built-in ones have the names of their modules, others those of entry points."""
     modules = iter_modules(import_module("compressor.schemes").__path__)
     return sorted({module.name for module in modules} | {e.name for e in entry_points(group="timm_compressor.schemes")})

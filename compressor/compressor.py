@@ -296,7 +296,7 @@ class Compressor:
             on_epoch: called after each epoch, with top-1 on ``val``, 0 to 1, or None where there is no ``val``.
             on_step, device, amp: see ``compressor.training.loop.train``.
             checkpoints: where the training is saved, and resumed from; see docs/resuming.md.
-            progress: whether a bar and a line for each epoch are shown on stderr; None: on a terminal and in a notebook,
+            progress: whether a bar and a line for each epoch are shown on stderr; None: on a terminal or in a notebook,
                 where there is no ``on_step``. ``job.history`` has the same figures.
             overrides: fields of ``TrainingConfig`` that win over ``config``: ``epochs``, ``lr``, ``opt`` ...;
                 ``mixup`` may also be a mixer of your own, such as ``timm.data.Mixup``, in place of all mixing.
@@ -326,7 +326,8 @@ class Compressor:
         with watching as calls, replaced(self, distill=config.distill, temperature=config.temperature):
             train(
                 self.model, train_loader, self.loss, optimizer, schedule, config,
-                evaluate_after_epoch(self.model, val, monitor, calls[0]), calls[1], device, amp, checkpointer, mixup=mixup,
+                evaluate_after_epoch(self.model, val, monitor, calls[0]), calls[1], device, amp, checkpointer,
+                mixup=mixup,
             )  # fmt: skip
         return self
 

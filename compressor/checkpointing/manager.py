@@ -33,8 +33,8 @@ class Checkpoints:
 
     ``Compressor.finetune(..., checkpoints=...)`` saves a checkpoint after every epoch, and within epochs as ``minutes``
     and ``steps`` say. With ``resume`` the training continues from the newest undamaged checkpoint and ends exactly as
-    if it had never been interrupted; with more epochs it goes on to their end. ``clear()`` deletes the checkpoints when the work is done; ``close()`` releases
-    the folder and keeps them.
+    if it had never been interrupted; with more epochs it goes on to their end. ``clear()`` deletes the checkpoints when
+    the work is done; ``close()`` releases the folder and keeps them.
 
     Args:
         folder: created if missing.

@@ -23,12 +23,12 @@ from compressor.formats.file.entries import shown
 from compressor.formats.file.reader import PackedFile
 from compressor.report.origin import Origin
 from compressor.report.provenance import Provenance, read_provenance, rule_of
+from compressor.report.schema import with_units
 from compressor.report.table import Row, html_table, markdown_table, text_table
 from compressor.report.weight_stats import MANY_ZEROS, Values, WeightSpace, entropy, gap_coded_bytes
 
 __all__ = ["Report", "Totals"]
 
-SCHEMA_VERSION = 1
 FLOATING = ("F64", "F32", "F16", "BF16")
 DTYPE_ORDER = list(ITEM_SIZES)  # safetensors stores wide dtypes first
 UNNAMED = "a norm, position, bias or buffer; shared only by a rule that names it"
@@ -130,13 +130,12 @@ class Report:
         return self.origin.lines(width)
 
     def to_json(self) -> str:
-        """Returns all figures as one JSON document with a schema version."""
-        return json.dumps(self.to_dict(), indent=2)
+        """Returns all figures as one JSON document with a schema version, and their units: docs/json.md."""
+        return json.dumps(with_units(self.to_dict()), indent=2)
 
     def to_dict(self) -> dict[str, Any]:
         """Returns all figures as JSON-ready values."""
         return {
-            "schema_version": SCHEMA_VERSION,
             "model": self.origin.model,
             "preprocessing": dict(self.origin.preprocessing) or None,
             "recipe": dict(self.origin.recipe) or None,

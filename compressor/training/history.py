@@ -22,8 +22,8 @@ class History(Sequence[dict[str, Any]]):
     """A row for each epoch, as a dictionary of JSON values.
 
     Its keys: ``epoch`` and ``epochs``, from 1; ``loss``, the mean over the epoch; ``lr``; ``top1`` on the validation
-    images, 0 to 1; and where weights share values ``bits`` per weight, and ``fixed``, ``changed``, ``price``, ``size`` as
-    in ``SharingMetrics``. What is not known is None. Of a training that was resumed, it has the epochs since then.
+    images, 0 to 1; and where weights share values ``bits`` per weight, and ``fixed``, ``changed``, ``price``, ``size``
+    as in ``SharingMetrics``. What is not known is None. Of a training that was resumed, it has the epochs since then.
 
     Example:
         >>> history = History()

@@ -90,7 +90,7 @@ def test_the_same_seed_gives_the_same_bytes(digits_file: Path, type_: Any) -> No
 
 def test_eval_repeats_the_accuracy_to_the_last_digit(digits_file: Path, type_: Any) -> None:
     document = json.loads(type_("eval", str(digits_file), "--json")[0])
-    assert document["schema_version"] == 1
+    assert document["schema_version"] == 2
     assert document["top1"]["packed"] == document["top1"]["recorded"]
     assert document["data"] == {"name": "digits", "version": "digits-1", "split": "test", "n": 360}
     assert "as recorded in the file" in type_("eval", str(digits_file))[0]
@@ -101,7 +101,7 @@ def test_inspect(digits_file: Path, type_: Any) -> None:
     assert "layer4.0.conv2.weight" in text
     assert "as recorded when it was written" in text
     document = json.loads(type_("inspect", str(digits_file), "--json")[0])
-    assert document["schema_version"] == 1
+    assert document["schema_version"] == 2
     totals = document["totals"]
     parts = ("indices", "codebooks", "untouched", "header", "checksums")
     assert sum(totals[part] for part in parts) == totals["file"] == digits_file.stat().st_size
@@ -218,7 +218,7 @@ def test_model_without_batch_norm(type_: Any) -> None:
 @pytest.mark.parametrize("words", [("schemes",), ("env",), ("zoo", "list")])
 def test_lists(type_: Any, words: tuple[str, ...]) -> None:
     assert type_(*words)[0]
-    assert json.loads(type_(*words, "--json")[0])["schema_version"] == 1
+    assert json.loads(type_(*words, "--json")[0])["schema_version"] == 2
 
 
 def test_help_lists_options_and_commands(type_: Any) -> None:

@@ -85,7 +85,7 @@ def test_a_diverged_run_is_given_up(runs: Runs, caplog: pytest.LogCaptureFixture
     assert said.startswith("training has diverged: the loss is ")
     assert said.endswith(
         ", with a learning rate of an 8th, too; try a lower --lr, or look at the data. The state after step 0 is kept "
-        "in out.checkpoints: the same command with --resume (resume=True) goes on, at a 16th"
+        "in out.checkpoints: the same command with --resume goes on, at a 16th"
     )
     assert [message[-14:] for message in caplog.messages] == [f"({time} of 3 times)" for time in (1, 2, 3)]
     assert kept() == ["01-0000000000.safetensors"]
