@@ -25,6 +25,7 @@ from compressor.cli.result import Result, show_result
 from compressor.cli.search import (
     calibration_input,
     check_reachable,
+    check_size,
     file_options,
     price_line,
     warn_of_growth,
@@ -86,6 +87,7 @@ def run(request: Request) -> None:
 def _compress(work: Run, output: OutputConfig, gates: GateConfig) -> Result:
     """Trains, shares, fine-tunes, packs, writes and measures."""
     check_reachable(work, output)
+    check_size(work, output, gates.require_size)
     step = _numbered_steps(work)
     _say_resumed(work)
     teacher = None

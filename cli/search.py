@@ -26,6 +26,7 @@ from compressor.rng import seeded
 __all__ = [
     "calibration_input",
     "check_reachable",
+    "check_size",
     "file_options",
     "least_size",
     "price_line",
@@ -146,6 +147,34 @@ def check_reachable(work: Run, output: OutputConfig) -> None:
         raise UsageError(
             f"--target-size {wanted:,}: with all weights zero the file takes {least:,} bytes; ask for more"
         )
+
+
+def check_size(work: Run, output: OutputConfig, wanted: int | None) -> None:
+    """Compares a size that is required with what is known before training.
+
+    Args:
+        work: has the model, whose weights are not needed, and the recipe.
+        output: how the file is written.
+        wanted: the most bytes that the file may have; None: any.
+
+    Raises:
+        UsageError: what is not shared takes more alone. A prediction above it is a warning: training changes it.
+    """
+    if wanted is None or work.target.flag is not None:
+        return
+    model = create_model(work.source.config.name, work.source.args, seed=work.execution.seed)
+    policy = work.recipe.stages[-1].policy
+    job = Compressor(model, policy, model_args=work.source.args, copy=False, teacher=None, from_scratch=True)
+    packed = job.prepare().finish(half_untouched=output.half_untouched, fold_norms=output.fold_norms)
+    sizes = packed.report(output.codec).totals
+    if sizes.untouched > wanted:
+        alone = f"what is not shared takes {sizes.untouched:,} bytes alone"
+        raise UsageError(f"--require-size {wanted:,}: {alone}; ask for more, or try --fold-norms")
+    if sizes.file > wanted:
+        _log.warning(
+            "--require-size %s: the file is predicted to take %s bytes, before training; --target-size finds one that "
+            "fits, fewer --bits make it smaller", f"{wanted:,}", f"{sizes.file:,}"
+        )  # fmt: skip
 
 
 def price_line(work: Run, stage: Stage, job: Compressor, images: Tensor | str | None) -> str:

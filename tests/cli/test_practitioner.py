@@ -1,4 +1,4 @@
-"""A practitioner's day: own images of mixed formats, an own checkpoint, few classes, a budget, a colleague with timm."""
+"""A practitioner: own images of mixed formats, own weights, few classes, a budget, and a colleague with timm alone."""
 
 from __future__ import annotations
 
