@@ -365,4 +365,5 @@ class Request:
         """Returns the command that does the same with images of the user's own."""
         teacher = "" if self.teacher.teacher is None else f" --teacher {self.teacher.teacher}"
         sharing = self.sharing.command_line(self.has_price) + self.target.command_line()
-        return f"compress {self.model.name} --pretrained --data-dir IMAGES {sharing}{teacher}"
+        start = "--from-scratch" if self.model.from_scratch else "--pretrained"
+        return f"compress {self.model.name} {start} --data-dir IMAGES {sharing}{teacher}"

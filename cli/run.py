@@ -66,7 +66,7 @@ def run(request: Request) -> None:
         return
     own_data = None if request.post_training or request.data.is_named else request.command_for_own_data()
     if own_data is not None:
-        say(f"No data named: using the built-in digits (1,797 handwritten images). For your own: {own_data}")
+        say("No data named: using the built-in digits (1,797 handwritten images). For your own: --data-dir IMAGES")
     if work.data is not None:
         look_at(work.data, request.data.data_dir)
     if work.source.preprocessing:
@@ -187,7 +187,10 @@ def _finetuned(work: Run, stage: Stage, job: Compressor, output: OutputConfig, n
         return finish(job)
     step = new_step("fine-tuning")
     best = BestSoFar(work, stage, finish, output.codec)
-    if (top1 := best.offer(job)) is not None:
+    top1 = best.offer(job)
+    if top1 is None and work.has_dense_model and (work.checkpoints is None or work.checkpoints.found is None):
+        top1 = _evaluate(work, job.model, "validation").top1
+    if top1 is not None:
         say(f"{step.head}before it: validation {percent(top1)}")
     with compiled_model(job.model, execution.torchcompile), best.told():
         job.finetune(

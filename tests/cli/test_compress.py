@@ -60,7 +60,8 @@ def test_a_run_without_data(digits_file: Path, type_: Any) -> None:
     assert first.startswith("No data named: using the built-in digits (1,797 handwritten images).")
     assert data == "data               digits: 1,078 train, 359 validation, 360 test images of 10 classes"
     assert images == "images             1x32x32, mean 0.3056, std 0.3231"
-    finished = [line for line in steps if " epoch " not in line]
+    assert [line[19:-6] for line in steps if "before it" in line] == ["before it: validation "]
+    finished = [line for line in steps if " epoch " not in line and "before it" not in line]
     assert [line[:18].strip() for line in finished] == [
         "1/4 dense baseline", "2/4 codebooks", "3/4 fine-tuning", "4/4 file",
     ]  # fmt: skip

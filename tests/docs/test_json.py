@@ -32,7 +32,7 @@ def test_what_all_documents_have(type_: Callable[..., Ran], timm_file: Path) -> 
     assert keys("What all") == COMMON
     words = ("inspect", str(timm_file), "--json")
     found = json.loads(type_(*words)[1])
-    assert list(found)[0] == "schema_version"
+    assert next(iter(found)) == "schema_version"
     assert found.keys() >= COMMON
     assert (found["schema_version"], found["command"]) == (SCHEMA_VERSION, ["compress", *words])
     assert timedelta() <= datetime.now(UTC) - datetime.fromisoformat(found["date"]) < timedelta(minutes=10)
