@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from compressor.checkpointing.serialization import checksum
+from compressor.distributed.collectives import is_main_process
 from compressor.policy.policy import Policy
 from compressor.training.config import TrainingConfig
 from compressor.training.history import History
@@ -76,10 +77,12 @@ def watched(
 
     Args:
         history: gets a row for each epoch.
-        progress: whether there is a bar; None: on a terminal, and in a notebook, where nothing else watches the steps.
+        progress: whether there is a bar, of the first of several processes; None: on a terminal, and in a notebook, where
+            nothing else watches the steps.
         on_epoch, on_step: the caller's own callbacks, called afterwards.
     """
-    bar = ProgressBar(False if progress is None and on_step is not None else progress)
+    is_watched = progress is None and on_step is not None
+    bar = ProgressBar(False if is_watched or not is_main_process() else progress)
 
     def after_epoch(epoch: Epoch, top1: float | None) -> None:
         history.add(epoch, top1)

@@ -34,8 +34,8 @@ DTYPE_ORDER = list(ITEM_SIZES)  # safetensors stores wide dtypes first
 UNNAMED = "a norm, position, bias or buffer; shared only by a rule that names it"
 LEGEND = (
     "site: a tensor whose weights share values; entropy and coded in bits a weight; indices, codebook and overhead in "
-    "bytes; codewords: shared values, used and allowed; SQNR: squares of the weights over squares of their errors, 0 dB "
-    "where errors are as large; untouched: all tensors that share nothing"
+    "bytes; codewords: shared values, used and allowed; SQNR: squares of the weights over squares of their errors, at "
+    "0 dB as large; untouched: all tensors that share nothing"
 )
 MAX_ROWS, MAX_REASONS = 10, 4  # tensors, and reasons for tensors left alone, in a table that does not show everything
 WEIGHT_FIXING = "wfn"  # the scheme whose paper counts weights without zeros and down-sampling layers

@@ -13,7 +13,7 @@ from compressor.training.loop import Epoch
 __all__ = ["History"]
 
 HEADS = {
-    "stage": "stage", "epoch": "epoch", "loss": "loss", "lr": "learning rate", "top1": "top-1", "bits": "bits/weight",
+    "epoch": "epoch", "loss": "loss", "lr": "learning rate", "top1": "top-1", "bits": "bits/weight",
     "fixed": "fixed", "changed": "indices changed", "price": "price of a bit", "size": "bytes",
 }  # fmt: skip
 
@@ -38,18 +38,17 @@ class History(Sequence[dict[str, Any]]):
     def __init__(self) -> None:
         self._rows: list[dict[str, Any]] = []
 
-    def add(self, epoch: Epoch, top1: float | None, **more: Any) -> None:
+    def add(self, epoch: Epoch, top1: float | None) -> None:
         """Adds an epoch.
 
         Args:
             epoch: its figures.
             top1: on the validation images, 0 to 1; None where there are none.
-            more: further JSON values of the row.
         """
         sharing = None if epoch.sharing is None else asdict(epoch.sharing)
         figures = {"epoch": epoch.number, "epochs": epoch.epochs, "loss": epoch.loss, "lr": epoch.lr, "top1": top1}
         keys = ("bits", "fixed", "changed", "price", "size")
-        self._rows.append({**more, **figures, **{key: None if sharing is None else sharing[key] for key in keys}})
+        self._rows.append({**figures, **{key: None if sharing is None else sharing[key] for key in keys}})
 
     @overload
     def __getitem__(self, index: int) -> dict[str, Any]: ...

@@ -77,7 +77,7 @@ def test_accuracy_is_a_gate(capsys: pytest.CaptureFixture[str]) -> None:
         (
             "1kB",
             2,
-            "--require-size 1,000: what is not shared takes 16,680 bytes alone; ask for more, or try --fold-norms",
+            "--require-size 1,000: what is not shared takes 16,680 bytes alone; ask for more, or ",
         ),
         ("100kB", 1, "--require-size 100,000: the file is predicted to take 193,"),
         ("300kB", 1, ""),
