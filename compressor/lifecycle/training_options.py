@@ -77,8 +77,8 @@ def watched(
 
     Args:
         history: gets a row for each epoch.
-        progress: whether there is a bar, of the first of several processes; None: on a terminal, and in a notebook, where
-            nothing else watches the steps.
+        progress: whether the first process has a bar; None: on a terminal and in a notebook, where nothing else watches
+            the steps.
         on_epoch, on_step: the caller's own callbacks, called afterwards.
     """
     is_watched = progress is None and on_step is not None
