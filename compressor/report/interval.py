@@ -1,4 +1,4 @@
-"""The interval of an accuracy that was measured on a number of images."""
+"""The 95 % interval of a share of images."""
 
 from __future__ import annotations
 
@@ -6,22 +6,17 @@ import math
 
 __all__ = ["wilson_interval"]
 
-Z = 1.959964  # of the normal distribution, for 95 %
+Z = 1.959964  # of the normal distribution, at 97.5 %
 
 
-def wilson_interval(share: float, count: int) -> tuple[float, float]:
-    """Returns the 95 % interval of a share, by Wilson's score.
+def wilson_interval(share: float, n: int) -> tuple[float, float]:
+    """Returns the 95 % interval of a share of ``n`` images, by Wilson's score; 0 and 1 for none.
 
-    Args:
-        share: that was found, 0 to 1.
-        count: of what it is a share of, such as images; 0 is taken as 1.
-
-    Example:
-        >>> low, high = wilson_interval(1.0, 360)
-        >>> round(low, 4), round(high, 4)
-        (0.9894, 1.0)
+    >>> low, high = wilson_interval(1.0, 360)
+    >>> round(low, 4), round(high, 4)
+    (0.9894, 1.0)
     """
-    n = max(count, 1)
+    n = max(n, 1)
     centre = (share + Z * Z / (2 * n)) / (1 + Z * Z / n)
     half = Z / (1 + Z * Z / n) * math.sqrt(share * (1 - share) / n + Z * Z / (4 * n * n))
     return max(0.0, centre - half), min(1.0, centre + half)

@@ -46,7 +46,12 @@ class Evaluation:
 
     @property
     def interval(self) -> tuple[float, float]:
-        """The 95 % interval of top-1, by Wilson's score."""
+        """The 95 % interval of top-1, by Wilson's score.
+
+        >>> low, high = Evaluation(torch.ones(360, dtype=torch.bool)).interval
+        >>> round(low, 4), round(high, 4)
+        (0.9894, 1.0)
+        """
         return wilson_interval(self.top1, self.n)
 
 
