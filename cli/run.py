@@ -187,11 +187,7 @@ def _finetuned(work: Run, stage: Stage, job: Compressor, output: OutputConfig, n
         return finish(job)
     step = new_step("fine-tuning")
     best = BestSoFar(work, stage, finish, output.codec)
-    top1 = best.offer(job)
-    if top1 is None and work.has_dense_model and (work.checkpoints is None or work.checkpoints.found is None):
-        top1 = _evaluate(work, job.model, "validation").top1
-    if top1 is not None:
-        say(f"{step.head}before it: validation {percent(top1)}")
+    _say_before(work, job, step, best.offer(job))
     with compiled_model(job.model, execution.torchcompile), best.told():
         job.finetune(
             data.train_loader(training.batch_size, execution.seed), data.eval_loader(EVAL_BATCH, "validation"),
@@ -207,6 +203,20 @@ def _finetuned(work: Run, stage: Stage, job: Compressor, output: OutputConfig, n
     top1 = _evaluate(work, job.model, "validation").top1
     step.done(f"{training.epochs} epochs  validation {percent(top1)}")
     return packed
+
+
+def _say_before(work: Run, job: Compressor, step: Step, top1: float | None) -> None:
+    """Prints the accuracy before fine-tuning, unless weights are random, or a resumed training is about to replace them.
+
+    Args:
+        work, job, step: of the fine-tuning.
+        top1: on the validation images, where it has been measured.
+    """
+    is_resumed = work.checkpoints is not None and work.checkpoints.found is not None
+    if top1 is None and work.has_dense_model and not is_resumed:
+        top1 = _evaluate(work, job.model, "validation").top1
+    if top1 is not None:
+        say(f"{step.head}before it: validation {percent(top1)}")
 
 
 def _on_epoch(work: Run, stage: Stage, step: Step, then: Callable[[], object]) -> Callable[[Epoch, float | None], None]:
