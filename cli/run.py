@@ -206,7 +206,7 @@ def _finetuned(work: Run, stage: Stage, job: Compressor, output: OutputConfig, n
 
 
 def _say_before(work: Run, job: Compressor, step: Step, top1: float | None) -> None:
-    """Prints the accuracy before fine-tuning, unless weights are random, or a resumed training is about to replace them.
+    """Prints the accuracy before fine-tuning, unless weights are random, or a resumed training will replace them.
 
     Args:
         work, job, step: of the fine-tuning.
