@@ -8,7 +8,7 @@ import click
 import torch
 
 from compressor.cli.configs import OutputConfig
-from compressor.cli.search import least_size
+from compressor.cli.search import least_size, vary_vectors
 from compressor.cli.setup import Run
 from compressor.cli.show import print_json, print_table
 from compressor.cli.weights import named_model
@@ -30,6 +30,8 @@ def dry_run(run: Run, output: OutputConfig, as_json: bool) -> None:
         as_json: print one JSON document.
     """
     model = named_model(run.source, run.execution.seed)
+    if not run.source.config.has_weights:
+        vary_vectors(model)
     policy = run.recipe.stages[-1].policy
     # from_scratch: random indices have the size of the file before training, and take no time
     job = Compressor(model, policy, model_args=run.source.args, teacher=None, from_scratch=True)

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from compressor.calibration.image_counts import DEFAULT_IMAGES, FEWEST_IMAGES
 from compressor.cli.configs import OutputConfig
@@ -33,6 +33,7 @@ __all__ = [
     "target_facts",
     "target_line",
     "training_images",
+    "vary_vectors",
     "warn_of_growth",
     "with_rules",
 ]
@@ -162,10 +163,12 @@ def check_size(work: Run, output: OutputConfig, wanted: int | None) -> None:
     """
     if wanted is None or work.target.flag is not None or work.data is None:  # without data nothing takes long
         return
-    model = create_model(work.source.config.name, work.source.args, seed=work.execution.seed)
-    policy = work.recipe.stages[-1].policy
-    job = Compressor(model, policy, model_args=work.source.args, copy=False, teacher=None, from_scratch=True)
-    packed = job.prepare().finish(half_untouched=output.half_untouched, fold_norms=output.fold_norms)
+    policy, args = work.recipe.stages[-1].policy, work.source.args
+    with seeded(work.execution.seed):  # what comes afterwards draws the same numbers as without
+        model = create_model(work.source.config.name, args, seed=work.execution.seed)
+        vary_vectors(model)
+        job = Compressor(model, policy, model_args=args, copy=False, teacher=None, from_scratch=True).prepare()
+        packed = job.finish(half_untouched=output.half_untouched, fold_norms=output.fold_norms)
     sizes = packed.report(output.codec).totals
     if sizes.untouched > wanted:
         alone = f"what is not shared takes {sizes.untouched:,} bytes alone"
@@ -175,6 +178,18 @@ def check_size(work: Run, output: OutputConfig, wanted: int | None) -> None:
             "--require-size %s: the file is predicted to take %s bytes, before training; --target-size finds one that "
             "fits, fewer --bits make it smaller", f"{wanted:,}", f"{sizes.file:,}"
         )  # fmt: skip
+
+
+@torch.no_grad()
+def vary_vectors(model: nn.Module) -> None:
+    """Gives untrained norms and biases the size that they have after training: a tensor of one value takes no bytes.
+
+    Args:
+        model: is changed.
+    """
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.ndim == 1 and tensor.is_floating_point():
+            tensor.uniform_(0.5, 1.5)
 
 
 def price_line(work: Run, stage: Stage, job: Compressor, images: Tensor | str | None) -> str:

@@ -77,7 +77,7 @@ def test_a_bar_is_shown_on_a_terminal_unless_unwanted(
 
 
 def test_a_job_describes_itself() -> None:
-    model = nn.Sequential(nn.Linear(8, 16), nn.Linear(16, 3), nn.Linear(3, 2))
+    model = nn.Sequential(nn.Linear(8, 16), nn.Linear(16, 3), nn.Linear(3, 3))
     policy = Policy([Rule("1", bits=2), Rule.ignore("2"), Rule("*", scheme="kmeans", bits=1)])
     job = Compressor(model, policy, teacher=None)
     shared = "2 tensors with 176 weights by KMeans(codewords=2) of 1, KMeans(codewords=4) of 1, 1 left alone"
