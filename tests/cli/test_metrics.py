@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 
 from compressor.cli.main import run
@@ -91,12 +92,12 @@ def test_on_a_terminal_a_bar(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> N
     assert "31/60" in shown
     assert " left, loss 0.500" in shown
     line = "epoch 1 of 2  loss 0.250  validation 97.2 %  3.41 bits/weight  2.1 % of indices changed"
-    assert line in " ".join(terminal.getvalue().split("\n")).replace("                   ", "")
+    assert " ".join(line.split()) in " ".join(terminal.getvalue().split())
     assert loss.reads <= 26 / 4 + 2
     step.on_step(12, 60, loss)  # a training that went back
     assert step.bar.n == 12
     step.done("2 epochs")
-    assert terminal.getvalue().endswith("3/4 fine-tuning    2 epochs  0:06\n")
+    assert click.unstyle(terminal.getvalue()).endswith("3/4 fine-tuning    2 epochs  0:06\n")
 
 
 def rows() -> list[dict[str, str]]:

@@ -70,7 +70,7 @@ def test_a_training_fits_the_terminal(no_color: str) -> None:
         found = re.fullmatch(r"3/4 fine-tuning +81%\|(.+)\| 10000\d/123456, .+ left(, loss 12\.346)?", bar)
         assert found is not None, bar
         assert len(found[1]) >= 5
-    lines = [line for line in shown if "|" not in line]
+    lines = [re.sub(r"\d:\d\d$", "0:00", line) for line in shown if "|" not in line]
     assert lines == [
         "3/4 fine-tuning    epoch 2 of 30  loss 0.736  validation 25.0 %  1.23",
         "                   bits/weight of the 50.0 % fixed  2.1 % of indices changed",
