@@ -75,7 +75,7 @@ def train_own(path: Path) -> nn.Module:
     for _ in range(5):
         for images, labels in batches("train", 25):
             optimizer.zero_grad()
-            functional.cross_entropy(model.train()(images), labels).backward()  # type: ignore[no-untyped-call]
+            functional.cross_entropy(model.train()(images), labels).backward()
             optimizer.step()
     states = {"state_dict": raw, "state_dict_ema": model}
     saved = {key: {f"module.{name}": one for name, one in net.state_dict().items()} for key, net in states.items()}
