@@ -72,7 +72,7 @@ def train_own(path: Path) -> nn.Module:
     torch.manual_seed(0)
     raw, model = (timm.create_model(MODEL, num_classes=len(CLASSES)) for _ in range(2))
     optimizer = torch.optim.AdamW(model.parameters(), 2e-3)
-    for _ in range(8):
+    for _ in range(5):
         for images, labels in batches("train", 25):
             optimizer.zero_grad()
             functional.cross_entropy(model.train()(images), labels).backward()
@@ -96,13 +96,13 @@ def test_from_own_images_and_weights_to_a_colleague(type_: Callable[..., Ran]) -
     right = answers(dense)
     assert right.float().mean() > 0.5, "or there would be nothing to lose"
     own = ("--data-dir", "own", "--checkpoint-path", "mine.pth.tar", *ASKED)
-    budget = ("--target-size", "60KB", "--epochs", "2", "--batch-size", "25", "-o", "small.safetensors")
+    budget = ("--target-size", "60KB", "--epochs", "1", "--batch-size", "25", "-o", "small.safetensors")
     code, out, err = type_(MODEL, *own, *budget, "--json")
     assert code == 0, err
     made = json.loads(out)
     assert made["top1"]["dense"] == float(right.double().mean())
     assert made["totals"]["file"] == Path("small.safetensors").stat().st_size <= BUDGET
-    assert [row["epoch"] for row in made["history"]] == [1, 2]
+    assert [row["epoch"] for row in made["history"]] == [1]
     trained, interval = made["top1"]["packed"], (made["top1"]["low"], made["top1"]["high"])
 
     code, out, _ = type_("inspect", "small.safetensors")

@@ -13,12 +13,8 @@ from compressor.formats.file.writer import pack
 from compressor.report.report import Report
 from tests.helpers.file_commands import small
 
-LABELS: dict[str, Any] = {
-    "mean": [0.5],
-    "std": [0.25],
-    "input_size": [1, 32, 32],
-    "label_names": [f"class {n}" for n in range(12)],
-}
+NAMES = [f"class {number}" for number in range(12)]
+LABELS = {"mean": [0.5], "std": [0.25], "input_size": [1, 32, 32], "label_names": NAMES}
 TRAINED = {"epochs": 1, "opt": "sgd", "lr": 0.1, "sched": "step", "batch_size": 8, "distill": 0.25}
 RULES = [
     {"match": "one.*", "scheme": "kmeans", "codewords": 4},
@@ -51,7 +47,7 @@ def test_a_file_says_all_that_is_known_of_it() -> None:
         "shared    one.*: kmeans, codewords 4; two: left alone; all others: learnt, rate 1e-07, sparsity 0.5",
         "trained   not, values were shared only; then 1 epoch, sgd, lr 0.1, step, batches of 8, distilled 0.25",
         "images    1x32x32, mean 0.5, std 0.25",
-        f"classes   12: {', '.join(LABELS['label_names'][:10])} and 2 more",
+        f"classes   12: {', '.join(NAMES[:10])} and 2 more",
         "made by   timm 1.0; seed 3",
         # Of 350 right among 400, by the calculator of any book on Wilson's score.
         "accuracy  top-1 on 400 test images of mine  dense 90.0 % -> packed file 87.5 %  95 % interval [83.9, 90.4], "
