@@ -67,7 +67,8 @@ def report(
         click.echo(text, nl=False)
     else:
         write_atomically(target, text.encode(), force=force)
-        say(f"{target}  {len(comparison.configurations)} configurations, {len(text.encode()):,} bytes")
+        count = len(comparison.configurations)
+        say(f"{target}  {count} configuration{'' if count == 1 else 's'}, {len(text.encode()):,} bytes")
     if folder is not None:
         _write_pictures(comparison, folder)
 

@@ -50,7 +50,7 @@ def test_a_page_and_pictures_are_written_and_not_replaced(type_: Callable[..., R
     code, out, err = type_("report", TINY, "--png", "pictures")
     assert (code, out) == (0, "")
     page = Path("report.html").read_text(encoding="utf-8")
-    assert err == [f"report.html  1 configurations, {len(page.encode()):,} bytes", "pictures  4 pictures"]
+    assert err == [f"report.html  1 configuration, {len(page.encode()):,} bytes", "pictures  4 pictures"]
     pictures = sorted(Path("pictures").iterdir())
     assert [one.name for one in pictures] == ["file-1-1.png", "file-1-2.png", "file-1-3.png", "front-1.png"]
     assert all(one.read_bytes().startswith(b"\x89PNG") for one in pictures)
