@@ -102,6 +102,15 @@ class Lookup:
         shape = "x".join(map(str, values.shape))
         self._op("Cast", self._constant(f"packed/integers.{shape}.{digest}", narrow), output=name, to="INT64")
 
+    def two_values(self, name: str, values: NDArray[np.float32]) -> bool:
+        """Adds a tensor of at most two values, in a bit an entry; returns False, and adds none, for another."""
+        found, indices = np.unique(values.reshape(-1).view(np.uint32), return_inverse=True)
+        if len(found) > 2 or not self._arithmetic:
+            return False
+        table = Table(found.view(np.float32).reshape(1, -1, 1))
+        self.shared(name, SharedTensor(values.shape, 0, indices.astype(np.uint8)), table, -1 - len(self._tables))
+        return True
+
     def alias(self, name: str, tied: str) -> None:
         """Adds another name of a tensor."""
         self._op("Identity", tied, output=name)

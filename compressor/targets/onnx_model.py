@@ -53,19 +53,24 @@ def _exported(model: PackedModel, opset: int) -> ModelProto:
 
 
 def _slimmed(exported: ModelProto, names: set[str]) -> ModelProto:
-    """Returns a model without what it says of the source code, with constants folded but for those that are named."""
-    from onnx import helper
+    """Returns a model without what it says of the source code, and without the constants that are named.
+
+    Small constants are folded. Large ones are not: a table that is looked up once would become all that it gives.
+    """
+    from onnx import TensorProto, helper
     from onnxscript import optimizer
 
-    graph = exported.graph
-    kept = {tensor.name: tensor for tensor in graph.initializer if tensor.name in names}
-    for tensor in kept.values():  # what comes from outside is not folded
+    graph, kept = exported.graph, {}
+    for tensor in [tensor for tensor in graph.initializer if tensor.name in names or tensor.ByteSize() > _OVERHEAD]:
+        kept[tensor.name] = TensorProto.FromString(tensor.SerializeToString())
         graph.initializer.remove(tensor)
         graph.input.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
-    exported = optimizer.optimize(exported)
+    exported = optimizer.optimize(exported)  # which does not know what comes from outside
     graph = exported.graph
     for value in [value for value in graph.input if value.name in kept]:
         graph.input.remove(value)
+    used = {name for node in graph.node for name in node.input}
+    graph.initializer.extend(tensor for name, tensor in kept.items() if name in used - names)
     del graph.value_info[:], graph.metadata_props[:], exported.metadata_props[:]
     for each in (*graph.node, *graph.input, *graph.output, *graph.initializer):
         each.doc_string = ""
@@ -98,15 +103,17 @@ def add_tensors(lookup: Lookup, file: PackedFile) -> Lookup:
 
 
 def _narrow(lookup: Lookup, exported: ModelProto) -> None:
-    """Moves large constants of whole numbers, such as indices of relative positions, into a lookup."""
+    """Moves large constants that a model computes into a lookup: relative positions, and masks of two values."""
     from onnx import TensorProto, numpy_helper
 
     constants = exported.graph.initializer
-    for tensor in [tensor for tensor in constants if tensor.data_type == TensorProto.INT64]:
+    for tensor in [tensor for tensor in constants if tensor.ByteSize() > _OVERHEAD]:
         values = numpy_helper.to_array(tensor)
-        if values.nbytes > _OVERHEAD and values.min() >= 0 and values.max() < _LARGEST:
+        if tensor.data_type == TensorProto.INT64 and values.min() >= 0 and values.max() < _LARGEST:
             lookup.integers(tensor.name, values)
-            constants.remove(tensor)
+        elif tensor.data_type != TensorProto.FLOAT or not lookup.two_values(tensor.name, values):
+            continue
+        constants.remove(tensor)
 
 
 def _insert(lookup: Lookup, exported: ModelProto) -> None:

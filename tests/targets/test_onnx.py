@@ -75,3 +75,35 @@ def test_dense_has_floats_alone(tmp_path: Path) -> None:
     assert [entry.version for entry in model.opset_import] == [18]
     assert not [node.op_type for node in model.graph.node if node.op_type in ("Gather", "Cast")]
     assert done.exported > 0.9 * done.dense
+
+
+class Positions(nn.Module):
+    """Adds a bias that is looked up at fixed positions, and hides some, as windows of attention do."""
+
+    places: torch.Tensor
+    mask: torch.Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer, self.table = nn.Linear(64, 50), nn.Parameter(torch.randn(300, 2))
+        self.register_buffer("places", torch.randint(300, (50, 50)), persistent=False)
+        self.register_buffer("mask", torch.where(torch.rand(50, 50) < 0.5, -100.0, 0.0), persistent=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        bias = self.table[self.places.view(-1)].view(50, 50, 2).sum(2) + self.mask
+        logits: torch.Tensor = self.layer(x) @ bias
+        return logits
+
+
+def test_what_a_model_looks_up_itself_is_not_expanded(tmp_path: Path) -> None:
+    packed = tmp_path / "positions.safetensors"
+    policy = Policy([Rule("layer", scheme="kmeans", bits=4), Rule.ignore("*")])
+    Compressor(Positions(), policy, teacher=None).prepare().finish().save(packed)
+    done = compressor.export(packed, "onnx", model=Positions(), inputs=torch.randn(2, 64))
+    sizes = {tensor.name: len(tensor.raw_data) for tensor in onnx.load(done.path).graph.initializer}
+    assert sizes["table"] == 300 * 2 * 4
+    assert sizes["mask/packed/indices"] == -(-2500 // 8)
+    (integers,) = (size for name, size in sizes.items() if "integers" in name)
+    assert integers == 2500 * 2
+    assert max(sizes.values()) == integers

@@ -114,6 +114,12 @@ def test_other_tensors() -> None:
     lookup.alias("again", "stored")
     for name in ("places", "same"):
         lookup.integers(name, np.arange(300)[:, None])
+    mask = np.where(np.arange(20) % 3, np.float32(-100), np.float32(-0.0)).reshape(4, 5)
+    assert lookup.two_values("mask", mask)
+    assert not lookup.two_values("many", normal(9))
+    assert not Lookup(arithmetic=False).two_values("mask", mask)
+    assert run(lookup, "mask")[0].tobytes() == mask.tobytes()
+    assert len(lookup.constants["mask/packed/indices"].raw_data) == 3
     stored, ones, row, again, places, same = run(lookup, "stored", "ones", "row", "again", "places", "same")
     np.testing.assert_array_equal(places, np.arange(300)[:, None])
     np.testing.assert_array_equal(same, places)
