@@ -127,10 +127,9 @@ def table(entries: dict[str, dict[str, Any]]) -> str:
     for name, facts in sorted(entries.items()):
         entry = Checkpoint(**{"name": name, **facts})
         low, high = (f"{100 * end:.2f}" for end in entry.interval)
-        lines.append(
-            f"| {name} | {entry.parameters:,} | {entry.bytes:,} "
-            f"| {4 * entry.parameters / entry.bytes:.0f} | {entry.bits_per_weight:.2f} | {100 * entry.dense_top1:.2f} | {100 * entry.top1:.2f} | [{low}, {high}] |"
-        )
+        cells = [name, f"{entry.parameters:,}", f"{entry.bytes:,}", f"{4 * entry.parameters / entry.bytes:.0f}"]
+        cells += [f"{entry.bits_per_weight:.2f}", f"{100 * entry.dense_top1:.2f}", f"{100 * entry.top1:.2f}"]
+        lines.append(f"| {' | '.join(cells)} | [{low}, {high}] |")
     return "\n".join(lines)
 
 

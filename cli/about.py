@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from compressor.cli.show import print_json, print_table, say, width
+from compressor.cli.show import WHOLE_WORDS, print_json, print_table, say, styled, width
 
 if TYPE_CHECKING:
     from compressor.model_zoo import Checkpoint
@@ -50,9 +50,11 @@ def schemes(as_json: bool) -> None:
     for scheme in listed:
         settings = ", ".join(f"{key}={value}" for key, value in scheme["settings"].items())
         usage = f"settings  {settings}  (--set KEY=VALUE)" if settings else "settings  none"
-        click.echo(fill(f"{scheme['id']}: {scheme['summary']}", width(), subsequent_indent=INDENT))
+        head = f"{scheme['id']}: {scheme['summary']}"
+        text = fill(head, width(), subsequent_indent=INDENT, **WHOLE_WORDS)
+        click.echo(styled(scheme["id"], bold=True) + text.removeprefix(scheme["id"]))
         for line in (usage, f"paper     {scheme['paper']}"):
-            click.echo(fill(line, width(), initial_indent=INDENT, subsequent_indent=3 * INDENT))
+            click.echo(fill(line, width(), initial_indent=INDENT, subsequent_indent=3 * INDENT, **WHOLE_WORDS))
 
 
 @click.command()
@@ -64,7 +66,7 @@ def env(as_json: bool) -> None:
     import torch
 
     import compressor
-    from compressor.models.baseline import cache_dir
+    from compressor.cache import cache_dir
 
     facts: dict[str, Any] = {
         "timm-compressor": compressor.__version__,

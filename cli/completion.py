@@ -1,6 +1,6 @@
 """Values that a shell completes, once ``eval "$(_COMPRESS_COMPLETE=bash_source compress)"`` has turned it on.
 
-Each list is read only when a value of it is completed; schemes and models take the time of importing torch.
+Each list is read only when a value of it is completed; models take the time of importing timm, once for each version.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ def completing(names: Callable[[], Iterable[str]], files: bool = False) -> Compl
 
 def schemes() -> Iterable[str]:
     """Returns the ids of all schemes."""
-    from compressor.sharing.registry import SCHEMES
+    from compressor.cli.spelling import scheme_names
 
-    return SCHEMES
+    return scheme_names()
 
 
 def codecs() -> Iterable[str]:
@@ -61,7 +61,11 @@ def checkpoints() -> Iterable[str]:
 
 def models() -> Iterable[str]:
     """Returns timm's models."""
-    import timm
+    from compressor.models.known_names import keep_names, kept_names
 
-    names: list[str] = timm.list_models()
+    names = kept_names()
+    if names is None:
+        import timm
+
+        keep_names(names := timm.list_models())
     return names

@@ -15,6 +15,7 @@ from compressor.cli.click_options import byte_size, from_values, given_flags
 from compressor.cli.completion import codecs, completing, models
 from compressor.cli.preprocessing import PreprocessingConfig
 from compressor.cli.sharing import SharingConfig
+from compressor.cli.spelling import check_names
 from compressor.cli.targets import TARGETS, TargetConfig
 from compressor.config_fields import config_field, config_fields
 from compressor.formats.errors import UsageError
@@ -181,11 +182,16 @@ class OutputConfig:
         None, "File to write. [default: MODEL-DATA-SCHEME.safetensors]", flags=("-o", "--output")
     )
     force: bool = config_field(False, "Replace the file if it exists.")
-    resume: bool = config_field(False, "Go on where the same command was stopped or killed.")
+    resume: bool = config_field(
+        False, "Go on where the same command was stopped or killed; with more --epochs, to their end."
+    )
     checkpoint_minutes: float = config_field(
         10.0, "Minutes between checkpoints in the middle of an epoch; 0: only at its end.", ge=0
     )
     checkpoint_steps: int = config_field(0, "Steps between checkpoints, as well; 0: none.", ge=0)
+    keep_checkpoints: bool = config_field(
+        False, "Keep the last ones when the file is written, for --resume with more --epochs."
+    )
     summary: Path | None = config_field(
         None, "A row of figures per epoch, as timm's. [default: OUTPUT.summary.csv]", metavar="FILE"
     )
@@ -280,6 +286,7 @@ class Request:
 
     def check(self) -> None:
         """Raises UsageError for options that contradict each other."""
+        check_names((self.model.name, self.teacher.teacher), self.sharing.scheme)
         self.sharing.check()
         self.target.check()
         self.model.check()
@@ -327,7 +334,7 @@ class Request:
             *given_flags(self.model, "baseline_epochs"),
             *given_flags(self.teacher, "teacher"),
             *given_flags(self.execution, "device", "amp", "channels_last", "torchcompile"),
-            *given_flags(self.output, "resume", "summary", "log"),
+            *given_flags(self.output, "resume", "keep_checkpoints", "summary", "log"),
         ]
         if flags:
             raise UsageError(f"no data to train on for {', '.join(flags)}: name --dataset or --data-dir")
@@ -358,4 +365,5 @@ class Request:
         """Returns the command that does the same with images of the user's own."""
         teacher = "" if self.teacher.teacher is None else f" --teacher {self.teacher.teacher}"
         sharing = self.sharing.command_line(self.has_price) + self.target.command_line()
-        return f"compress {self.model.name} --pretrained --data-dir IMAGES {sharing}{teacher}"
+        start = "--from-scratch" if self.model.from_scratch else "--pretrained"
+        return f"compress {self.model.name} {start} --data-dir IMAGES {sharing}{teacher}"

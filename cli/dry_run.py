@@ -8,7 +8,7 @@ import click
 import torch
 
 from compressor.cli.configs import OutputConfig
-from compressor.cli.search import least_size
+from compressor.cli.search import least_size, target_of, vary_vectors
 from compressor.cli.setup import Run
 from compressor.cli.show import print_json, print_table
 from compressor.cli.weights import named_model
@@ -30,6 +30,8 @@ def dry_run(run: Run, output: OutputConfig, as_json: bool) -> None:
         as_json: print one JSON document.
     """
     model = named_model(run.source, run.execution.seed)
+    if not run.source.config.has_weights:
+        vary_vectors(model)
     policy = run.recipe.stages[-1].policy
     # from_scratch: random indices have the size of the file before training, and take no time
     job = Compressor(model, policy, model_args=run.source.args, teacher=None, from_scratch=True)
@@ -39,12 +41,15 @@ def dry_run(run: Run, output: OutputConfig, as_json: bool) -> None:
     report = job.finish(half_untouched=output.half_untouched, fold_norms=output.fold_norms).report(output.codec)
     dense = report.totals.dense
     least = None if run.target.flag is None else least_size(run, output)
-    size = report.totals.file if run.target.flag is None else run.target.size_of(_shared_weights(job))
+    size = report.totals.file if run.target.flag is None else target_of(run.target).bytes(_shared_weights(job))
     if as_json:
         memory_facts = None if memory is None else {**vars(memory), "total": memory.total}
         predicted = {"file": size, "least": least, "dense": dense, "memory": memory_facts}
         target = run.target.arguments or None
-        print_json({"sites": rows, "predicted": predicted, "target": target, "output": str(run.output)})
+        about = {"model": {"name": run.source.named.architecture, "args": dict(run.source.args)}}
+        prepared = {"preprocessing": run.source.preprocessing or None, "recipe": run.recipe.to_dict()}
+        facts = {"sites": rows, "predicted": predicted, "target": target, "output": str(run.output)}
+        print_json({**about, **prepared, **facts})
         return
     shown = [[r["site"], "x".join(map(str, r["shape"])), f"{r['weights']:,}", r["plan"], r["rule"]] for r in rows]
     print_table([["site", "shape", "weights", "plan", "rule"], *shown])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -65,7 +66,8 @@ def evaluate(
     where = find_device(device)
     with open_packed(file, max_memory) as packed:
         made, preprocessing = read_provenance(packed), dict(packed.preprocessing or {})
-        in_chans = (packed.model or {"args": {}})["args"].get("in_chans")
+        named = packed.model
+    in_chans = (named or {"args": {}})["args"].get("in_chans")
     data = _data(file, dataset, data_dir, made, preprocessing, max_bad_images, asked, in_chans)
     model = load(file, max_memory=in_bytes(max_memory))
     _check_head(model, data)
@@ -74,7 +76,7 @@ def evaluate(
     say_images(data.preprocessing)
     loader = data.eval_loader(batch_size)
     before = None if dense is None else measure(dense.to(where), loader)
-    found = Found(file, data, made, measure(model.to(where), loader), before)
+    found = Found(file, named, data, made, measure(model.to(where), loader), before)
     if as_json:
         print_json(found.to_json(per_class))
     else:
@@ -91,6 +93,7 @@ class Found:
 
     Args:
         file: the packed file.
+        model: name and arguments of its timm model.
         data: what it was measured on.
         made: how the file was made.
         packed: its figures.
@@ -98,6 +101,7 @@ class Found:
     """
 
     file: Path
+    model: Mapping[str, Any] | None
     data: Dataset
     made: Provenance
     packed: Measurement
@@ -116,11 +120,12 @@ class Found:
         data, result = self.data, self.packed
         low, high = result.interval
         facts = {"name": data.name, "version": data.version, "split": data.evaluated, "n": result.n}
-        top1 = {"packed": result.top1, "low": low, "high": high, "recorded": self.recorded}
+        top1 = {"packed": result.top1, "n": result.n, "low": low, "high": high, "recorded": self.recorded}
         both = {"packed": result} if self.dense is None else {"packed": result, "dense": self.dense}
         more = {} if self.dense is None else {"dense": self.dense.top1}
         return {
             "file": str(self.file),
+            "model": self.model,
             "data": facts,
             "preprocessing": data.preprocessing,
             "top1": {**top1, **more},

@@ -12,7 +12,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from compressor.cli.completion import checkpoints, completing
-from compressor.cli.show import percent, print_json, width
+from compressor.cli.show import print_json, styled, width
 from compressor.formats.errors import FormatError, UsageError
 
 if TYPE_CHECKING:
@@ -81,22 +81,17 @@ def open_packed(path: Path, max_memory: int | None) -> Iterator[PackedFile]:
 @click.option("--markdown", is_flag=True, help="Print the table as Markdown instead.")
 @memory_option
 def inspect(file: Path, everything: bool, as_json: bool, markdown: bool, max_memory: int | None) -> None:
-    """Show what a packed FILE holds, tensor by tensor; the model is not built."""
+    """Show what a packed FILE is, and what it holds, tensor by tensor; the model is not built."""
     from compressor.report.report import Report
 
     if as_json and markdown:
         raise UsageError("--json and --markdown: name one")
     with open_packed(file, max_memory) as packed:
         report = Report.of(packed)
-        model = packed.model
     if as_json:
-        print_json({"file": str(file), "model": model, **report.to_dict()})
+        print_json({"file": str(file), **report.to_dict()})
     elif markdown:
         click.echo(report.to_markdown())
     else:
-        click.echo(report.table(width(), everything))
-        made = report.provenance
-        if made.top1 is not None and made.data is not None:
-            before = f"dense {percent(made.top1.dense)} -> " if made.top1.dense is not None else ""
-            after = f"packed file {percent(made.top1.packed)}, as recorded when it was written"
-            click.echo(f"top-1 on {made.data.n:,} {made.data.split} images of {made.data.name}  {before}{after}")
+        head, _, rows = report.table(width(), everything).partition("\n")
+        click.echo("\n".join([report.heading(width()), "", styled(head, bold=True), rows]))

@@ -9,6 +9,7 @@ import difflib
 import io
 import logging
 import os
+import re
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -24,14 +25,20 @@ from compressor.cli.compress import MODEL, compress
 from compressor.cli.convert import pack, unpack
 from compressor.cli.data import check_data
 from compressor.cli.evaluation import evaluate
+from compressor.cli.export import export, targets
 from compressor.cli.files import inspect
+from compressor.cli.init import init
+from compressor.cli.report import report
 from compressor.cli.sensitivity import sensitivity
+from compressor.cli.show import Invocation, styled
+from compressor.cli.sweep import sweep
 from compressor.formats.errors import CompressorError, printable
 
 __all__ = ["cli", "main"]
 
 INTERRUPTED = 130
 SHARED = (2, 5, 7)  # exit codes of errors that all of several processes raise: usage, quality, interruption
+IN_PYTHON = re.compile(r" \((resume|force)=True\)")  # what a message names beside the option, for callers in Python
 _RANK = int(os.environ.get("RANK", "0")) if "LOCAL_RANK" in os.environ else 0  # set by torchrun
 # Parts of torch's messages; to tell its exceptions by their types, torch would have to be imported.
 OUT_OF_MEMORY = " out of memory.", "DefaultCPUAllocator: can't allocate memory"
@@ -117,7 +124,12 @@ def show_help(ctx: click.Context, command: str | None) -> None:
 
 
 cli.add_command(compress, DefaultGroup.default)
-for command in (inspect, verify, diff, evaluate, pack, unpack, check_data, sensitivity, schemes, zoo, env, show_help):
+COMMANDS = (
+    inspect, verify, diff, evaluate, pack, unpack, export, check_data, sensitivity, init, sweep, report, schemes,
+    targets, zoo, env,
+    show_help,
+)  # fmt: skip
+for command in COMMANDS:
     cli.add_command(command)
 
 
@@ -127,7 +139,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING, stream=sys.stderr)
     logging.captureWarnings(not _debugging())
     logging.getLogger("py.warnings").setLevel(logging.ERROR)
-    logging.addLevelName(logging.WARNING, "warning")
+    logging.addLevelName(logging.WARNING, styled("warning", fg="yellow") if sys.stderr.isatty() else "warning")
     if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
         sys.stdout.reconfigure(errors="backslashreplace")  # the name of a file may hold bytes that are no text
     code = run(list(sys.argv[1:] if arguments is None else arguments))
@@ -165,7 +177,7 @@ def run(arguments: list[str]) -> int:
 
 
 def _invoke(arguments: list[str]) -> Any:
-    return cli.main(arguments, prog_name="compress", standalone_mode=False)
+    return cli.main(arguments, prog_name="compress", standalone_mode=False, obj=Invocation(arguments))
 
 
 def _debugging() -> bool:
@@ -188,9 +200,9 @@ def _silence_other_processes() -> None:
 
 def _say(message: str, code: int, kind: str = "error: ", shared: bool = False) -> int:
     """Prints a line and returns the exit code; an error that all processes share is printed by the first alone."""
-    line = printable(" ".join(message.split()))  # it may quote a file of a stranger
+    line = IN_PYTHON.sub("", printable(" ".join(message.split())))  # it may quote a file of a stranger
     if not _RANK:
-        click.echo(kind + line, err=True)
+        click.echo(styled(kind, fg="red", bold=True) + line, err=True)
     elif not shared and kind:
         click.echo(f"process {_RANK}: {kind}{line}", file=sys.__stderr__)
     return code

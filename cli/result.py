@@ -13,7 +13,7 @@ import click
 from compressor.cli.configs import DisplayConfig
 from compressor.cli.search import target_facts, target_line
 from compressor.cli.setup import Run
-from compressor.cli.show import accuracy_line, flips, print_json, say, width
+from compressor.cli.show import WHOLE_WORDS, accuracy_line, flips, print_json, say, styled, width
 from compressor.lifecycle.packed import Packed
 from compressor.report.report import Report
 from compressor.training.evaluation import Evaluation
@@ -54,13 +54,15 @@ def show_result(result: Result, run: Run, codec: str, display: DisplayConfig, ow
     target = target_facts(run, result.packed, report.totals.file)
     if display.as_json:
         accuracy = None if result.accuracy is None else _accuracy(result.accuracy, result.dense)
-        facts = {"file": str(result.path), "model": run.source.config.name, "top1": accuracy, "missed": result.missed}
-        print_json(facts | {"target": target} | _training_facts(run) | report.to_dict())
+        facts = {"file": str(result.path), "top1": accuracy, "missed": result.missed, "target": target}
+        print_json(facts | _training_facts(run) | report.to_dict())
     else:
-        click.echo()
-        for line in _answer(result, report, run, target):
-            click.echo(fill(line, width(), subsequent_indent="  "))
-        click.echo("\n" + report.table(width(), display.everything))
+        first, *more = (
+            fill(line, width(), subsequent_indent="  ", **WHOLE_WORDS) for line in _answer(result, report, run, target)
+        )
+        head, _, rows = report.table(width(), display.everything).partition("\n")
+        answer = styled(first, bold=True, fg="yellow" if result.missed else "green")
+        click.echo("\n".join(["", answer, *more, "", styled(head, bold=True), rows]))
         if own_data is not None:
             click.echo(f"For your own images (in IMAGES/train/CLASS and IMAGES/val/CLASS): {own_data}")
     if result.accuracy is not None and result.dense is not None:
@@ -95,14 +97,14 @@ def warn_of_loss(fallen: float, model: str, has_price: bool) -> None:
 
 
 def _training_facts(run: Run) -> dict[str, Any]:
-    """Returns how the model was trained: the teacher, the recipe, the seed, and where its epochs are logged."""
+    """Returns how the model was trained: the teacher, the seed, its epochs, and where they are logged."""
     trained = [stage for stage in run.recipe.stages if run.trains(stage)]
     distilled = any(stage.training.distill for stage in trained)
     teacher = run.teacher_name or ("dense" if run.has_dense_model else None)
     return {
         "teacher": teacher if distilled else None,
-        "recipe": run.recipe.to_dict(),
         "seed": run.execution.seed,
+        "history": run.history,
         "summary": str(run.logs.summary) if run.logs is not None and trained else None,
     }
 

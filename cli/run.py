@@ -25,6 +25,7 @@ from compressor.cli.result import Result, show_result
 from compressor.cli.search import (
     calibration_input,
     check_reachable,
+    check_size,
     file_options,
     price_line,
     warn_of_growth,
@@ -65,7 +66,7 @@ def run(request: Request) -> None:
         return
     own_data = None if request.post_training or request.data.is_named else request.command_for_own_data()
     if own_data is not None:
-        say(f"No data named: using the built-in digits (1,797 handwritten images). For your own: {own_data}")
+        say("No data named: using the built-in digits (1,797 handwritten images). For your own: --data-dir IMAGES")
     if work.data is not None:
         look_at(work.data, request.data.data_dir)
     if work.source.preprocessing:
@@ -86,6 +87,7 @@ def run(request: Request) -> None:
 def _compress(work: Run, output: OutputConfig, gates: GateConfig) -> Result:
     """Trains, shares, fine-tunes, packs, writes and measures."""
     check_reachable(work, output)
+    check_size(work, output, gates.require_size)
     step = _numbered_steps(work)
     _say_resumed(work)
     teacher = None
@@ -97,7 +99,7 @@ def _compress(work: Run, output: OutputConfig, gates: GateConfig) -> Result:
         teacher = model
     packed, compressed = _run_stages(work, model, teacher, output, step)
     result = _write(work, packed, compressed, dense, output, gates, step("file"))
-    if work.checkpoints is not None:
+    if work.checkpoints is not None and not output.keep_checkpoints:
         work.checkpoints.clear()
     return result
 
@@ -185,8 +187,7 @@ def _finetuned(work: Run, stage: Stage, job: Compressor, output: OutputConfig, n
         return finish(job)
     step = new_step("fine-tuning")
     best = BestSoFar(work, stage, finish, output.codec)
-    if (top1 := best.offer(job)) is not None:
-        say(f"{step.head}before it: validation {percent(top1)}")
+    _say_before(work, job, step, best.offer(job))
     with compiled_model(job.model, execution.torchcompile), best.told():
         job.finetune(
             data.train_loader(training.batch_size, execution.seed), data.eval_loader(EVAL_BATCH, "validation"),
@@ -194,12 +195,28 @@ def _finetuned(work: Run, stage: Stage, job: Compressor, output: OutputConfig, n
             device=execution.device, amp=execution.amp, checkpoints=work.checkpoints,
             mixup=make_mixup(training.mixup, training.cutmix, training.smoothing, data.num_classes),
         )  # fmt: skip
+    number = work.recipe.stages.index(stage) + 1
+    work.history.extend({"stage": number, **row} for row in job.history)
     packed = finish(job)
     best.clear()
     broadcast_tensors(job.model.state_dict().values())  # GPUs may differ in the rounding of BatchNorm's statistics
     top1 = _evaluate(work, job.model, "validation").top1
     step.done(f"{training.epochs} epochs  validation {percent(top1)}")
     return packed
+
+
+def _say_before(work: Run, job: Compressor, step: Step, top1: float | None) -> None:
+    """Prints the accuracy before fine-tuning, unless weights are random, or a resumed training will replace them.
+
+    Args:
+        work, job, step: of the fine-tuning.
+        top1: on the validation images, where it has been measured.
+    """
+    is_resumed = work.checkpoints is not None and work.checkpoints.found is not None
+    if top1 is None and work.has_dense_model and not is_resumed:
+        top1 = _evaluate(work, job.model, "validation").top1
+    if top1 is not None:
+        say(f"{step.head}before it: validation {percent(top1)}")
 
 
 def _on_epoch(work: Run, stage: Stage, step: Step, then: Callable[[], object]) -> Callable[[Epoch, float | None], None]:
@@ -242,11 +259,10 @@ def _write(
     """Writes the file, or the rejected file where it misses a gate; reopens it, and evaluates the model it holds."""
     expected = None if work.data is None else _evaluate(work, model)
     packed_top1, dense_top1 = (None if one is None else one.top1 for one in (expected, dense))
-    if work.data is not None and expected is not None:
-        data = {"name": work.data.name, "version": work.data.version, "split": work.data.evaluated, "n": expected.n}
-        packed.note(data=data, top1=_without_none({"dense": dense_top1, "packed": packed_top1}))
+    if (data := work.data) is not None and expected is not None:
+        packed.note_accuracy(expected, dense, data=data.name, split=data.evaluated, version=data.version)
     size = main_process_first(lambda: len(packed.to_bytes(output.codec)))
-    warn_of_growth(work, size)
+    warn_of_growth(work, packed.content, size)
     missed = missed_gates(gates, size, packed_top1, dense_top1)
     path, force = (rejected(work.output), True) if missed else (work.output, output.force)
     main_process_first(lambda: packed.save(path, codec=output.codec, force=force))

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from compressor.calibration.image_counts import DEFAULT_IMAGES, FEWEST_IMAGES
 from compressor.cli.configs import OutputConfig
 from compressor.cli.setup import Run
 from compressor.cli.targets import TargetConfig, number
 from compressor.compressor import Compressor
+from compressor.formats.content import Content
 from compressor.formats.errors import UsageError
 from compressor.lifecycle.packed import Packed
-from compressor.lifecycle.target import MOST_RATE, FileOptions
+from compressor.lifecycle.target import MOST_RATE, FileOptions, Target
 from compressor.models.baseline import create_model
 from compressor.policy.policy import Policy
 from compressor.policy.recipe import Recipe, Stage
@@ -26,12 +28,15 @@ from compressor.rng import seeded
 __all__ = [
     "calibration_input",
     "check_reachable",
+    "check_size",
     "file_options",
     "least_size",
     "price_line",
     "target_facts",
     "target_line",
+    "target_of",
     "training_images",
+    "vary_vectors",
     "warn_of_growth",
     "with_rules",
 ]
@@ -108,6 +113,11 @@ def with_rules(recipe: Recipe, policy: Policy) -> Recipe:
     return Recipe((*earlier, replace(last, policy=policy)))
 
 
+def target_of(config: TargetConfig) -> Target:
+    """Returns the target that a command names, as the search takes it."""
+    return Target(config.rate, config.target_size, config.target_bits, config.max_drop)
+
+
 def least_size(work: Run, output: OutputConfig) -> int | None:
     """Returns the bytes of the file when all weights are zero; None where something shared has no price of bits.
 
@@ -124,8 +134,7 @@ def least_size(work: Run, output: OutputConfig) -> int | None:
             parameter.zero_()  # norms and biases, which tensors of one value make free, too: no file is smaller
     job = Compressor(model, policy, model_args=work.source.args, copy=False, teacher=None).prepare()
     options = file_options(work, output)
-    searched = work.target.is_searched
-    half, fold = (searched if one is None else one for one in (options.half_untouched, options.fold_norms))
+    half, fold = options.chosen(target_of(work.target))
     packed = job.finish(half_untouched=half, fold_norms=fold)
     packed.note(**options.notes)
     return len(packed.to_bytes(options.codec))
@@ -146,6 +155,48 @@ def check_reachable(work: Run, output: OutputConfig) -> None:
         raise UsageError(
             f"--target-size {wanted:,}: with all weights zero the file takes {least:,} bytes; ask for more"
         )
+
+
+def check_size(work: Run, output: OutputConfig, wanted: int | None) -> None:
+    """Compares a size that is required with what is known before training.
+
+    Args:
+        work: has the model, whose weights are not needed, and the recipe.
+        output: how the file is written.
+        wanted: the most bytes that the file may have; None: any.
+
+    Raises:
+        UsageError: what is not shared takes more alone. A prediction above it is a warning: training changes it.
+    """
+    if wanted is None or work.target.flag is not None or work.data is None:  # without data nothing takes long
+        return
+    policy, args = work.recipe.stages[-1].policy, work.source.args
+    with seeded(work.execution.seed):  # what comes afterwards draws the same numbers as without
+        model = create_model(work.source.config.name, args, seed=work.execution.seed)
+        vary_vectors(model)
+        job = Compressor(model, policy, model_args=args, copy=False, teacher=None, from_scratch=True).prepare()
+        packed = job.finish(half_untouched=output.half_untouched, fold_norms=output.fold_norms)
+    sizes = packed.report(output.codec).totals
+    if sizes.untouched > wanted:
+        alone = f"what is not shared takes {sizes.untouched:,} bytes alone"
+        raise UsageError(f"--require-size {wanted:,}: {alone}; ask for more, or try --fold-norms")
+    if sizes.file > wanted:
+        _log.warning(
+            "--require-size %s: the file is predicted to take %s bytes, before training; --target-size finds one that "
+            "fits, fewer --bits make it smaller", f"{wanted:,}", f"{sizes.file:,}"
+        )  # fmt: skip
+
+
+@torch.no_grad()
+def vary_vectors(model: nn.Module) -> None:
+    """Gives untrained norms and biases the size that they have after training: a tensor of one value takes no bytes.
+
+    Args:
+        model: is changed.
+    """
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.ndim == 1 and tensor.is_floating_point():
+            tensor.uniform_(0.5, 1.5)
 
 
 def price_line(work: Run, stage: Stage, job: Compressor, images: Tensor | str | None) -> str:
@@ -189,14 +240,17 @@ def target_line(facts: Mapping[str, Any], target: TargetConfig) -> str:
     return f"target {target.command_line().strip()}  rate {rate}  {predicted}{facts['size']:,} bytes written"
 
 
-def warn_of_growth(work: Run, size: int) -> None:
-    """Warns of a file that fine-tuning has let grow beyond its target.
+def warn_of_growth(work: Run, content: Content, size: int) -> None:
+    """Warns of a file that is larger than its target.
 
     Args:
         work: has the target.
+        content: of the file.
         size: of the file, in bytes.
     """
-    wanted = work.target.target_size
+    ruled = list(content.sites.values())[: len(content.provenance["rules"])]  # norms on grids come after them
+    wanted = target_of(work.target).bytes(sum(math.prod(site.shape) for site in ruled))
     if wanted is not None and size > wanted:
         trained = "; fine-tuning changes what indices take" if work.trains(work.recipe.stages[-1]) else ""
-        _log.warning("the file has %s bytes, more than --target-size %s%s", f"{size:,}", f"{wanted:,}", trained)
+        asked = work.target.flag
+        _log.warning("the file has %s bytes, more than the %s of %s%s", f"{size:,}", f"{wanted:,}", asked, trained)

@@ -63,6 +63,7 @@ def _values(row: Sensitivity) -> list[Any]:
 
 
 def _measure(request: Request, prices: tuple[float, ...]) -> list[Sensitivity]:
+    request.check()
     from compressor.cli.search import training_images
     from compressor.cli.setup import set_up
     from compressor.cli.show import Step

@@ -44,7 +44,7 @@ from compressor.training.compilation import check_backend
 from compressor.training.config import TrainingConfig
 from compressor.training.optim import make_optimizer
 
-__all__ = ["ModelSource", "Run", "Teacher", "set_up"]
+__all__ = ["ModelSource", "Run", "Teacher", "check_sharing", "set_up"]
 
 
 @dataclass(frozen=True)
@@ -79,6 +79,7 @@ class Run:
         target: what the price of a bit is searched for in the last stage, or that price.
         calibration: the images that weights are judged by: data, synthetic or none.
         data_is_named: whether the data are the user's choice, and not the built-in digits.
+        history: gets a row for each epoch of each stage.
     """
 
     source: ModelSource
@@ -93,6 +94,7 @@ class Run:
     target: TargetConfig = field(default_factory=TargetConfig)
     calibration: str = "data"
     data_is_named: bool = False
+    history: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def has_dense_model(self) -> bool:
@@ -128,6 +130,20 @@ def set_up(request: Request) -> Run:
     if run.data is None or request.display.dry_run:
         return run
     return replace(run, checkpoints=_checkpoints(request, run, run.data))
+
+
+def check_sharing(request: Request, run: Run) -> None:
+    """Checks how weights share values by another request, for model and data of a run that is set up.
+
+    Raises:
+        CompressorError: that cannot be done.
+    """
+    _check_has_price(request)
+    recipe = _recipe(request)
+    _check_optimizers(recipe)
+    sketch = build_model(run.source.named.architecture, run.source.args)
+    for stage in recipe.stages:
+        stage.policy.plan(sketch)
 
 
 def _download(request: Request) -> None:

@@ -4,21 +4,41 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shutil
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from importlib.metadata import version
+from textwrap import wrap
 from typing import TYPE_CHECKING, Any
 
 import click
+
+from compressor.report.schema import with_units
+from compressor.training.progress_bar import epoch_figures, make_bar, percent
 
 if TYPE_CHECKING:
     from compressor.training.evaluation import Evaluation
     from compressor.training.loop import Epoch
 
-__all__ = ["SCHEMA_VERSION", "Step", "accuracy_line", "counts", "print_json", "print_table", "say", "width"]
+__all__ = [
+    "WHOLE_WORDS",
+    "Invocation",
+    "Step",
+    "accuracy_line",
+    "counts",
+    "percent",
+    "print_json",
+    "print_table",
+    "say",
+    "styled",
+    "width",
+]
 
-SCHEMA_VERSION = 1
+WHOLE_WORDS: dict[str, Any] = {"break_long_words": False, "break_on_hyphens": False}
 LINE, POSTFIX = 10.0, 1.0  # seconds between two lines, and between two readings of the loss for the bar
 
 
@@ -27,9 +47,46 @@ def say(text: str) -> None:
     click.echo(text, err=True)
 
 
+@dataclass(frozen=True)
+class Invocation:
+    """A command as it was typed, and when.
+
+    Args:
+        arguments: the words after ``compress``.
+        date: of its start.
+        started: the same by the monotonic clock, in seconds.
+    """
+
+    arguments: Sequence[str]
+    date: datetime = field(default_factory=lambda: datetime.now(UTC))
+    started: float = field(default_factory=time.monotonic)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns command, date, seconds so far, and versions as JSON values."""
+        return {
+            "command": ["compress", *self.arguments],
+            "date": self.date.isoformat(timespec="seconds"),
+            "seconds": round(time.monotonic() - self.started, 3),
+            "versions": {name: version(name) for name in ("timm-compressor", "timm", "torch")},
+        }
+
+
+def styled(text: str, **style: Any) -> str:
+    """Returns text in colour or bold, for ``click.echo``, which takes that off where there is no terminal.
+
+    Args:
+        text: the text.
+        style: as for ``click.style``; none of it is used where ``NO_COLOR`` is set.
+    """
+    return text if os.environ.get("NO_COLOR") else click.style(text, **style)
+
+
 def print_json(document: Mapping[str, Any]) -> None:
-    """Prints one JSON document with the schema version first."""
-    click.echo(json.dumps({"schema_version": SCHEMA_VERSION, **document}, indent=2, default=str))
+    """Prints one JSON document: what all have in common, the command and its time among it, and then its own keys."""
+    context = click.get_current_context(silent=True)
+    invocation = None if context is None else context.find_object(Invocation)
+    facts = {} if invocation is None else invocation.to_dict()
+    click.echo(json.dumps(with_units({**facts, **document}), indent=2, default=str))
 
 
 def print_table(rows: Sequence[Sequence[Any]]) -> None:
@@ -58,7 +115,6 @@ class Step:
         self.bar: Any = None
         self.first = 0  # optimiser steps that were done before, by a run that is resumed
         self.shown = -math.inf  # time of the last line, or of the last reading of the loss
-        self.figures: list[str] = []  # of the last epoch, beside the loss
 
     def on_step(self, done: int, total: int, loss: Any) -> None:
         """Moves the bar on; where there is none, prints a line every ten seconds.
@@ -67,13 +123,9 @@ class Step:
             done, total: optimiser steps.
             loss: mean of the epoch so far, a scalar tensor; it is read only where it is shown.
         """
-        from tqdm import tqdm
-
         if self.bar is None:
             self.first = done - 1
-            self.bar = tqdm(
-                total=total, initial=self.first, desc=self.head, disable=None, leave=False, file=sys.stderr, unit="step"
-            )
+            self.bar = make_bar(self.head, total, self.first)
             self.shown = -math.inf if not self.bar.disable else time.monotonic()
         due = time.monotonic() - self.shown >= (LINE if self.bar.disable else POSTFIX)
         if due:
@@ -81,32 +133,28 @@ class Step:
             if self.bar.disable:
                 say(f"{self.head}step {done} of {total}  {figure}  {self.clock()}, {self.left(done, total)} left")
             else:
-                self.bar.set_postfix_str(", ".join([figure, *self.figures]), refresh=False)
+                self.bar.set_postfix_str(figure, refresh=False)
         if not self.bar.disable:
             self.bar.update(done - self.bar.n)
 
     def on_epoch(self, epoch: Epoch, top1: float | None = None) -> None:
-        """Shows the figures of an epoch in the bar from now on; where there is none, prints a line."""
-        self.figures = [] if top1 is None else [f"validation {percent(top1)}"]
-        if (sharing := epoch.sharing) is not None:
-            part = "" if sharing.fixed == 1 else f" of the {percent(sharing.fixed)} fixed"
-            self.figures.append(f"{sharing.bits:.2f} bits/weight{part}")
-            if sharing.changed is not None:
-                self.figures.append(f"{percent(sharing.changed)} of indices changed")
-            if sharing.size is not None:
-                self.figures.append(f"{sharing.size:,} bytes at a price of {sharing.price:.2g}")
-        if self.bar is not None and not self.bar.disable:
-            self.shown = -math.inf
-            return
+        """Prints a line with the figures of an epoch, above the bar where there is one."""
         self.shown = time.monotonic()
-        figures = "  ".join([f"loss {epoch.loss:.3f}", *self.figures])
-        say(f"{self.head}epoch {epoch.number} of {epoch.epochs}  {figures}  {self.clock()}")
+        if self.bar is not None:
+            self.bar.clear()
+        self._say(f"{epoch_figures(epoch, top1)}  {self.clock()}")
 
     def done(self, text: str) -> None:
         """Removes the bar, and prints the line of the step."""
         if self.bar is not None:
             self.bar.close()
-        say(f"{self.head}{text}  {self.clock()}")
+        self._say(f"{text}  {self.clock()}")
+
+    def _say(self, text: str) -> None:
+        """Prints text after the head of the step; on a terminal, in lines that break between words."""
+        columns = shutil.get_terminal_size().columns if sys.stderr.isatty() else sys.maxsize
+        first, *more = wrap(f"{self.head}{text}", columns, subsequent_indent=" " * len(self.head), **WHOLE_WORDS)
+        say("\n".join([styled(self.head, fg="cyan") + first[len(self.head) :], *more]))
 
     def clock(self) -> str:
         """Returns minutes and seconds since the step began."""
@@ -138,15 +186,6 @@ def counts(number: float) -> str:
         if number >= size:
             return f"{number / size:.1f} {unit}"
     return f"{number:g}"
-
-
-def percent(share: float) -> str:
-    """Returns a share in per cent, to a tenth.
-
-    >>> percent(0.98611), percent(math.nan)
-    ('98.6 %', 'unknown')
-    """
-    return "unknown" if math.isnan(share) else f"{100 * share:.1f} %"
 
 
 def accuracy_line(packed: Evaluation, dense: Evaluation | None, split: str, seed: int) -> str:

@@ -67,14 +67,6 @@ class TargetConfig:
         """The target as a keyword argument of ``Compressor``; none where there is no target."""
         return {name: value for name in TARGETS if (value := getattr(self, name)) is not None}
 
-    def size_of(self, weights: int) -> int | None:
-        """Returns the bytes that the file is to have; None where the target does not say.
-
-        Args:
-            weights: number of those that share values.
-        """
-        return self.target_size if self.target_bits is None else int(self.target_bits * weights / 8)
-
     def check(self) -> None:
         """Raises UsageError for more than one target, or one that is no amount."""
         if len(flags := self._flags()) > 1:

@@ -10,13 +10,25 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from compressor.compressor import Compressor
+    from compressor.deployment.export import export
     from compressor.formats.loader import load, load_state_dict
     from compressor.policy.policy import Policy, Rule
     from compressor.policy.recipe import Recipe, Stage
     from compressor.sharing.registry import SCHEMES
 
 __version__ = "0.1.0"
-__all__ = ["SCHEMES", "Compressor", "Policy", "Recipe", "Rule", "Stage", "__version__", "load", "load_state_dict"]
+__all__ = [
+    "SCHEMES",
+    "Compressor",
+    "Policy",
+    "Recipe",
+    "Rule",
+    "Stage",
+    "__version__",
+    "export",
+    "load",
+    "load_state_dict",
+]
 
 _MODULE_OF = {
     "Compressor": "compressor.compressor",
@@ -25,6 +37,7 @@ _MODULE_OF = {
     "Rule": "compressor.policy.policy",
     "SCHEMES": "compressor.sharing.registry",
     "Stage": "compressor.policy.recipe",
+    "export": "compressor.deployment.export",
     "load": "compressor.formats.loader",
     "load_state_dict": "compressor.formats.loader",
 }

@@ -16,24 +16,24 @@ from compressor.calibration.calibrator import MEMORY
 from compressor.calibration.images import Calibration
 from compressor.calibration.measurement import Measurement
 from compressor.checkpointing.manager import Checkpoints
-from compressor.checkpointing.serialization import checksum
 from compressor.data.batches import Batches
 from compressor.data.distributed_sampler import shard_loader
 from compressor.formats.content import Codebook, SharedTensor
 from compressor.formats.errors import UsageError
 from compressor.lifecycle.convert import convert
 from compressor.lifecycle.coverage import warn_of_dense
+from compressor.lifecycle.description import describe_plans, plans_table
 from compressor.lifecycle.finishing import Finishing
 from compressor.lifecycle.fitting import Fitting, check_target, drop_on, policy_for
 from compressor.lifecycle.norms import check_foldable, minor_tensors
-from compressor.lifecycle.packed import Packed, SharedModel
+from compressor.lifecycle.packed import Packed, SharedModel, check_packable
 from compressor.lifecycle.param_groups import check_embeddings, check_optimizer, freeze_untrained, param_groups
-from compressor.lifecycle.prepare import check_zeros, penalties, start_rounds
+from compressor.lifecycle.prepare import OnRound, advance, check_zeros, penalties
 from compressor.lifecycle.rebuild import find_args
 from compressor.lifecycle.size_control import SizeControl
-from compressor.lifecycle.state import kept_weights, state_to_pack, tensors_of
+from compressor.lifecycle.state import kept_weights, tensors_of
 from compressor.lifecycle.target import FileOptions, Search, Target
-from compressor.lifecycle.training_options import replaced, resolve_options
+from compressor.lifecycle.training_options import fingerprint, replaced, resolve_options, watched
 from compressor.policy.policy import Policy, TensorPlan
 from compressor.rng import seed_all
 from compressor.sharing.group import Group
@@ -43,18 +43,15 @@ from compressor.sharing.sites import finite_weights
 from compressor.training.checkpointer import TrainingCheckpointer
 from compressor.training.config import TrainingConfig
 from compressor.training.distillation import make_teacher, with_distillation
+from compressor.training.history import History
 from compressor.training.loop import Epoch, OnStep, evaluate_after_epoch, train
 from compressor.training.metrics import SharingMonitor
-from compressor.training.mixup import describe_mixup
 from compressor.training.model_copy import check_trainable, checked_module, copy_module
 from compressor.training.modes import modules_in_eval, train_mode
 from compressor.training.optim import make_optimizer
 from compressor.training.step import steps_per_epoch
 
 __all__ = ["Compressor"]
-
-OnRound = Callable[[list[Tensor], int], None]
-"""Of the parameters that begin a round, and the steps that the round has."""
 
 
 class Compressor:
@@ -67,8 +64,7 @@ class Compressor:
             changed so that timm cannot build it is stored as any module, which a warning says. Of one that
             ``torch.compile`` returned, the original module is taken.
         policy: which tensors share values, and by which scheme; None: ``learnt`` for all, where a target is given.
-        model_args: the arguments that ``timm.create_model`` built it with, beside its name; None: found from the
-            model.
+        model_args: the arguments that ``timm.create_model`` built it with, beside its name; None: they are found.
         copy: work on a copy, at ``job.model``; otherwise on the model itself.
         teacher: the model to distil from: "dense" for the model with its present weights, another module, or None.
         distill: weight of the distillation loss beside the loss of the labels, 0 to 1; with 0 no teacher is kept.
@@ -83,8 +79,7 @@ class Compressor:
     Raises:
         PolicyError: the policy does not fit the model.
         MissingError: a weight is not finite, or timm builds another model with ``model_args``.
-        UsageError: the teacher is another word than "dense"; the model cannot be copied or trained, or is being
-            compressed already; a packed file cannot hold a state of it, or an argument of ``model_args``.
+        UsageError: another word than "dense"; the model cannot be copied, trained or packed, or is being compressed.
 
     Example:
         >>> from compressor.policy.policy import Rule
@@ -98,7 +93,7 @@ class Compressor:
     """What the search for a target has found; None without a target, and before ``prepare``."""
     control: SizeControl | None = None
     """What holds the size of the file in training; None where no size is asked for, and before ``prepare``."""
-    steps = total_steps = 0
+    steps, total_steps, _is_finished, _options = 0, 0, False, FileOptions()
     _measured: Measurement | None = None
     _converted: tuple[dict[str, SharedTensor], tuple[Codebook, ...]] | None = None
 
@@ -135,7 +130,7 @@ class Compressor:
         warn_of_dense(self.model, policy, self.plans)
         self.sites = [plan.site for plan in self.plans if plan.scheme]
         weights = {site.name: finite_weights(site) for site in self.sites if not (from_scratch and site.tensor.is_meta)}
-        state_to_pack(self.model, meta=from_scratch)
+        check_packable(self.model, meta=from_scratch)
         self.model_args = find_args(self.model, model_args)
         self.teacher = make_teacher(model, teacher, from_scratch) if distill > 0 else None
         copied = self.teacher.state_dict() if self.teacher is not None and teacher == "dense" else None
@@ -143,6 +138,15 @@ class Compressor:
         self.original = self.dense if original is None else {name: original[name] for name in self.dense}
         self._in_eval = set(modules_in_eval(self.model))
         self.groups: list[Group] = []
+        self.history = History()
+
+    def __repr__(self) -> str:
+        done = f"{self.steps} of {self.total_steps} steps" if self.total_steps else "prepared" if self.groups else "new"
+        return f"<Compressor: {describe_plans(self.plans)}; {done}>"
+
+    def _repr_html_(self) -> str:
+        """Returns the plan of each tensor for a notebook."""
+        return plans_table(self.plans)
 
     def prepare(
         self,
@@ -165,11 +169,12 @@ class Compressor:
             memory: bytes that the measurements of layers may take at a time, about; of a larger layer less is measured.
 
         Raises:
-            UsageError: the model is prepared already; the images do not suit it; the target cannot be reached.
+            UsageError: it is prepared or finished already; the images do not suit it; the target cannot be reached.
         """
-        if self.groups:
-            raise UsageError("prepare() has been called: the model is shared already")
+        if self.groups or self._is_finished:
+            raise UsageError("prepare() has been called: the model is shared already; make a new Compressor of it")
         self.target.check(val, virtual)
+        self._options = options = options or FileOptions()
         if calibration is not None:
             minor = minor_tensors(self.model, self.plans)
             self._measured = Measurement.of(self.model, self.sites, calibration, self.dense, self.seed, memory, minor)
@@ -178,7 +183,7 @@ class Compressor:
                 self.dense.pop(plan.site.name, None)  # and from ``original``, which is the same dict by default
         fitting = Fitting(
             self._shared_model({}, ()), self.dense, self._measured, self.preserve_sparsity, self.from_scratch, virtual,
-            options or FileOptions(),
+            options,
         )  # fmt: skip
         if self.target.is_given:
             self.groups, self.search = fitting.search(self.target, None if val is None else drop_on(val, self.model))
@@ -219,8 +224,7 @@ class Compressor:
                 optimiser's state of these parameters is dropped before; restarting their learning rate is up to you.
 
         Raises:
-            UsageError: there is not one step, the optimiser does not hold what the job trains, or an embedding cannot
-                be trained.
+            UsageError: there is no step, the optimiser lacks what the job trains, or an embedding cannot be trained.
         """
         self._check_prepared("attach()")
         if total_steps < 1:
@@ -229,22 +233,14 @@ class Compressor:
         check_embeddings(self.sites)
         check_optimizer(optimizer, self.groups)
         self.total_steps = total_steps
-        self._advance(optimizer, on_round)
+        advance(self.groups, optimizer, self.steps, total_steps, on_round)
         optimizer.register_step_post_hook(lambda *_: self._step(optimizer, on_round))
 
     def _step(self, optimizer: Optimizer, on_round: OnRound | None) -> None:
         self.steps += 1
-        self._advance(optimizer, on_round)
+        advance(self.groups, optimizer, self.steps, self.total_steps, on_round)
         if self.control is not None:
             self.control.on_step(self.steps, self.total_steps)
-
-    def _advance(self, optimizer: Optimizer, on_round: OnRound | None) -> None:
-        progress = min(1.0, self.steps / self.total_steps)
-        for end, parameters in start_rounds(self.groups, progress):
-            for parameter in parameters:
-                optimizer.state.pop(parameter, None)
-            if on_round is not None:
-                on_round(parameters, max(1, round((end - progress) * self.total_steps)))
 
     def loss(self, output: Tensor, target: Tensor, inputs: Tensor | None = None) -> Tensor:
         """Returns the sum of the loss of the labels (cross entropy), distillation, and the penalties of the schemes.
@@ -281,6 +277,7 @@ class Compressor:
         device: str | None = None,
         amp: bool = False,
         checkpoints: Checkpoints | None = None,
+        progress: bool | None = None,
         **overrides: Any,
     ) -> Compressor:
         """Trains shared weights and codebooks.
@@ -297,6 +294,8 @@ class Compressor:
             on_epoch: called after each epoch, with top-1 on ``val``, 0 to 1, or None where there is no ``val``.
             on_step, device, amp: see ``compressor.training.loop.train``.
             checkpoints: where the training is saved, and resumed from; see docs/resuming.md.
+            progress: whether a bar and a line for each epoch are shown on stderr; None: on a terminal or in a notebook,
+                where there is no ``on_step``. ``job.history`` has the same figures.
             overrides: fields of ``TrainingConfig`` that win over ``config``: ``epochs``, ``lr``, ``opt`` ...;
                 ``mixup`` may also be a mixer of your own, such as ``timm.data.Mixup``, in place of all mixing.
 
@@ -312,20 +311,20 @@ class Compressor:
         train_loader = shard_loader(train_loader, device)
         updates = steps_per_epoch(train_loader, config.grad_accum)
         seed_all(self.seed % (1 << 32))
-        weights = "" if checkpoints is None else f"CRC-32 {checksum(self.original):08x}"
-        facts = {"mixup": describe_mixup(mixup), "seed": self.seed, "amp": amp, "weights": weights}
-        rules = [rule.to_dict() for rule in self.policy.rules]
-        checkpointer = TrainingCheckpointer(checkpoints, self, {"rules": rules, **config.to_dict(), **facts})
+        facts = fingerprint(self.policy, config, mixup, self.seed, amp, self.original if checkpoints else None)
+        checkpointer = TrainingCheckpointer(checkpoints, self, facts)
         parameters = self.param_groups(config.lr, config.weight_decay, config.layer_decay)
         optimizer, schedule = make_optimizer(parameters, config.opt, config.lr, config.sched, config.epochs, updates)
         self.attach(optimizer, self.steps + config.epochs * updates, schedule.restart)
-        after_epoch = evaluate_after_epoch(self.model, val, SharingMonitor(self.groups, self.control), on_epoch)
+        monitor = SharingMonitor(self.groups, self.control)
         self._in_eval.update(modules_in_eval(self.model))
         train_mode(self.model, self._in_eval)
-        with replaced(self, distill=config.distill, temperature=config.temperature):
+        watching = watched(self.history, progress, on_epoch, on_step)
+        with watching as calls, replaced(self, distill=config.distill, temperature=config.temperature):
             train(
-                self.model, train_loader, self.loss, optimizer, schedule, config, after_epoch, on_step, device, amp,
-                checkpointer, mixup=mixup,
+                self.model, train_loader, self.loss, optimizer, schedule, config,
+                evaluate_after_epoch(self.model, val, monitor, calls[0]), calls[1], device, amp, checkpointer,
+                mixup=mixup,
             )  # fmt: skip
         return self
 
@@ -334,7 +333,7 @@ class Compressor:
     ) -> Packed:
         """Sets every shared weight to its codeword, and makes ``job.model`` an ordinary module again.
 
-        Where it fails, as the batches of ``calibration`` may, it can be called again.
+        Where it fails, as ``calibration`` may, it can be called again. A target of bytes is met with any options.
 
         Args:
             calibration: batches (inputs, targets) that the BatchNorm statistics are estimated on anew, for the
@@ -342,7 +341,7 @@ class Compressor:
                 images, they are kept as they were unless that brings the answers to these nearer to the dense ones.
             half_untouched: store the float32 tensors that are not shared as float16; None: for a searched target.
             fold_norms: fold the statistics of BatchNorm layers into scale and shift, and round norms and biases. The
-                model is then for inference, no longer for training. None: for a searched target, where it can be done.
+                model is then for inference, no longer for training. None: likewise, where it can be done.
 
         Returns:
             The packed model: it saves itself as a file, and reports what the file holds.
@@ -352,34 +351,37 @@ class Compressor:
         """
         if fold_norms:
             check_foldable(self.model, [site.name for site in self.sites])
-        half, fold = self.target.chosen(half_untouched), self.target.chosen(fold_norms)
+        half, fold = self._options.chosen(self.target, half_untouched, fold_norms)
         finishing = Finishing(calibration, self._in_eval, half, fold, self._measured, self.search)
-        packed = finishing(self._shared_model(*self._convert()))
+        packed = finishing(self._shared_model(*self._convert(half, fold)))
         self._converted = None
         return packed
 
-    def _convert(self) -> tuple[dict[str, SharedTensor], tuple[Codebook, ...]]:
+    def _convert(self, half: bool, fold: bool) -> tuple[dict[str, SharedTensor], tuple[Codebook, ...]]:
         """Takes the groups off the model and returns what they have learnt, the same where ``finish()`` has failed."""
         if self._converted is None:
             self._check_prepared("finish()")
-            if self.control is not None and self.steps:
-                self.control.settle()
+            if self.control is not None:
+                self.control.settle(half=half, fold=fold)
             tensors, books, values = convert(self.groups)
             detach(self.model)
             for site, value in values.items():
                 set_weight(site, value)
-            self.groups, self._converted = [], (tensors, books)
+            self.groups, self._converted, self._is_finished = [], (tensors, books), True
         return self._converted
 
     def copied(self) -> Compressor:
         """Returns a job of its own in the same state, to ``finish()`` while this one goes on; some memory is shared."""
-        return deepcopy(self, {id(one): one for one in (self.teacher, self._measured, self.dense, self.original)})
+        job = deepcopy(self, {id(one): one for one in (self.teacher, self._measured, self.dense, self.original)})
+        if job.control is not None:
+            job.control.has_ended = False  # it is this one that warns of its end
+        return job
 
     def undo(self) -> nn.Module:
         """Ends the sharing, gives the weights the values that they had before, and returns the model."""
         self._check_prepared("undo()")
         restore(self.model, self.groups, self.dense)
-        self.groups = []
+        self.groups, self.steps = [], 0
         return self.model
 
     def state_dict(self) -> dict[str, Any]:

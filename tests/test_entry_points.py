@@ -261,7 +261,11 @@ def test_a_class_registered_before_all_others_takes_no_id(tmp_path: Path) -> Non
     assert "codec id 'huffman' is taken by compressor.formats.codecs.huffman" in done.stderr
 
 
-REGISTRIES = ["compressor.formats.codecs.registry import CODECS", "compressor.sharing.registry import SCHEMES"]
+REGISTRIES = [
+    "compressor.formats.codecs.registry import CODECS",
+    "compressor.sharing.registry import SCHEMES",
+    "compressor.deployment.registry import TARGETS",
+]
 
 
 @pytest.mark.parametrize("registry", REGISTRIES)

@@ -48,6 +48,7 @@ def test_public_names() -> None:
         "Rule",
         "Stage",
         "__version__",
+        "export",
         "load",
         "load_state_dict",
     ]

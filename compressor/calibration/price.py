@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-__all__ = ["MOST_STEPS", "entropy", "grid_step"]
+__all__ = ["MOST_STEPS", "entropy", "grid_step", "least_step"]
 
 MOST_STEPS = 50_000
 """Steps between the ends of a grid at most: a file may have grids of 65,536 values."""
@@ -48,6 +48,17 @@ def grid_step(rate: float, curvature: float, weights: Tensor) -> float:
     Reference: Gish, Pierce, "Asymptotically Efficient Quantizing", IEEE Transactions on Information Theory, 1968.
     """
     largest = float(weights.abs().max()) if weights.numel() else 0.0
-    smallest = max(2 * largest / MOST_STEPS, torch.finfo(torch.float32).tiny)
+    smallest = least_step(weights)
     step = math.sqrt(12 * rate / (math.log(2) * curvature)) if curvature > 0 else math.inf
     return float(torch.tensor(min(max(step, smallest), max(4 * largest, smallest)), dtype=torch.float32))
+
+
+def least_step(weights: Tensor) -> float:
+    """Returns the least step of a grid through zero that reaches all weights, float[shape], in ``MOST_STEPS`` steps.
+
+    Example:
+        >>> least_step(torch.tensor([-0.5, 0.25])) * MOST_STEPS
+        1.0
+    """
+    largest = float(weights.abs().max()) if weights.numel() else 0.0
+    return max(2 * largest / MOST_STEPS, torch.finfo(torch.float32).tiny)

@@ -11,7 +11,7 @@ import numpy as np
 import timm
 import torch
 
-__all__ = ["as_json", "differences", "machine"]
+__all__ = ["as_json", "differences", "machine", "with_more_epochs"]
 
 
 def differences(then: Any, now: Any, where: str = "") -> Iterator[str]:
@@ -34,6 +34,17 @@ def differences(then: Any, now: Any, where: str = "") -> Iterator[str]:
             yield from differences(old, new, f"{where} {number}")
     elif then != now:
         yield f"{where} was {json.dumps(then)}, is {json.dumps(now)}"
+
+
+def with_more_epochs(then: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the earlier settings of a training with the epochs of today, where these are more.
+
+    Example:
+        >>> with_more_epochs({"epochs": 2, "lr": 0.1}, {"epochs": 4, "lr": 0.2})
+        {'epochs': 4, 'lr': 0.1}
+    """
+    grown = then.get("epochs", 0) < now.get("epochs", 0)
+    return {**then, "epochs": now["epochs"]} if grown else dict(then)
 
 
 def machine() -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import Any
 
 import filelock
 
-from compressor.checkpointing.fingerprint import as_json, differences, machine
+from compressor.checkpointing.fingerprint import as_json, differences, machine, with_more_epochs
 from compressor.checkpointing.serialization import broadcast_state, read_state, write_state
 from compressor.distributed.collectives import main_process_first
 from compressor.distributed.devices import init_processes
@@ -33,12 +33,13 @@ class Checkpoints:
 
     ``Compressor.finetune(..., checkpoints=...)`` saves a checkpoint after every epoch, and within epochs as ``minutes``
     and ``steps`` say. With ``resume`` the training continues from the newest undamaged checkpoint and ends exactly as
-    if it had never been interrupted. ``clear()`` deletes the checkpoints when the work is done; ``close()`` releases
-    the folder and keeps them.
+    if it had never been interrupted; with more epochs it goes on to their end. ``clear()`` deletes the checkpoints when
+    the work is done; ``close()`` releases the folder and keeps them.
 
     Args:
         folder: created if missing.
-        about: what the result depends on beyond what the training records itself; JSON values.
+        about: what the result depends on beyond what the training records itself; JSON values. A ``recipe`` has the
+            stages of the run, which are numbered from 1.
         minutes: time between checkpoints within an epoch; 0: none.
         steps: number of steps between checkpoints; 0: none.
         resume: whether to continue from the newest checkpoint in the folder.
@@ -107,7 +108,8 @@ class Checkpoints:
                     f"{self.folder} holds what another version of this program has saved. Go on with that one, or "
                     "begin anew with --force (force=True)"
                 )
-            self._refuse_changes(self._newest_content["about"], self.about)
+            then = self._newest_content["about"]
+            self._refuse_changes(_with_longer_stages(then, self.about, self._newest_content["stage"]), self.about)
             for change in differences(self._newest_content["machine"], machine()):
                 _log.warning("%s: the file will not be the same to the last bit", change)
         elif self.paths() and not force:
@@ -184,7 +186,8 @@ class Checkpoints:
 
     def _checked_state(self, training: Mapping[str, Any]) -> dict[str, Any]:
         assert self._newest_content is not None
-        self._refuse_changes(self._newest_content["training"], as_json(training))
+        now = as_json(training)
+        self._refuse_changes(with_more_epochs(self._newest_content["training"], now), now)
         state: dict[str, Any] = self._newest_content["state"]
         self._newest_content = None  # frees the memory of all its tensors
         return state
@@ -244,3 +247,15 @@ class Checkpoints:
     def _delete(self, paths: list[Path]) -> None:
         for path in paths:
             path.unlink(missing_ok=True)
+
+
+def _with_longer_stages(then: Mapping[str, Any], now: Mapping[str, Any], stage: int) -> dict[str, Any]:
+    """Returns what a run was about, with the epochs of today in those stages of its recipe that are not done."""
+    stages, longer = ((about.get("recipe") or {}).get("stage", []) for about in (then, now))
+    if len(stages) != len(longer):
+        return dict(then)
+    grown = [
+        with_more_epochs(*pair) if number >= stage else pair[0]
+        for number, pair in enumerate(zip(stages, longer, strict=True), 1)
+    ]
+    return {**then, "recipe": {**then["recipe"], "stage": grown}} if grown else dict(then)

@@ -51,16 +51,17 @@ def resolve_preprocessing(asked: Mapping[str, Any], own: Mapping[str, Any]) -> d
 
 
 def describe_preprocessing(preprocessing: Mapping[str, Any]) -> str:
-    """Returns the preprocessing in one line.
+    """Returns the preprocessing in one line, of which a file may state a part only.
 
     >>> describe_preprocessing({"input_size": (3, 32, 32), "mean": (0.5,) * 3, "std": (0.25, 0.5, 0.125),
     ...     "interpolation": "bicubic", "crop_pct": 0.875, "crop_mode": "center"})
     '3x32x32, bicubic, crop 0.875 center, mean 0.5, std 0.25 0.5 0.125'
     """
-    parts = ["x".join(map(str, preprocessing["input_size"]))]
-    if "interpolation" in preprocessing:
-        parts += [preprocessing["interpolation"], f"crop {preprocessing['crop_pct']:g} {preprocessing['crop_mode']}"]
-    for key in ("mean", "std"):
+    parts = ["x".join(map(str, preprocessing["input_size"]))] if "input_size" in preprocessing else []
+    parts += [preprocessing["interpolation"]] if "interpolation" in preprocessing else []
+    if "crop_pct" in preprocessing:
+        parts.append(f"crop {preprocessing['crop_pct']:g} {preprocessing.get('crop_mode', '')}".rstrip())
+    for key in (key for key in ("mean", "std") if preprocessing.get(key)):
         values = preprocessing[key]
         shown = values[:1] if len(set(values)) == 1 else values
         parts.append(f"{key} {' '.join(f'{value:g}' for value in shown)}")

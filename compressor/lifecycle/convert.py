@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -14,7 +14,7 @@ from compressor.formats.content import Codebook, SharedTensor, decode
 from compressor.sharing.group import Group
 from compressor.sharing.sites import Site
 
-__all__ = ["convert", "decode_tensor", "halvable", "halve_untouched", "holding_state", "set_state"]
+__all__ = ["convert", "decode_tensor", "halvable", "halve_untouched", "holding_state", "names_in", "set_state"]
 
 
 def decode_tensor(tensor: SharedTensor, book: Codebook) -> Tensor:
@@ -57,13 +57,24 @@ def convert(
     return tensors, tuple(books), values
 
 
+def names_in(entries: Iterable[str]) -> set[str]:
+    """Returns the names of all tensors in entries of a file: a stack is named by its tensors, with blanks between."""
+    return {name for entry in entries for name in entry.split(" ")}
+
+
 def halvable(model: nn.Module, shared: Collection[str]) -> frozenset[str]:
-    """Returns the names of the float32 tensors that are not shared, nor in a stack, and within the range of float16."""
-    taken = {one for name in shared for one in name.split(" ")}
+    """Returns the names of the float32 tensors that are not shared, nor in a stack, and within the range of float16.
+
+    Neither are tensors in the memory of one that is shared, such as those tied to it.
+    """
+    taken, state = names_in(shared), model.state_dict()
+    places = {state[name].data_ptr() for name in taken}
     return frozenset(
         name
-        for name, tensor in model.state_dict().items()
-        if name not in taken and tensor.dtype == torch.float32 and bool(torch.isfinite(tensor.half()).all())
+        for name, tensor in state.items()
+        if tensor.dtype == torch.float32
+        and not (name in taken or (tensor.numel() and tensor.data_ptr() in places))
+        and bool(torch.isfinite(tensor.half()).all())
     )
 
 
@@ -82,14 +93,21 @@ def set_state(model: nn.Module, values: Mapping[str, Tensor]) -> None:
 
 @contextmanager
 def holding_state(model: nn.Module, values: Mapping[str, Tensor]) -> Iterator[None]:
-    """Does what ``set_state`` does inside, and restores the values at the end."""
-    state = model.state_dict()
-    before = {name: state[name].clone() for name in values}
+    """Does what ``set_state`` does inside, and restores the values at the end; ``values`` hold them meanwhile."""
+    _swap(model, values)
     try:
-        set_state(model, values)
         yield
     finally:
-        set_state(model, before)
+        _swap(model, values)
+
+
+@torch.no_grad()
+def _swap(model: nn.Module, values: Mapping[str, Tensor]) -> None:
+    state = model.state_dict()
+    for name, value in values.items():
+        held = state[name].clone()
+        state[name].copy_(value)
+        value.copy_(held)
 
 
 @torch.no_grad()

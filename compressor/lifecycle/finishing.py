@@ -66,5 +66,4 @@ class Finishing:
         if self.search is not None:
             return self.search.rate
         schemes = [plan.scheme for plan in shared.plans if plan.scheme and plan.scheme.has_price]
-        prices = [getattr(scheme, "rate", None) for scheme in schemes]
-        return min((price for price in prices if price is not None), default=None)
+        return min((price for scheme in schemes if (price := getattr(scheme, "rate", 0))), default=None)  # 0 is none

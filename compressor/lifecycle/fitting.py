@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -13,12 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from compressor.calibration.measurement import Measurement
+from compressor.formats.content import Content
 from compressor.formats.errors import PolicyError, UsageError
+from compressor.formats.file.writer import pack
 from compressor.lifecycle.convert import convert, halvable, holding_state
-from compressor.lifecycle.norms import FoldedNorms, fold_norms
+from compressor.lifecycle.norms import FoldedNorms, fold_norms, norm_inputs
 from compressor.lifecycle.packed import Packed, SharedModel, content_of
 from compressor.lifecycle.prepare import fit_groups
-from compressor.lifecycle.size_control import SizeControl
+from compressor.lifecycle.size_control import SizeControl, coded_bytes
 from compressor.lifecycle.target import (
     MOST_RATE,
     FileOptions,
@@ -32,7 +33,6 @@ from compressor.policy.policy import Policy, Rule, TensorPlan
 from compressor.sharing.code_length import is_priced
 from compressor.sharing.group import Group
 from compressor.sharing.parametrization import attach, restore, without_groups
-from compressor.sharing.sites import Site
 from compressor.training.evaluation import evaluate
 
 __all__ = ["Fitting", "check_target", "drop_on", "policy_for"]
@@ -40,6 +40,7 @@ __all__ = ["Fitting", "check_target", "drop_on", "policy_for"]
 ANY_RATE = 1e-7  # of a policy whose price is searched for
 UNKNOWN = 99_999_999  # stands for predicted bytes whose number of digits is not known yet
 MARGIN = 12  # bytes by which facts that are not known yet may deflate worse than what stands for them
+NAMES_MARGIN = 24  # bytes by which names of labels may deflate worse beside other facts
 NORMS_MARGIN = 1 / 80  # of a byte, for each value of a norm that may change when statistics are estimated anew
 
 
@@ -99,6 +100,9 @@ class Fitting:
     virtual: bool = False
     options: FileOptions = field(default_factory=FileOptions)
     _norms: FoldedNorms = field(default_factory=FoldedNorms, init=False)  # of the last price
+    _names: int | None = field(default=None, init=False)  # bytes that names of labels take
+    _sources: dict[str, nn.Module] | None = field(default=None, init=False)  # as ``norm_inputs`` returns them
+    _coded: float | None = field(default=None, init=False)  # bytes of indices of the file found; None: as of the groups
 
     def at(self, rate: float | None, measured: bool = True) -> list[Group]:
         """Returns groups fitted at a price.
@@ -135,6 +139,7 @@ class Fitting:
             self._restore_dense()
             raise
         if any(group.pruning is not None or not group.scheme.has_price for group in groups):
+            self._coded = coded_bytes(groups)  # of the file that was found: pruning may be gradual
             groups[:] = self.at(found.rate)  # measuring the size has ended their rounds
         return groups, found
 
@@ -149,7 +154,7 @@ class Fitting:
         size = target.bytes(self._weights)
         if size is None or not any(is_priced(group) and not group.frozen for group in groups):
             return None
-        return SizeControl(groups, size, found.size, partial(self.size, target, groups, found.rate))
+        return SizeControl(groups, size, found.size, partial(self.size, target, groups, found.rate), self._coded)
 
     @property
     def _weights(self) -> int:
@@ -186,28 +191,54 @@ class Fitting:
         curvature = None if known is None else {site: float(known.diagonal(site).double().mean()) for site in sites}
         return PlainSizes({site: self.dense[site.name] for site in sites}, curvature)
 
-    def size(self, target: Target, groups: Sequence[Group], rate: float) -> int:
+    def size(
+        self,
+        target: Target,
+        groups: Sequence[Group],
+        rate: float,
+        half: bool | None = None,
+        fold: bool | None = None,
+    ) -> int:
         """Returns the bytes of the file, were the model packed with these groups as they are.
 
         Args:
             target: what is asked for.
             groups: of the model, whether or not they are attached.
             rate: the price of a bit that the file names.
+            half, fold: as in ``FileOptions.chosen``.
         """
+        half, fold = self.options.chosen(target, half, fold)
         tensors, books, values = convert(groups)
         model, policy = self.shared.model, self.shared.policy.priced(rate)
-        with without_groups(model, groups), _holding(values):
-            folds = target.chosen(self.options.fold_norms)
-            self._norms = fold_norms(model, self.shared.plans, rate, self.measured) if folds else FoldedNorms()
+        by_name = {site.name: value for site, value in values.items()}
+        with without_groups(model, groups), holding_state(model, by_name):
+            self._norms = self._folded(rate) if fold else FoldedNorms()
             tensors, books = self._norms.added_to(tensors, books)
             with holding_state(model, self._norms.values):  # the noise that is noted is that of the values
-                halved = halvable(model, tensors) if target.chosen(self.options.half_untouched) else frozenset()
+                halved = halvable(model, tensors) if half else frozenset()
                 shared = replace(self.shared, tensors=tensors, books=books, halved=halved, policy=policy)
                 packed = Packed(content_of(shared))
         facts = {} if self.measured is None else {"calibration": self.measured.facts}
         packed.note(**{**facts, "target": {"rate": rate, "predicted": target.size or UNKNOWN}, **self.options.notes})
         norms = sum(value.numel() for value in self._norms.values.values())
-        return len(packed.to_bytes(self.options.codec)) + MARGIN + math.ceil(NORMS_MARGIN * norms)
+        return self._size_of(packed.content) + MARGIN + math.ceil(NORMS_MARGIN * norms)
+
+    def _folded(self, rate: float) -> FoldedNorms:
+        """Returns what folding makes of the norms; the convolutions before them are found once."""
+        model = self.shared.model
+        if self._sources is None and self.measured is not None:
+            self._sources = norm_inputs(model, self.measured.calibrator.batches[0][:1])
+        return fold_norms(model, self.shared.plans, rate, self.measured, self._sources)
+
+    def _size_of(self, content: Content) -> int:
+        """Returns the bytes of a file; those of label names, which take long to deflate, are measured once."""
+        rest = {key: value for key, value in (content.preprocessing or {}).items() if key != "label_names"}
+        size = len(pack(replace(content, preprocessing=rest or None), self.options.codec))
+        if rest.keys() == (content.preprocessing or {}).keys():
+            return size
+        if self._names is None:
+            self._names = len(pack(content, self.options.codec)) - size
+        return size + self._names + NAMES_MARGIN
 
     def _lost(self, groups: Sequence[Group], drop: Callable[[nn.Module], float]) -> float:
         """Returns the points of top-1 that the model loses by these groups."""
@@ -219,24 +250,6 @@ class Fitting:
                 return drop(model)
         finally:
             restore(model, groups, masters)
-
-
-@contextmanager
-def _holding(values: Mapping[Site, Tensor]) -> Iterator[None]:
-    """Gives tensors other values inside; ``values`` then hold theirs."""
-    _swap(values)
-    try:
-        yield
-    finally:
-        _swap(values)
-
-
-@torch.no_grad()
-def _swap(values: Mapping[Site, Tensor]) -> None:
-    for site, value in values.items():
-        held = site.tensor.clone()
-        site.tensor.copy_(value)
-        value.copy_(held)
 
 
 def priced(plans: Sequence[TensorPlan], rate: float) -> list[TensorPlan]:

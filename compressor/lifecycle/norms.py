@@ -149,7 +149,11 @@ def _fault(model: nn.Module, name: str, norm: _BatchNorm, shared: Collection[str
 
 @torch.no_grad()
 def fold_norms(
-    model: nn.Module, plans: Sequence[TensorPlan], rate: float | None = None, measured: Measurement | None = None
+    model: nn.Module,
+    plans: Sequence[TensorPlan],
+    rate: float | None = None,
+    measured: Measurement | None = None,
+    sources: Mapping[str, nn.Module] | None = None,
 ) -> FoldedNorms:
     """Returns what folding and rounding make of norms and biases; the model is not changed.
 
@@ -161,9 +165,11 @@ def fold_norms(
         rate: the price of a bit; None: steps follow from the spread of values, and the loss does not move.
         measured: has the curvature of ``minor_tensors``, and images to find the convolution before each BatchNorm
             by: channels whose weights are all zero need no scale. None: as without a price.
+        sources: these convolutions, where they are known: what ``norm_inputs`` returned.
     """
     importance = None if measured is None else measured.calibrator.importance
-    sources = {} if measured is None else norm_inputs(model, measured.calibrator.batches[0][:1])
+    if sources is None:
+        sources = {} if measured is None else norm_inputs(model, measured.calibrator.batches[0][:1])
     found = FoldedNorms()
     vectors: list[_Vector] = []
     shared = {plan.site.name for plan in plans if plan.scheme}
@@ -192,20 +198,24 @@ def norm_inputs(model: nn.Module, images: Tensor) -> dict[str, nn.Module]:
         model: the model.
         images: an input of the model, float[n, ...]; what is found does not depend on it.
     """
-    returned: dict[int, tuple[Tensor, nn.Module]] = {}
+    returned: dict[int, tuple[Tensor, int, nn.Module]] = {}
     found: dict[str, set[nn.Module | None]] = {}
 
     def on_output(module: nn.Module, _: Any, output: Tensor) -> None:
-        returned[id(output)] = output, module  # kept, so that no other tensor gets its address
+        returned[id(output)] = output, output._version, module  # kept, so that no other tensor gets its address
 
     def on_input(name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
-        return lambda _, args: found.setdefault(name, set()).add(returned.get(id(args[0]), (None, None))[1])
+        return lambda _, args: found.setdefault(name, set()).add(source_of(args[0]))
+
+    def source_of(given: Tensor) -> nn.Module | None:
+        _, version, module = returned.get(id(given), (None, -1, None))
+        return module if version == given._version else None  # a shortcut may have been added in place
 
     hooks = [one.register_forward_hook(on_output) for one in model.modules() if isinstance(one, _ConvNd)]
     hooks += [norm.register_forward_pre_hook(on_input(name)) for name, norm in _batch_norms(model).items()]
     try:
-        with torch.no_grad(), eval_mode(model):
-            model(images)
+        with torch.inference_mode(False), torch.no_grad(), eval_mode(model):  # tensors of inference have no versions
+            model(images.to(next(model.parameters()).device))  # which may have been moved since it was measured
     finally:
         for hook in hooks:
             hook.remove()
@@ -239,7 +249,7 @@ def _folded(
     scale, shift = (one.detach().double() for one in (norm.weight, norm.bias))
     deviation, unit = (variance + norm.eps).sqrt(), math.sqrt(1 + norm.eps)  # before and after
     weight, bias = f"{name}.weight", f"{name}.bias"
-    cost = importance[weight].double() * deviation**2 if weight in importance else variance
+    cost = importance[weight].to(deviation) * deviation**2 if weight in importance else variance
     folded = scale / deviation * unit
     shift = torch.where(empty, shift - mean * folded / unit, shift)
     mean = mean.masked_fill(empty, 0)  # which the shift of these channels holds now

@@ -22,15 +22,16 @@ from compressor.formats.file.reader import PackedFile
 from compressor.formats.file.writer import pack, write
 from compressor.formats.io.atomic import check_writable
 from compressor.formats.torch_tensors import SAFETENSORS_NAMES, raw_tensor
-from compressor.lifecycle.convert import decode_tensor
+from compressor.lifecycle.convert import decode_tensor, names_in
 from compressor.lifecycle.rebuild import check_rebuild, timm_name, trace
 from compressor.lifecycle.state import state_to_pack
 from compressor.lifecycle.trace import Trace
 from compressor.policy.policy import Policy, TensorPlan
 from compressor.report.report import Report
 from compressor.sharing.group_state import CHUNK
+from compressor.training.evaluation import Evaluation
 
-__all__ = ["Packed", "SharedModel", "content_of"]
+__all__ = ["Packed", "SharedModel", "check_packable", "content_of"]
 
 _log = logging.getLogger(__name__)
 
@@ -103,6 +104,32 @@ class Packed:
         self.content = replace(self.content, recipe=recipe, provenance={**self.content.provenance, **facts})
         self._bytes = None
 
+    def note_accuracy(
+        self, packed: Evaluation, dense: Evaluation | None = None, *, data: str, split: str = "test", version: str = ""
+    ) -> None:
+        """Adds the accuracy to the provenance, so that report and file carry it.
+
+        Args:
+            packed: of the model that the file holds, such as ``evaluate(job.model, loader)``.
+            dense: of the model before, on the same images; None: it was not measured.
+            data: the name of the data set.
+            split: of it.
+            version: of the data set; "": it has none.
+        """
+        facts = {"packed": packed.top1} if dense is None else {"dense": dense.top1, "packed": packed.top1}
+        self.note(data={"name": data, "version": version, "split": split, "n": packed.n}, top1=facts)
+
+    def __repr__(self) -> str:
+        content = self.content
+        name = "a module" if content.model is None else content.model["name"]
+        weights = sum(math.prod(tensor.shape) for tensor in content.sites.values())
+        size = "" if self._bytes is None else f", {len(self._bytes[1]):,} bytes"
+        return f"<Packed: {name}, {len(content.sites)} shared tensors with {weights:,} weights{size}>"
+
+    def _repr_html_(self) -> str:
+        """Returns the report for a notebook."""
+        return self.report()._repr_html_()
+
     def save(self, path: str | PathLike[str], codec: str = "auto", force: bool = False) -> int:
         """Writes and verifies the file and returns its size in bytes.
 
@@ -145,13 +172,30 @@ class Packed:
             return Report.of(file)
 
 
+def check_packable(model: nn.Module, meta: bool = False) -> None:
+    """Checks that a packed file can hold the state of a model, and warns of what will be lost.
+
+    Args:
+        model: the model.
+        meta: whether tensors may be on ``meta`` as yet.
+
+    Raises:
+        UsageError: it cannot.
+    """
+    states = state_to_pack(model, meta)
+    aliases = _aliases(states)
+    _warn_of_views({name: tensor for name, tensor in states.items() if name not in aliases and not tensor.is_meta})
+    for key, value in _unfit(_listed(model)).items():
+        expected = PREPROCESSING[key].expected
+        _log.warning("%s of pretrained_cfg is %.80r, expected %s: it is not stored", key, value, expected)
+
+
 def content_of(shared: SharedModel) -> Content:
     """Returns the content of the file of a finished model."""
     states = state_to_pack(shared.model)
     aliases = _aliases(states)
-    _warn_of_views({name: tensor for name, tensor in states.items() if name not in aliases})
     name, args = timm_name(shared.model), shared.model_args
-    taken = {one for name in shared.tensors for one in name.split(" ")}
+    taken = names_in(shared.tensors)
     return Content(
         sites={name: shared.tensors[name] for name in [*_by_rules(shared, states), *shared.tensors]},
         books=shared.books,
@@ -218,17 +262,25 @@ def _raw(tensor: Tensor, stored: str) -> RawTensor:
 
 
 def _preprocessing(model: nn.Module) -> dict[str, Any] | None:
+    listed = _listed(model)
+    unfit = _unfit(listed)
+    return {key: value for key, value in listed.items() if key not in unfit} or None
+
+
+def _listed(model: nn.Module) -> dict[str, Any]:
+    """Returns what ``pretrained_cfg`` says of the preprocessing, as JSON has it."""
     cfg = getattr(model, "pretrained_cfg", None)
     if not isinstance(cfg, dict):
-        return None
+        return {}
     given = {key: cfg[key] for key in PREPROCESSING if cfg.get(key) is not None}
     if len(given.get("label_names", ())) != getattr(model, "num_classes", None):
         given.pop("label_names", None)  # those of the weights it started from
-    listed = {key: list(value) if isinstance(value, tuple) else value for key, value in given.items()}
-    for key in [key for key, value in listed.items() if not PREPROCESSING[key].fits(value)]:
-        value, expected = listed.pop(key), PREPROCESSING[key].expected
-        _log.warning("%s of pretrained_cfg is %.80r, expected %s: it is not stored", key, value, expected)
-    return listed or None
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in given.items()}
+
+
+def _unfit(listed: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the entries that no file holds."""
+    return {key: value for key, value in listed.items() if not PREPROCESSING[key].fits(value)}
 
 
 def _provenance(shared: SharedModel) -> dict[str, Any]:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
 from compressor.calibration.calibrator import Calibrator
 from compressor.formats.errors import PolicyError, UsageError
@@ -17,7 +18,10 @@ from compressor.sharing.group import Group
 from compressor.sharing.initialization import initialise_site
 from compressor.sharing.sites import Site, padding_rows
 
-__all__ = ["check_zeros", "fit_groups", "penalties", "start_rounds"]
+__all__ = ["OnRound", "advance", "check_zeros", "fit_groups", "penalties", "start_rounds"]
+
+OnRound = Callable[[list[Tensor], int], None]
+"""Of the parameters that begin a round, and the steps that the round has."""
 
 
 _log = logging.getLogger(__name__)
@@ -171,6 +175,25 @@ def start_rounds(groups: Sequence[Group], progress: float) -> list[tuple[float, 
         if end is not None:
             started.setdefault(end, []).extend(group.trained())
     return list(started.items())
+
+
+def advance(
+    groups: Sequence[Group], optimizer: Optimizer, steps: int, total_steps: int, on_round: OnRound | None
+) -> None:
+    """Advances all groups to a step of the training; parameters that begin a round lose the optimiser's state.
+
+    Args:
+        groups: the groups of the model.
+        optimizer: of all that is trained.
+        steps, total_steps: done, and of the whole training.
+        on_round: called for each round that begins.
+    """
+    progress = min(1.0, steps / total_steps)
+    for end, parameters in start_rounds(groups, progress):
+        for parameter in parameters:
+            optimizer.state.pop(parameter, None)
+        if on_round is not None:
+            on_round(parameters, max(1, round((end - progress) * total_steps)))
 
 
 def penalties(groups: Sequence[Group], task: Tensor) -> Tensor:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from compressor.lifecycle.settling import settle
 from compressor.sharing.code_length import STEPS_BETWEEN_COUNTS, CodeLength, is_priced
 from compressor.sharing.group import Group
 
-__all__ = ["SizeControl"]
+__all__ = ["SizeControl", "coded_bytes"]
 
 _log = logging.getLogger(__name__)
 
@@ -30,8 +31,9 @@ class SizeControl:
     Args:
         groups: of the model; those with a price are controlled, at least one.
         target: bytes of the file.
-        size: bytes of the file now.
-        size_of: returns the bytes of the file, were the model packed now.
+        size: bytes of the file, were training to end now.
+        size_of: returns the bytes of the file, were the model packed now; takes the options of ``settle``.
+        coded: bytes by the entropy of the indices of that file; None: of the groups as they are.
 
     Example:
         >>> import torch
@@ -45,12 +47,23 @@ class SizeControl:
     "On PI Controllers for Updating Lagrange Multipliers in Constrained Optimization", ICML 2024.
     """
 
-    def __init__(self, groups: Sequence[Group], target: int, size: int, size_of: Callable[[], int]) -> None:
+    def __init__(
+        self,
+        groups: Sequence[Group],
+        target: int,
+        size: int,
+        size_of: Callable[..., int],
+        coded: float | None = None,
+    ) -> None:
         self._groups = [group for group in groups if is_priced(group) and not group.frozen]
         self.lengths = [CodeLength(group) for group in self._groups]
         self.target, self.first_price, self._size_of = target, self.price, size_of
-        self._rest = size - self._coded()
-        self._has_ended = False
+        coded = self._coded() if coded is None else coded
+        self._share = min(1.0, size / coded) if coded else 1.0  # of the entropy: a codec may need fewer bits
+        self._rest = size - self._share * coded
+        self._pruned_by = max((group.pruning.sparsity_by for group in groups if group.pruning), default=0.0)
+        self.has_ended = False
+        """Whether all steps are done, so that ``settle`` warns of a price that has not converged."""
 
     @property
     def price(self) -> float:
@@ -60,20 +73,20 @@ class SizeControl:
     @property
     def predicted(self) -> int:
         """Bytes of the file, were training to end now: by the entropy of the indices when they were last counted."""
-        return round(self._rest + self._coded())
+        return max(1, round(self._rest + self._share * self._coded()))
 
     def _coded(self) -> float:
         return sum(length.bits for length in self.lengths) / 8
 
     def on_step(self, steps: int, total_steps: int) -> None:
-        """Changes the price where indices have been counted in this step.
+        """Changes the price where indices have been counted in this step, and pruning will make no more of them zero.
 
         Args:
             steps: done.
             total_steps: of the training.
         """
-        self._has_ended = steps >= total_steps
-        if steps % STEPS_BETWEEN_COUNTS or not steps:
+        self.has_ended = steps >= total_steps
+        if steps % STEPS_BETWEEN_COUNTS or not steps or steps < self._pruned_by * total_steps:
             return
         error, before = math.log(self.predicted / self.target), self.lengths[0].error
         share = STEPS_BETWEEN_COUNTS / max(INTEGRAL_TIME * total_steps, STEPS_BETWEEN_COUNTS)
@@ -82,14 +95,28 @@ class SizeControl:
         for length in self.lengths:
             length.reprice(price, error)
 
-    def settle(self) -> None:
-        """Rounds weights to shorter codes where the file would be larger than the target."""
-        before = self._size_of()
+    def settle(self, **options: bool) -> None:
+        """Rounds weights to shorter codes where the file would be larger than the target.
+
+        Args:
+            options: how the file will be written, where that is not as it was expected.
+        """
+        size_of = partial(self._size_of, **options)
+        if (before := size_of()) <= self.target:
+            return
         free = [CodeLength(group) for group in self._groups if not group.frozen]  # some may have been frozen since
-        size = settle(free, self.target, before, self._size_of)
-        if self._has_ended and before - self.target > UNSETTLED * self.target:
+        size = settle(free, self.target, before, size_of)
+        if self.has_ended and before - self.target > UNSETTLED * self.target:
             _log.warning(
                 "training ended at %s bytes, and rounding to shorter codes has made it %s: the price of a bit had not "
                 "converged for a target of %s; train longer",
                 f"{before:,}", f"{size:,}", f"{self.target:,}",
             )  # fmt: skip
+
+
+def coded_bytes(groups: Sequence[Group]) -> float:
+    """Returns the bytes of the indices that training changes, by their entropy, of groups whose rounds have ended."""
+    lengths = [CodeLength(group) for group in groups if is_priced(group) and not group.frozen]
+    for length in lengths:
+        length.count()
+    return sum(length.bits for length in lengths) / 8

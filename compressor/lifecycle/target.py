@@ -106,7 +106,7 @@ class FileOptions:
 
     Args:
         codec: as in ``Packed.save``.
-        half_untouched, fold_norms: as in ``Compressor.finish``.
+        half_untouched, fold_norms: as in ``Compressor.finish``, which takes these where it is not told.
         notes: as in ``Packed.note``; values of the same length do.
     """
 
@@ -114,6 +114,16 @@ class FileOptions:
     half_untouched: bool | None = None
     fold_norms: bool | None = None
     notes: Mapping[str, Any] = field(default_factory=dict)
+
+    def chosen(self, target: Target, half: bool | None = None, fold: bool | None = None) -> tuple[bool, bool]:
+        """Returns whether untouched tensors are halved, and whether norms are folded.
+
+        Args:
+            target: what is asked for, which decides where nothing else does.
+            half, fold: what is wanted in place of these options; None: these.
+        """
+        half = self.half_untouched if half is None else half
+        return target.chosen(half), target.chosen(self.fold_norms if fold is None else fold)
 
 
 @dataclass(frozen=True)

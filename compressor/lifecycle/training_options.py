@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
+from compressor.checkpointing.serialization import checksum
+from compressor.distributed.collectives import is_main_process
+from compressor.policy.policy import Policy
 from compressor.training.config import TrainingConfig
-from compressor.training.mixup import Mixer, mixup_for, split_mixer
+from compressor.training.history import History
+from compressor.training.loop import Epoch, OnStep
+from compressor.training.mixup import Mixer, describe_mixup, mixup_for, split_mixer
+from compressor.training.progress_bar import ProgressBar
 
-__all__ = ["replaced", "resolve_options"]
+__all__ = ["fingerprint", "replaced", "resolve_options", "watched"]
+
+OnEpoch = Callable[[Epoch, float | None], None]
 
 
 def resolve_options(
@@ -40,6 +48,57 @@ def resolve_options(
     if distill is None:
         resolved = replace(resolved, distill=0.0)
     return resolved, mixup or mixup_for(model, resolved)
+
+
+def fingerprint(
+    policy: Policy,
+    config: TrainingConfig,
+    mixup: Mixer | None,
+    seed: int,
+    amp: bool,
+    original: Mapping[str, Tensor] | None,
+) -> dict[str, Any]:
+    """Returns what must be the same to resume a fine-tuning, as JSON values.
+
+    Args:
+        policy, config, mixup, seed, amp: by which it is trained.
+        original: the dense weights by name; None where nothing is saved, and so nothing compared.
+    """
+    weights = "" if original is None else f"CRC-32 {checksum(original):08x}"
+    facts = {"mixup": describe_mixup(mixup), "seed": seed, "amp": amp, "weights": weights}
+    return {"rules": [rule.to_dict() for rule in policy.rules], **config.to_dict(), **facts}
+
+
+@contextmanager
+def watched(
+    history: History, progress: bool | None, on_epoch: OnEpoch | None, on_step: OnStep | None
+) -> Iterator[tuple[OnEpoch, OnStep]]:
+    """Gives the callbacks of a training that is noted in a history and shown by a bar.
+
+    Args:
+        history: gets a row for each epoch.
+        progress: whether the first process has a bar; None: on a terminal and in a notebook, where nothing else watches
+            the steps.
+        on_epoch, on_step: the caller's own callbacks, called afterwards.
+    """
+    is_watched = progress is None and on_step is not None
+    bar = ProgressBar(False if is_watched or not is_main_process() else progress)
+
+    def after_epoch(epoch: Epoch, top1: float | None) -> None:
+        history.add(epoch, top1)
+        bar.on_epoch(epoch, top1)
+        if on_epoch is not None:
+            on_epoch(epoch, top1)
+
+    def after_step(done: int, total: int, loss: Tensor) -> None:
+        bar.on_step(done, total, loss)
+        if on_step is not None:
+            on_step(done, total, loss)
+
+    try:
+        yield after_epoch, after_step
+    finally:
+        bar.close()
 
 
 @contextmanager

@@ -21,13 +21,13 @@ from compressor.data.datasets import Dataset
 from compressor.data.distributed_sampler import shard_loader
 from compressor.distributed.devices import init_processes
 from compressor.formats.errors import MissingError
-from compressor.models.baseline_cache import cache_dir, keep_baseline, locked, path_of, read_baseline
+from compressor.models.baseline_cache import keep_baseline, locked, path_of, read_baseline
 from compressor.models.hub import create_pretrained
 from compressor.training.checkpointer import TrainingCheckpointer
 from compressor.training.evaluation import evaluate
 from compressor.training.loop import Epoch, OnStep, train
 
-__all__ = ["Baseline", "BaselineRecipe", "cache_dir", "create_model", "train_baseline"]
+__all__ = ["Baseline", "BaselineRecipe", "create_model", "train_baseline"]
 
 
 @dataclass(frozen=True)

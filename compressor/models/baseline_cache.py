@@ -1,7 +1,6 @@
 """The cache of dense baselines: one file for each, used by one process at a time.
 
-It lies in ``$TIMM_COMPRESSOR_CACHE``, else ``$XDG_CACHE_HOME/timm-compressor``, else ``~/.cache/timm-compressor``. A
-file is named ``<key>.safetensors``, where the key is the SHA-256 of all that the result depends on. With several
+A file is named ``<key>.safetensors``, where the key is the SHA-256 of all that the result depends on. With several
 training processes, only the first reads and writes.
 """
 
@@ -10,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -21,23 +19,17 @@ import filelock
 import safetensors.torch
 from torch import nn
 
+from compressor.cache import cache_dir
 from compressor.checkpointing.serialization import DAMAGE_ERRORS, checksum, read_checked
 from compressor.distributed.collectives import broadcast_tensors, main_process_first
 from compressor.formats.errors import ResourceError
 from compressor.formats.io.atomic import write_atomically
 
-__all__ = ["cache_dir", "keep_baseline", "locked", "path_of", "read_baseline"]
+__all__ = ["keep_baseline", "locked", "path_of", "read_baseline"]
 
 _log = logging.getLogger(__name__)
 _KEY = "timm-compressor-baseline"
 _MINUTE = 60.0
-
-
-def cache_dir() -> Path:
-    """Returns the folder of the cache."""
-    if folder := os.environ.get("TIMM_COMPRESSOR_CACHE"):
-        return Path(folder)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "timm-compressor"
 
 
 def path_of(identity: Mapping[str, Any]) -> Path:

@@ -13,8 +13,9 @@ import torch
 from huggingface_hub import constants, hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
-from compressor.formats.errors import MissingError, did_you_mean
+from compressor.formats.errors import MissingError
 from compressor.models.hub import is_reachable
+from compressor.models.known_names import keep_names, no_such_model
 
 __all__ = ["NamedModel", "find_model"]
 
@@ -53,9 +54,8 @@ def find_model(name: str) -> NamedModel:
         raise MissingError(" ".join(str(exc).split())) from exc
     if source is None:
         if not timm.is_model(name):
-            raise MissingError(
-                f"timm {timm.__version__} has no model {name!r}.{did_you_mean(name, timm.list_models())}"
-            )
+            raise no_such_model(name, timm.list_models())
+        keep_names(timm.list_models())
         cfg = timm.models.get_pretrained_cfg(name)
         return NamedModel(name, name, cfg=_sketched_cfg(name) if cfg is None else cfg.to_dict())  # type: ignore[no-untyped-call]
     path, name = (Path(place) / CONFIG, name) if source == "local-dir" else _from_hub(name, place)

@@ -33,7 +33,8 @@ class Rule:
         settings: settings of the scheme, or ``bits``; with any scheme also those of ``Pruning``, such as ``sparsity``.
 
     Raises:
-        PolicyError: ``match`` is not a valid regular expression.
+        PolicyError: ``match`` is not a valid regular expression; or the scheme that is named, or a setting of it, does
+            not exist or has a value that cannot be. Without a scheme, the policy says so.
 
     Example:
         >>> Rule("layer4", scheme="learnt", bits=2)
@@ -54,6 +55,9 @@ class Rule:
         object.__setattr__(self, "ignored", False)
         if match.startswith("re:"):
             _compile(match)
+        if scheme is not None:  # an inherited scheme is known only where all rules of a policy are
+            _scheme_of(self, self)
+            _pruning_of(self, self)
 
     @classmethod
     def ignore(cls, match: str, types: Sequence[str] = ()) -> Rule:

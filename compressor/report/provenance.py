@@ -46,6 +46,7 @@ class Provenance(BaseModel):
     left: dict[Text, Text] = {}
     parameters: Annotated[int, Field(ge=0)] | None = None
     seed: int = 0
+    versions: dict[Text, Text] = {}
     top1: Accuracy | None = None
     data: Measured | None = None
 

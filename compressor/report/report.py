@@ -9,6 +9,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from html import escape
 from textwrap import wrap
 from typing import Any
 
@@ -20,19 +21,21 @@ from compressor.formats.dtypes import ITEM_SIZES
 from compressor.formats.errors import printable
 from compressor.formats.file.entries import shown
 from compressor.formats.file.reader import PackedFile
+from compressor.report.origin import Origin
 from compressor.report.provenance import Provenance, read_provenance, rule_of
-from compressor.report.table import Row, markdown_table, text_table
+from compressor.report.schema import with_units
+from compressor.report.table import Row, html_table, markdown_table, text_table
 from compressor.report.weight_stats import MANY_ZEROS, Values, WeightSpace, entropy, gap_coded_bytes
 
 __all__ = ["Report", "Totals"]
 
-SCHEMA_VERSION = 1
 FLOATING = ("F64", "F32", "F16", "BF16")
 DTYPE_ORDER = list(ITEM_SIZES)  # safetensors stores wide dtypes first
 UNNAMED = "a norm, position, bias or buffer; shared only by a rule that names it"
 LEGEND = (
-    "entropy and coded in bits a weight; indices, codebook and overhead in bytes; codewords: shared values, used and "
-    "allowed; SQNR: squares of the weights over squares of their errors"
+    "site: a tensor whose weights share values; entropy and coded in bits a weight; indices, codebook and overhead in "
+    "bytes; codewords: shared values, used and allowed; SQNR: squares of the weights over squares of their errors, at "
+    "0 dB as large; untouched: all tensors that share nothing"
 )
 MAX_ROWS, MAX_REASONS = 10, 4  # tensors, and reasons for tensors left alone, in a table that does not show everything
 WEIGHT_FIXING = "wfn"  # the scheme whose paper counts weights without zeros and down-sampling layers
@@ -62,7 +65,7 @@ class Report:
         totals: of the whole file.
         weight_space: all shared weights together.
         gap_coded: bytes that the indices would take in Deep Compression's form, computed; None if zeros are few.
-        provenance: what the file says about how it was provenance: seed, accuracy, the tensors left alone and why.
+        origin: what the file says about itself: model, recipe, preprocessing, accuracy, the tensors left alone and why.
         left: all floating tensors of two and more dimensions that are not shared, and why.
     """
 
@@ -72,10 +75,10 @@ class Report:
         totals: Totals,
         weight_space: WeightSpace,
         gap_coded: int | None,
-        provenance: Provenance,
+        origin: Origin,
         left: Mapping[str, str],
     ) -> None:
-        self.rows, self.totals, self.provenance, self.left = list(rows), totals, provenance, dict(left)
+        self.rows, self.totals, self.origin, self.left = list(rows), totals, origin, dict(left)
         self.weight_space, self.gap_coded = weight_space, gap_coded
 
     @classmethod
@@ -98,19 +101,45 @@ class Report:
         sparse = any(row.zeros > MANY_ZEROS for row in rows)
         totals = _totals(file, provenance, rows)
         left = {**provenance.left, **_unnamed(file, provenance)}
-        return cls(rows, totals, WeightSpace.of(values), gap_coded if sparse else None, provenance, left)
+        origin = Origin.of(file, provenance)
+        return cls(rows, totals, WeightSpace.of(values), gap_coded if sparse else None, origin, left)
+
+    @property
+    def provenance(self) -> Provenance:
+        """What the file says about how it was made."""
+        return self.origin.made
 
     def __str__(self) -> str:
-        return self.table()
+        return f"{self.heading()}\n\n{self.table()}"
+
+    def __repr__(self) -> str:
+        return f"<Report: {self.brief()}>"
+
+    def _repr_html_(self) -> str:
+        """Returns the heading and the table for a notebook."""
+        return f"<pre>{escape(self.heading())}</pre>{html_table(self.rows)}<pre>{escape(self.summary())}</pre>"
+
+    def brief(self) -> str:
+        """Returns the result in a few words: the model, bytes before and after, and accuracy where it is known."""
+        model, top1, t = self.origin.model, self.provenance.top1, self.totals
+        name = "" if model is None else f"{model['name']}, "
+        accuracy = "" if top1 is None else f", top-1 {100 * top1.packed:.1f} %"
+        return f"{name}{t.dense:,} -> {t.file:,} bytes, {t.ratio:.2f} times smaller{accuracy}"
+
+    def heading(self, width: int = 120) -> str:
+        """Returns what the file is and how it was made, as text no wider than ``width``."""
+        return self.origin.lines(width)
 
     def to_json(self) -> str:
-        """Returns all figures as one JSON document with a schema version."""
-        return json.dumps(self.to_dict(), indent=2)
+        """Returns all figures as one JSON document with a schema version, and their units: docs/json.md."""
+        return json.dumps(with_units(self.to_dict()), indent=2)
 
     def to_dict(self) -> dict[str, Any]:
         """Returns all figures as JSON-ready values."""
         return {
-            "schema_version": SCHEMA_VERSION,
+            "model": self.origin.model,
+            "preprocessing": dict(self.origin.preprocessing) or None,
+            "recipe": dict(self.origin.recipe) or None,
             "sites": [{**asdict(row), "shape": list(row.shape)} for row in self.rows],
             "left": self.left,
             "totals": asdict(self.totals),

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from tabulate import tabulate
 
-__all__ = ["Row", "markdown_table", "text_table"]
+__all__ = ["Row", "html_table", "markdown_table", "text_table"]
 
 
 @dataclass(frozen=True)
@@ -77,6 +77,11 @@ def text_table(rows: Sequence[Row], width: int) -> str:
 def markdown_table(rows: Sequence[Row]) -> str:
     """Returns rows as a Markdown table with all columns."""
     return _table(rows, list(COLUMNS), "pipe")
+
+
+def html_table(rows: Sequence[Row]) -> str:
+    """Returns rows as an HTML table with all columns, in which special characters are escaped."""
+    return _table(rows, list(COLUMNS), "html")
 
 
 def _table(rows: Sequence[Row], columns: Sequence[str], form: str) -> str:

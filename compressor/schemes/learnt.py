@@ -12,7 +12,7 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from compressor.calibration.error_feedback import compensate
-from compressor.calibration.price import MOST_STEPS, grid_step
+from compressor.calibration.price import MOST_STEPS, grid_step, least_step
 from compressor.clustering.granularity import Granularity, GroupSize, VectorLength
 from compressor.clustering.kmeans1d import Init
 from compressor.clustering.reseeding import reseed
@@ -173,9 +173,11 @@ class Learnt(Scheme):
         """Sets the codebook to all multiples of a step that the weights of the tensor round to."""
         (site,) = group.sites
         weights = group.master_weight(site).detach()
-        step = grid_step(self.rate, 1.0 if curvature is None else curvature[site].mean, weights)
-        compensate(group, curvature, lambda _: lambda column, _: (column / step).round() * step)
-        numbers = (weights.float() / step).round().masked_fill(group.pruned(site), 0)
+        first = grid_step(self.rate, 1.0 if curvature is None else curvature[site].mean, weights)
+        compensate(group, curvature, lambda _: lambda column, _: (column / first).round() * first)
+        kept = weights.float().masked_fill(group.pruned(site), 0)  # those that make up for others may have grown
+        step = max(first, float(torch.tensor(least_step(kept), dtype=torch.float32)))
+        numbers = (kept / step).round()
         least, most = (int(end) for end in numbers.aminmax()) if numbers.numel() else (0, 0)
         room = min(2 + (most - least) // 4, MOST_STEPS // 10)  # for weights that training takes beyond the ends
         least, most = min(0, least) - room, max(0, most) + room

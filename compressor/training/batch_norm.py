@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -24,6 +25,8 @@ def estimate_batch_norm(
 ) -> None:
     """Estimates the statistics of BatchNorm layers anew, as the mean over all batches, and restores all modes.
 
+    Where that fails, all is left as it was.
+
     Layers in eval mode, where the model is in training mode, keep their statistics.
 
     Args:
@@ -40,23 +43,24 @@ def estimate_batch_norm(
     if not norms:
         return
     device = next(model.parameters()).device
-    before, kept_state = None, {}
-    if loss is not None:
-        before = loss(model)
-        kept_state = {norm: {name: one.clone() for name, one in norm.state_dict().items()} for norm in norms}
+    before = math.inf if loss is None else loss(model)
+    states = [{name: one.clone() for name, one in norm.state_dict().items()} for norm in norms]
     momenta = [norm.momentum for norm in norms]
-    with restored_modes(model):
-        train_mode(model, kept)
-        for norm in norms:
-            norm.reset_running_stats()
-            norm.momentum = None  # the mean over all batches
-        for batch in batches:
-            model(_inputs(batch).to(device))
-    for norm, momentum in zip(norms, momenta, strict=True):
-        norm.momentum = momentum
-    if loss is not None and before is not None and not loss(model) < before:
-        for norm, state in kept_state.items():
-            norm.load_state_dict(state)
+    is_better = False
+    try:
+        with restored_modes(model):
+            train_mode(model, kept)
+            for norm in norms:
+                norm.reset_running_stats()
+                norm.momentum = None  # the mean over all batches
+            for batch in batches:
+                model(_inputs(batch).to(device))
+        is_better = loss is None or loss(model) < before
+    finally:
+        for norm, momentum, state in zip(norms, momenta, states, strict=True):
+            norm.momentum = momentum
+            if not is_better:
+                norm.load_state_dict(state)
 
 
 def _inputs(batch: Any) -> Tensor:

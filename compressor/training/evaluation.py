@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +14,7 @@ from compressor.data.distributed_sampler import shard_for_evaluation
 from compressor.data.splits import UNREADABLE, check_pictures
 from compressor.distributed.collectives import all_reduce_sum
 from compressor.formats.errors import MissingError, UsageError
+from compressor.report.interval import wilson_interval
 from compressor.sharing.parametrization import cached_weights
 from compressor.training.modes import eval_mode
 from compressor.training.out_of_memory import predict
@@ -52,10 +52,7 @@ class Evaluation:
         >>> round(low, 4), round(high, 4)
         (0.9894, 1.0)
         """
-        z, n, p = 1.959964, max(self.n, 1), self.top1
-        centre = (p + z * z / (2 * n)) / (1 + z * z / n)
-        half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-        return max(0.0, centre - half), min(1.0, centre + half)
+        return wilson_interval(self.top1, self.n)
 
 
 @torch.no_grad()

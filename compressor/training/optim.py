@@ -42,6 +42,7 @@ class RoundSchedule:
 
     def __init__(self, optimizer: Optimizer, name: str, epochs: int, updates_per_epoch: int) -> None:
         self._optimizer, self._name = optimizer, name
+        self._epochs, self._done = epochs, 0  # of the whole training, and steps of it
         count = len(optimizer.param_groups)
         self._lengths = [(epochs, updates_per_epoch)] * count
         self._schedulers = [self._make(number, *length) for number, length in enumerate(self._lengths)]
@@ -55,6 +56,7 @@ class RoundSchedule:
 
     def step(self) -> None:
         """Sets the learning rate of the next step."""
+        self._done += 1
         for number, scheduler in enumerate(self._schedulers):
             self._steps[number] += 1
             if scheduler is not None:
@@ -70,16 +72,37 @@ class RoundSchedule:
                 self._schedulers[number] = self._make(number, 1, steps)
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns, for each group, the length of its schedule and the number of steps taken."""
-        return {"lengths": list(self._lengths), "steps": list(self._steps)}
+        """Returns the length of the training and its steps so far, and both for the schedule of each group."""
+        return {
+            "epochs": self._epochs, "done": self._done, "lengths": list(self._lengths), "steps": list(self._steps),
+        }  # fmt: skip
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restores what ``state_dict()`` returned; the learning rates themselves are part of the optimiser's state."""
-        self._lengths, self._steps = list(state["lengths"]), list(state["steps"])
+        """Restores what ``state_dict()`` returned; the learning rates themselves are part of the optimiser's state.
+
+        Where that training had other epochs, each schedule is stretched, and goes on as if it had been as long from the
+        beginning: this is what timm does.
+        """
+        self._done, self._lengths, self._steps = state["done"], list(state["lengths"]), list(state["steps"])
+        is_longer = self._epochs != state["epochs"]
+        if is_longer:
+            stretch = self._epochs / state["epochs"]
+            self._lengths = [self._stretched(number, stretch) for number in range(len(self._lengths))]
         rates = [group["lr"] for group in self._optimizer.param_groups]
         self._schedulers = [self._make(number, *length) for number, length in enumerate(self._lengths)]
-        for group, rate in zip(self._optimizer.param_groups, rates, strict=True):
+        groups = zip(self._optimizer.param_groups, rates, self._schedulers, self._steps, strict=True)
+        for group, rate, scheduler, steps in groups:
             group["lr"] = rate  # making timm's schedules has set it to their first
+            if is_longer and scheduler is not None and steps:
+                scheduler.step_update(steps)
+
+    def _stretched(self, number: int, stretch: float) -> tuple[int, int]:
+        """Returns epochs and steps of an epoch of a schedule that ends at the same share of a longer training."""
+        epochs, updates = self._lengths[number]
+        start = self._done - self._steps[number]
+        if not start:
+            return self._epochs, updates
+        return 1, max(1, round((epochs * updates + start) * stretch) - start)
 
 
 class _OneGroup:

@@ -108,6 +108,8 @@ def _matches_at(data: bytes, at: int, places: Sequence[int]) -> list[Token]:
             break
         if data[place : place + best + 1] == data[at : at + best + 1]:
             best += 1
+            if data[place : place + most] == data[at : at + most]:  # at once, for long runs
+                best = most
             while best < most and data[place + best] == data[at + best]:
                 best += 1
             found.append((best, at - place))

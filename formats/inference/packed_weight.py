@@ -123,7 +123,7 @@ class PackedWeight(ComputedWeight):
         return per_group.view([-1 if position == axis else 1 for position in range(len(shape))])
 
 
-def read_packed(file: PackedFile, model: nn.Module) -> dict[str, ComputedWeight]:
+def read_packed(file: PackedFile, model: nn.Module, virtual: bool = True) -> dict[str, ComputedWeight]:
     """Returns the packed weights of the shared tensors that a model can hold packed.
 
     These are the tensors of linear, convolution, embedding and attention layers that are smaller packed than dense.
@@ -131,6 +131,8 @@ def read_packed(file: PackedFile, model: nn.Module) -> dict[str, ComputedWeight]
     Args:
         file: the packed file.
         model: a model with the tensors of the file.
+        virtual: whether indices that a codec generates are generated while the model computes; if not, they are kept
+            packed as others are.
 
     Returns:
         A weight for each name, aliases included; the names of tied tensors have the same object.
@@ -143,7 +145,7 @@ def read_packed(file: PackedFile, model: nn.Module) -> dict[str, ComputedWeight]
             continue  # a stack of small tensors
         names = [name, *(alias for alias, tied in file.aliases.items() if tied == name)]
         if all(isinstance(_owner(model, path)[0], _LAYERS) for path in names):
-            weight: ComputedWeight | None = _virtual(file, name)
+            weight: ComputedWeight | None = _virtual(file, name) if virtual else None
             if weight is None:
                 if entry.book not in books:
                     books[entry.book] = torch.from_numpy(file.book(entry.book).expand())

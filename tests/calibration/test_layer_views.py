@@ -12,6 +12,7 @@ from torch.func import functional_call
 
 from compressor.calibration import layer_views
 from compressor.calibration.layer_views import layer_view, output_rows, unfolded_inputs, unfolded_parts
+from compressor.sharing.curvature import LayerView
 from compressor.sharing.sites import Site, find_tensors
 
 LAYERS: dict[str, tuple[nn.Module, tuple[int, ...]]] = {
@@ -42,12 +43,16 @@ def only_site(layer: nn.Module) -> Site:
     return next(site for site in find_tensors(layer) if site.name == "weight")
 
 
+def view_of(layer: nn.Module) -> LayerView:
+    view = layer_view(only_site(layer))
+    assert view is not None
+    return view
+
+
 @pytest.mark.parametrize("name", LAYERS)
 def test_matrices_times_columns_are_what_the_layer_answers_without_bias(name: str) -> None:
     layer, shape = LAYERS[name]
-    site = only_site(layer)
-    view = layer_view(site)
-    assert view is not None
+    site, view = only_site(layer), view_of(layer)
     inputs = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         columns = unfolded_inputs(layer, inputs, view)
@@ -63,8 +68,7 @@ def test_matrices_times_columns_are_what_the_layer_answers_without_bias(name: st
 def test_tensor_undoes_matrices(name: str) -> None:
     layer, _ = LAYERS[name]
     weight = torch.arange(only_site(layer).tensor.numel()).view(only_site(layer).tensor.shape)
-    view = layer_view(only_site(layer))
-    assert view is not None
+    view = view_of(layer)
     matrices = view.matrices(weight)
     assert torch.equal(view.tensor(matrices), weight)
     assert view.tensor(matrices.contiguous()).shape == weight.shape
@@ -75,8 +79,7 @@ def test_tensor_undoes_matrices(name: str) -> None:
 
 def test_columns_are_ordered_by_channel_then_position() -> None:
     layer = nn.Conv1d(2, 1, 2, bias=False)
-    view = layer_view(only_site(layer))
-    assert view is not None
+    view = view_of(layer)
     inputs = torch.tensor([[[1.0, 2.0, 3.0], [10.0, 20.0, 30.0]]])
     assert unfolded_inputs(layer, inputs, view).tolist() == [[[1.0, 2.0, 10.0, 20.0], [2.0, 3.0, 20.0, 30.0]]]
     assert view.matrices(torch.tensor([[[1.0, 2.0], [3.0, 4.0]]])).tolist() == [[[1.0, 2.0, 3.0, 4.0]]]
@@ -84,8 +87,7 @@ def test_columns_are_ordered_by_channel_then_position() -> None:
 
 def test_inputs_of_half_precision_are_met_in_float32() -> None:
     for layer, shape in (LAYERS["conv2d"], LAYERS["conv2d circular"], LAYERS["transposed1d"]):
-        view = layer_view(only_site(layer))
-        assert view is not None
+        view = view_of(layer)
         inputs = torch.randn(shape)
         expected = unfolded_inputs(layer, inputs.bfloat16().float(), view)
         assert torch.equal(unfolded_inputs(layer.bfloat16(), inputs.bfloat16(), view), expected)
@@ -94,8 +96,7 @@ def test_inputs_of_half_precision_are_met_in_float32() -> None:
 
 def test_columns_have_no_gradient_and_hooks_of_the_layer_are_not_called() -> None:
     for layer, shape in LAYERS.values():
-        view = layer_view(only_site(layer))
-        assert view is not None
+        view = view_of(layer)
         calls: list[None] = []
         handles = [layer.register_forward_hook(lambda *_, calls=calls: calls.append(None))]
         handles.append(layer.register_forward_pre_hook(lambda *_, calls=calls: calls.append(None)))
@@ -150,9 +151,7 @@ def test_layers_that_pair_a_weight_with_other_groups_have_no_view() -> None:
 @pytest.mark.parametrize("name", LAYERS)
 def test_only_the_columns_that_matter_are_met(name: str) -> None:
     layer, shape = LAYERS[name]
-    site = only_site(layer)
-    whole = layer_view(site)
-    assert whole is not None
+    site, whole = only_site(layer), view_of(layer)
     live = torch.arange(0, whole.columns, 2)
     view, inputs = replace(whole, live=live), torch.randn(shape)
     weight = site.tensor.detach()
@@ -166,8 +165,7 @@ def test_only_the_columns_that_matter_are_met(name: str) -> None:
 
 def test_parts_are_the_inputs_of_a_few_images_each(monkeypatch: pytest.MonkeyPatch) -> None:
     layer, _ = LAYERS["conv2d groups"]
-    view = layer_view(only_site(layer))
-    assert view is not None
+    view = view_of(layer)
     inputs = torch.randn(7, 4, 5, 5)
     whole = unfolded_inputs(layer, inputs, view)
     monkeypatch.setattr(layer_views, "CHUNK", 3 * 4 * 9 * 25)

@@ -60,7 +60,9 @@ def test_a_run_without_data(digits_file: Path, type_: Any) -> None:
     assert first.startswith("No data named: using the built-in digits (1,797 handwritten images).")
     assert data == "data               digits: 1,078 train, 359 validation, 360 test images of 10 classes"
     assert images == "images             1x32x32, mean 0.3056, std 0.3231"
-    finished = [line for line in steps if " epoch " not in line]
+    (before,) = [line for line in steps if "before it" in line]
+    assert re.fullmatch(r"3/4 fine-tuning +before it: validation \d+\.\d %", before)
+    finished = [line for line in steps if not re.search(" epoch | step | before ", line)]
     assert [line[:18].strip() for line in finished] == [
         "1/4 dense baseline", "2/4 codebooks", "3/4 fine-tuning", "4/4 file",
     ]  # fmt: skip
@@ -90,7 +92,7 @@ def test_the_same_seed_gives_the_same_bytes(digits_file: Path, type_: Any) -> No
 
 def test_eval_repeats_the_accuracy_to_the_last_digit(digits_file: Path, type_: Any) -> None:
     document = json.loads(type_("eval", str(digits_file), "--json")[0])
-    assert document["schema_version"] == 1
+    assert document["schema_version"] == 2
     assert document["top1"]["packed"] == document["top1"]["recorded"]
     assert document["data"] == {"name": "digits", "version": "digits-1", "split": "test", "n": 360}
     assert "as recorded in the file" in type_("eval", str(digits_file))[0]
@@ -99,9 +101,10 @@ def test_eval_repeats_the_accuracy_to_the_last_digit(digits_file: Path, type_: A
 def test_inspect(digits_file: Path, type_: Any) -> None:
     text = type_("inspect", str(digits_file), "--all")[0]
     assert "layer4.0.conv2.weight" in text
-    assert "as recorded when it was written" in text
+    assert "as recorded when it was written" in " ".join(text.split())
+    assert text.startswith("model     test_resnet(in_chans=1, num_classes=10)\n")
     document = json.loads(type_("inspect", str(digits_file), "--json")[0])
-    assert document["schema_version"] == 1
+    assert document["schema_version"] == 2
     totals = document["totals"]
     parts = ("indices", "codebooks", "untouched", "header", "checksums")
     assert sum(totals[part] for part in parts) == totals["file"] == digits_file.stat().st_size
@@ -218,7 +221,7 @@ def test_model_without_batch_norm(type_: Any) -> None:
 @pytest.mark.parametrize("words", [("schemes",), ("env",), ("zoo", "list")])
 def test_lists(type_: Any, words: tuple[str, ...]) -> None:
     assert type_(*words)[0]
-    assert json.loads(type_(*words, "--json")[0])["schema_version"] == 1
+    assert json.loads(type_(*words, "--json")[0])["schema_version"] == 2
 
 
 def test_help_lists_options_and_commands(type_: Any) -> None:

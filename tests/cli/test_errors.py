@@ -113,7 +113,7 @@ def test_missing(fails: Fails, words: tuple[str, ...], line: str) -> None:
         ("[[stages]]\n", "r.toml: unknown key 'stages'. Did you mean 'stage'?"),
         ("[[stage]]\nepoch = 2\n", "r.toml, stage 1: unknown key 'epoch'. Did you mean 'epochs'?"),
         ('[[stage]]\nepochs = "two"\n[[stage.rule]]\nbits = 4\nscheme = "learnt"', "r.toml, stage 1, epochs: "),
-        ('[[stage]]\n[[stage.rule]]\nscheme = "learnt"\nbits = "4"', "r.toml, stage 1: scheme 'learnt': bits "),
+        ('[[stage]]\n[[stage.rule]]\nscheme = "learnt"\nbits = "4"', "r.toml, stage 1, rule 1: scheme 'learnt': bits "),
         ('[[stage]]\n[[stage.rule]]\nmatch = "layer9"\nscheme = "learnt"', "rule 1 ('layer9') matches no tensor"),
         ('[[stage]]\n[[stage.rule]]\nignore = true', "nothing to share: "),
     ],

@@ -15,6 +15,7 @@ from compressor.cli.configs import GateConfig
 from compressor.cli.gates import missed_gates
 from compressor.cli.main import run
 from compressor.cli.result import warn_of_loss
+from compressor.formats.errors import CompressorError
 
 
 @pytest.fixture(autouse=True)
@@ -68,6 +69,36 @@ def test_accuracy_is_a_gate(capsys: pytest.CaptureFixture[str]) -> None:
     assert last.endswith("kept as out.safetensors.rejected, out.safetensors was not written")
     assert not Path("out.safetensors").exists()
     assert not Path("out.safetensors.checkpoints").exists()
+
+
+@pytest.mark.parametrize(
+    ("size", "code", "said"),
+    [
+        (
+            "1kB",
+            2,
+            "--require-size 1,000: what is not shared takes 16,680 bytes alone; ask for more, or ",
+        ),
+        ("100kB", 1, "--require-size 100,000: the file is predicted to take 193,"),
+        ("300kB", 1, ""),
+    ],
+)
+def test_a_size_is_judged_before_the_long_work(
+    size: str,
+    code: int,
+    said: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def dense_model(*_: object) -> None:
+        raise CompressorError("the long work begins")
+
+    monkeypatch.setattr("compressor.cli.run.dense_model", dense_model)
+    assert run(["test_resnet", "--require-size", size]) == code
+    told = " ".join(caplog.messages) if code == 1 else capsys.readouterr().err
+    assert said in told
+    assert bool(caplog.messages) == (size == "100kB")
 
 
 def test_a_gate_that_is_met_changes_nothing() -> None:

@@ -119,7 +119,7 @@ def test_what_is_printed_is_of_validation_and_what_is_judged_of_test(
 
     monkeypatch.setattr("compressor.cli.run.evaluate", evaluate)
     said = runs(0, "--force", "--require-top1", "40")
-    assert seen == ["test", "validation", "test", "test"]  # dense, fine-tuned, packed, loaded
+    assert seen == ["test", "validation", "validation", "test", "test"]  # dense, before, after, packed, loaded
     assert "4 epochs  validation 90.0 %" in said
 
 

@@ -162,7 +162,7 @@ def test_folders_that_unpack_refuses(type_: Callable[..., Ran], weights: Path) -
     Path("dense/config.json").write_text("mine")
     code, _, err = type_("unpack", "a.safetensors", "-o", "dense")
     assert (code, err[0].partition(":")[2]) == (2, " dense/config.json exists: give another name, or --force "
-                                                   "(force=True) to replace it")  # fmt: skip
+                                                   "to replace it")  # fmt: skip
     assert [path.name for path in Path("dense").iterdir()] == ["config.json"]
     assert type_("unpack", "a.safetensors", "-o", "dense", "--force")[0] == 0
     assert timm.create_model("local-dir:dense", pretrained=True).num_classes == 3

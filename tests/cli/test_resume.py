@@ -85,7 +85,7 @@ def test_a_diverged_run_is_given_up(runs: Runs, caplog: pytest.LogCaptureFixture
     assert said.startswith("training has diverged: the loss is ")
     assert said.endswith(
         ", with a learning rate of an 8th, too; try a lower --lr, or look at the data. The state after step 0 is kept "
-        "in out.checkpoints: the same command with --resume (resume=True) goes on, at a 16th"
+        "in out.checkpoints: the same command with --resume goes on, at a 16th"
     )
     assert [message[-14:] for message in caplog.messages] == [f"({time} of 3 times)" for time in (1, 2, 3)]
     assert kept() == ["01-0000000000.safetensors"]
@@ -137,3 +137,26 @@ def test_mixed_averaged_and_decayed(runs: Runs) -> None:
     with PackedFile.open(OUT) as file:
         stage = dict(file.recipe or {})["stage"][0]
         assert [stage[name.removeprefix("--").replace("-", "_")] for name in how[::2]] == [0.2, 1, 0.1, 0.7, 0.9]
+
+
+def test_a_run_that_ended_goes_on_with_more_epochs(runs: Runs) -> None:
+    """Learning rates are those of the longer run from there on; a file of the shorter one is replaced by force."""
+    runs.words = (*runs.words, "--scheme", "kmeans")
+
+    def rates() -> list[str]:
+        head, *rows = (line.split(",") for line in Path("out.summary.csv").read_text().splitlines())
+        return [row[head.index("lr")] for row in rows]
+
+    runs(0, "--keep-checkpoints", "--epochs", "1")
+    assert kept() == ["01-0000000000.safetensors", "01-0000000006.safetensors"]
+    assert runs.refused(2, "--resume", "--epochs", "2").startswith("out exists: ")
+    said = runs(0, "--resume", "--epochs", "2", "--force")
+    assert "Resuming stage 1 of 1 after step 6, from out.checkpoints" in said
+    assert "epoch 2 of 2" in said
+    assert not FOLDER.exists()
+    longer = rates()
+    with PackedFile.open(OUT) as file:
+        assert dict(file.recipe or {})["stage"][0]["epochs"] == 2
+    runs(0, "--epochs", "2", "--force")
+    assert rates()[1] == longer[1]
+    assert rates()[0] != longer[0]

@@ -26,8 +26,7 @@ def test_one_signal_finishes_the_step_and_saves(runs: Runs, number: signal.Signa
     said = runs(7, at=9, act=tell(number)).splitlines()
     assert "stopping after this step; once more, to stop at once" in said
     assert said[-1] == (
-        "error: stopped after step 10 of 24, which is kept in out.checkpoints: the same command with --resume "
-        "(resume=True) goes on"
+        "error: stopped after step 10 of 24, which is kept in out.checkpoints: the same command with --resume goes on"
     )
     assert signal.getsignal(number) == before
     assert not OUT.exists()
@@ -64,7 +63,7 @@ def test_a_signal_between_trainings(runs: Runs, monkeypatch: pytest.MonkeyPatch)
         patch.setattr("compressor.cli.run._write", instead("file", signal.SIGTERM))
         said = runs(7)
     assert said.endswith("stopped; out.checkpoints keeps how far it had come: the same command with --resume "
-                         "(resume=True) goes on\n")  # fmt: skip
+                         "goes on\n")  # fmt: skip
     assert " epoch " not in runs(0, "--resume")  # nothing is left to train
     assert OUT.read_bytes() == whole
 
@@ -107,6 +106,6 @@ def test_ctrl_c(tmp_path: Path) -> None:
     first, *_, last = said.splitlines()
     assert "stopping after this step; once more, to stop at once" in first + last
     assert last.startswith("error: stopped after step ")
-    assert last.endswith(": the same command with --resume (resume=True) goes on")
+    assert last.endswith(": the same command with --resume goes on")
     assert "Traceback" not in said
     assert not list(tmp_path.glob("*.safetensors"))

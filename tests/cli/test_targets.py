@@ -7,14 +7,19 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import timm
 import torch
 from safetensors.torch import save_file
 
 from compressor.cli.configs import Request
+from compressor.cli.search import warn_of_growth
+from compressor.cli.targets import TargetConfig
+from compressor.formats.content import Content, SharedTensor, Table
 from compressor.formats.file.reader import PackedFile
 from tests.helpers.file_commands import MODEL, Ran, type_
 
@@ -181,3 +186,15 @@ def test_pack_makes_its_own_images(type_: Callable[..., Ran]) -> None:
         assert file.preprocessing["input_size"] == [1, 32, 32]
     assert type_("pack", *words, "--target-size", "60KB", "--calibration", "none", "-o", "none")[0] == 0
     assert 58_800 <= Path("none").stat().st_size <= 60_000
+
+
+@pytest.mark.parametrize("target", [TargetConfig(target_bits=8.0), TargetConfig(target_size=100)])
+def test_a_file_above_its_target_is_warned_of(target: TargetConfig, caplog: pytest.LogCaptureFixture) -> None:
+    """The bits are those of the 100 weights that a rule shares; a norm on a grid is none of them."""
+    ruled, norm = SharedTensor((4, 25), 0, np.zeros(100, np.uint8)), SharedTensor((9,), 0, np.zeros(9, np.uint8))
+    content = Content({"a.weight": ruled, "b.bias": norm}, (Table.of([0.0]),), provenance={"rules": [0]})
+    work: Any = SimpleNamespace(target=target, trains=lambda _: False, recipe=SimpleNamespace(stages=[None]))
+    warn_of_growth(work, content, 100)
+    assert not caplog.messages
+    warn_of_growth(work, content, 101)
+    assert caplog.messages == [f"the file has 101 bytes, more than the 100 of {target.flag}"]

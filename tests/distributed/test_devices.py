@@ -15,13 +15,13 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import compressor
 from compressor import SCHEMES, Compressor, Policy, Rule
+from compressor.cache import cache_dir
 from compressor.cli import main as command
 from compressor.cli.configs import ExecutionConfig, ModelConfig, Request
 from compressor.distributed.collectives import launched_world_size, rank
 from compressor.distributed.devices import find_device, half_precision
 from compressor.formats.errors import ResourceError, UsageError
 from compressor.formats.file.reader import PackedFile
-from compressor.models.baseline import cache_dir
 from compressor.training.mixed_precision import MixedPrecision
 
 ARGS: dict[str, Any] = {"num_classes": 10, "in_chans": 1}

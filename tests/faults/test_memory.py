@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import traceback
 import tracemalloc
+import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -186,11 +188,16 @@ ALLOCATORS = (
 )  # fmt: skip
 
 
+Place = tuple[tuple[types.CodeType, int], ...]
+"""Code and line of a call, and of each of its callers."""
+
+
 class Rationed:
-    """Whatever allocates, failing at its n-th use all together."""
+    """Whatever allocates, failing at its n-th use all together; 0: never."""
 
     def __init__(self, nth: int, patch: pytest.MonkeyPatch) -> None:
         self.nth, self.count = nth, 0
+        self.places: dict[Place, list[int]] = {}  # which uses are made from each
         for name in ALLOCATORS:
             patch.setattr(np, name, self.of(getattr(np, name)))
         patch.setattr(source, "bytearray", self.of(bytearray), raising=False)
@@ -202,39 +209,54 @@ class Rationed:
             self.count += 1
             if self.count == self.nth:
                 raise MemoryError
+            if not self.nth:
+                place = tuple((frame.f_code, line) for frame, line in traceback.walk_stack(None))
+                self.places.setdefault(place, []).append(self.count)
             return allocate(*args, **options)
 
         return rationed
 
 
+def attempt(act: Callable[[], object], nth: int) -> Rationed:
+    """Returns what was allocated when the n-th allocation failed."""
+    with pytest.MonkeyPatch.context() as patch:
+        rationed = Rationed(nth, patch)
+        try:
+            act()
+            done = True
+        except MemoryError:
+            done = False
+    assert done == (not nth or rationed.count < nth), "a MemoryError was swallowed, or is another error now"
+    return rationed
+
+
 def each_failing(act: Callable[[], object], after: Callable[[bool], None]) -> int:
-    """Makes each allocation of ``act`` fail in turn, and returns how many there were."""
-    for nth in range(1, 2000):
-        with pytest.MonkeyPatch.context() as patch:
-            rationed = Rationed(nth, patch)
-            try:
-                act()
-                done = True
-            except MemoryError:
-                done = False
-        assert done == (rationed.count < nth), "a MemoryError was swallowed, or is another error now"
-        after(done)
-        if done:
-            return nth - 1
-    pytest.fail("never succeeded")
+    """Makes allocations of ``act`` fail in turn: from each place in the code, with all its callers, the first and last.
+
+    Returns how many allocations there were.
+    """
+    attempt(act, 0)  # caches are filled
+    whole = attempt(act, 0)
+    after(True)
+    for nth in sorted({end for uses in whole.places.values() for end in (uses[0], uses[-1])}):
+        after(attempt(act, nth).count < nth)
+    return whole.count
 
 
 @pytest.mark.parametrize("record", sorted(RECORDS))
 def test_nth_allocation_fails_while_writing(tmp_path: Path, record: str) -> None:
     content, path = RECORDS[record](), tmp_path / "a"
     good = pack(content)
-    path.write_bytes(b"old")
+
+    def act() -> None:
+        path.write_bytes(b"old")
+        write(path, content, force=True)
 
     def after(done: bool) -> None:
         assert path.read_bytes() == (good if done else b"old")
         assert os.listdir(tmp_path) == ["a"]
 
-    assert each_failing(lambda: write(path, content, force=True), after) > 10
+    assert each_failing(act, after) > 10
 
 
 @pytest.mark.parametrize("codec", ["ans", "bits", "classes", "hashed", "huffman"])

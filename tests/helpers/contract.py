@@ -81,6 +81,35 @@ def assert_it_is_what_is_computed(job: Compressor, dtype: torch.dtype) -> None:
         assert torch.equal(decode_tensor(shared, file.books[shared.book]), computed)
 
 
+def assert_weights_stay_finite(job_of: Callable[[nn.Module], Compressor], weights: Tensor) -> None:
+    """Trains two steps and packs a layer of these weights, float[12, 12]; ``job_of`` makes the job of a layer."""
+    model = nn.Linear(12, 12, bias=False)
+    with torch.no_grad():
+        model.weight.copy_(weights)
+    job = job_of(model).prepare()
+    opt = torch.optim.AdamW(job.param_groups(lr=1e-3))
+    job.attach(opt, 2)
+    train(job, torch.randn(4, 12) * 1e-3, opt, 2)
+    packed = job.finish()
+    assert torch.isfinite(weight_of(job)).all()
+    assert len(packed.to_bytes()) > 0
+
+
+def content_hashes_by_threads(job_of: Callable[[nn.Module], Compressor]) -> set[str]:
+    """Packs a layer with one and with two threads, of more weights than torch gives to one, and returns the hashes."""
+    before = torch.get_num_threads()
+    torch.manual_seed(3)
+    model, hashes = nn.Linear(300, 300), set()
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            with PackedFile.from_bytes(job_of(model).prepare().finish().to_bytes()) as file:
+                hashes.add(file.content_sha256())
+    finally:
+        torch.set_num_threads(before)
+    return hashes
+
+
 def rule_of(scheme: str, match: str = "*") -> Rule:
     """Returns a rule of two bits where the scheme takes bits, else of its defaults."""
     try:

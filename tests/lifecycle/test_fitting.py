@@ -14,6 +14,7 @@ import compressor
 from compressor import Compressor, Policy, Rule
 from compressor.formats.content import Grid
 from compressor.formats.errors import PolicyError, UsageError
+from compressor.formats.file.deflate import deflate
 from compressor.formats.file.reader import PackedFile
 from compressor.lifecycle.packed import Packed
 from tests.helpers.tiny import tiny
@@ -103,6 +104,55 @@ def test_bits_are_those_of_the_file_for_each_shared_weight(tmp_path: Path) -> No
     weights = sum(site.tensor.numel() for site in job.sites)
     size, _ = saved(job.prepare(images()), tmp_path)
     assert 4.9 <= 8 * size / weights <= 5.0
+
+
+@pytest.mark.parametrize("sparsity", [0.5, 0.8])
+def test_pruned_weights_that_others_make_up_for_leave_a_grid_that_a_file_can_hold(sparsity: float) -> None:
+    policy = Policy([Rule("*", scheme="learnt", sparsity=sparsity, rate=1e-16)])
+    model = nn.Sequential(nn.Linear(64, 192), nn.ReLU(), nn.Linear(192, 4))
+    job = Compressor(model, policy, teacher=None).prepare(torch.randn(64, 64))
+    assert max(group.codeword_count for group in job.groups) <= 65_536
+    master = [group.master_weight(group.sites[0]).detach().clone() for group in job.groups]
+    pruned = [group.pruned(group.sites[0]).clone() for group in job.groups]
+    assert job.finish().to_bytes()
+    for layer, before, zero in zip(("0", "2"), master, pruned, strict=True):
+        expected = before.masked_fill(zero, 0)
+        assert float((weight(job, layer) - expected).abs().max()) < 3e-5 * float(expected.abs().max())
+
+
+def test_label_names_are_deflated_once_in_a_search(monkeypatch: pytest.MonkeyPatch) -> None:
+    texts: list[bytes] = []
+
+    def noted(text: bytes) -> bytes:
+        texts.append(text)
+        return deflate(text)
+
+    monkeypatch.setattr("compressor.formats.file.opening.deflate", noted)
+    model = network()
+    model.num_classes, model.pretrained_cfg = 40, {"label_names": [f"kind {number}" for number in range(40)]}
+    job = Compressor(model, target_size=6_500, teacher=None).prepare()
+    with_names = [text for text in texts if b"kind 17" in text]
+    assert len(with_names) == 1 < len(texts)
+    packed = job.finish()
+    assert 0.98 * 6_500 <= len(packed.to_bytes()) <= 6_500
+    assert b"kind 17" in texts[-1]
+
+
+def test_what_is_left_out_of_the_file_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
+    model = network()
+    model.pretrained_cfg = {"crop_pct": 1e308}
+    Compressor(model, target_size=6_500, teacher=None).prepare().finish()
+    assert [message.partition(" of ")[0] for message in caplog.messages] == ["crop_pct"]
+
+
+def test_a_job_begins_anew_after_undo_and_not_after_finish() -> None:
+    job = job_of(LEARNT).prepare()
+    job.steps = 60
+    job.undo()
+    assert job.prepare().steps == 0
+    job.finish()
+    with pytest.raises(UsageError, match=r"^prepare\(\) has been called: the model is shared already; make a new"):
+        job.prepare()
 
 
 def test_a_policy_may_say_which_tensors_have_a_price(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -131,6 +132,13 @@ def test_a_price_makes_steps_coarser_and_costs_bits() -> None:
         used = [len(value.unique()) for name, value in norms.values.items() if name in ("4.weight", "4.bias", "3.bias")]
         assert min(used) >= 4  # no price takes all that a norm says
     assert sizes[0] > sizes[1] > sizes[2]
+
+
+def test_images_without_a_price_make_no_steps_finer() -> None:
+    job = Compressor(network(), Policy([Rule("*", scheme="learnt", bits=4)]), teacher=None)
+    content = job.prepare(calibration=images()).finish(fold_norms=True).content
+    grids = [content.books[site.book] for site in content.sites.values()]
+    assert max(grid.count for grid in grids if isinstance(grid, Grid)) < 1_000
 
 
 def test_no_price_asks_for_more_values_than_a_grid_may_have() -> None:
@@ -314,6 +322,43 @@ def test_a_norm_that_does_not_follow_its_convolution_has_no_such_channels() -> N
     twice = nn.BatchNorm2d(3)
     both = nn.Sequential(nn.Conv2d(3, 3, 1), twice, nn.Conv2d(3, 3, 1), twice)
     assert norm_inputs(both, images(1)) == {}
+
+
+@pytest.mark.parametrize("inference", [False, True])
+def test_a_shortcut_that_is_added_in_place_feeds_the_channels_whose_weights_are_zero(inference: bool) -> None:
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.conv = nn.Conv2d(3, 16, 1), nn.Conv2d(16, 16, 3, padding=1, bias=False)
+            self.norm, self.head = nn.BatchNorm2d(16), nn.Conv2d(16, 4, 1)
+
+        def forward(self, inputs: Tensor) -> Tensor:
+            shortcut = self.stem(inputs)
+            out: Tensor = self.conv(shortcut)
+            out += shortcut
+            out = self.head(self.norm(out))
+            return out.mean(dim=(2, 3))
+
+    model: Any = trained_norms(Block())
+    with torch.no_grad():
+        model.conv.weight[4:] = 0
+    job = Compressor(model, Policy([Rule("*", scheme="learnt", rate=1e-12)]), teacher=None)
+    job.prepare(calibration=images())
+    with torch.inference_mode(inference):
+        job.finish(fold_norms=True)
+    assert job.model.state_dict()["norm.weight"].count_nonzero() >= 12
+    with torch.no_grad():
+        before, after = model(images()), job.model(images())
+    assert float((after - before).norm() / before.norm()) < 0.05
+
+
+def test_what_was_measured_on_another_device_folds_a_model_that_was_moved(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As from CPU to GPU: operators refuse tensors of ``meta`` and of the CPU together, too."""
+    monkeypatch.setattr("compressor.lifecycle.norms._on_grid", lambda *_: None)  # it moves all to the CPU
+    importance = {"0.bias": torch.ones(16), "1.weight": torch.ones(16), "1.bias": torch.ones(16)}
+    measured: Any = SimpleNamespace(calibrator=SimpleNamespace(importance=importance, batches=(images(2),)))
+    model = nn.Sequential(nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16)).eval().to("meta")
+    assert fold_norms(model, [], 1e-6, measured).values["1.weight"].device.type == "meta"
 
 
 def test_dead_channels_do_not_widen_the_grid() -> None:

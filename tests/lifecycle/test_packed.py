@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import timm
+import torch
+from torch import nn
 
+import compressor
 from compressor import Compressor, Policy, Rule
 from compressor.formats.content import Content, SharedTensor, Table
 from compressor.formats.file.reader import PackedFile
@@ -27,6 +31,22 @@ def test_preprocessing_that_prepares_no_image_is_left_out(caplog: pytest.LogCapt
             "input_size": [3, 96, 160], "mean": [0.5, 0.25, 1], "interpolation": "box", "crop_mode": "border",
         }  # fmt: skip
     assert [record.message.partition(" of ")[0] for record in caplog.records] == ["std", "crop_pct"]
+
+
+def test_halving_leaves_tied_weights_as_the_file_has_them(tmp_path: Path) -> None:
+    """A module that is held twice has two names for each tensor, and one of them is shared."""
+
+    def tied() -> nn.Module:
+        torch.manual_seed(0)
+        block = nn.Linear(24, 24)
+        return nn.Sequential(block, nn.ReLU(), block)
+
+    job = Compressor(tied(), Policy([Rule("*", scheme="kmeans", bits=4)]), teacher=None).prepare()
+    job.finish(half_untouched=True).save(tmp_path / "file")
+    loaded = compressor.load(tmp_path / "file", model=tied()).state_dict()
+    for name, tensor in job.model.state_dict().items():
+        assert torch.equal(loaded[name], tensor), name
+    assert torch.equal(loaded["0.bias"], loaded["0.bias"].half().float())
 
 
 def test_what_is_noted_is_in_the_bytes() -> None:

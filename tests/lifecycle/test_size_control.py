@@ -49,8 +49,8 @@ def control_of(size: int, *, target: int = 1_000) -> SizeControl:
 def set_bits(control: SizeControl, predicted: float) -> None:
     """Makes the indices take so many bytes that the file is predicted to take so many."""
     first, *others = control.lengths
-    rest = control._rest + sum(length.bits for length in others) / 8
-    first.group.get_buffer(BITS).fill_(8 * (predicted - rest))
+    coded = (predicted - control._rest) / control._share
+    first.group.get_buffer(BITS).fill_(8 * coded - sum(length.bits for length in others))
 
 
 def test_where_the_file_is_as_large_as_it_should_be_the_price_stays() -> None:
@@ -72,6 +72,51 @@ def test_the_price_rises_while_the_file_is_too_large_and_falls_while_it_is_too_s
         prices.append(control.price)
     assert all((later > earlier) == rises for earlier, later in itertools.pairwise(prices))
     assert {length.price for length in control.lengths} == {prices[-1]}
+
+
+def test_a_file_smaller_than_the_entropy_of_its_indices_is_predicted_in_proportion() -> None:
+    """Some codecs code an index by its place."""
+    control = control_of(1_000)
+    assert sum(length.bits for length in control.lengths) > 8 * 1_000
+    for length in control.lengths:
+        length.group.get_buffer(BITS).mul_(0.5)
+    assert control.predicted == 500
+    for length in control.lengths:
+        length.group.get_buffer(BITS).zero_()
+    control.on_step(STEPS_BETWEEN_COUNTS, 10_000)
+    assert control.predicted == 1
+
+
+def test_the_price_waits_for_pruning_and_predictions_are_those_of_the_pruned_file() -> None:
+    model: Any = net()
+    with torch.no_grad():  # norms that begin constant take more bytes in the end than at first
+        model[1].weight.uniform_(0.5, 1.5)
+        model[1].bias.normal_(0, 0.3)
+    policy = Policy([Rule("*", scheme="learnt", sparsity=0.7, sparsity_by=0.6)])
+    job = Compressor(model, policy, target_size=3_000, teacher=None).prepare()
+    control, prices = job.control, list[float]()
+    assert control is not None
+    assert control.predicted > 3_500, "nothing is pruned yet"
+    job.finetune(batches(), epochs=2, lr=3e-3, on_epoch=lambda *_: prices.append(control.price))
+    assert prices[0] == control.first_price != prices[1]
+    real = control._size_of()
+    assert abs(control.predicted - real) < 0.05 * real
+    assert 0.97 * 3_000 <= len(job.finish().to_bytes()) <= 3_000
+
+
+def test_a_loop_that_tells_the_job_nothing_keeps_to_the_target() -> None:
+    job = job_of().prepare()
+    opt = torch.optim.AdamW(job.param_groups(lr=3e-3))
+    for inputs, classes in batches():
+        opt.zero_grad()
+        job.loss(job.model(inputs), classes).backward()
+        opt.step()
+    assert len(job.finish().to_bytes()) <= TARGET
+
+
+@pytest.mark.parametrize("options", [{"fold_norms": False}, {"half_untouched": False, "fold_norms": False}])
+def test_options_that_nobody_searched_with_keep_to_the_target(options: dict[str, Any]) -> None:
+    assert 0.95 * TARGET <= len(job_of().prepare().finish(**options).to_bytes()) <= TARGET
 
 
 def test_the_first_change_is_the_error_and_the_others_a_share_of_it() -> None:
@@ -130,16 +175,17 @@ def test_a_training_that_is_too_short_to_hold_the_size_says_so(caplog: pytest.Lo
     with torch.no_grad():
         for group in job.groups:
             group.master_weight(group.sites[0]).add_(0.05 * torch.randn(group.sites[0].tensor.shape))
-    assert len(job.copied().finish().to_bytes()) > 3_500, "nothing has been trained"
+    copied = job.copied().control
+    assert copied is not None
+    assert copied._size_of() > 3_500
     told: list[int] = []
 
-    def on_epoch(epoch: Epoch, _: object) -> None:
-        if epoch.number == 1:
-            assert len(job.copied().finish().to_bytes()) <= 3_500
-            told.append(len(caplog.messages))
+    def on_epoch(*_: object) -> None:
+        assert len(job.copied().finish().to_bytes()) <= 3_500
+        told.append(len(caplog.messages))
 
     job.finetune(batches(1), epochs=2, lr=0.0, on_epoch=on_epoch)
-    assert told == [0], "it has not ended yet"
+    assert told == [0, 0], "it has not ended yet, and then the job itself says so"
     assert 0.9 * 3_500 < len(job.finish().to_bytes()) <= 3_500
     assert any("the price of a bit had not converged for a target of 3,500; train longer" in m for m in caplog.messages)
 

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from compressor import Recipe, model_zoo
+from compressor import Policy, Recipe, Rule, Stage, model_zoo
 from compressor.cli.compress import compress
 from compressor.data.datasets import FASHION_MNIST_DIR
 from compressor.data.splits import ArraySplit
@@ -108,7 +108,7 @@ def test_command_is_the_one_that_made_the_file(name: str) -> None:
     else:
         assert 0.9 * asked["target_size"] <= entry.bytes <= asked["target_size"]
         rate = found["stage"][0]["rules"][0]["rate"]
-        expected = Recipe([Stage([Rule("*", scheme="learnt", rate=rate)])]).to_dict()
+        expected = Recipe((Stage(Policy([Rule("*", scheme="learnt", rate=rate)])),)).to_dict()
     for stage in expected["stage"]:
         stage.update({key: asked[key] for key in ("epochs", "lr", "batch_size") if asked[key] is not None})
     assert found == expected

@@ -15,10 +15,11 @@ import timm
 import torch
 from torch import nn
 
+from compressor.cache import cache_dir
 from compressor.data.datasets import Dataset, load_data
 from compressor.data.splits import ArraySplit
 from compressor.formats.errors import MissingError
-from compressor.models.baseline import BaselineRecipe, cache_dir, create_model, train_baseline
+from compressor.models.baseline import BaselineRecipe, create_model, train_baseline
 from compressor.training.loop import Epoch
 from tests.helpers.tiny import few_digits
 

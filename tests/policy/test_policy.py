@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import timm
 import torch
@@ -78,15 +80,27 @@ def test_double_precision_is_left_alone() -> None:
 
 
 @pytest.mark.parametrize(
+    ("scheme", "settings", "message"),
+    [
+        ("lernt", {"bits": 4}, "no scheme 'lernt'. Did you mean 'learnt'?"),
+        ("learnt", {"bitz": 4}, "no setting 'bitz'. Did you mean 'bits'?"),
+        ("learnt", {"bits": 99}, "takes 1 to 16 bits, got 99"),
+        ("learnt", {"bits": "four"}, "bits must be a whole number, got 'four'"),
+        ("learnt", {"bits": True}, "bits must be a whole number, got True"),
+        ("learnt", {"codewords": 0}, "setting 'codewords'"),
+        ("learnt", {"codewords": "16"}, "setting 'codewords'"),
+        ("learnt", {"sparsity": 2}, "rule 'fc', sparsity"),
+    ],
+)
+def test_what_a_rule_refuses_at_once(scheme: str, settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(PolicyError, match=message.replace("?", r"\?")):
+        Rule("fc", scheme=scheme, **settings)
+
+
+@pytest.mark.parametrize(
     ("rules", "message"),
     [
-        ([Rule("*", scheme="lernt", bits=4)], "no scheme 'lernt'. Did you mean 'learnt'?"),
-        ([Rule("*", scheme="learnt", bit=4)], "no setting 'bit'. Did you mean 'bits'?"),
-        ([Rule("*", scheme="learnt", bits=99)], "takes 1 to 16 bits, got 99"),
-        ([Rule("*", scheme="learnt", bits="four")], "bits must be a whole number, got 'four'"),
-        ([Rule("*", scheme="learnt", bits=True)], "bits must be a whole number, got True"),
-        ([Rule("*", scheme="learnt", codewords=0)], "setting 'codewords'"),
-        ([Rule("*", scheme="learnt", codewords="16")], "setting 'codewords'"),
+        ([Rule("fc", bitz=4), Rule("*", scheme="learnt")], "'learnt' has no setting 'bitz'. Did you mean 'bits'?"),
         ([Rule("*", bits=4)], "names no scheme"),
         ([], "at least one rule"),
     ],

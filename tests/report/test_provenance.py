@@ -37,9 +37,12 @@ def test_control_characters_are_escaped() -> None:
 
 def test_all_of_it_may_be_absent_and_more_may_be_there() -> None:
     assert Provenance.model_validate({}).model_dump() == {
-        "sqnr": [], "rules": [], "left": {}, "parameters": None, "seed": 0, "top1": None, "data": None,
+        "sqnr": [], "rules": [], "left": {}, "parameters": None, "seed": 0, "versions": {},
+        "top1": None, "data": None,
     }  # fmt: skip
     data = {"name": "digits", "version": "digits-1", "split": "test", "n": 360}
     read = Provenance.model_validate({"versions": {"torch": "2"}, "data": data})
     assert read.data == Measured(name="digits", version="digits-1", split="test", n=360)
-    assert read.model_extra == {"versions": {"torch": "2"}}
+    assert read.versions == {"torch": "2"}
+    more = Provenance.model_validate({"calibration": {"images": 100}})
+    assert more.model_extra == {"calibration": {"images": 100}}

@@ -85,7 +85,7 @@ def test_tables_fit_the_width(packed: tuple[Compressor, Packed], width: int) -> 
 def test_json_and_markdown(packed: tuple[Compressor, Packed]) -> None:
     report = packed[1].report()
     said = json.loads(report.to_json())
-    assert said["schema_version"] == 1
+    assert said["schema_version"] == 2
     assert [row["site"] for row in said["sites"]] == [row.site for row in report.rows]
     assert report.to_markdown().count("\n|") == len(report.rows) + 1
 

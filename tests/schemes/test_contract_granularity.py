@@ -19,7 +19,14 @@ from compressor.lifecycle.convert import decode_tensor
 from compressor.policy.policy import Policy, Rule
 from compressor.policy.recipe import Recipe
 from compressor.sharing.registry import SCHEMES
-from tests.helpers.contract import MODULES, assert_it_is_what_is_computed, train, weight_of
+from tests.helpers.contract import (
+    MODULES,
+    assert_it_is_what_is_computed,
+    assert_weights_stay_finite,
+    content_hashes_by_threads,
+    train,
+    weight_of,
+)
 
 VALUES: dict[str, list[Any]] = {"group_size": [1, 3], "channel_scale": [True], "vector": [2, 3]}
 CASES = [
@@ -136,16 +143,7 @@ HARD_WEIGHTS = {
 @BY_CASE
 @pytest.mark.parametrize("name", HARD_WEIGHTS)
 def test_hard_weights_stay_finite(scheme: str, settings: dict[str, Any], name: str) -> None:
-    model = nn.Linear(12, 12, bias=False)
-    with torch.no_grad():
-        model.weight.copy_(HARD_WEIGHTS[name])
-    job = job_of(model, scheme, settings).prepare()
-    opt = torch.optim.AdamW(job.param_groups(lr=1e-3))
-    job.attach(opt, 2)
-    train(job, torch.randn(4, 12) * 1e-3, opt, 2)
-    packed = job.finish()
-    assert torch.isfinite(weight_of(job)).all()
-    assert len(packed.to_bytes()) > 0
+    assert_weights_stay_finite(lambda model: job_of(model, scheme, settings), HARD_WEIGHTS[name])
 
 
 @BY_CASE
@@ -160,17 +158,7 @@ def test_few_distinct_channels_are_kept_exactly(scheme: str, settings: dict[str,
 
 @BY_CASE
 def test_threads_do_not_change_the_content(scheme: str, settings: dict[str, Any]) -> None:
-    before = torch.get_num_threads()
-    torch.manual_seed(3)
-    model, hashes = nn.Linear(300, 300), set()
-    try:
-        for threads in (1, 2):
-            torch.set_num_threads(threads)
-            with PackedFile.from_bytes(job_of(model, scheme, settings).prepare().finish().to_bytes()) as file:
-                hashes.add(file.content_sha256())
-    finally:
-        torch.set_num_threads(before)
-    assert len(hashes) == 1
+    assert len(content_hashes_by_threads(lambda model: job_of(model, scheme, settings))) == 1
 
 
 @BY_CASE

@@ -12,11 +12,19 @@ from torch import Tensor, nn
 from compressor.compressor import Compressor
 from compressor.formats.content import decode
 from compressor.formats.errors import PolicyError
-from compressor.formats.file.reader import PackedFile
 from compressor.policy.policy import Policy, Rule
 from compressor.policy.recipe import Recipe
 from compressor.sharing.registry import SCHEMES, make_scheme, scheme_settings
-from tests.helpers.contract import OPTIMIZERS, SHARING, assert_it_is_what_is_computed, job_of, train, weight_of
+from tests.helpers.contract import (
+    OPTIMIZERS,
+    SHARING,
+    assert_it_is_what_is_computed,
+    assert_weights_stay_finite,
+    content_hashes_by_threads,
+    job_of,
+    train,
+    weight_of,
+)
 
 pytestmark = pytest.mark.parametrize("scheme", SHARING)
 
@@ -55,18 +63,8 @@ def test_deterministic_under_a_seed(scheme: str) -> None:
 
 
 def test_threads_do_not_change_the_content(scheme: str) -> None:
-    """Without training, and with more weights than torch gives to one thread."""
-    before = torch.get_num_threads()
-    torch.manual_seed(3)
-    model, hashes = nn.Linear(300, 300), set()
-    try:
-        for threads in (1, 2):
-            torch.set_num_threads(threads)
-            with PackedFile.from_bytes(job_of(model, scheme).prepare().finish().to_bytes()) as file:
-                hashes.add(file.content_sha256())
-    finally:
-        torch.set_num_threads(before)
-    assert len(hashes) == 1
+    """Without training."""
+    assert len(content_hashes_by_threads(lambda model: job_of(model, scheme))) == 1
 
 
 def test_settings_survive_toml(scheme: str) -> None:
@@ -106,16 +104,7 @@ HARD_WEIGHTS = {
 
 @pytest.mark.parametrize("name", HARD_WEIGHTS)
 def test_hard_weights_stay_finite(scheme: str, name: str) -> None:
-    model = nn.Linear(12, 12, bias=False)
-    with torch.no_grad():
-        model.weight.copy_(HARD_WEIGHTS[name])
-    job = job_of(model, scheme).prepare()
-    opt = torch.optim.AdamW(job.param_groups(lr=1e-3))
-    job.attach(opt, 2)
-    train(job, torch.randn(4, 12) * 1e-3, opt, 2)
-    packed = job.finish()
-    assert torch.isfinite(weight_of(job)).all()
-    assert len(packed.to_bytes()) > 0
+    assert_weights_stay_finite(lambda model: job_of(model, scheme), HARD_WEIGHTS[name])
 
 
 def test_few_distinct_values_are_kept_exactly(scheme: str) -> None:

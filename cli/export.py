@@ -1,0 +1,104 @@
+"""``compress export`` and ``compress targets``: packed files for other runtimes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict
+from pathlib import Path
+from textwrap import fill
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from compressor.cli.completion import completing
+from compressor.cli.files import in_bytes, memory_option, open_packed, packed_file
+from compressor.cli.show import percent, print_json, print_table, say, width
+
+if TYPE_CHECKING:
+    from compressor.deployment.export import Exported
+
+__all__ = ["export", "targets"]
+
+INDENT = "    "
+
+
+def _targets() -> Iterable[str]:
+    from compressor.deployment.registry import TARGETS
+
+    return TARGETS
+
+
+@click.command()
+@packed_file
+@click.option("--to", "target", required=True, metavar="TARGET", shell_complete=completing(_targets),
+              help="reader, onnx, torch ...: compress targets lists them.")  # fmt: skip
+@click.option("-o", "--output", type=click.Path(path_type=Path),
+              help="The file to write.  [default: beside FILE; in this folder for zoo:NAME]")  # fmt: skip
+@click.option("--dense", is_flag=True, help="Write floats, for a runtime that takes no packed integers.")
+@click.option("--opset", type=int, metavar="N", help="The highest that the runtime knows.")
+@click.option("--force", is_flag=True, help="Replace what exists.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead.")
+@memory_option
+def export(
+    file: Path,
+    target: str,
+    output: Path | None,
+    dense: bool,
+    opset: int | None,
+    force: bool,
+    as_json: bool,
+    max_memory: int | None,
+) -> None:
+    """Write a packed FILE for another runtime, run what was written, and compare it.
+
+    How to run each: docs/deploy.md.
+    """
+    from compressor.deployment.export import export as write
+    from compressor.deployment.registry import make_target
+    from compressor.model_zoo.index import INDEX
+
+    given = {"dense": dense or None, "opset": opset}
+    settings: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    name = make_target(target, settings).file_name(file.stem)  # a wrong name is said before a file is opened
+    with open_packed(file, max_memory):  # refuses a file that would take more memory than is believable
+        pass
+    folder = Path() if file.parent == INDEX.parent / "checkpoints" else file.parent
+    done = write(file, target, output or folder / name, force=force, max_memory=in_bytes(max_memory), **settings)
+    if as_json:
+        print_json({**asdict(done), "path": str(done.path)})
+    else:
+        _show(done)
+
+
+def _show(done: Exported) -> None:
+    equal = f"logits within {done.difference:.1e} of the largest" if done.difference else "equal bit for bit"
+    click.echo(f"{done.path}  {done.exported:,} bytes, run and compared: {equal}")
+    rows = [("dense", done.dense), ("packed", done.packed), (done.target, done.exported)]
+    print_table([[name, f"{size:,} bytes", f"{percent(size / done.dense)} of dense"] for name, size in rows])
+    if done.exported >= done.dense:
+        click.echo("note  larger than the dense file: of so small a network the program takes more than the weights")
+    click.echo(fill(f"limits  {done.limits}", width(), subsequent_indent=INDENT))
+    click.echo(f"run it  {done.usage}")  # in one line, to be copied
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead.")
+def targets(as_json: bool) -> None:
+    """List the targets of compress export: what they write, what they need, and their limits."""
+    from compressor.deployment.registry import TARGETS, describe
+    from compressor.formats.errors import UsageError
+
+    listed = []
+    for name in sorted(TARGETS):
+        try:
+            listed.append(describe(TARGETS[name]))
+        except UsageError as error:  # one broken package must not hide the targets of all others
+            say(f"warning: {error}")
+    if as_json:
+        print_json({"targets": listed})
+        return
+    for target in listed:
+        click.echo(fill(f"{target['id']}: {target['summary']}", width(), subsequent_indent=INDENT))
+        needs = f"python -m pip install '{target['install']}'" if target["install"] else "nothing more"
+        for head, text in (("needs", needs), ("limits", target["limits"])):
+            click.echo(fill(f"{head:8}{text}", width(), initial_indent=INDENT, subsequent_indent=3 * INDENT))

@@ -1,0 +1,88 @@
+"""export and targets, as a user types them."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import compressor
+from compressor.cli.main import cli
+from tests.helpers.file_commands import Ran, timm_file, type_
+
+__all__ = ["timm_file", "type_"]  # the fixtures
+
+pytestmark = pytest.mark.usefixtures("own_folder")
+
+
+def test_the_reader_is_written_beside_nothing_of_the_zoo(type_: Callable[..., Ran]) -> None:
+    code, out, err = type_("export", "zoo:test_resnet-tiny", "--to", "reader")
+    assert (code, err) == (0, [])
+    head, dense, packed, reader, limits, *_, how = out.splitlines()
+    size = Path("packed_reader.py").stat().st_size
+    assert head == f"packed_reader.py  {size:,} bytes, run and compared: equal bit for bit"
+    assert dense.split() == ["dense", "1,509,760", "bytes", "100.0", "%", "of", "dense"]
+    assert packed.split() == ["packed", "46,367", "bytes", "3.1", "%", "of", "dense"]
+    assert reader.split()[:2] == ["reader", f"{size:,}"]
+    assert limits.startswith("limits  goes with the packed file, and gives arrays")
+    assert how.startswith("run it  python packed_reader.py ")
+
+
+def test_what_it_says_to_run_runs(timm_file: Path, type_: Callable[..., Ran]) -> None:
+    code, out, _ = type_("export", str(timm_file), "--to", "reader", "-o", "own.py", "--json")
+    assert code == 0
+    done = json.loads(out)
+    assert (done["path"], done["target"], done["difference"]) == ("own.py", "reader", 0)
+    assert done["packed"] == timm_file.stat().st_size
+    python, *words = shlex.split(done["usage"])
+    assert (python, words) == ("python", ["own.py", str(timm_file), f"{timm_file.stem}.npz"])
+    namespace: dict[str, object] = {"__name__": "own"}
+    exec(Path("own.py").read_text(encoding="utf-8"), namespace)
+    arrays = namespace["read"](str(timm_file))  # type: ignore[operator]
+    state = compressor.load_state_dict(timm_file)
+    assert arrays.keys() == state.keys()
+    assert all(np.array_equal(arrays[name], tensor.numpy()) for name, tensor in state.items())
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        (("zoo:test_resnet-tiny", "--to", "redaer"), 2, "no target 'redaer'. Did you mean 'reader'? Known targets: "),
+        (
+            ("zoo:test_resnet-tiny", "--to", "gguf"),
+            2,
+            "a packed file cannot be exported to 'gguf': GGUF has number form",
+        ),
+        (
+            ("zoo:test_resnet-tiny", "--to", "reader", "--dense"),
+            2,
+            "target 'reader' has no setting 'dense'. It has none.",
+        ),
+        (("none.safetensors", "--to", "reader"), 4, "none.safetensors: no such file, expected a packed file"),
+        (("zoo:test_resnet-tiny", "--to", "reader", "-o", "no/reader.py"), 6, "folder "),
+    ],
+)
+def test_refusals_are_one_line(words: tuple[str, ...], code: int, message: str, type_: Callable[..., Ran]) -> None:
+    exit_code, out, (line,) = type_("export", *words)
+    assert (exit_code, out) == (code, "")
+    assert line.startswith(f"error: {message}")
+    assert not list(Path().iterdir())
+
+
+def test_targets_are_listed(type_: Callable[..., Ran]) -> None:
+    code, out, err = type_("targets")
+    assert (code, err) == (0, [])
+    assert "reader: One Python file, to be sent with the packed one" in out
+    assert "python -m pip install 'timm-compressor[onnx]'" in out
+    listed = json.loads(type_("targets", "--json")[1])["targets"]
+    assert [target["id"] for target in listed] == sorted(target["id"] for target in listed)
+    assert {target["id"]: target["settings"] for target in listed}["onnx"] == {"dense": False, "opset": 25}
+
+
+def test_a_misspelt_command_is_not_taken_for_a_model(type_: Callable[..., Ran]) -> None:
+    assert "Did you mean 'compress export'?" in type_("exprt", "f")[2][0]
+    assert "export" in cli.commands

@@ -1,0 +1,118 @@
+"""``compress report``: what it writes, and what it refuses before."""
+
+from __future__ import annotations
+
+import csv
+import io
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from compressor.model_zoo import checkpoint, packed_path
+from compressor.sweep.ledger import Entry, Ledger
+from compressor.sweep.outcome import Outcome
+from tests.helpers.file_commands import Ran, type_
+
+__all__ = ["type_"]  # the fixture
+
+TINY, LARGER = "zoo:test_resnet-tiny", "zoo:test_resnet-balanced"
+
+
+@pytest.fixture(autouse=True)
+def _here(own_folder: Path) -> None:
+    pass
+
+
+def rows(out: str) -> list[dict[str, str]]:
+    return list(csv.DictReader(io.StringIO(out)))
+
+
+def test_csv_of_files(type_: Callable[..., Ran]) -> None:
+    code, out, err = type_("report", LARGER, TINY, "--format", "csv")
+    assert (code, err) == (0, [])
+    first, second = rows(out)
+    entry = checkpoint("test_resnet-tiny")
+    assert (first["configuration"], int(first["bytes"]), first["command"]) == (
+        "test_resnet-tiny",
+        entry.bytes,
+        entry.command,
+    )
+    assert abs(float(first["top-1, %"]) - 100 * entry.top1) < 0.005
+    assert first["95 % interval"] == " to ".join(f"{100 * end:.2f}" for end in entry.interval)
+    assert second["configuration"] == "test_resnet-balanced"
+
+
+def test_a_page_and_pictures_are_written_and_not_replaced(type_: Callable[..., Ran]) -> None:
+    pytest.importorskip("matplotlib", reason="needs the extra report")
+    code, out, err = type_("report", TINY, "--png", "pictures")
+    assert (code, out) == (0, "")
+    page = Path("report.html").read_text(encoding="utf-8")
+    assert err == [f"report.html  1 configuration, {len(page.encode()):,} bytes", "pictures  4 pictures"]
+    pictures = sorted(Path("pictures").iterdir())
+    assert [one.name for one in pictures] == ["file-1-1.png", "file-1-2.png", "file-1-3.png", "front-1.png"]
+    assert all(one.read_bytes().startswith(b"\x89PNG") for one in pictures)
+    code, _, (line,) = type_("report", TINY)
+    assert (code, line) == (2, "error: report.html exists: give another name, or --force (force=True) to replace it")
+
+
+def sweep(folder: Path) -> Ledger:
+    """A sweep of two configurations, one with two seeds, whose files are those of the zoo."""
+    ledger = Ledger(folder)
+    ledger.rows.mkdir(parents=True)
+    for bits, seed, name, top1 in ((2, 0, "tiny", 0.91), (2, 1, "tiny", 0.93), (4, 0, "balanced", 0.935)):
+        entry = checkpoint(f"test_resnet-{name}")
+        row = f"bits{bits}-seed{seed}"
+        shutil.copy(packed_path(f"zoo:{entry.name}"), ledger.rows / f"{row}.safetensors")
+        outcome = Outcome(
+            "test_resnet", f"elsewhere/{row}.safetensors", entry.bytes, 1_509_760, entry.parameters, 10_000
+        )
+        outcome = replace(outcome, top1=top1, dense_top1=0.9318, low=0.9, high=0.95, lost=10, gained=5 + seed)
+        ledger.append(Entry(row, {"bits": bits, "seed": seed}, f"compress test_resnet --seed {seed}", 1.0, outcome))
+    return ledger
+
+
+def test_a_sweep_is_read_wherever_it_is_and_seeds_are_averaged(type_: Callable[..., Ran], tmp_path: Path) -> None:
+    sweep(tmp_path / "sweep")
+    code, out, err = type_("report", "sweep", TINY, "--format", "csv")
+    assert (code, err) == (0, [])
+    named = {row["configuration"]: row for row in rows(out)}
+    assert set(named) == {"bits2", "bits4-seed0", "test_resnet-tiny"}
+    assert (named["bits2"]["files"], named["bits2"]["top-1, %"], named["bits2"]["deviation"]) == ("2", "92.00", "1.41")
+    assert named["bits2"]["gained"] == "5.5"
+    assert named["bits2"]["images of"] == named["test_resnet-tiny"]["images of"] == "fashion-mnist, test"
+    assert [row["worth having"] for row in rows(out)] == ["yes", "no", "yes"]  # tiny alone has 91.77
+
+
+def test_the_page_of_a_sweep_shows_the_files_of_its_front(type_: Callable[..., Ran], tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib", reason="needs the extra report")
+    ledger = sweep(tmp_path / "sweep")
+    (ledger.rows / "bits4-seed0.safetensors").unlink()  # may be gone
+    code, _, _ = type_("report", "sweep", "-o", "page.html", "--bound", "92.5%")
+    assert code == 0
+    page = Path("page.html").read_text(encoding="utf-8")
+    assert page.count("<details") == 1
+    assert "92.00 ± 1.41 %" not in page  # below the bound
+    assert "<pre>compress test_resnet --seed 0</pre>" in page
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        (["empty"], 4, "empty: no rows of a sweep in this folder: expected empty/rows.jsonl, of 'compress sweep'"),
+        (["none.safetensors"], 4, "none.safetensors"),
+        ([TINY, "--bound", "much"], 2, "'much' is no size: expected 250000, 250kB, 1.5MB or 1MiB"),
+        ([TINY, "--bound", "120%"], 2, "--bound 120%: expected a size, as 450KB, or a top-1, as 92%"),
+        ([TINY, "--bound", "9%", "--bound", "8%"], 2, "--bound 8%: there is one of that kind already"),
+        ([TINY, "-o", "no/report.html"], 6, "/no does not exist: make it first"),
+        ([TINY, "--png", "no/pictures"], 6, "folder no does not exist: make it first"),
+    ],
+)
+def test_refusals(type_: Callable[..., Ran], words: list[str], code: int, message: str) -> None:
+    Path("empty").mkdir()
+    got, out, (line,) = type_("report", *words)
+    assert (got, out) == (code, "")
+    assert message in line
+    assert not Path("report.html").exists()

@@ -1,0 +1,37 @@
+"""Tables of configurations as Markdown, LaTeX and CSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+
+import pytest
+
+from compressor.comparison.points import Configuration, Point
+from compressor.comparison.tables import table_of_configurations, text_of
+
+SMALL = Configuration("a_b|c", (Point("x", "net", 1234, 12340, "digits, test", 360, 0.9, 0.95, "compress net, so"),))
+LARGE = Configuration("large", (Point("y", "net", 9999, 12340, "digits, test", 360, 0.8, 0.95),))
+TABLE = table_of_configurations([LARGE, SMALL])
+
+
+def test_rows_are_by_size_and_those_of_the_front_are_marked() -> None:
+    assert [(row.cells[0].text, row.on_front) for row in TABLE.rows] == [("a_b|c", True), ("large", False)]
+
+
+def test_csv_has_plain_numbers_and_commands() -> None:
+    first, second = csv.DictReader(io.StringIO(text_of(TABLE, "csv", {"a_b|c": "compress net, so"})))
+    assert (first["configuration"], first["bytes"], first["top-1, %"], first["smaller"]) == (
+        "a_b|c", "1234", "90.00", "10.00",
+    )  # fmt: skip
+    assert (first["worth having"], first["command"]) == ("yes", "compress net, so")
+    assert (second["worth having"], second["command"]) == ("no", "")
+
+
+@pytest.mark.parametrize(("kind", "escaped"), [("markdown", r"a\_b\|c"), ("latex", r"a\_b|c")])
+def test_text_is_escaped_and_empty_columns_are_left_out(kind: str, escaped: str) -> None:
+    text = text_of(TABLE, kind, {})
+    assert escaped in text
+    assert "1,234" in text
+    assert "lost" not in text  # nothing is known of it
+    assert "deviation" not in text

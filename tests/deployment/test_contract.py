@@ -1,0 +1,129 @@
+"""What every export target keeps to, whichever there are: none is named here."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from compressor.deployment.export import Exported, export
+from compressor.deployment.registry import TARGETS, describe, make_target
+from compressor.formats.errors import IntegrityError, UsageError
+from tests.helpers.file_commands import pack_module
+
+
+def installed(name: str) -> bool:
+    return all(find_spec(package) is not None for package in TARGETS[name].packages)
+
+
+every_target = pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=() if installed(name) else pytest.mark.skip(f"needs {TARGETS[name].install}"))
+        for name in sorted(TARGETS)
+    ],
+)
+
+
+def net() -> nn.Module:
+    """Returns a small network with a convolution, its norm and a linear layer."""
+    torch.manual_seed(0)
+    layers = (
+        nn.Conv2d(3, 32, 3),
+        nn.BatchNorm2d(32),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(2),
+        nn.Flatten(),
+        nn.Linear(128, 64),
+    )
+    return nn.Sequential(*layers)
+
+
+@pytest.fixture(scope="module")
+def packed_net(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Returns the network as a packed file."""
+    path = tmp_path_factory.mktemp("packed") / "net.safetensors"
+    pack_module(path, net(), 3)
+    return path
+
+
+def export_net(packed: Path, name: str, output: Path) -> Exported:
+    images = torch.randn(2, 3, 9, 9, generator=torch.Generator().manual_seed(0))
+    return export(packed, name, output, model=net(), inputs=images)
+
+
+@pytest.fixture(scope="module")
+def exported(packed_net: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Exported]:
+    """Returns what each target has written, as it is asked for."""
+    folder = tmp_path_factory.mktemp("exported")
+
+    class Written(dict[str, Exported]):
+        def __missing__(self, name: str) -> Exported:
+            self[name] = export_net(packed_net, name, folder / make_target(name, {}).file_name("net"))
+            return self[name]
+
+    return Written()
+
+
+@every_target
+def test_it_is_written_run_and_compared(name: str, exported: dict[str, Exported], packed_net: Path) -> None:
+    done, target = exported[name], TARGETS[name]()
+    assert done.path.suffix == target.suffix
+    files = [done.path, *map(done.path.with_suffix, target.companions)]
+    assert done.exported == sum(path.stat().st_size for path in files) > 0
+    assert {*done.path.parent.glob(f"{done.path.stem}.*")} >= {*files}
+    assert (done.target, done.packed) == (name, packed_net.stat().st_size)
+    assert 0 <= done.difference <= target.tolerance <= 1e-3
+    assert done.packed < done.dense
+    assert str(done.path) in done.usage
+
+
+@every_target
+def test_it_is_the_same_again(name: str, exported: dict[str, Exported], packed_net: Path, tmp_path: Path) -> None:
+    again = export_net(packed_net, name, tmp_path / f"again{TARGETS[name].suffix}")
+    for ending in (TARGETS[name].suffix, *TARGETS[name].companions):
+        written = again.path.with_suffix(ending), exported[name].path.with_suffix(ending)
+        assert written[0].read_bytes() == written[1].read_bytes()
+
+
+@every_target
+def test_it_says_nothing_of_this_machine(name: str, exported: dict[str, Exported]) -> None:
+    data = exported[name].path.read_bytes()
+    for path in (Path(__file__).resolve().parents[2], Path(np.__file__).parent):
+        assert str(path).encode() not in data
+
+
+@every_target
+def test_what_computes_something_else_is_not_written(
+    name: str, exported: dict[str, Exported], packed_net: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = exported[name].path.read_bytes()
+    endings = TARGETS[name].suffix, *TARGETS[name].companions
+    monkeypatch.setattr(TARGETS[name], "build", lambda self, model: dict.fromkeys(endings, data))
+    monkeypatch.setattr(TARGETS[name], "difference", lambda self, written, model: float("nan"))
+    with pytest.raises(IntegrityError, match="differs by nan"):
+        export_net(packed_net, name, tmp_path / "out")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", sorted(TARGETS))
+def test_it_is_described_in_single_lines(name: str) -> None:
+    target, facts = TARGETS[name](), describe(TARGETS[name])
+    assert bool(target.packages) == bool(target.install)
+    assert facts["id"] == name == target.id
+    assert facts["settings"] == {field.name: field.default for field in fields(TARGETS[name])}  # type: ignore[arg-type]
+    for text in (facts["summary"], facts["limits"]):
+        assert 20 < len(text) < 250
+        assert "\n" not in text
+    assert target.file_name("net").endswith(target.suffix)
+
+
+@pytest.mark.parametrize("name", sorted(TARGETS))
+def test_an_unknown_setting_is_refused(name: str) -> None:
+    with pytest.raises(UsageError, match=f"target '{name}' has no setting 'colour'"):
+        make_target(name, {"colour": 1})

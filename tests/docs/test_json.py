@@ -1,0 +1,74 @@
+"""docs/json.md names every key of the documents, and the documents have what it names."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from compressor.report.schema import SCHEMA_VERSION, UNITS, with_units
+from tests.helpers.file_commands import MODEL, Ran, timm_file, type_
+
+__all__ = ["timm_file", "type_"]  # the fixtures
+
+TEXT = (Path(__file__).resolve().parents[2] / "docs" / "json.md").read_text(encoding="utf-8")
+SECTIONS = dict(re.findall(r"^## (.*?)\n(.*?)(?=^## |\Z)", TEXT, re.DOTALL | re.MULTILINE))
+COMMON = {"schema_version", "units", "command", "date", "seconds", "versions"}
+
+
+def keys(section: str) -> set[str]:
+    """Return the keys that the tables of a section describe."""
+    (text,) = [text for title, text in SECTIONS.items() if title.startswith(section)]
+    return set(re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE))
+
+
+def test_what_all_documents_have(type_: Callable[..., Ran], timm_file: Path) -> None:
+    assert keys("What all") == COMMON
+    words = ("inspect", str(timm_file), "--json")
+    found = json.loads(type_(*words)[1])
+    assert next(iter(found)) == "schema_version"
+    assert found.keys() >= COMMON
+    assert (found["schema_version"], found["command"]) == (SCHEMA_VERSION, ["compress", *words])
+    assert timedelta() <= datetime.now(UTC) - datetime.fromisoformat(found["date"]) < timedelta(minutes=10)
+    assert found["seconds"] >= 0
+    assert found["versions"] == {name: version(name) for name in ("timm-compressor", "timm", "torch")}
+    assert found["units"].keys() <= UNITS.keys()
+    assert found["units"]["coded"] == "bits a weight"
+
+
+def test_what_inspect_says(type_: Callable[..., Ran], timm_file: Path) -> None:
+    found = json.loads(type_("inspect", str(timm_file), "--json")[1])
+    assert found.keys() - COMMON == keys("`compress MODEL`") - {
+        "missed", "target", "history", "summary", "teacher", "seed"
+    } | {"file", "model", "preprocessing", "recipe"}  # fmt: skip
+    assert found["model"]["name"] == MODEL
+    (row,) = re.findall(r"^\| `sites` \| (.*) \|$", TEXT, re.MULTILINE)[:1]
+    for key in found["sites"][0]:
+        assert re.search(rf"\b{key}\b", row), key
+
+
+@pytest.mark.parametrize("command", ["--dry-run", "pack"])
+def test_a_model_has_one_form(type_: Callable[..., Ran], timm_file: Path, command: str, own_folder: Path) -> None:
+    del own_folder
+    words: dict[str, tuple[str, ...]] = {
+        "--dry-run": (MODEL, "--dry-run"),
+        "pack": ("pack", MODEL, "--checkpoint-path", str(timm_file), "--num-classes", "10", "--in-chans", "1"),
+    }
+    code, out, err = type_(*words[command], "--bits", "2", "--json")
+    assert code == 0, err
+    found = json.loads(out)
+    assert found["model"] == {"name": MODEL, "args": {"num_classes": 10, "in_chans": 1}}
+    assert found["recipe"]["stage"][0]["rule"][0]["codewords"] == 4
+
+
+def test_units_are_those_of_the_keys() -> None:
+    document: dict[str, Any] = {
+        "loss": {"dense": 1.0}, "classes": [{"dense": 3}], "sites": [{"sqnr": None, "scheme": "a"}]
+    }  # fmt: skip
+    assert with_units(document)["units"] == {"loss": "nats", "sqnr": "dB"}
