@@ -1,4 +1,4 @@
-"""Writes the tables of the benchmarks into ``README.md`` beside them."""
+"""Writes the tables of the benchmarks into pages: ``README.md`` beside them, or another."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ __all__ = ["put"]
 PAGE = Path(__file__).parent / "README.md"
 
 
-def put(name: str, table: str) -> None:
-    """Replaces the text between the markers of this name in ``README.md`` by a table."""
+def put(name: str, table: str, page: Path = PAGE) -> None:
+    """Replaces the text between the markers of this name in a page by a table."""
     marked = re.compile(rf"(<!-- {name} -->\n).*?(<!-- end -->)", re.DOTALL)
-    PAGE.write_text(marked.sub(lambda m: m[1] + table + "\n" + m[2], PAGE.read_text()))
+    page.write_text(marked.sub(lambda m: m[1] + table + "\n" + m[2], page.read_text()))

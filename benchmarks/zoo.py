@@ -133,6 +133,19 @@ def table(entries: dict[str, dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def short_table(entries: dict[str, dict[str, Any]]) -> str:
+    """Returns what each checkpoint gained and lost, the smallest of each model, as a Markdown table."""
+    lines = ["| model | dense weights, bytes | packed file, bytes | times smaller | dense % | packed % |"]
+    lines.append("|---|--:|--:|--:|--:|--:|")
+    for name, facts in sorted(entries.items()):
+        if name.endswith("-tiny"):
+            entry = Checkpoint(**{"name": name, **facts})
+            cells = [entry.model, f"{4 * entry.parameters:,}", f"[{entry.bytes:,}](model_zoo/checkpoints)"]
+            cells += [f"{4 * entry.parameters / entry.bytes:.0f}"]
+            lines.append(f"| {' | '.join(cells)} | {100 * entry.dense_top1:.1f} | {100 * entry.top1:.1f} |")
+    return "\n".join(lines)
+
+
 @click.command()
 @click.option("--dense", type=click.Path(exists=True, file_okay=False, path_type=Path), help="Folder of dense weights.")
 @click.option("--minutes", default=float("inf"), help="Start no further checkpoint after this many minutes.")
@@ -161,6 +174,7 @@ def main(dense: Path | None, minutes: float, folder: Path, name: str | None, dev
         write_index(index, entries)
     if folder.resolve() == ZOO.resolve():
         put("zoo", table(entries))
+        put("zoo", short_table(entries), HERE.parent / "README.md")
 
 
 if __name__ == "__main__":
