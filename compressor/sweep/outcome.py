@@ -60,7 +60,7 @@ class Outcome:
         """
         totals, accuracy = document["totals"], document.get("top1") or {}
         return cls(
-            model=document["model"], file=document["file"], bytes=totals["file"], dense_bytes=totals["dense"],
+            model=document["model"]["name"], file=document["file"], bytes=totals["file"], dense_bytes=totals["dense"],
             parameters=totals["parameters"], n=accuracy.get("n", 0), top1=accuracy.get("packed"),
             dense_top1=accuracy.get("dense"), low=accuracy.get("low"), high=accuracy.get("high"),
             lost=accuracy.get("lost"), gained=accuracy.get("gained"), rate=(document.get("target") or {}).get("rate"),

@@ -30,7 +30,7 @@ def test_a_file_is_replaced_by_force_alone(type_: Callable[..., Ran]) -> None:
     path = Path("own.toml")
     path.write_text("mine")
     code, _, (line,) = type_("init", "test_resnet", "-o", "own.toml")
-    assert (code, line) == (2, "error: own.toml exists: give another name, or --force (force=True) to replace it")
+    assert (code, line) == (2, "error: own.toml exists: give another name, or --force to replace it")
     assert path.read_text() == "mine"
     assert type_("init", "test_resnet", "-o", "own.toml", "--force")[0] == 0
     assert path.read_text().startswith("# test_resnet: ")

@@ -9,6 +9,7 @@ import pytest
 
 from compressor.cli.main import cli
 from compressor.deployment.registry import REFUSED, TARGETS
+from compressor.model_zoo import checkpoint
 from tests.test_entry_points import command, installed
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -21,7 +22,7 @@ def test_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
     assert len(BLOCKS) == 2
     exec(compile(BLOCKS[0], "deploy.md", "exec"), {})
     size = (tmp_path / "packed_reader.py").stat().st_size
-    assert capsys.readouterr().out == f"1509760 46367 {size} 0.0\n"
+    assert capsys.readouterr().out == f"1509152 {checkpoint('test_resnet-tiny').bytes} {size} 0.0\n"
 
 
 def test_a_package_offers_the_target_of_the_page(tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ def test_python_runs_from_first_block_to_last(
     for block in blocks("python"):
         exec(compile(block, "README.md", "exec"), names)
     out = capsys.readouterr().out
-    assert out.startswith("site")
+    assert out.startswith("model     test_resnet(")
     assert "whole file" in out
 
 

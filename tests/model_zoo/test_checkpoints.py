@@ -107,7 +107,7 @@ def test_command_is_the_one_that_made_the_file(name: str) -> None:
         expected = Recipe.from_toml(model_zoo.recipe_text(asked["recipe"])).to_dict()
     else:
         assert 0.9 * asked["target_size"] <= entry.bytes <= asked["target_size"]
-        rate = found["stage"][0]["rules"][0]["rate"]
+        rate = found["stage"][0]["rule"][0]["rate"]
         expected = Recipe((Stage(Policy([Rule("*", scheme="learnt", rate=rate)])),)).to_dict()
     for stage in expected["stage"]:
         stage.update({key: asked[key] for key in ("epochs", "lr", "batch_size") if asked[key] is not None})

@@ -11,7 +11,7 @@ from compressor.sweep.outcome import Outcome
 DOCUMENT: dict[str, Any] = {
     "schema_version": 1,
     "file": "a.safetensors",
-    "model": "tiny",
+    "model": {"name": "tiny", "args": {}},
     "top1": {"packed": 0.75, "n": 32, "low": 0.58, "high": 0.87, "dense": 0.8, "lost": 2, "gained": 1},
     "missed": ["top-1 is 75.00 %"],
     "target": {"rate": 1e-7, "predicted": 990},

@@ -30,7 +30,8 @@ if select.select([descriptor], [], [], seconds)[0]:
 if name == "bits9":
     print("error: no room", file=sys.stderr)
     sys.exit(6)
-print(json.dumps({"model": "tiny", "file": name, "seed": 0, "totals": {"file": 10, "dense": 80, "parameters": 20}}))
+totals = {"file": 10, "dense": 80, "parameters": 20}
+print(json.dumps({"model": {"name": "tiny", "args": {}}, "file": name, "seed": 0, "totals": totals}))
 sys.exit(5 if name == "bits8" else 0)
 """
 
