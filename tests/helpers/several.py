@@ -80,11 +80,12 @@ def one_writes_and_both_agree(folder: Path) -> None:
 
 
 def refusals_are_said_once_and_both_exit_alike(folder: Path) -> None:
-    with Pair(run("--require-size", "1"), folder / "a") as pair:
+    with Pair(run("--require-top1", "100"), folder / "a") as pair:
         assert pair.codes() == [5, 5]
         assert not pair.said(1)
     (folder / "a" / "out").write_bytes(b"mine")
-    for options, code in ((("--bits", "99"), 2), ((), 2), (("--device", "warp"), 2), (("-o", "none/out"), 6)):
+    refused = ("--bits", "99"), (), ("--device", "warp"), ("--require-size", "1", "--force")
+    for options, code in (*((options, 2) for options in refused), (("-o", "none/out"), 6)):
         with Pair(run(*options), folder / "a") as pair:
             assert pair.codes() == [code, code], options
             assert pair.said(0).count("error: ") == 1
