@@ -58,7 +58,8 @@ def contents(dense: Path | None) -> Iterator[tuple[str, Content]]:
     for net, price in PRICES.items():
         torch.manual_seed(0)
         job = Compressor(bench.dense(net), rate=price, model_args=args(net), teacher=None)
-        yield f"{net} {price:g}", job.prepare(calibration=bench.images(0)).finish(half_untouched=True, fold_norms=True).content
+        packed = job.prepare(calibration=bench.images(0)).finish(half_untouched=True, fold_norms=True)
+        yield f"{net} {price:g}", packed.content
 
 
 def coded(histogram: NDArray[np.int64]) -> float:
