@@ -174,12 +174,18 @@ def interval(row: dict[str, Any]) -> str:
     return f"[{100 * low:.2f}, {100 * high:.2f}]"
 
 
+def size_text(size: float) -> str:
+    """Returns a round size in bytes as text."""
+    return f"{size / 1e6:g} MB" if size >= 1e6 else f"{size / 1e3:g} KB"
+
+
 def draw(rows: Rows, path: Path) -> None:
     """Draws top-1 over file bytes, one panel a network; does nothing where matplotlib is missing."""
     if find_spec("matplotlib") is None:
         print("no matplotlib: the figure is not drawn (pip install '.[report]')")
         return
     from matplotlib.figure import Figure
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     names = nets(rows)
     figure = Figure(figsize=(9, 3.4 * math.ceil(len(names) / 2)), layout="constrained")
@@ -196,8 +202,11 @@ def draw(rows: Rows, path: Path) -> None:
         for row in select(rows, net, "target"):
             axes.plot(row["file"], 100 * row["top1"], "*", color="crimson", ms=11, zorder=3, label="target size")
         axes.set(
-            title=net, xscale="log", ylim=(0.96 * dense, 1.005 * dense), xlabel="bytes of the file", ylabel="top-1 %"
+            title=net, xscale="log", ylim=(0.96 * dense, 1.005 * dense), xlabel="size of the file", ylabel="top-1 %"
         )
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda size, _: size_text(size)))
+        axes.xaxis.set_minor_formatter(NullFormatter())
         axes.grid(alpha=0.3, which="both")
     figure.axes[0].legend(fontsize=8)
     figure.savefig(path, dpi=110)

@@ -140,7 +140,7 @@ def short_table(entries: dict[str, dict[str, Any]]) -> str:
     for name, facts in sorted(entries.items()):
         if name.endswith("-tiny"):
             entry = Checkpoint(**{"name": name, **facts})
-            cells = [entry.model, f"{4 * entry.parameters:,}", f"[{entry.bytes:,}](model_zoo/checkpoints)"]
+            cells = [entry.model, f"{4 * entry.parameters:,}", f"{entry.bytes:,}"]
             cells += [f"{4 * entry.parameters / entry.bytes:.0f}"]
             lines.append(f"| {' | '.join(cells)} | {100 * entry.dense_top1:.1f} | {100 * entry.top1:.1f} |")
     return "\n".join(lines)
