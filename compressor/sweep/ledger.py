@@ -7,8 +7,8 @@ import io
 import json
 import os
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
@@ -146,19 +146,25 @@ class Ledger:
 
 
 @contextmanager
-def waiting_for(path: Path) -> Iterator[None]:
-    """Holds the lock of a file, which other processes hold for a moment only, within the ``with`` block."""
-    while True:
-        lock = holding(path)
-        try:
-            lock.__enter__()
-            break
-        except ResourceError:
+def waiting_for(path: Path, on_wait: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """Holds the lock of a file within the ``with`` block, as soon as no other process does.
+
+    Args:
+        path: of the file.
+        on_wait: called once where another process holds the lock.
+    """
+    with ExitStack() as stack:
+        has_waited = False
+        while True:
+            try:
+                stack.enter_context(holding(path))
+                break
+            except ResourceError:
+                if not has_waited:
+                    on_wait()
+                has_waited = True
             time.sleep(PAUSE)
-    try:
         yield
-    finally:
-        lock.__exit__(None, None, None)
 
 
 def _table(entries: list[Entry]) -> str:

@@ -23,6 +23,7 @@ from compressor.cli.compress import compress
 from compressor.cli.main import run
 from compressor.cli.sweep_options import SINGLE, words
 from compressor.formats.io.locking import holding
+from compressor.sweep.ledger import Entry, Ledger
 from compressor.sweep.outcome import Outcome
 from tests.helpers.file_commands import Ran, pack_module, type_
 from tests.helpers.tiny import few_digits, tiny
@@ -250,8 +251,9 @@ class Commands:
     ],
 )
 def test_a_row_goes_on_where_there_is_something_to_go_on_from(
-    monkeypatch: pytest.MonkeyPatch, checkpoint: str | None, codes: list[int], resumes: list[bool]
-) -> None:
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], checkpoint: str | None, codes: list[int],
+    resumes: list[bool],
+) -> None:  # fmt: skip
     commands = Commands(monkeypatch, *codes)
     if checkpoint is not None:
         Path("out.safetensors.checkpoints").mkdir()
@@ -263,6 +265,18 @@ def test_a_row_goes_on_where_there_is_something_to_go_on_from(
     assert ended.value.code == codes[-1]
     base = ["tiny", "--bits", "2", "-o", "out.safetensors", "--json", "--force"]
     assert commands.said == [[*base, *(["--resume"] if resume else [])] for resume in resumes]
+    assert ("it starts again" in capsys.readouterr().err) == (len(codes) == 2)
+
+
+def test_a_row_that_another_worker_has_recorded_is_not_run_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    commands, ledger = Commands(monkeypatch), Ledger(Path("s"))
+    ledger.rows.mkdir(parents=True)
+    ledger.append(Entry("bits2", {}, "compress", 1.0, Outcome("tiny", "s/rows/bits2.safetensors", 10, 80, 20)))
+    reading, writing = os.pipe()
+    with pytest.raises(SystemExit) as ended:
+        sweep_row.run_row(["s/rows/bits2.safetensors", "tiny", "--bits", "2", str(reading)])
+    assert os.fstat(writing)
+    assert (ended.value.code, commands.said) == (7, [])
 
 
 @pytest.mark.slow
