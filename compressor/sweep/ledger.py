@@ -7,7 +7,7 @@ import io
 import json
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from functools import cache
@@ -16,9 +16,10 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from compressor.formats.errors import FormatError, ResourceError, printable
+from compressor.formats.errors import FormatError, ResourceError, UsageError, printable
 from compressor.formats.io.atomic import write_atomically
 from compressor.formats.io.locking import holding
+from compressor.sweep.grid import Row
 from compressor.sweep.outcome import Outcome
 from compressor.validation import one_line_errors
 
@@ -108,6 +109,22 @@ class Ledger:
         """
         lines = enumerate(self._whole_lines(), 1)
         return [Entry.from_line(line, f"{self.path}, line {number}") for number, line in lines]
+
+    def recorded(self, rows: Iterable[Row]) -> set[str]:
+        """Returns the names of those of some rows that have ended.
+
+        Raises:
+            UsageError: a row has the name of another one that has ended.
+            FormatError: as for ``entries``.
+        """
+        ended = {entry.row: dict(entry.options) for entry in self.entries()}
+        same = {row.name: json.loads(json.dumps(dict(row.options), default=str)) for row in rows if row.name in ended}
+        for name, options in same.items():
+            if options != ended[name]:
+                raise UsageError(
+                    f"{self.path} has a row {name} of {ended[name]}, not of {options}: give another folder with -o"
+                )
+        return set(same)
 
     def append(self, entry: Entry) -> bool:
         """Adds a row, and returns whether it was not there yet.

@@ -57,11 +57,13 @@ class SharedLeases:
 
     def claim(self, names: Sequence[str]) -> str | None:
         """Takes one of some rows that nobody has, or whose worker has died; none while the storage is out of reach."""
-        taken: set[str] | None = None
-        with self._tolerating():
-            self._end_silent()
-            taken = {trial.user_attrs[ROW] for trial in self._running()}
-        if taken is None:
+        try:
+            with self._reaching():
+                self._end_silent()
+                taken = {trial.user_attrs[ROW] for trial in self._running()}
+        except ResourceError:
+            if self._is_cut_off:
+                raise
             return None
         failed = self.failed()
         with self._reaching():  # a bid that is left half-way is none of a living worker: others end it
@@ -76,13 +78,17 @@ class SharedLeases:
         if time.monotonic() < self._due:
             return lost
         self._due, self._beats = time.monotonic() + self._interval, self._beats + 1
-        with self._tolerating():
+        try:
             for name, trial in list(self._held.items()):
                 try:
-                    self._storage.set_trial_user_attr(trial, BEAT, self._beats)
+                    with self._reaching():
+                        self._storage.set_trial_user_attr(trial, BEAT, self._beats)
                 except UpdateFinishedTrialError:
                     lost.add(name)
                     del self._held[name]
+        except ResourceError:
+            if self._is_cut_off:
+                raise
         return lost
 
     def release(self, name: str, error: str | None = None) -> None:
@@ -99,9 +105,13 @@ class SharedLeases:
 
     def failed(self) -> dict[str, str]:
         """Returns why rows failed since this worker began, as far as the storage was last reached."""
-        with self._tolerating():
-            recent = (trial for trial in self._trials() if trial.number >= self._first and ERROR in trial.user_attrs)
-            self._failed = {trial.user_attrs[ROW]: str(trial.user_attrs[ERROR]) for trial in recent}
+        try:
+            with self._reaching():
+                recent = [one for one in self._trials() if one.number >= self._first and ERROR in one.user_attrs]
+            self._failed = {one.user_attrs[ROW]: str(one.user_attrs[ERROR]) for one in recent}
+        except ResourceError:
+            if self._is_cut_off:
+                raise
         return self._failed
 
     @contextlib.contextmanager
@@ -119,15 +129,10 @@ class SharedLeases:
             ) from exc
         self._reached = time.monotonic()
 
-    @contextlib.contextmanager
-    def _tolerating(self) -> Iterator[None]:
-        """Leaves the block where the storage fails, unless it has failed for so long that others take the rows."""
-        try:
-            with self._reaching():
-                yield
-        except ResourceError:
-            if time.monotonic() - self._reached > SILENT * self._interval:
-                raise
+    @property
+    def _is_cut_off(self) -> bool:
+        """Whether the storage has been out of reach for so long that others take the rows."""
+        return time.monotonic() - self._reached > SILENT * self._interval
 
     def _take(self, name: str) -> bool:
         """Bids for a row, and returns whether no other bid came before."""
