@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import secrets
@@ -9,7 +10,7 @@ import shlex
 import signal
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -42,6 +43,7 @@ __all__ = ["sweep"]
 
 SCHEMA_VERSION = 1
 DENSE, FACTS, UNTRAINED = "dense.safetensors", "sweep.json", "untrained"
+DIVERGENCES = "finalists.json"
 
 
 @click.pass_context
@@ -66,10 +68,11 @@ def _sweep(ctx: click.Context, /, model: str, **values: Any) -> None:
     ledger = Ledger(folder)
     _show(ledger, plan, own.as_json)
     if failed:
-        first = next(iter(failed))
+        first, why = next(iter(failed.items()))
+        logs = " and ".join(dict.fromkeys(str(log.parent) for log in failed))
         raise QualityError(
-            f"{len(failed)} of {len(plan.rows)} rows failed, such as {first} ({failed[first]}); their logs are in "
-            f"{ledger.rows}, and the same command tries them again"
+            f"{len(failed)} of {len(plan.rows)} rows failed, such as {first.stem} ({why}); their logs are in {logs}, "
+            "and the same command tries them again"
         )
 
 
@@ -94,32 +97,31 @@ def _check_rows(plan: Plan) -> None:
             raise type(exc)(f"row {row.name}: {exc}") from exc
 
 
-def _run(plan: Plan, folder: Path, own: SweepConfig) -> dict[str, str]:
-    """Runs the rows that are not recorded yet; returns why rows failed."""
+def _run(plan: Plan, folder: Path, own: SweepConfig) -> dict[Path, str]:
+    """Runs the rows that are not recorded yet; returns why rows failed, by their logs."""
     from compressor.sweep.ledger import Ledger
 
-    with _alone(folder) if own.storage is None else nullcontext(), _stoppable():
+    with _undisturbed(folder, own.storage is not None), _stoppable():
         study = f"compress sweep {_facts(plan, folder)['id']}"
         ledger = Ledger(folder)
-        recorded = {entry.row for entry in ledger.entries()}
-        done = sum(row.name in recorded for row in plan.rows)
+        done = len(ledger.recorded(plan.rows))
         say(f"{len(plan.rows)} rows in {folder}, {done} of them done before")
         if done == len(plan.rows):
             return {}
         plan = replace(plan, fixed=_with_dense(plan, folder))
         _divide_processors(own.jobs)
-        failed: dict[str, str] = {}
+        failed: dict[Path, str] = {}
         if own.finalists is not None:
             plan, failed = _with_finalists(plan, Ledger(folder / UNTRAINED), own, f"{study} {UNTRAINED}")
         return {**failed, **_work(plan, ledger, own, study)}
 
 
 @contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Keeps others from the sweep, unless they share it by a storage, too."""
+def _undisturbed(folder: Path, is_shared: bool) -> Iterator[None]:
+    """Keeps others from the sweep, unless all share it by a storage."""
     with ExitStack() as stack:
         try:
-            stack.enter_context(holding(folder / FACTS))
+            stack.enter_context(holding(folder / FACTS, shared=is_shared))
         except ResourceError as exc:
             raise ResourceError(
                 f"another command works on {folder}: wait until it has ended, or begin all with the same --storage"
@@ -127,8 +129,8 @@ def _alone(folder: Path) -> Iterator[None]:
         yield
 
 
-def _work(plan: Plan, ledger: Ledger, own: SweepConfig, study: str) -> dict[str, str]:
-    """Runs those rows of a plan that a ledger does not have; returns why rows failed."""
+def _work(plan: Plan, ledger: Ledger, own: SweepConfig, study: str) -> dict[Path, str]:
+    """Runs those rows of a plan that a ledger does not have; returns why rows failed, by their logs."""
     from compressor.sweep.leases import Leases, SoleLeases
     from compressor.sweep.workers import Worker
 
@@ -144,14 +146,20 @@ def _work(plan: Plan, ledger: Ledger, own: SweepConfig, study: str) -> dict[str,
         on_failure=lambda row, why: say(f"failed  {row.name}  {printable(why)}"),
         on_wait=lambda names: say(f"waiting for rows that other workers have: {', '.join(names)}"),
     )  # fmt: skip
-    recorded = {entry.row for entry in ledger.entries()}
-    return worker.run([row for row in plan.rows if row.name not in recorded])
+    recorded = ledger.recorded(plan.rows)
+    failed = worker.run([row for row in plan.rows if row.name not in recorded])
+    return {_log(ledger, name): why for name, why in failed.items()}
 
 
-def _with_finalists(plan: Plan, ledger: Ledger, own: SweepConfig, study: str) -> tuple[Plan, dict[str, str]]:
-    """Returns a plan of the rows that are worth training, and why untrained ones failed."""
-    from compressor.cli.sweep_finalists import divergences
+def _log(ledger: Ledger, name: str) -> Path:
+    return ledger.rows / f"{name}.log"
+
+
+def _with_finalists(plan: Plan, ledger: Ledger, own: SweepConfig, study: str) -> tuple[Plan, dict[Path, str]]:
+    """Returns a plan of the rows that are worth training, and why untrained ones failed, by their logs."""
+    from compressor.cli.sweep_finalists import divergences, noted_divergences
     from compressor.sweep.finalists import by_sharing, finalists, untrained
+    from compressor.sweep.ledger import waiting_for
 
     assert own.finalists is not None
     groups = {group[0].name: group for group in by_sharing(plan.rows)}
@@ -159,7 +167,10 @@ def _with_finalists(plan: Plan, ledger: Ledger, own: SweepConfig, study: str) ->
     first = replace(plan, rows=[untrained(group[0]) for group in groups.values()])
     failed = _work(first, ledger, own, study)
     entries = {entry.row: entry for entry in ledger.entries() if entry.row in groups}
-    losses = divergences(_request(plan, plan.rows[0]), {name: ledger.file_of(one) for name, one in entries.items()})
+    files = {name: ledger.file_of(one) for name, one in entries.items()}
+    path = ledger.folder / DIVERGENCES
+    with waiting_for(path, lambda: say("waiting for another worker that compares them")):
+        losses = noted_divergences(path, files, lambda new: divergences(_request(plan, plan.rows[0]), new))
     chosen = finalists({name: (entries[name].outcome.bytes, loss) for name, loss in losses.items()}, own.finalists)
     for name, loss in losses.items():
         trained = "is trained" if name in chosen else "is not"
@@ -189,20 +200,41 @@ def _facts(plan: Plan, folder: Path) -> dict[str, Any]:
     """
     from compressor.sweep.ledger import waiting_for
 
-    path, fixed = folder / FACTS, shlex.join([plan.model, *words(plan.fixed)])
+    path, fixed, recipes = folder / FACTS, shlex.join([plan.model, *words(plan.fixed)]), _recipes(plan)
     with waiting_for(path.with_suffix(".lock")):
-        if not path.exists():
-            facts = {"schema_version": SCHEMA_VERSION, "id": secrets.token_hex(8), "fixed": fixed}
-            write_atomically(path, (json.dumps(facts, indent=2) + "\n").encode())
-            return facts
+        facts = _noted(path) or {"schema_version": SCHEMA_VERSION, "id": secrets.token_hex(8), "fixed": fixed}
+        if facts["fixed"] != fixed:
+            theirs = facts["fixed"]
+            raise UsageError(f"{folder} holds a sweep of {theirs!r}, not of {fixed!r}: give another folder with -o")
+        known = facts.get("recipes", {})
+        for recipe, digest in recipes.items():
+            if known.get(recipe, digest) != digest:
+                raise UsageError(f"{recipe} has changed since {folder} was begun with it: give another folder with -o")
+        noted = {**facts, "recipes": {**known, **recipes}}
+        if noted != facts:
+            write_atomically(path, (json.dumps(noted, indent=2) + "\n").encode(), force=True)
+    return noted
+
+
+def _noted(path: Path) -> dict[str, Any] | None:
+    """Returns what was noted of a sweep; None where nothing was."""
     try:
         found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        theirs, _ = found["fixed"], found["id"]
-    except (ValueError, KeyError, TypeError) as exc:
+        _ = found["fixed"], found["id"], {**found.get("recipes", {})}
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError, TypeError, AttributeError) as exc:
         raise UsageError(f"{path}: not the notes of a sweep ({exc!r}); give another folder with -o") from exc
-    if theirs != fixed:
-        raise UsageError(f"{folder} holds a sweep of {theirs!r}, not of {fixed!r}: give another folder with -o")
     return found
+
+
+def _recipes(plan: Plan) -> dict[str, str]:
+    """Returns the checksums of the files among the recipes of a sweep."""
+    named = {
+        str(options["recipe"]) for options in [plan.fixed, *(row.options for row in plan.rows)] if "recipe" in options
+    }
+    files = [name for name in sorted(named) if Path(name).is_file()]
+    return {name: hashlib.sha256(Path(name).read_bytes()).hexdigest() for name in files}
 
 
 def _with_dense(plan: Plan, folder: Path) -> dict[str, Any]:
@@ -215,7 +247,7 @@ def _with_dense(plan: Plan, folder: Path) -> dict[str, Any]:
     if request.post_training or model.from_scratch or model.checkpoint_path is not None:
         return dict(plan.fixed)
     path = folder / DENSE
-    with waiting_for(path):  # another worker may be training it
+    with waiting_for(path, lambda: say(f"waiting for another worker that makes {path}")):
         if not path.exists():
             _write_dense(set_up(plan.request(plan.rows[0], dry_run=True)), path)
     instead = {"checkpoint_path": path, **({} if request.data.is_named else {"dataset": request.data.name})}
@@ -242,7 +274,7 @@ def _command(plan: Plan, ledger: Ledger, row: Row) -> RowCommand:
     return RowCommand(
         shown=shlex.join(["compress", *arguments, "-o", output]),
         arguments=[sys.executable, "-m", "compressor.cli.sweep_row", output, *arguments],
-        log=ledger.rows / f"{row.name}.log",
+        log=_log(ledger, row.name),
     )
 
 

@@ -14,8 +14,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from compressor.cli.main import main
-from compressor.formats.errors import FileError, UsageError
-from compressor.sweep.ledger import waiting_for
+from compressor.cli.show import say
+from compressor.formats.errors import FileError, InterruptionError, UsageError
+from compressor.sweep.ledger import Ledger, waiting_for
 
 __all__ = ["run_row"]
 
@@ -24,18 +25,24 @@ NOT_RESUMABLE = UsageError.exit_code, FileError.exit_code
 
 
 def run_row(arguments: Sequence[str]) -> None:
-    """Runs a row, and exits with the code of the command."""
+    """Runs a row, and exits with the code of the command; with that of a stop where another worker has recorded it."""
     output, *words, descriptor = arguments
     threading.Thread(target=_end_with_the_worker, args=[int(descriptor)], daemon=True).start()
     words += ["-o", output, "--json", "--force"]  # a file without a record: the worker was killed in between
-    with waiting_for(Path(output)):  # for the process of a worker that was killed, which is saving its state
+    path, waits = Path(output), f"waiting for the process of another worker that writes {output}"
+    with waiting_for(path, lambda: say(waits)):  # it may be one that was killed, and is saving its state
         found = any(Path(output + CHECKPOINTS).glob("[0-9]*-[0-9]*.safetensors"))
+    ledger = Ledger(path.parent.parent)
+    if path in map(ledger.file_of, ledger.entries()):
+        say("another worker has recorded this row meanwhile: its file stays")
+        sys.exit(InterruptionError.exit_code)
     if found:
         try:
             main([*words, "--resume"])
         except SystemExit as exc:
             if exc.code not in NOT_RESUMABLE:
                 raise
+            say(f"the row cannot go on from {output + CHECKPOINTS}, as the line above says: it starts again")
     main(words)
 
 

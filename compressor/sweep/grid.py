@@ -14,7 +14,7 @@ from compressor.formats.errors import UsageError
 
 __all__ = ["Row", "rows_of"]
 
-LONGEST = 100  # characters of the name of a row, which is that of files
+LONGEST = 100  # bytes of the name of a row, which is that of files
 SPEAKING = ("scheme", "recipe")  # options whose values say what they are
 
 
@@ -56,10 +56,14 @@ def rows_of(grids: Iterable[Mapping[str, Sequence[Any]]]) -> list[Row]:
 
 
 def _name(options: Mapping[str, Any]) -> str:
-    """Returns a name that is one of files, too; where characters had to go, a checksum tells it from others."""
+    """Returns a name that is one of files, too.
+
+    A checksum tells it from others where characters had to go, or where a value has the mark that stands between
+    options: the recipe ``a-bits2`` is not the recipe ``a`` with 2 bits.
+    """
     parts = [f"{'' if key in SPEAKING else key.replace('_', '-')}{value}" for key, value in options.items()]
     name = "-".join(parts) or "run"
-    plain = re.sub(r"[^\w.+-]", "_", name)[:LONGEST].lstrip(".-")
-    if plain == name:
+    plain = re.sub(r"[^\w.+-]", "_", name).encode()[:LONGEST].decode(errors="ignore").lstrip(".-")
+    if plain == name and not any(isinstance(value, str) and "-" in value for value in options.values()):
         return name
     return f"{plain}-{zlib.crc32(json.dumps(options, default=str).encode()):08x}"

@@ -7,8 +7,8 @@ import io
 import json
 import os
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
@@ -16,9 +16,10 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from compressor.formats.errors import FormatError, ResourceError, printable
+from compressor.formats.errors import FormatError, ResourceError, UsageError, printable
 from compressor.formats.io.atomic import write_atomically
 from compressor.formats.io.locking import holding
+from compressor.sweep.grid import Row
 from compressor.sweep.outcome import Outcome
 from compressor.validation import one_line_errors
 
@@ -109,6 +110,22 @@ class Ledger:
         lines = enumerate(self._whole_lines(), 1)
         return [Entry.from_line(line, f"{self.path}, line {number}") for number, line in lines]
 
+    def recorded(self, rows: Iterable[Row]) -> set[str]:
+        """Returns the names of those of some rows that have ended.
+
+        Raises:
+            UsageError: a row has the name of another one that has ended.
+            FormatError: as for ``entries``.
+        """
+        ended = {entry.row: dict(entry.options) for entry in self.entries()}
+        same = {row.name: json.loads(json.dumps(dict(row.options), default=str)) for row in rows if row.name in ended}
+        for name, options in same.items():
+            if options != ended[name]:
+                raise UsageError(
+                    f"{self.path} has a row {name} of {ended[name]}, not of {options}: give another folder with -o"
+                )
+        return set(same)
+
     def append(self, entry: Entry) -> bool:
         """Adds a row, and returns whether it was not there yet.
 
@@ -146,19 +163,25 @@ class Ledger:
 
 
 @contextmanager
-def waiting_for(path: Path) -> Iterator[None]:
-    """Holds the lock of a file, which other processes hold for a moment only, within the ``with`` block."""
-    while True:
-        lock = holding(path)
-        try:
-            lock.__enter__()
-            break
-        except ResourceError:
+def waiting_for(path: Path, on_wait: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """Holds the lock of a file within the ``with`` block, as soon as no other process does.
+
+    Args:
+        path: of the file.
+        on_wait: called once where another process holds the lock.
+    """
+    with ExitStack() as stack:
+        has_waited = False
+        while True:
+            try:
+                stack.enter_context(holding(path))
+                break
+            except ResourceError:
+                if not has_waited:
+                    on_wait()
+                has_waited = True
             time.sleep(PAUSE)
-    try:
         yield
-    finally:
-        lock.__exit__(None, None, None)
 
 
 def _table(entries: list[Entry]) -> str:

@@ -3,6 +3,7 @@
 A lease is a running trial of one study. The storage gives all trials one order, in which each worker sees them: of
 those for one row that nobody has ended, the first holds the lease. A worker beats on its trials as long as it lives.
 Where one has been silent for ``SILENT`` beats, by the clock of whoever watches, its trial is ended, and the row free.
+A storage that cannot be reached is waited for as long as others would wait for this worker; nothing is claimed then.
 """
 
 from __future__ import annotations
@@ -37,42 +38,57 @@ class SharedLeases:
 
     Raises:
         MissingError: Optuna, or the driver of the database, is not installed.
-        ResourceError: the storage cannot be opened.
+        ResourceError: the storage cannot be opened; later, of any method, that it has failed.
     """
 
     def __init__(self, storage: str, study: str, interval: float = 10.0) -> None:
         self._storage, self._interval = _opened(storage), interval
-        self._study = _study_id(self._storage, study)
+        self._shown, self._reached = _without_password(storage), time.monotonic()
+        with self._reaching():
+            self._study = _study_id(self._storage, study)
         self._owner = f"{os.getpid()}-{secrets.token_hex(8)}"
         self._held: dict[str, int] = {}  # trial by row
         self._beats = 0
         self._due = time.monotonic()
         self._seen: dict[int, tuple[Any, float]] = {}  # last beat of others' trials, and when it was first seen
-        self._first = max((trial.number for trial in self._trials()), default=-1) + 1
+        self._failed: dict[str, str] = {}  # as was last seen
+        with self._reaching():
+            self._first = max((trial.number for trial in self._trials()), default=-1) + 1
 
     def claim(self, names: Sequence[str]) -> str | None:
-        """Takes one of some rows that nobody has, or whose worker has died."""
-        self._end_silent()
-        taken = {trial.user_attrs[ROW] for trial in self._running()}
+        """Takes one of some rows that nobody has, or whose worker has died; none while the storage is out of reach."""
+        try:
+            with self._reaching():
+                self._end_silent()
+                taken = {trial.user_attrs[ROW] for trial in self._running()}
+        except ResourceError:
+            if self._is_cut_off:
+                raise
+            return None
         failed = self.failed()
-        for name in names:
-            if name not in taken and name not in failed and self._take(name):
-                return name
-        return None
+        with self._reaching():  # a bid that is left half-way is none of a living worker: others end it
+            free = (name for name in names if name not in taken and name not in failed)
+            return next((name for name in free if self._take(name)), None)
 
     def beat(self) -> set[str]:
         """Says that this worker lives, where that is due, and returns the rows that it has lost."""
         from optuna.exceptions import UpdateFinishedTrialError
 
+        lost: set[str] = set()
         if time.monotonic() < self._due:
-            return set()
-        self._due, self._beats, lost = time.monotonic() + self._interval, self._beats + 1, set()
-        for name, trial in list(self._held.items()):
-            try:
-                self._storage.set_trial_user_attr(trial, BEAT, self._beats)
-            except UpdateFinishedTrialError:
-                lost.add(name)
-                del self._held[name]
+            return lost
+        self._due, self._beats = time.monotonic() + self._interval, self._beats + 1
+        try:
+            for name, trial in list(self._held.items()):
+                try:
+                    with self._reaching():
+                        self._storage.set_trial_user_attr(trial, BEAT, self._beats)
+                except UpdateFinishedTrialError:
+                    lost.add(name)
+                    del self._held[name]
+        except ResourceError:
+            if self._is_cut_off:
+                raise
         return lost
 
     def release(self, name: str, error: str | None = None) -> None:
@@ -82,15 +98,41 @@ class SharedLeases:
         trial = self._held.pop(name, None)
         if trial is None:  # it was lost
             return
-        with _if_running():
+        with self._reaching(), _if_running():
             if error is not None:
                 self._storage.set_trial_user_attr(trial, ERROR, error)
             self._storage.set_trial_state_values(trial, TrialState.FAIL)
 
     def failed(self) -> dict[str, str]:
-        """Returns why rows failed since this worker began."""
-        recent = (trial for trial in self._trials() if trial.number >= self._first and ERROR in trial.user_attrs)
-        return {trial.user_attrs[ROW]: str(trial.user_attrs[ERROR]) for trial in recent}
+        """Returns why rows failed since this worker began, as far as the storage was last reached."""
+        try:
+            with self._reaching():
+                recent = [one for one in self._trials() if one.number >= self._first and ERROR in one.user_attrs]
+            self._failed = {one.user_attrs[ROW]: str(one.user_attrs[ERROR]) for one in recent}
+        except ResourceError:
+            if self._is_cut_off:
+                raise
+        return self._failed
+
+    @contextlib.contextmanager
+    def _reaching(self) -> Iterator[None]:
+        """Makes one line of what a storage raises that cannot be reached."""
+        from optuna.exceptions import StorageInternalError
+
+        try:
+            yield
+        except (StorageInternalError, OSError) as exc:
+            reason = _shortened(exc.__cause__ or exc)
+            raise ResourceError(
+                f"--storage {self._shown}: cannot be reached any more ({reason}); "
+                "rows that have ended are kept, and the same command goes on"
+            ) from exc
+        self._reached = time.monotonic()
+
+    @property
+    def _is_cut_off(self) -> bool:
+        """Whether the storage has been out of reach for so long that others take the rows."""
+        return time.monotonic() - self._reached > SILENT * self._interval
 
     def _take(self, name: str) -> bool:
         """Bids for a row, and returns whether no other bid came before."""
@@ -155,8 +197,11 @@ def _opened(storage: str) -> BaseStorage:
             return RDBStorage(storage) if "://" in storage else JournalStorage(JournalFileBackend(storage))
     except Exception as exc:  # of any driver of a database
         kind = MissingError if isinstance(exc, ImportError) else ResourceError
-        reason = " ".join(str(exc).split()[:30])
-        raise kind(f"--storage {_without_password(storage)}: cannot be opened ({reason})") from exc
+        raise kind(f"--storage {_without_password(storage)}: cannot be opened ({_shortened(exc)})") from exc
+
+
+def _shortened(exc: BaseException) -> str:
+    return " ".join(str(exc).split()[:30])
 
 
 def _without_password(storage: str) -> str:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from compressor.formats.errors import InterruptionError, QualityError
+from compressor.formats.errors import FormatError, InterruptionError, QualityError
 from compressor.sweep.grid import Row
 from compressor.sweep.leases import Leases
 from compressor.sweep.ledger import Entry, Ledger
@@ -44,7 +44,7 @@ class RowCommand:
 
 
 class _Running:
-    """The process of a row."""
+    """The process of a row; OSError where none can be started."""
 
     def __init__(self, row: Row, command: RowCommand) -> None:
         self.row, self.command, self.started = row, command, time.monotonic()
@@ -57,6 +57,9 @@ class _Running:
                     [*command.arguments, str(watched)], stdin=subprocess.DEVNULL, stdout=self.output, stderr=log,
                     pass_fds=(watched,), start_new_session=True,
                 )  # fmt: skip
+        except OSError:
+            self.close()
+            raise
         finally:
             os.close(watched)
 
@@ -79,6 +82,21 @@ class _Running:
         except ValueError:
             return None
         return document
+
+    def entry(self, document: dict[str, Any]) -> Entry:
+        """Returns what is recorded of the row.
+
+        Raises:
+            FormatError: the document lacks a figure, or has one that cannot be.
+        """
+        seconds = round(time.monotonic() - self.started, 1)
+        try:
+            outcome = Outcome.of(document)
+        except (KeyError, TypeError, AttributeError) as exc:
+            raise FormatError(f"what the row printed is no document of a run ({exc!r})") from exc
+        entry = Entry(self.row.name, self.row.options, self.command.shown, seconds, outcome)
+        Entry.from_line(entry.line().encode(), "what the row printed")  # a line that cannot be read spoils the record
+        return entry
 
 
 class Worker:
@@ -124,7 +142,8 @@ class Worker:
                     waiting, started = self._start(by_name)
                     look = time.monotonic() + LOOK
                     if not waiting and not self._running:
-                        return {name: why for name, why in self.leases.failed().items() if name in by_name}
+                        missing = by_name.keys() - self._recorded()  # others may have recorded what failed here
+                        return {name: why for name, why in self.leases.failed().items() if name in missing}
                     if waiting and not self._running and not started and not has_waited:
                         self.on_wait(waiting)
                         has_waited = True
@@ -132,19 +151,37 @@ class Worker:
         finally:
             self._stop()
 
+    def _recorded(self) -> set[str]:
+        return {entry.row for entry in self.ledger.entries()}
+
     def _start(self, by_name: dict[str, Row]) -> tuple[list[str], int]:
-        """Starts rows that are free; returns those that are neither recorded nor failed, and how many were started."""
-        recorded = {entry.row for entry in self.ledger.entries()} | self.leases.failed().keys()
-        waiting, started = [name for name in by_name if name not in recorded], 0
+        """Starts rows that are free; returns those that are neither recorded nor failed, and how many were started.
+
+        A running row that another worker has recorded meanwhile is stopped before it writes its file over theirs.
+        """
+        recorded = self._recorded()
+        for one in self._running:
+            if one.row.name in recorded:
+                one.stop()
+        settled = recorded | self.leases.failed().keys()
+        waiting, started = [name for name in by_name if name not in settled], 0
         while len(self._running) < self.jobs and (name := self.leases.claim(waiting)) is not None:
-            if name in {entry.row for entry in self.ledger.entries()}:  # another worker has just recorded it
+            if name in self._recorded():  # another worker has just recorded it
                 self.leases.release(name)
                 waiting.remove(name)
                 continue
             self.on_start(by_name[name])
-            self._running.append(_Running(by_name[name], self.command(by_name[name])))
-            started += 1
+            try:
+                self._running.append(_Running(by_name[name], self.command(by_name[name])))
+                started += 1
+            except OSError as exc:
+                waiting.remove(name)
+                self._fail(by_name[name], f"cannot be started: {exc}")
         return waiting, started
+
+    def _fail(self, row: Row, why: str) -> None:
+        self.on_failure(row, why)
+        self.leases.release(row.name, why)
 
     def _end_all(self) -> None:
         """Records the processes that have ended, and stops those whose rows others have taken over."""
@@ -157,27 +194,39 @@ class Worker:
                 self._end(one)
 
     def _end(self, one: _Running) -> None:
+        why = None
         with contextlib.closing(one):
-            code, document = one.process.returncode, one.document()
-            error = None
-            if code in ENDED and document is not None:
-                seconds = round(time.monotonic() - one.started, 1)
-                entry = Entry(one.row.name, one.row.options, one.command.shown, seconds, Outcome.of(document))
-                if self.ledger.append(entry):
-                    self.on_end(entry)
-            elif not one.is_stopped and code != STOPPED:
-                error = f"exit code {code}: {_last_line(one.command.log)}"
-                self.on_failure(one.row, error)
-            self.leases.release(one.row.name, error)
+            try:
+                why = self._record(one)
+            finally:
+                if why is None:
+                    self.leases.release(one.row.name)
+            if why is not None:
+                self._fail(one.row, why)
+
+    def _record(self, one: _Running) -> str | None:
+        """Records a row whose process has ended; returns why it failed, None where it did not, or was stopped."""
+        code, document = one.process.returncode, one.document()
+        if code in ENDED and document is not None:
+            try:
+                entry = one.entry(document)
+            except FormatError as exc:
+                return str(exc)
+            if self.ledger.append(entry):
+                self.on_end(entry)
+        elif not one.is_stopped and code != STOPPED:
+            return f"exit code {code}: {_last_line(one.command.log)}"
+        return None
 
     def _stop(self) -> None:
         """Stops all processes, and records those that had ended."""
         for one in self._running:
             one.stop()
-        for one in self._running:
-            one.process.wait()
-            self._end(one)
-        self._running.clear()
+        with contextlib.ExitStack() as stack:  # one that cannot be recorded keeps no other one
+            for one in reversed(self._running):
+                stack.callback(self._end, one)
+                stack.callback(one.process.wait)
+            self._running.clear()
 
 
 def _last_line(log: Path) -> str:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shlex
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,10 @@ from compressor.cli import sweep_row
 from compressor.cli.compress import compress
 from compressor.cli.main import run
 from compressor.cli.sweep_options import SINGLE, words
+from compressor.formats.errors import UsageError
 from compressor.formats.io.locking import holding
+from compressor.sweep.grid import Row
+from compressor.sweep.ledger import Entry, Ledger
 from compressor.sweep.outcome import Outcome
 from tests.helpers.file_commands import Ran, pack_module, type_
 from tests.helpers.tiny import few_digits, tiny
@@ -177,6 +181,63 @@ def test_a_folder_of_another_sweep_is_refused(type_: Callable[..., Ran]) -> None
     assert "s/sweep.json: not the notes of a sweep" in line
 
 
+RECIPE = """
+[[stage]]
+[[stage.rule]]
+match = "*"
+scheme = "kmeans"
+bits = 2
+"""
+
+
+def test_a_recipe_that_was_edited_is_refused(type_: Callable[..., Ran]) -> None:
+    Path("recipe.toml").write_text(RECIPE)
+    ledger = Ledger(Path("s"))
+    ledger.rows.mkdir(parents=True)
+    outcome = Outcome("test_resnet", "s/rows/recipe.toml.safetensors", 10, 80, 20)
+    ledger.append(Entry("recipe.toml", {"recipe": "recipe.toml"}, "compress", 1.0, outcome))
+    command = ["sweep", "test_resnet", "--recipe", "recipe.toml", "-o", "s"]
+    for _ in range(2):
+        code, _, lines = type_(*command)
+        assert (code, lines) == (0, ["1 rows in s, 1 of them done before"])
+    Path("recipe.toml").write_text(RECIPE + "# a comment\n")
+    code, _, (line,) = type_(*command)
+    wanted = "recipe.toml has changed since s was begun with it: give another folder with -o"
+    assert (code, line) == (2, f"error: {wanted}")
+
+
+def test_the_logs_of_untrained_files_are_named(type_: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch) -> None:
+    def run_none(_: object, rows: list[Row]) -> dict[str, str]:
+        return {row.name: "no room" for row in rows}
+
+    monkeypatch.setattr("compressor.cli.setup.load_data", lambda *_, **__: few_digits())
+    monkeypatch.setattr("compressor.sweep.workers.Worker.run", run_none)
+    save_file(tiny().state_dict(), "dense.safetensors")
+    words = ["--bits", "2,3", "--checkpoint-path", "dense.safetensors", "--dataset", "digits", "--finalists", "1"]
+    code, _, lines = type_("sweep", "tiny", *words, "-o", "s")
+    assert code == 5
+    assert "2 of 2 rows failed, such as bits2 (no room); their logs are in s/untrained/rows, and" in lines[-1]
+
+
+def test_divergences_are_measured_once_for_all_workers() -> None:
+    from compressor.cli.sweep_finalists import noted_divergences
+
+    measured: list[str] = []
+
+    def measure(files: Mapping[str, Path]) -> dict[str, float]:
+        measured.extend(files)
+        return {name: math.nan if name == "c" else len(measured) / 3 for name in files}
+
+    first = noted_divergences(Path("notes"), {"a": Path("a")}, measure)
+    second = noted_divergences(Path("notes"), {"a": Path("a"), "c": Path("c")}, measure)
+    assert (second["a"], math.isnan(second["c"])) == (first["a"], True)
+    assert noted_divergences(Path("notes"), {"a": Path("a")}, measure) == first
+    assert measured == ["a", "c"]
+    Path("notes").write_text("[]")
+    with pytest.raises(UsageError, match="notes: no divergences of untrained files"):
+        noted_divergences(Path("notes"), {}, measure)
+
+
 def test_untrained_files_are_judged_by_their_answers_to_training_images(monkeypatch: pytest.MonkeyPatch) -> None:
     from compressor.cli.configs import Request
     from compressor.cli.sweep_finalists import divergences
@@ -198,9 +259,15 @@ def test_a_folder_that_another_command_works_on_is_refused(type_: Callable[..., 
     Path("s").mkdir()
     Path("file").touch()
     with holding("s/sweep.json"):
+        wanted = "another command works on s: wait until it has ended, or begin all with the same --storage"
         code, _, (line,) = type_("sweep", "test_resnet", "--bits", "2", "-o", "s")
-    wanted = "another command works on s: wait until it has ended, or begin all with the same --storage"
-    assert (code, line) == (6, f"error: {wanted}")
+        assert (code, line) == (6, f"error: {wanted}")
+        code, _, (line,) = type_("sweep", "test_resnet", "--bits", "2", "-o", "s", "--storage", "journal.log")
+        assert (code, line) == (6, f"error: {wanted}")
+        assert not Path("journal.log").exists()
+    with holding("s/sweep.json", shared=True):  # by a worker with a storage
+        code, _, (line,) = type_("sweep", "test_resnet", "--bits", "2", "-o", "s")
+        assert (code, line) == (6, f"error: {wanted}")
     code, _, (line,) = type_("sweep", "test_resnet", "--bits", "2", "-o", "file")
     assert (code, line) == (6, "error: -o file: no folder can be made there: File exists")
 
@@ -250,8 +317,9 @@ class Commands:
     ],
 )
 def test_a_row_goes_on_where_there_is_something_to_go_on_from(
-    monkeypatch: pytest.MonkeyPatch, checkpoint: str | None, codes: list[int], resumes: list[bool]
-) -> None:
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], checkpoint: str | None, codes: list[int],
+    resumes: list[bool],
+) -> None:  # fmt: skip
     commands = Commands(monkeypatch, *codes)
     if checkpoint is not None:
         Path("out.safetensors.checkpoints").mkdir()
@@ -263,6 +331,18 @@ def test_a_row_goes_on_where_there_is_something_to_go_on_from(
     assert ended.value.code == codes[-1]
     base = ["tiny", "--bits", "2", "-o", "out.safetensors", "--json", "--force"]
     assert commands.said == [[*base, *(["--resume"] if resume else [])] for resume in resumes]
+    assert ("it starts again" in capsys.readouterr().err) == (len(codes) == 2)
+
+
+def test_a_row_that_another_worker_has_recorded_is_not_run_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    commands, ledger = Commands(monkeypatch), Ledger(Path("s"))
+    ledger.rows.mkdir(parents=True)
+    ledger.append(Entry("bits2", {}, "compress", 1.0, Outcome("tiny", "s/rows/bits2.safetensors", 10, 80, 20)))
+    reading, writing = os.pipe()
+    with pytest.raises(SystemExit) as ended:
+        sweep_row.run_row(["s/rows/bits2.safetensors", "tiny", "--bits", "2", str(reading)])
+    assert os.fstat(writing)
+    assert (ended.value.code, commands.said) == (7, [])
 
 
 @pytest.mark.slow

@@ -25,17 +25,25 @@ def test_a_sweep_of_nothing_is_one_run() -> None:
     assert (row.name, row.options) == ("run", {})
 
 
-@pytest.mark.parametrize("value", ["../../etc/passwd", ".hidden", "a b;c", "x" * 300, "\x1b[2J"])
+@pytest.mark.parametrize(
+    "value", ["../../etc/passwd", ".hidden", "a b;c", "x" * 300, "\x1b[2J", "字" * 90, "a" + "字" * 90]
+)
 def test_names_are_names_of_files_and_differ(value: str) -> None:
     first, second = rows_of([{"recipe": [value, value + "!"]}])
     for row in (first, second):
         assert "/" not in row.name
         assert not row.name.startswith(".")
         assert row.name.isprintable()
-        assert len(row.name) < 200
+        assert len(row.name.encode()) < 200
     assert first.name != second.name
 
 
 def test_the_same_row_twice_is_refused() -> None:
     with pytest.raises(UsageError, match="two rows are bits2: leave out one"):
         rows_of([{"bits": [2]}, {"bits": [3, 2]}])
+
+
+def test_a_value_that_looks_as_another_option_has_a_name_of_its_own() -> None:
+    one, other = rows_of([{"recipe": ["a-bits2"]}, {"recipe": ["a"], "bits": [2]}])
+    assert other.name == "a-bits2"
+    assert one.name.startswith("a-bits2-")

@@ -11,8 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from compressor.formats.errors import FormatError
-from compressor.sweep.ledger import Entry, Ledger
+from compressor.formats.errors import FormatError, UsageError
+from compressor.formats.io.locking import holding
+from compressor.sweep.grid import Row
+from compressor.sweep.ledger import Entry, Ledger, waiting_for
 from compressor.sweep.outcome import Outcome
 
 
@@ -36,6 +38,32 @@ def test_a_row_is_appended_once(tmp_path: Path) -> None:
     before = ledger.path.read_bytes()
     assert not ledger.append(entry("a", 200))
     assert ledger.path.read_bytes() == before
+
+
+def test_a_row_of_other_options_does_not_count_as_recorded(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path)
+    ledger.append(entry("a", data=Path("x"), bits=2))
+    rows = [Row("a", {"bits": 2, "data": Path("x")}), Row("b", {"bits": 3})]
+    assert ledger.recorded(rows) == {"a"}
+    with pytest.raises(UsageError, match=r"has a row a of .* give another folder with -o"):
+        ledger.recorded([Row("a", {"recipe": "a"})])
+
+
+def test_a_lock_is_waited_for_which_is_said_once(tmp_path: Path) -> None:
+    said: list[str] = []
+    held, waited = holding(tmp_path / "file"), threading.Event()
+
+    def wait() -> None:
+        with waiting_for(tmp_path / "file", lambda: said.append("waiting")):
+            waited.set()
+
+    with held:
+        thread = threading.Thread(target=wait)
+        thread.start()
+        assert not waited.wait(0.2)
+    thread.join(30)
+    assert waited.is_set()
+    assert said == ["waiting"]
 
 
 def test_the_table_has_a_row_for_each_and_a_column_for_each_option(tmp_path: Path) -> None:

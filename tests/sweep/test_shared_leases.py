@@ -10,6 +10,8 @@ import pytest
 
 pytest.importorskip("optuna", reason="needs the extra sweep")
 
+from optuna.exceptions import StorageInternalError
+
 from compressor.formats.errors import MissingError, ResourceError
 from compressor.sweep import shared_leases
 from compressor.sweep.shared_leases import SharedLeases
@@ -116,3 +118,51 @@ def test_a_storage_that_cannot_be_opened_is_named_without_its_password(tmp_path:
     with pytest.raises((MissingError, ResourceError), match=r"--storage nosuch://me:\.\.\.@host/x: ") as caught:
         SharedLeases("nosuch://me:secret@host/x", "a sweep")
     assert "secret" not in str(caught.value)
+
+
+class Broken:
+    """Makes a storage fail from now on, until it is mended."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, leases: SharedLeases) -> None:
+        self.is_broken = True
+        for name in ("get_all_trials", "set_trial_user_attr", "set_trial_state_values", "create_new_trial"):
+            monkeypatch.setattr(leases._storage, name, self._failing(getattr(leases._storage, name)))
+
+    def _failing(self, call: Callable[..., object]) -> Callable[..., object]:
+        def called(*args: object, **options: object) -> object:
+            if self.is_broken:
+                raise StorageInternalError("during the commit") from OSError("server closed the connection")
+            return call(*args, **options)
+
+        return called
+
+
+def test_a_storage_that_is_back_before_others_take_the_rows_is_waited_for(
+    worker: Workers, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    leases, other = worker(10), worker(10)
+    assert leases.claim(["a", "b"]) == "a"
+    other.claim(["b"])
+    other.release("b", "exit code 6")
+    assert leases.failed() == {"b": "exit code 6"}
+    broken = Broken(monkeypatch, leases)
+    for _ in range(5):
+        clock.now += 10
+        assert (leases.beat(), leases.claim(["c"])) == (set(), None)
+        assert leases.failed() == {"b": "exit code 6"}
+    broken.is_broken = False
+    clock.now += 10
+    assert (leases.beat(), leases.claim(["c"])) == (set(), "c")
+
+
+def test_a_storage_that_stays_away_is_an_error_of_one_line(
+    worker: Workers, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    leases = worker(10)
+    assert leases.claim(["a"]) == "a"
+    Broken(monkeypatch, leases)
+    clock.now += 61
+    wanted = r"^--storage \S+: cannot be reached any more \(server closed the connection\); [^\n]+ goes on$"
+    for call in (leases.beat, leases.failed, lambda: leases.claim(["b"]), lambda: leases.release("a")):
+        with pytest.raises(ResourceError, match=wanted):
+            call()

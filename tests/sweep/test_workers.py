@@ -14,7 +14,8 @@ import pytest
 
 from compressor.sweep.grid import Row, rows_of
 from compressor.sweep.leases import SoleLeases
-from compressor.sweep.ledger import Ledger
+from compressor.sweep.ledger import Entry, Ledger
+from compressor.sweep.outcome import Outcome
 from compressor.sweep.workers import RowCommand, Worker
 
 pytestmark = pytest.mark.slow  # processes are launched, and killed
@@ -34,6 +35,11 @@ totals = {"file": 10, "dense": 80, "parameters": 20}
 print(json.dumps({"model": {"name": "tiny", "args": {}}, "file": name, "seed": 0, "totals": totals}))
 sys.exit(5 if name == "bits8" else 0)
 """
+
+SPOILT = json.dumps(
+    {"model": {"name": "x"}, "file": "x", "seed": 0, "totals": {"file": -1, "dense": 80, "parameters": 20}}
+)
+"""A document with a size that cannot be."""
 
 
 def command(folder: Path, row: Row, seconds: float = 0.2) -> RowCommand:
@@ -83,6 +89,61 @@ def test_an_interruption_ends_the_processes_and_keeps_what_had_ended(tmp_path: P
     assert recorded(tmp_path) == ["bits1"]
     assert Worker(Ledger(tmp_path), SoleLeases(), lambda row: command(tmp_path, row, 0)).run(rows) == {}
     assert recorded(tmp_path) == ["bits1", "bits2"]
+
+
+def entry(name: str) -> Entry:
+    return Entry(name, {}, f"compress tiny -o {name}", 1.0, Outcome("tiny", name, 10, 80, 20))
+
+
+def add(ledger: Ledger, row: Row) -> None:
+    """Does what another worker may do."""
+    assert ledger.append(entry(row.name))
+
+
+def test_a_running_row_that_another_worker_records_is_stopped(tmp_path: Path) -> None:
+    ledger, begun = Ledger(tmp_path), time.monotonic()
+    worker = Worker(ledger, SoleLeases(), lambda row: command(tmp_path, row, 60), on_start=lambda row: add(ledger, row))
+    assert worker.run(rows_of([{"bits": [1]}])) == {}
+    assert time.monotonic() - begun < 30
+    assert Ledger(tmp_path).entries() == [entry("bits1")]
+
+
+def test_a_row_that_failed_here_and_was_recorded_by_another_worker_has_not_failed(tmp_path: Path) -> None:
+    worker = Worker(
+        Ledger(tmp_path), SoleLeases(), lambda row: command(tmp_path, row, 0),
+        on_failure=lambda row, _: add(Ledger(tmp_path), row),
+    )  # fmt: skip
+    assert worker.run(rows_of([{"bits": [9]}])) == {}
+
+
+@pytest.mark.parametrize("printed", ["{}", "[]", '{"model": 3, "totals": {}}', SPOILT])
+def test_what_is_no_document_of_a_run_is_a_failure_of_its_row(tmp_path: Path, printed: str) -> None:
+    def odd(row: Row) -> RowCommand:
+        one = command(tmp_path, row, 0)
+        words = [sys.executable, "-c", "import sys; print(sys.argv[1])", printed]
+        return RowCommand(one.shown, words, one.log) if row.name == "bits1" else one
+
+    leases = SoleLeases()
+    failed = Worker(Ledger(tmp_path), leases, odd).run(rows_of([{"bits": [1, 2]}]))
+    assert list(failed) == ["bits1"]
+    assert "what the row printed" in failed["bits1"]
+    assert recorded(tmp_path) == ["bits2"]
+    assert leases.claim(["bits1"]) == "bits1"  # it was given back
+
+
+def test_a_process_that_cannot_be_started_is_a_failure_of_its_row(tmp_path: Path) -> None:
+    def odd(row: Row) -> RowCommand:
+        one = command(tmp_path, row, 0)
+        wrong = {"bits1": RowCommand(one.shown, [str(tmp_path / "none")], one.log)}
+        wrong["bits2"] = RowCommand(one.shown, one.arguments, tmp_path / "no" / "log")
+        return wrong.get(row.name, one)
+
+    leases = SoleLeases()
+    failed = Worker(Ledger(tmp_path), leases, odd).run(rows_of([{"bits": [1, 2, 3]}]))
+    assert list(failed) == ["bits1", "bits2"]
+    assert "cannot be started: [Errno 2]" in failed["bits1"]
+    assert recorded(tmp_path) == ["bits3"]
+    assert leases.claim(["bits1"]) == "bits1"  # it was given back
 
 
 # A worker as a process of its own, which the test kills.

@@ -57,6 +57,22 @@ def test_another_process_is_refused_in_one_line(tmp_path: Path) -> None:
     assert names(tmp_path) == ["link"]
 
 
+def test_those_that_share_a_file_keep_others_out_until_the_last_has_left(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+
+    def assert_kept() -> None:
+        with pytest.raises(ResourceError), holding(path):
+            pytest.fail("one holds what others share")
+
+    with holding(path, shared=True):
+        with holding(path, shared=True):
+            assert_kept()
+        assert_kept()
+    assert names(tmp_path) == []
+    with holding(path), pytest.raises(ResourceError), holding(path, shared=True):
+        pytest.fail("one shares what another holds")
+
+
 def test_what_fails_within_lets_go(tmp_path: Path) -> None:
     with pytest.raises(ZeroDivisionError), holding(tmp_path / "a"):
         raise ZeroDivisionError
