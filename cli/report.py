@@ -101,8 +101,7 @@ def _text(comparison: Comparison, kind: str) -> str:
 
     if kind == "html":
         return page(comparison)
-    commands = {one.name: one.best.command for one in comparison.configurations}
-    return text_of(table_of_configurations(comparison.configurations), kind, commands)
+    return text_of(table_of_configurations(comparison.configurations), kind)
 
 
 def _write_pictures(comparison: Comparison, folder: Path) -> None:
@@ -116,9 +115,9 @@ def _write_pictures(comparison: Comparison, folder: Path) -> None:
 def _comparison(sources: Sequence[Path], bounds: Bounds, max_memory: int | None, with_details: bool) -> Comparison:
     from compressor.comparison.front import front
     from compressor.comparison.page import Comparison
-    from compressor.comparison.points import configurations
+    from compressor.comparison.points import configurations, told_apart
 
-    points = [point for source in sources for point in _points(source, max_memory)]
+    points = told_apart([point for source in dict.fromkeys(sources) for point in _points(source, max_memory)])
     alone = [point for point in points if not point.options]
     found = configurations(points)
     if not with_details:

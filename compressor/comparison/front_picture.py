@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from compressor.comparison.drawing import BLUE, GREY, ORANGE, TEAL, Picture, size_text
-from compressor.comparison.front import Bounds, Choice, front
+from compressor.comparison.front import Bounds, Choice, by_configuration, front
 from compressor.comparison.points import Configuration
 
 if TYPE_CHECKING:
@@ -89,13 +89,10 @@ def _bounds(axis: Axes, bounds: Bounds) -> None:
 
 def _names(axis: Axes, chosen: Sequence[Choice]) -> None:
     """Writes beside each chosen configuration what it was chosen for."""
-    titles: dict[str, list[str]] = {}
-    for choice in chosen:
-        titles.setdefault(choice.configuration.name, []).append(choice.title.lower())
-    for choice in chosen:
-        if names := titles.pop(choice.configuration.name, None):
-            place = choice.configuration.bytes, _percent(choice.configuration.top1)
-            axis.annotate(", ".join(names), place, xytext=(8, -16), textcoords="offset points", fontweight="bold")
+    for same in by_configuration(chosen):
+        one, names = same[0].configuration, ", ".join(choice.title.lower() for choice in same)
+        place = one.bytes, _percent(one.top1)
+        axis.annotate(names, place, xytext=(8, -16), textcoords="offset points", fontweight="bold")
 
 
 def _percent(share: float | None) -> float:

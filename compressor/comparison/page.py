@@ -12,7 +12,7 @@ from typing import Any
 import compressor
 from compressor.comparison.details import Details
 from compressor.comparison.drawing import Picture, size_text
-from compressor.comparison.front import Bounds, Choice, choices
+from compressor.comparison.front import Bounds, Choice, by_configuration, choices
 from compressor.comparison.front_picture import front_picture
 from compressor.comparison.points import Configuration, Point
 from compressor.comparison.tables import IMAGES, table_of_configurations, table_of_tensors
@@ -114,16 +114,13 @@ def _group(number: int, data: str, ones: Sequence[Configuration], comparison: Co
 
 def _cards(chosen: Sequence[Choice]) -> list[Mapping[str, str]]:
     """Returns what is shown of the choices, those of one configuration together."""
-    together: dict[int, list[Choice]] = {}
-    for choice in chosen:
-        together.setdefault(id(choice.configuration), []).append(choice)
     return [
         _card(
             ", ".join(one.title for one in same).capitalize(),
             "; ".join(one.reason for one in same),
             same[0].configuration,
         )
-        for same in together.values()
+        for same in by_configuration(chosen)
     ]
 
 

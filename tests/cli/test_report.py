@@ -87,6 +87,19 @@ def test_a_sweep_is_read_wherever_it_is_and_seeds_are_averaged(type_: Callable[.
     assert worth == {"bits2": "no", "bits4-seed0": "yes", "test_resnet-tiny": "yes"}  # which has 92.81
 
 
+def test_two_sweeps_and_two_files_of_one_name_stay_apart(type_: Callable[..., Ran], tmp_path: Path) -> None:
+    for name, checkpoint_name in (("a", "tiny"), ("b", "balanced")):
+        sweep(tmp_path / name)
+        shutil.copy(packed_path(f"zoo:test_resnet-{checkpoint_name}"), f"{name}/same.safetensors")
+    code, out, _ = type_("report", "a", "b", "a", "a/same.safetensors", "b/same.safetensors", "--format", "csv")
+    assert code == 0
+    found = {row["configuration"]: row for row in rows(out)}
+    assert {name: row["files"] for name, row in found.items()} == {
+        "a/bits2": "2", "a/bits4-seed0": "1", "a/same": "1", "b/bits2": "2", "b/bits4-seed0": "1", "b/same": "1",
+    }  # fmt: skip
+    assert all(f"{name}/same.safetensors" in found[f"{name}/same"]["command"] for name in "ab")
+
+
 def test_the_page_of_a_sweep_shows_the_files_of_its_front(type_: Callable[..., Ran], tmp_path: Path) -> None:
     pytest.importorskip("matplotlib", reason="needs the extra report")
     ledger = sweep(tmp_path / "sweep")
