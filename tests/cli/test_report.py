@@ -56,6 +56,26 @@ def test_a_page_and_pictures_are_written_and_not_replaced(type_: Callable[..., R
     assert all(one.read_bytes().startswith(b"\x89PNG") for one in pictures)
     code, _, (line,) = type_("report", TINY)
     assert (code, line) == (2, "error: report.html exists: give another name, or --force to replace it")
+    Path("pictures/front-1.png").write_bytes(b"mine")
+    code, out, (line,) = type_("report", TINY, "-o", "other.html", "--png", "pictures")
+    assert (code, out) == (2, "")
+    assert line == "error: pictures/front-1.png exists: give another name, or --force to replace it"
+    assert not Path("other.html").exists()
+    assert Path("pictures/front-1.png").read_bytes() == b"mine"
+
+
+def test_a_folder_that_cannot_be_made_is_one_line_and_nothing_is_written(
+    type_: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("matplotlib", reason="needs the extra report")
+
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    code, out, (line,) = type_("report", TINY, "--format", "csv", "-o", "table.csv", "--png", "pictures")
+    assert (code, out, line) == (6, "", "error: folder pictures cannot be made (Permission denied)")
+    assert not Path("table.csv").exists()
 
 
 def sweep(folder: Path) -> Ledger:

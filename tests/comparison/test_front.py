@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from hypothesis import given
@@ -81,13 +82,8 @@ def test_files_without_options_are_each_their_own() -> None:
 
 
 def test_rows_of_two_sweeps_are_no_seeds_of_each_other() -> None:
-    rows = [
-        Point(
-            f"b2-seed{seed}", "net", 100, DENSE, "d", 360, 0.9, options={"bits": 2, "seed": seed}, source=Path(folder)
-        )
-        for folder in ("a", "b")
-        for seed in (0, 1)
-    ]
+    both = [Point(f"b2-seed{seed}", "net", 100, DENSE, options={"bits": 2, "seed": seed}) for seed in (0, 1)]
+    rows = [replace(one, source=Path(folder)) for folder in ("a", "b") for one in both]
     found = configurations(told_apart(rows))
     assert [(one.name, len(one.points)) for one in found] == [("a/b2", 2), ("b/b2", 2)]
     assert [one.name for one in configurations(told_apart(rows[:2]))] == ["b2"]
