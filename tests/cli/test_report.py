@@ -9,12 +9,15 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from compressor.formats.content import SharedTensor
+from compressor.formats.file.writer import write
 from compressor.model_zoo import checkpoint, packed_path
 from compressor.sweep.ledger import Entry, Ledger
 from compressor.sweep.outcome import Outcome
-from tests.helpers.file_commands import Ran, type_
+from tests.helpers.file_commands import Ran, small, type_
 
 __all__ = ["type_"]  # the fixture
 
@@ -76,6 +79,21 @@ def test_a_folder_that_cannot_be_made_is_one_line_and_nothing_is_written(
     code, out, (line,) = type_("report", TINY, "--format", "csv", "-o", "table.csv", "--png", "pictures")
     assert (code, out, line) == (6, "", "error: folder pictures cannot be made (Permission denied)")
     assert not Path("table.csv").exists()
+
+
+@pytest.mark.parametrize("words", [["inspect", "--all"], ["inspect", "--json"], ["report"]])
+def test_a_shared_tensor_may_have_no_weights(type_: Callable[..., Ran], words: list[str]) -> None:
+    if words == ["report"]:
+        pytest.importorskip("matplotlib", reason="needs the extra report")
+    empty = SharedTensor((0, 8), 0, np.zeros(0, np.uint8))
+    write("some.safetensors", small(sites={**small().sites, "empty.weight": empty}))
+    write("none.safetensors", small(sites={"empty.weight": empty}, books=small().books[:1], aliases={}))
+    for file in ("some.safetensors", "none.safetensors"):
+        code, out, err = type_(*words, file, *(["-o", f"{file}.html"] if words == ["report"] else []))
+        assert code == 0, err
+        shown = out or Path(f"{file}.html").read_text(encoding="utf-8")
+        assert "empty.weight" in shown
+        assert "NaN" not in shown
 
 
 def sweep(folder: Path) -> Ledger:
