@@ -18,7 +18,16 @@ from compressor.formats.errors import FormatError, ResourceError, UsageError
 if TYPE_CHECKING:
     from compressor.formats.file.reader import PackedFile
 
-__all__ = ["EVAL_BATCH", "PackedPath", "in_bytes", "inspect", "make_folder", "memory_option", "open_packed", "packed_file"]
+__all__ = [
+    "EVAL_BATCH",
+    "PackedPath",
+    "in_bytes",
+    "inspect",
+    "make_folder",
+    "memory_option",
+    "open_packed",
+    "packed_file",
+]
 
 EVAL_BATCH = 256
 GIB = 1 << 30

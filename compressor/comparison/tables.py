@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from compressor.comparison.front import front
 from compressor.comparison.points import Configuration
+from compressor.report.csv_text import csv_text
 from compressor.report.table import Row
 
 __all__ = [
@@ -145,13 +144,9 @@ def text_of(table: Table, kind: str) -> str:
         kind: one of ``FORMATS``; only CSV has plain numbers, and the commands.
     """
     if kind == "csv":
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow([*(head.text for head in table.heads), "worth having", "command"])
-        for row in table.rows:
-            plain = [cell.text if cell.sort is None or not cell.text else _plain(cell) for cell in row.cells]
-            writer.writerow([*plain, "yes" if row.on_front else "no", row.command])
-        return text.getvalue()
+        heads = [*(head.text for head in table.heads), "worth having", "command"]
+        rows = [[*map(_plain, row.cells), "yes" if row.on_front else "no", row.command] for row in table.rows]
+        return csv_text([heads, *rows])
     from tabulate import tabulate
 
     shown = table.without_empty_columns()
@@ -164,8 +159,8 @@ def text_of(table: Table, kind: str) -> str:
 
 
 def _plain(cell: Cell) -> str:
-    """Returns the text of a cell as a number that programs read."""
-    return cell.text.replace(",", "").removesuffix("x")
+    """Returns the text of a cell; a number as programs read it."""
+    return cell.text if cell.sort is None else cell.text.replace(",", "").removesuffix("x")
 
 
 LATEX = {"\\": r"\textbackslash{}", **{one: f"\\{one}" for one in "&%$#_{}"}, "~": r"\textasciitilde{}"}
@@ -179,6 +174,9 @@ def _escaped(text: str, kind: str) -> str:
     ('a\\_b\\|&lt;c&gt;', 'a\\_b \\& 5\\%')
     """
     if kind == "latex":
-        return "".join(LATEX.get(one, one) for one in text)
+        first = (
+            "{}" if text.lstrip().startswith(("[", "*")) else ""
+        )  # would be an argument of the end of the row before
+        return first + "".join(LATEX.get(one, one) for one in text)
     text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     return "".join(f"\\{one}" if one in "\\`*_[]|" else one for one in text)

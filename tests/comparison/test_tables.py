@@ -44,3 +44,29 @@ def test_configurations_of_one_name_have_each_their_own_command() -> None:
     table = table_of_configurations(ones).without_empty_columns()
     commands = [row["command"] for row in csv.DictReader(io.StringIO(text_of(table, "csv")))]
     assert commands == ["compress net 10", "compress net 20"]
+
+
+@pytest.mark.parametrize(
+    ("name", "cell"),
+    [
+        ("=1+1", "'=1+1"),
+        ("+1", "'+1"),
+        ("-1", "'-1"),
+        ("@SUM(A1)", "'@SUM(A1)"),
+        ("\t=1", r"'\x09=1"),
+        ("\r=1", r"'\x0d=1"),
+        ("a\r=1", r"a\x0d=1"),
+        ("a=1", "a=1"),
+    ],
+)
+def test_names_are_no_formulas_of_a_spreadsheet(name: str, cell: str) -> None:
+    table = table_of_configurations([Configuration(name, (Point(name, "net", 10, 20, command=name),))])
+    (row,) = csv.DictReader(io.StringIO(text_of(table, "csv"), newline=""))
+    assert (row["configuration"], row["command"], row["bytes"]) == (cell, cell, "10")
+
+
+@pytest.mark.parametrize("name", ["[a]", "*", "* b", " [x"])
+def test_no_cell_of_latex_is_an_argument_of_the_row_before(name: str) -> None:
+    table = table_of_configurations([SMALL, Configuration(name, LARGE.points)])
+    (line,) = [line for line in text_of(table, "latex").splitlines() if "9,999" in line]
+    assert line.split("&")[0].strip() == f"{{}}{name}".strip()
