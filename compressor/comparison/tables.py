@@ -174,9 +174,7 @@ def _escaped(text: str, kind: str) -> str:
     ('a\\_b\\|&lt;c&gt;', 'a\\_b \\& 5\\%')
     """
     if kind == "latex":
-        first = (
-            "{}" if text.lstrip().startswith(("[", "*")) else ""
-        )  # would be an argument of the end of the row before
+        first = "{}" if text.lstrip().startswith(("[", "*")) else ""  # or it is an argument of the row's end before
         return first + "".join(LATEX.get(one, one) for one in text)
     text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     return "".join(f"\\{one}" if one in "\\`*_[]|" else one for one in text)

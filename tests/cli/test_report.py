@@ -155,7 +155,7 @@ def test_the_page_of_a_sweep_shows_the_files_of_its_front(type_: Callable[..., R
     [
         (["empty"], 4, "empty: no rows of a sweep in this folder: expected empty/rows.jsonl, of 'compress sweep'"),
         (["none.safetensors"], 4, "none.safetensors"),
-        ([TINY, "--bound", "much"], 2, "'much' is no size: expected 250000, 250kB, 1.5MB or 1MiB"),
+        ([TINY, "--bound", "much"], 2, "'much' is no size: expected 250000, 250KB, 1.5MB or 1MiB"),
         ([TINY, "--bound", "120%"], 2, "--bound 120%: expected a size, as 450KB, or a top-1, as 92%"),
         ([TINY, "--bound", "9%", "--bound", "8%"], 2, "--bound 8%: there is one of that kind already"),
         ([TINY, "-o", "no/report.html"], 6, "/no does not exist: make it first"),
