@@ -11,6 +11,7 @@ import click
 from compressor.cli.click_options import byte_size
 from compressor.cli.files import PackedPath, make_folder, memory_option, open_packed
 from compressor.cli.show import say
+from compressor.cli.sweep import DENSE
 from compressor.formats.errors import CompressorError, MissingError, ResourceError, UsageError
 from compressor.formats.io.atomic import check_writable, write_atomically
 
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
 __all__ = ["report"]
 
 MOST_DETAILS = 12  # files of a sweep that are shown one by one
-DENSE = "dense.safetensors"
 
 
 @click.command()
