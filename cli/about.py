@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from compressor.cli.show import WHOLE_WORDS, print_json, print_table, say, styled, width
+from compressor.report.interval import interval_text
 
 if TYPE_CHECKING:
     from compressor.model_zoo import Checkpoint
@@ -116,13 +117,12 @@ def zoo_list(as_json: bool) -> None:
 
 
 def _cells(entry: Checkpoint) -> list[str]:
-    low, high = entry.interval
     return [
         f"zoo:{entry.name}",
         f"{entry.bytes:,}",
         f"{entry.bits_per_weight:.2f}",
         f"{100 * entry.dense_top1:.2f} %",
         f"{100 * entry.top1:.2f} %",
-        f"[{100 * low:.2f}, {100 * high:.2f}]",
+        interval_text(*entry.interval, 2),
         f"{entry.n:,} test images of {entry.dataset}",
     ]

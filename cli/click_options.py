@@ -25,7 +25,7 @@ def byte_size(text: str) -> int:
     """
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-z]*)", text.lower())
     if match is None or match[2] not in UNITS:
-        raise click.BadParameter(f"{text!r} is no size: expected 250000, 250kB, 1.5MB or 1MiB")
+        raise click.BadParameter(f"{text!r} is no size: expected 250000, 250KB, 1.5MB or 1MiB")
     return int(float(match[1]) * UNITS[match[2]])
 
 

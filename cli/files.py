@@ -13,12 +13,21 @@ from click.shell_completion import CompletionItem
 
 from compressor.cli.completion import checkpoints, completing
 from compressor.cli.show import print_json, styled, width
-from compressor.formats.errors import FormatError, UsageError
+from compressor.formats.errors import FormatError, ResourceError, UsageError
 
 if TYPE_CHECKING:
     from compressor.formats.file.reader import PackedFile
 
-__all__ = ["EVAL_BATCH", "PackedPath", "in_bytes", "inspect", "memory_option", "open_packed", "packed_file"]
+__all__ = [
+    "EVAL_BATCH",
+    "PackedPath",
+    "in_bytes",
+    "inspect",
+    "make_folder",
+    "memory_option",
+    "open_packed",
+    "packed_file",
+]
 
 EVAL_BATCH = 256
 GIB = 1 << 30
@@ -47,6 +56,14 @@ memory_option = click.option(
 def in_bytes(max_memory: int | None) -> int | None:
     """Returns the bytes of as many GiB; None, for what is believable, as it is."""
     return None if max_memory is None else max_memory * GIB
+
+
+def make_folder(folder: Path) -> None:
+    """Makes a folder, where it is not there yet; raises ResourceError where none can be made."""
+    try:
+        folder.mkdir(exist_ok=True)
+    except OSError as exc:
+        raise ResourceError(f"folder {folder} cannot be made ({exc.strerror or exc})") from exc
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 import click
@@ -28,4 +29,4 @@ def init(model: str, output: Path | None, force: bool) -> None:
     named = find_model(model)
     text = suggest_recipe(build_model(named.architecture, named.args), model, named.cfg)
     write_atomically(target, text.encode(), force=force)
-    click.echo(f"{target}  run it with: compress {model} --recipe {target}")
+    click.echo(f"{target}  run it with: {shlex.join(['compress', model, '--recipe', str(target)])}")

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from compressor.cli.click_options import byte_size
-from compressor.cli.files import PackedPath, memory_option, open_packed
+from compressor.cli.files import PackedPath, make_folder, memory_option, open_packed
 from compressor.cli.show import say
+from compressor.cli.sweep import DENSE
 from compressor.formats.errors import CompressorError, MissingError, ResourceError, UsageError
 from compressor.formats.io.atomic import check_writable, write_atomically
 
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
 __all__ = ["report"]
 
 MOST_DETAILS = 12  # files of a sweep that are shown one by one
-DENSE = "dense.safetensors"
 
 
 @click.command()
@@ -62,7 +62,10 @@ def report(
     if folder is not None and not folder.parent.is_dir():
         raise ResourceError(f"folder {folder.parent} does not exist: make it first")
     comparison = _comparison(sources, limits, max_memory, with_details=kind == "html" or folder is not None)
+    pictures = {} if folder is None else _pictures(comparison, folder, force)
     text = _text(comparison, kind)
+    if folder is not None:  # all that may fail has been done
+        make_folder(folder)
     if target is None:
         click.echo(text, nl=False)
     else:
@@ -70,7 +73,9 @@ def report(
         count = len(comparison.configurations)
         say(f"{target}  {count} configuration{'' if count == 1 else 's'}, {len(text.encode()):,} bytes")
     if folder is not None:
-        _write_pictures(comparison, folder)
+        for path, content in pictures.items():
+            write_atomically(path, content, force=force)
+        say(f"{folder}  {len(pictures)} pictures")
 
 
 def _bounds(texts: Sequence[str]) -> Bounds:
@@ -101,24 +106,23 @@ def _text(comparison: Comparison, kind: str) -> str:
 
     if kind == "html":
         return page(comparison)
-    commands = {one.name: one.best.command for one in comparison.configurations}
-    return text_of(table_of_configurations(comparison.configurations), kind, commands)
+    return text_of(table_of_configurations(comparison.configurations), kind)
 
 
-def _write_pictures(comparison: Comparison, folder: Path) -> None:
-    folder.mkdir(exist_ok=True)
-    pictures = comparison.pictures()
-    for name, picture in pictures.items():
-        write_atomically(folder / f"{name}.png", picture.png(), force=True)
-    say(f"{folder}  {len(pictures)} pictures")
+def _pictures(comparison: Comparison, folder: Path, force: bool) -> dict[Path, bytes]:
+    """Draws the pictures that are to be in a folder, after a look whether they can be written there."""
+    pictures = {folder / f"{name}.png": picture for name, picture in comparison.pictures().items()}
+    for path in pictures if folder.exists() else ():
+        check_writable(path, force)
+    return {path: picture.png() for path, picture in pictures.items()}
 
 
 def _comparison(sources: Sequence[Path], bounds: Bounds, max_memory: int | None, with_details: bool) -> Comparison:
     from compressor.comparison.front import front
     from compressor.comparison.page import Comparison
-    from compressor.comparison.points import configurations
+    from compressor.comparison.points import configurations, told_apart
 
-    points = [point for source in sources for point in _points(source, max_memory)]
+    points = told_apart([point for source in dict.fromkeys(sources) for point in _points(source, max_memory)])
     alone = [point for point in points if not point.options]
     found = configurations(points)
     if not with_details:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from compressor.report.interval import interval_text
 from compressor.report.schema import with_units
 from compressor.training.progress_bar import epoch_figures, make_bar, percent
 
@@ -190,10 +191,9 @@ def counts(number: float) -> str:
 
 def accuracy_line(packed: Evaluation, dense: Evaluation | None, split: str, seed: int) -> str:
     """Returns a line with top-1 before and after, n, the 95 % interval, the images lost and gained, and the seed."""
-    low, high = packed.interval
     before = f"dense {percent(dense.top1)} -> " if dense is not None else ""
     line = f"top-1 on {packed.n:,} {split} images  {before}packed file {percent(packed.top1)}"
-    line += f"  95 % interval [{100 * low:.1f}, {100 * high:.1f}]"
+    line += f"  95 % interval {interval_text(*packed.interval)}"
     if dense is not None:
         lost, gained = flips(packed, dense)
         line += f"  {lost} {'image' if lost == 1 else 'images'} lost, {gained} gained"

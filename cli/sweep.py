@@ -33,13 +33,14 @@ from compressor.formats.errors import (
 )
 from compressor.formats.io.atomic import write_atomically
 from compressor.formats.io.locking import holding
+from compressor.report.interval import interval_text
 
 if TYPE_CHECKING:
     from compressor.sweep.grid import Row
     from compressor.sweep.ledger import Entry, Ledger
     from compressor.sweep.workers import RowCommand
 
-__all__ = ["sweep"]
+__all__ = ["DENSE", "sweep"]
 
 SCHEMA_VERSION = 1
 DENSE, FACTS, UNTRAINED = "dense.safetensors", "sweep.json", "untrained"
@@ -332,7 +333,7 @@ def _show(ledger: Ledger, plan: Plan, as_json: bool) -> None:
 
 def _cells(entry: Entry) -> list[str]:
     one = entry.outcome
-    interval = "" if one.low is None or one.high is None else f"[{100 * one.low:.1f}, {100 * one.high:.1f}]"
+    interval = "" if one.low is None or one.high is None else interval_text(one.low, one.high)
     shares = ["" if share is None else percent(share) for share in (one.top1, one.dense_top1)]
     return [entry.row, f"{one.bytes:,}", f"{one.dense_bytes / one.bytes:.1f}x", shares[0], interval, shares[1]]
 

@@ -12,10 +12,10 @@ from typing import Any
 from compressor.cli.click_options import byte_size, given_flags
 from compressor.config_fields import config_field
 from compressor.formats.errors import UsageError
+from compressor.report.size_text import size_text
 
 __all__ = ["TARGETS", "TargetConfig", "number"]
 
-UNITS = (("GB", 10**9), ("MB", 10**6), ("KB", 10**3))
 TARGETS = ("target_size", "target_bits", "max_drop", "rate")
 
 
@@ -88,7 +88,7 @@ class TargetConfig:
         ('0.5bits', 'drop0.3', 'rate1e-7')
         """
         if self.target_size is not None:
-            return _size(self.target_size)
+            return size_text(self.target_size)
         if self.target_bits is not None:
             return f"{number(self.target_bits)}bits"
         return f"drop{number(self.max_drop)}" if self.max_drop is not None else f"rate{number(self.rate or 0)}"
@@ -111,11 +111,3 @@ def number(value: float) -> str:
     ('0.5', '1e-7', '1.3e-10')
     """
     return f"{value:g}".replace("e-0", "e-")
-
-
-def _size(size: int) -> str:
-    """Writes a number of bytes in the largest decimal unit that needs at most three decimals to be exact."""
-    for unit, factor in UNITS:
-        if size >= factor and size % (factor // 1000) == 0:
-            return f"{size / factor:.3f}".rstrip("0").rstrip(".") + unit
-    return f"{size}B"

@@ -70,7 +70,8 @@ class Details:
             dense: the dense weights by name; None: they are not known.
         """
         report = Report.of(file)
-        largest = sorted(report.rows, key=lambda row: -row.weights)[:MOST_HISTOGRAMS]
+        filled = (row for row in report.rows if row.weights)
+        largest = sorted(filled, key=lambda row: -row.weights)[:MOST_HISTOGRAMS]
         sites = {shown(name): name for name in file.sites}
         histograms = [_histogram(file, sites[row.site], dense or {}) for row in largest if row.site in sites]
         return cls(report, histograms, [] if summary is None else _epochs(summary))

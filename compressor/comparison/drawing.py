@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["BLUE", "GREY", "ORANGE", "TEAL", "Picture", "size_text"]
+__all__ = ["BLUE", "GREY", "ORANGE", "TEAL", "Picture"]
 
 BLUE, ORANGE, TEAL, GREY = "#3b82c4", "#d97a26", "#2a9d8f", "#8a8a8a"  # seen on white and on black
 INK = "#010203"  # stands for the colour of the page's text
@@ -77,8 +77,10 @@ class Picture:
         from matplotlib.figure import Figure
 
         file = io.BytesIO()
-        with matplotlib.rc_context(SETTINGS), warnings.catch_warnings():  # type: ignore[arg-type]
+        with matplotlib.rc_context(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of letters that the font lacks
+            matplotlib.rcdefaults()  # whatever the user's matplotlibrc says, the same files give the same bytes
+            matplotlib.rcParams.update(SETTINGS)  # type: ignore[arg-type]
             figure = Figure(self._size, layout="constrained")
             axes = figure.subplots(self._rows, 1, sharex=True, squeeze=False)
             self._draw(figure, [row[0] for row in axes])
@@ -87,15 +89,3 @@ class Picture:
             else:
                 figure.savefig(file, format="svg", metadata={"Date": None})
         return file.getvalue()
-
-
-def size_text(size: float) -> str:
-    """Returns a number of bytes in a few characters.
-
-    >>> size_text(67_307), size_text(1_509_760), size_text(250), size_text(3e9)
-    ('67.3 kB', '1.51 MB', '250 B', '3 GB')
-    """
-    for factor, unit in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
-        if size >= factor:
-            return f"{size / factor:.3g} {unit}"
-    return f"{size:.0f} B"

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from compressor.comparison.points import Configuration
 
-__all__ = ["Bounds", "Choice", "choices", "front"]
+__all__ = ["Bounds", "Choice", "by_configuration", "choices", "front"]
 
 TOLERATED = 0.05  # of all images: what a compact file may lose where no bound says
 
@@ -81,6 +81,14 @@ def choices(configurations: Sequence[Configuration], bounds: Bounds) -> list[Cho
         Choice("Balanced", "nearest to the size of compact and the top-1 of quality", balanced),
         Choice("Compact", smallest, compact),
     ]
+
+
+def by_configuration(chosen: Sequence[Choice]) -> list[list[Choice]]:
+    """Returns the choices, those of one configuration together; others may have the same name."""
+    together: dict[int, list[Choice]] = {}
+    for choice in chosen:
+        together.setdefault(id(choice.configuration), []).append(choice)
+    return list(together.values())
 
 
 def _is_tolerable(one: Configuration) -> bool:

@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from compressor.comparison.drawing import BLUE, GREY, ORANGE, TEAL, Picture, size_text
-from compressor.comparison.front import Bounds, Choice, front
+from compressor.comparison.drawing import BLUE, GREY, ORANGE, TEAL, Picture
+from compressor.comparison.front import Bounds, Choice, by_configuration, front
 from compressor.comparison.points import Configuration
+from compressor.report.size_text import size_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["front_picture"]
+__all__ = ["front_picture", "size_marks"]
 
 STEPS = 1, 1.5, 2, 3, 5, 7  # of the marks of a scale, times a power of ten
 MOST_MARKS, INCHES_A_MARK = 8, 1.4
@@ -89,13 +90,10 @@ def _bounds(axis: Axes, bounds: Bounds) -> None:
 
 def _names(axis: Axes, chosen: Sequence[Choice]) -> None:
     """Writes beside each chosen configuration what it was chosen for."""
-    titles: dict[str, list[str]] = {}
-    for choice in chosen:
-        titles.setdefault(choice.configuration.name, []).append(choice.title.lower())
-    for choice in chosen:
-        if names := titles.pop(choice.configuration.name, None):
-            place = choice.configuration.bytes, _percent(choice.configuration.top1)
-            axis.annotate(", ".join(names), place, xytext=(8, -16), textcoords="offset points", fontweight="bold")
+    for same in by_configuration(chosen):
+        one, names = same[0].configuration, ", ".join(choice.title.lower() for choice in same)
+        place = one.bytes, _percent(one.top1)
+        axis.annotate(names, place, xytext=(8, -16), textcoords="offset points", fontweight="bold")
 
 
 def _percent(share: float | None) -> float:
@@ -107,10 +105,22 @@ def _scale_of_bytes(axis: Axes, most: int) -> None:
     from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter, NullLocator
 
     axis.autoscale_view()
-    low, high = axis.get_xlim()
-    marks = [step * 10**power for power in range(12) for step in STEPS if low <= step * 10**power <= high]
-    marks = marks[:: max(1, -(-len(marks) // most))]
-    axis.xaxis.set_major_locator(FixedLocator(marks))
+    axis.xaxis.set_major_locator(FixedLocator(size_marks(*axis.get_xlim(), most)))
     axis.xaxis.set_major_formatter(FuncFormatter(lambda size, _: size_text(size)))
     axis.xaxis.set_minor_locator(NullLocator())
     axis.xaxis.set_minor_formatter(NullFormatter())
+
+
+def size_marks(low: float, high: float, most: int) -> list[int]:
+    """Returns the sizes to mark on a scale from ``low`` to ``high`` bytes: at most ``most``, and two where there are.
+
+    >>> size_marks(9_000, 60_000, 8), size_marks(101_100, 101_900, 3)
+    ([10000, 15000, 20000, 30000, 50000], [101200, 101500, 101800])
+    """
+    from matplotlib.ticker import MaxNLocator
+
+    marks = [int(step * 10**power) for power in range(1, 12) for step in STEPS if low <= step * 10**power <= high]
+    if len(marks) < 2:  # the files are of nearly one size
+        equal = MaxNLocator(most, integer=True).tick_values(low, high)
+        marks = [int(mark) for mark in equal if low <= mark <= high]
+    return marks[:: max(1, -(-len(marks) // most))]

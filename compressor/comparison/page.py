@@ -11,16 +11,18 @@ from typing import Any
 
 import compressor
 from compressor.comparison.details import Details
-from compressor.comparison.drawing import Picture, size_text
-from compressor.comparison.front import Bounds, Choice, choices
+from compressor.comparison.drawing import Picture
+from compressor.comparison.front import Bounds, Choice, by_configuration, choices
 from compressor.comparison.front_picture import front_picture
 from compressor.comparison.points import Configuration, Point
 from compressor.comparison.tables import IMAGES, table_of_configurations, table_of_tensors
 from compressor.formats.errors import MissingError
+from compressor.report.size_text import size_text
 
 __all__ = ["Comparison", "page"]
 
 WIDE, NARROW = (14.5, 6.0), (5.0, 5.2)  # inches of 72 pixels
+DIGITS = 3  # of a size beside a picture
 PARTS = "indices", "codebooks", "untouched", "header", "checksums"
 
 
@@ -114,16 +116,13 @@ def _group(number: int, data: str, ones: Sequence[Configuration], comparison: Co
 
 def _cards(chosen: Sequence[Choice]) -> list[Mapping[str, str]]:
     """Returns what is shown of the choices, those of one configuration together."""
-    together: dict[int, list[Choice]] = {}
-    for choice in chosen:
-        together.setdefault(id(choice.configuration), []).append(choice)
     return [
         _card(
             ", ".join(one.title for one in same).capitalize(),
             "; ".join(one.reason for one in same),
             same[0].configuration,
         )
-        for same in together.values()
+        for same in by_configuration(chosen)
     ]
 
 
@@ -132,7 +131,7 @@ def _card(title: str, reason: str, one: Configuration) -> Mapping[str, str]:
     dense = "" if point.dense_top1 is None else f"dense {100 * point.dense_top1:.2f} %"
     spread = "" if one.deviation is None else f" ± {100 * one.deviation:.2f}"
     return {
-        "title": title, "reason": reason, "bytes": size_text(one.bytes), "name": one.name,
+        "title": title, "reason": reason, "bytes": size_text(one.bytes, DIGITS), "name": one.name,
         "ratio": f"{point.dense_bytes / one.bytes:.1f} times", "top1": f"{100 * (one.top1 or 0):.2f}{spread} %",
         "dense": dense, "command": point.command,
     }  # fmt: skip
@@ -144,7 +143,7 @@ def _file(number: int, point: Point, details: Details) -> Mapping[str, Any]:
     top1 = "" if point.top1 is None else f", top-1 {100 * point.top1:.2f} %"
     pictures = enumerate(details.pictures())
     return {
-        "name": point.name, "line": f"{size_text(point.bytes)}{top1}", "command": point.command,
+        "name": point.name, "line": f"{size_text(point.bytes, DIGITS)}{top1}", "command": point.command,
         "pictures": [{"title": one.title, "svg": one.svg(f"f{number}-{place}")} for place, one in pictures],
         "table": table_of_tensors(details.report.rows),
         "totals": f"{totals.file:,} bytes = {parts}; dense {totals.dense:,}. Entropy and coded in bits a weight.",

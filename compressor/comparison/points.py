@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -16,7 +17,7 @@ from compressor.report.provenance import read_provenance
 from compressor.report.report import dense_size
 from compressor.sweep.ledger import Entry
 
-__all__ = ["Configuration", "Point", "configurations", "point_of_entry", "point_of_file"]
+__all__ = ["Configuration", "Point", "configurations", "point_of_entry", "point_of_file", "told_apart"]
 
 SEED = "seed"
 
@@ -37,6 +38,7 @@ class Point:
         path: of the file; None where it is there no more.
         summary: a CSV file with figures of each epoch; None where there is none.
         lost, gained: images that only the dense model, or only the packed one, gets right.
+        source: the folder of the sweep that the row is of, or of the file alone.
     """
 
     name: str
@@ -53,6 +55,7 @@ class Point:
     summary: Path | None = None
     lost: int | None = None
     gained: int | None = None
+    source: Path = Path()
 
 
 @dataclass(frozen=True)
@@ -96,11 +99,12 @@ class Configuration:
 
 
 def configurations(points: Iterable[Point]) -> list[Configuration]:
-    """Puts the files together that differ by their seeds alone, in the order of the first of each."""
+    """Puts the files of a sweep together that differ by their seeds alone, in the order of the first of each."""
     groups: dict[Any, list[Point]] = {}
     for number, point in enumerate(points):
         options = tuple((key, str(value)) for key, value in point.options.items() if key != SEED)
-        groups.setdefault((point.data, point.model, options) if point.options else number, []).append(point)
+        key = (point.source, point.data, point.model, options) if point.options else number
+        groups.setdefault(key, []).append(point)
     return [Configuration(_name(group), tuple(group)) for group in groups.values()]
 
 
@@ -108,6 +112,17 @@ def _name(group: list[Point]) -> str:
     """Returns the common name of files: without the seed, where there are several."""
     first = group[0]
     return first.name.removesuffix(f"-{SEED}{first.options.get(SEED)}") if len(group) > 1 else first.name
+
+
+def told_apart(points: Sequence[Point]) -> list[Point]:
+    """Puts its folder before the name of each row of several sweeps, and of each file whose name another one has."""
+    sweeps = {point.source for point in points if point.options}
+    names = Counter(point.name for point in points if not point.options)
+
+    def is_clear(point: Point) -> bool:
+        return len(sweeps) < 2 if point.options else names[point.name] < 2
+
+    return [one if is_clear(one) else replace(one, name=printable(str(one.source / one.name))) for one in points]
 
 
 def point_of_file(path: Path, file: PackedFile, command: str | None = None, name: str | None = None) -> Point:
@@ -135,6 +150,7 @@ def point_of_file(path: Path, file: PackedFile, command: str | None = None, name
         top1=None if top1 is None or data is None else top1.packed,
         dense_top1=None if top1 is None or data is None else top1.dense,
         command=_command(path, file, model) if command is None else command,
+        source=path.parent,
         path=path,
         summary=_beside(path),
     )
@@ -145,15 +161,15 @@ def point_of_entry(entry: Entry, path: Path, data: str) -> Point:
 
     Args:
         entry: of the row.
-        path: of its file.
+        path: of its file, in a folder of the sweep's.
         data: what top-1 was measured on, in words.
     """
     one = entry.outcome
     return Point(
         name=printable(entry.row), model=printable(one.model), bytes=one.bytes, dense_bytes=one.dense_bytes,
         data=data if one.top1 is not None else "", n=one.n, top1=one.top1, dense_top1=one.dense_top1,
-        command=printable(entry.command), options=entry.options, path=path if path.is_file() else None,
-        summary=_beside(path), lost=one.lost, gained=one.gained,
+        command=printable(entry.command), source=path.parent.parent, options=entry.options,
+        path=path if path.is_file() else None, summary=_beside(path), lost=one.lost, gained=one.gained,
     )  # fmt: skip
 
 

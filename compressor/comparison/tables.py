@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from compressor.comparison.front import front
 from compressor.comparison.points import Configuration
+from compressor.report.csv_text import csv_text
 from compressor.report.table import Row
 
 __all__ = [
@@ -46,10 +45,11 @@ class Cell:
 
 @dataclass(frozen=True)
 class TableRow:
-    """A row, and whether it is one of those worth having."""
+    """A row, whether it is one of those worth having, and the command that makes its file."""
 
     cells: Sequence[Cell]
     on_front: bool = False
+    command: str = ""
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class Table:
         """Returns the table without the columns in which there is nothing, and without some others."""
         filled = (place for place in range(len(self.heads)) if any(row.cells[place].text for row in self.rows))
         kept = [place for place in filled if self.heads[place].text not in but]
-        rows = [TableRow([row.cells[place] for place in kept], row.on_front) for row in self.rows]
+        rows = [replace(row, cells=[row.cells[place] for place in kept]) for row in self.rows]
         return Table([self.heads[place] for place in kept], rows)
 
 
@@ -81,7 +81,7 @@ def table_of_configurations(configurations: Sequence[Configuration]) -> Table:
         by_data.setdefault(one.best.data, []).append(one)
     kept = {id(one) for group in by_data.values() for one in front(group)}
     ordered = sorted(configurations, key=lambda one: one.bytes)
-    return Table(HEADS, [TableRow(_cells(one), id(one) in kept) for one in ordered])
+    return Table(HEADS, [TableRow(_cells(one), id(one) in kept, one.best.command) for one in ordered])
 
 
 def _cells(one: Configuration) -> list[Cell]:
@@ -136,22 +136,17 @@ def _tensor_cells(row: Row) -> list[Cell]:
     ]  # fmt: skip
 
 
-def text_of(table: Table, kind: str, commands: Mapping[str, str]) -> str:
+def text_of(table: Table, kind: str) -> str:
     """Returns a table as text.
 
     Args:
         table: of configurations.
         kind: one of ``FORMATS``; only CSV has plain numbers, and the commands.
-        commands: by configuration.
     """
     if kind == "csv":
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow([*(head.text for head in table.heads), "worth having", "command"])
-        for row in table.rows:
-            plain = [cell.text if cell.sort is None or not cell.text else _plain(cell) for cell in row.cells]
-            writer.writerow([*plain, "yes" if row.on_front else "no", commands.get(row.cells[0].text, "")])
-        return text.getvalue()
+        heads = [*(head.text for head in table.heads), "worth having", "command"]
+        rows = [[*map(_plain, row.cells), "yes" if row.on_front else "no", row.command] for row in table.rows]
+        return csv_text([heads, *rows])
     from tabulate import tabulate
 
     shown = table.without_empty_columns()
@@ -164,8 +159,8 @@ def text_of(table: Table, kind: str, commands: Mapping[str, str]) -> str:
 
 
 def _plain(cell: Cell) -> str:
-    """Returns the text of a cell as a number that programs read."""
-    return cell.text.replace(",", "").removesuffix("x")
+    """Returns the text of a cell; a number as programs read it."""
+    return cell.text if cell.sort is None else cell.text.replace(",", "").removesuffix("x")
 
 
 LATEX = {"\\": r"\textbackslash{}", **{one: f"\\{one}" for one in "&%$#_{}"}, "~": r"\textasciitilde{}"}
@@ -179,6 +174,7 @@ def _escaped(text: str, kind: str) -> str:
     ('a\\_b\\|&lt;c&gt;', 'a\\_b \\& 5\\%')
     """
     if kind == "latex":
-        return "".join(LATEX.get(one, one) for one in text)
+        first = "{}" if text.lstrip().startswith(("[", "*")) else ""  # or it is an argument of the row's end before
+        return first + "".join(LATEX.get(one, one) for one in text)
     text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     return "".join(f"\\{one}" if one in "\\`*_[]|" else one for one in text)

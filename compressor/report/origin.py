@@ -12,7 +12,7 @@ from typing import Any
 
 from compressor.data.preprocessing import describe_preprocessing
 from compressor.formats.file.reader import PackedFile
-from compressor.report.interval import wilson_interval
+from compressor.report.interval import interval_text, wilson_interval
 from compressor.report.provenance import Provenance
 
 __all__ = ["Origin"]
@@ -60,11 +60,11 @@ class Origin:
         top1, data = self.made.top1, self.made.data
         if top1 is None or data is None:
             return ""
-        low, high = wilson_interval(top1.packed, data.n)
+        interval = interval_text(*wilson_interval(top1.packed, data.n))
         before = f"dense {100 * top1.dense:.1f} % -> " if top1.dense is not None else ""
         return (
             f"top-1 on {data.n:,} {data.split} images of {data.name}  {before}packed file {100 * top1.packed:.1f} %  "
-            f"95 % interval [{100 * low:.1f}, {100 * high:.1f}], as recorded when it was written"
+            f"95 % interval {interval}, as recorded when it was written"
         )
 
     def _facts(self) -> Iterator[tuple[str, str]]:

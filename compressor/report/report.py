@@ -227,9 +227,9 @@ def _row(
         used=int((histogram > 0).sum()),
         allowed=book.shape[1],
         zeros=zeros,
-        entropy=entropy(histogram) * entry.count / weights,
+        entropy=entropy(histogram) * entry.count / max(weights, 1),  # a tensor may have none
         codec=entry.codec,
-        coded=8 * entry.size / weights,
+        coded=8 * entry.size / max(weights, 1),
         indices=entry.size,
         codebook=book_bytes,
         overhead=overhead,

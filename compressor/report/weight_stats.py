@@ -51,8 +51,8 @@ class Values:
 
     @property
     def zeros(self) -> float:
-        """The share of zeros, 0 to 1."""
-        return float(self.counts[self.values == 0].sum() / self.counts.sum())
+        """The share of zeros, 0 to 1; 0 of a tensor without weights."""
+        return float(self.counts[self.values == 0].sum() / max(int(self.counts.sum()), 1))
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import os
 import time
@@ -19,6 +17,7 @@ from pydantic import TypeAdapter
 from compressor.formats.errors import FormatError, ResourceError, UsageError, printable
 from compressor.formats.io.atomic import write_atomically
 from compressor.formats.io.locking import holding
+from compressor.report.csv_text import csv_text
 from compressor.sweep.grid import Row
 from compressor.sweep.outcome import Outcome
 from compressor.validation import one_line_errors
@@ -188,11 +187,9 @@ def _table(entries: list[Entry]) -> str:
     """Returns the rows as CSV, a column for each option by which any of them differ."""
     options = list(dict.fromkeys(key for entry in entries for key in entry.options))
     figures = [key for key in asdict(entries[0].outcome) if key not in options]
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["row", *options, *figures, "seconds", "command"])
+    rows: list[list[Any]] = [["row", *options, *figures, "seconds", "command"]]
     for entry in entries:
         outcome = {**asdict(entry.outcome), "missed": "; ".join(entry.outcome.missed)}
         values = [*(entry.options.get(key) for key in options), *(outcome[key] for key in figures)]
-        writer.writerow([entry.row, *values, entry.seconds, entry.command])
-    return text.getvalue()
+        rows.append([entry.row, *values, entry.seconds, entry.command])
+    return csv_text(rows)

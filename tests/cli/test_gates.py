@@ -114,7 +114,7 @@ def test_a_gate_that_is_met_changes_nothing() -> None:
     [
         ((*POST_TRAINING, "--require-top1", "9"), "--require-top1 and --require-drop need data to measure on"),
         (("test_resnet", "--from-scratch", "--require-drop", "1"), "--from-scratch has no dense model to compare with"),
-        (("test_resnet", "--require-size", "3x"), "'3x' is no size: expected 250000, 250kB, 1.5MB or 1MiB"),
+        (("test_resnet", "--require-size", "3x"), "'3x' is no size: expected 250000, 250KB, 1.5MB or 1MiB"),
     ],
 )
 def test_a_gate_that_cannot_be(words: tuple[str, ...], said: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -26,6 +26,11 @@ def test_the_recipe_is_one_that_runs(type_: Callable[..., Ran]) -> None:
     assert "ignored by rule 1 (conv1.0)" in out
 
 
+def test_the_command_is_one_that_a_shell_reads(type_: Callable[..., Ran]) -> None:
+    _, out, _ = type_("init", "test_resnet", "-o", "my own.toml")
+    assert out == "my own.toml  run it with: compress test_resnet --recipe 'my own.toml'\n"
+
+
 def test_a_file_is_replaced_by_force_alone(type_: Callable[..., Ran]) -> None:
     path = Path("own.toml")
     path.write_text("mine")

@@ -9,12 +9,15 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from compressor.formats.content import SharedTensor
+from compressor.formats.file.writer import write
 from compressor.model_zoo import checkpoint, packed_path
 from compressor.sweep.ledger import Entry, Ledger
 from compressor.sweep.outcome import Outcome
-from tests.helpers.file_commands import Ran, type_
+from tests.helpers.file_commands import Ran, small, type_
 
 __all__ = ["type_"]  # the fixture
 
@@ -56,6 +59,41 @@ def test_a_page_and_pictures_are_written_and_not_replaced(type_: Callable[..., R
     assert all(one.read_bytes().startswith(b"\x89PNG") for one in pictures)
     code, _, (line,) = type_("report", TINY)
     assert (code, line) == (2, "error: report.html exists: give another name, or --force to replace it")
+    Path("pictures/front-1.png").write_bytes(b"mine")
+    code, out, (line,) = type_("report", TINY, "-o", "other.html", "--png", "pictures")
+    assert (code, out) == (2, "")
+    assert line == "error: pictures/front-1.png exists: give another name, or --force to replace it"
+    assert not Path("other.html").exists()
+    assert Path("pictures/front-1.png").read_bytes() == b"mine"
+
+
+def test_a_folder_that_cannot_be_made_is_one_line_and_nothing_is_written(
+    type_: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("matplotlib", reason="needs the extra report")
+
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    code, out, (line,) = type_("report", TINY, "--format", "csv", "-o", "table.csv", "--png", "pictures")
+    assert (code, out, line) == (6, "", "error: folder pictures cannot be made (Permission denied)")
+    assert not Path("table.csv").exists()
+
+
+@pytest.mark.parametrize("words", [["inspect", "--all"], ["inspect", "--json"], ["report"]])
+def test_a_shared_tensor_may_have_no_weights(type_: Callable[..., Ran], words: list[str]) -> None:
+    if words == ["report"]:
+        pytest.importorskip("matplotlib", reason="needs the extra report")
+    empty = SharedTensor((0, 8), 0, np.zeros(0, np.uint8))
+    write("some.safetensors", small(sites={**small().sites, "empty.weight": empty}))
+    write("none.safetensors", small(sites={"empty.weight": empty}, books=small().books[:1], aliases={}))
+    for file in ("some.safetensors", "none.safetensors"):
+        code, out, err = type_(*words, file, *(["-o", f"{file}.html"] if words == ["report"] else []))
+        assert code == 0, err
+        shown = out or Path(f"{file}.html").read_text(encoding="utf-8")
+        assert "empty.weight" in shown
+        assert "NaN" not in shown
 
 
 def sweep(folder: Path) -> Ledger:
@@ -87,6 +125,19 @@ def test_a_sweep_is_read_wherever_it_is_and_seeds_are_averaged(type_: Callable[.
     assert worth == {"bits2": "no", "bits4-seed0": "yes", "test_resnet-tiny": "yes"}  # which has 92.81
 
 
+def test_two_sweeps_and_two_files_of_one_name_stay_apart(type_: Callable[..., Ran], tmp_path: Path) -> None:
+    for name, checkpoint_name in (("a", "tiny"), ("b", "balanced")):
+        sweep(tmp_path / name)
+        shutil.copy(packed_path(f"zoo:test_resnet-{checkpoint_name}"), f"{name}/same.safetensors")
+    code, out, _ = type_("report", "a", "b", "a", "a/same.safetensors", "b/same.safetensors", "--format", "csv")
+    assert code == 0
+    found = {row["configuration"]: row for row in rows(out)}
+    assert {name: row["files"] for name, row in found.items()} == {
+        "a/bits2": "2", "a/bits4-seed0": "1", "a/same": "1", "b/bits2": "2", "b/bits4-seed0": "1", "b/same": "1",
+    }  # fmt: skip
+    assert all(f"{name}/same.safetensors" in found[f"{name}/same"]["command"] for name in "ab")
+
+
 def test_the_page_of_a_sweep_shows_the_files_of_its_front(type_: Callable[..., Ran], tmp_path: Path) -> None:
     pytest.importorskip("matplotlib", reason="needs the extra report")
     ledger = sweep(tmp_path / "sweep")
@@ -104,7 +155,7 @@ def test_the_page_of_a_sweep_shows_the_files_of_its_front(type_: Callable[..., R
     [
         (["empty"], 4, "empty: no rows of a sweep in this folder: expected empty/rows.jsonl, of 'compress sweep'"),
         (["none.safetensors"], 4, "none.safetensors"),
-        ([TINY, "--bound", "much"], 2, "'much' is no size: expected 250000, 250kB, 1.5MB or 1MiB"),
+        ([TINY, "--bound", "much"], 2, "'much' is no size: expected 250000, 250KB, 1.5MB or 1MiB"),
         ([TINY, "--bound", "120%"], 2, "--bound 120%: expected a size, as 450KB, or a top-1, as 92%"),
         ([TINY, "--bound", "9%", "--bound", "8%"], 2, "--bound 8%: there is one of that kind already"),
         ([TINY, "-o", "no/report.html"], 6, "/no does not exist: make it first"),

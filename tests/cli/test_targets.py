@@ -36,7 +36,7 @@ PRICED = "schemes with a price: learnt"
     [
         (("--target-size", "50KB", "--rate", "1e-7"), "--target-size and --rate: name one"),
         (("--target-bits", "1", "--max-drop", "0"), "--target-bits and --max-drop: name one"),
-        (("--target-size", "much"), "Invalid value for '--target-size': 'much' is no size: expected 250000, 250kB"),
+        (("--target-size", "much"), "Invalid value for '--target-size': 'much' is no size: expected 250000, 250KB"),
         (("--target-size", "0"), "--target-size 0: expected a finite number above 0"),
         (("--target-bits", "0"), "Invalid value for '--target-bits': 0.0 is not in the range x>0."),
         (("--target-bits", "nan"), "--target-bits nan: expected a finite number above 0"),

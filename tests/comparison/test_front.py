@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+
 from hypothesis import given
 from hypothesis import strategies as st
 
-from compressor.comparison.front import Bounds, choices, front
-from compressor.comparison.points import Configuration, Point, configurations
+from compressor.comparison.front import Bounds, by_configuration, choices, front
+from compressor.comparison.points import Configuration, Point, configurations, told_apart
 
 DENSE = 1000
 
@@ -76,3 +79,22 @@ def test_files_that_differ_by_their_seed_alone_are_one_configuration() -> None:
 def test_files_without_options_are_each_their_own() -> None:
     same = [Point("a", "net", 1, 2), Point("a", "net", 1, 2)]
     assert [one.points for one in configurations(same)] == [(same[0],), (same[1],)]
+
+
+def test_rows_of_two_sweeps_are_no_seeds_of_each_other() -> None:
+    both = [Point(f"b2-seed{seed}", "net", 100, DENSE, options={"bits": 2, "seed": seed}) for seed in (0, 1)]
+    rows = [replace(one, source=Path(folder)) for folder in ("a", "b") for one in both]
+    found = configurations(told_apart(rows))
+    assert [(one.name, len(one.points)) for one in found] == [("a/b2", 2), ("b/b2", 2)]
+    assert [one.name for one in configurations(told_apart(rows[:2]))] == ["b2"]
+
+
+def test_files_of_one_name_are_told_apart() -> None:
+    files = [Point(name, "net", 1, 2, source=Path(folder)) for name, folder in (("x", "a"), ("x", "b"), ("y", "b"))]
+    assert [one.name for one in told_apart(files)] == ["a/x", "b/x", "y"]
+
+
+def test_choices_of_configurations_of_one_name_stay_apart() -> None:
+    large, small = configuration("same", 800, 0.95), configuration("same", 100, 0.91)
+    together = by_configuration(choices([large, small], Bounds()))
+    assert [[choice.title for choice in same] for same in together] == [["Quality"], ["Balanced", "Compact"]]

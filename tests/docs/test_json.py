@@ -72,3 +72,12 @@ def test_units_are_those_of_the_keys() -> None:
         "loss": {"dense": 1.0}, "classes": [{"dense": 3}], "sites": [{"sqnr": None, "scheme": "a"}]
     }  # fmt: skip
     assert with_units(document)["units"] == {"loss": "nats", "sqnr": "dB"}
+
+
+def test_sizes_and_shares_of_exports_and_sweeps_have_units() -> None:
+    export = {"dense": 30, "packed": 10, "exported": 20}
+    assert with_units(export)["units"] == dict.fromkeys(export, "bytes")
+    row = {"bytes": 10, "dense_bytes": 30, "top1": 0.5, "dense_top1": 0.6, "low": 0.4, "high": 0.6}
+    units = with_units({"rows": [row]})["units"]
+    assert units == {key: "bytes" if key.endswith("bytes") else "0 to 1" for key in row}
+    assert with_units({"top1": {"packed": 0.5}, "classes": [{"packed": 3}]})["units"] == {"top1": "0 to 1"}

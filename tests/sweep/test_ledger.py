@@ -32,6 +32,12 @@ def test_what_is_appended_is_read_again(tmp_path: Path) -> None:
     assert Ledger(tmp_path).entries() == [first, second]
 
 
+def test_text_in_the_table_is_no_formula(tmp_path: Path) -> None:
+    Ledger(tmp_path).append(entry("=1+1", recipe="@SUM(A1)", drop=-1))
+    (row,) = csv.DictReader((tmp_path / "rows.csv").read_text(encoding="utf-8").splitlines())
+    assert (row["row"], row["recipe"], row["drop"]) == ("'=1+1", "'@SUM(A1)", "-1")
+
+
 def test_a_row_is_appended_once(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path)
     assert ledger.append(entry("a", 100))
