@@ -43,13 +43,8 @@ def dry_run(run: Run, output: OutputConfig, as_json: bool) -> None:
     least = None if run.target.flag is None else least_size(run, output)
     size = report.totals.file if run.target.flag is None else target_of(run.target).bytes(_shared_weights(job))
     if as_json:
-        memory_facts = None if memory is None else {**vars(memory), "total": memory.total}
-        predicted = {"file": size, "least": least, "dense": dense, "memory": memory_facts}
-        target = run.target.arguments or None
-        about = {"model": {"name": run.source.named.architecture, "args": dict(run.source.args)}}
-        prepared = {"preprocessing": run.source.preprocessing or None, "recipe": run.recipe.to_dict()}
-        facts = {"sites": rows, "predicted": predicted, "target": target, "output": str(run.output)}
-        print_json({**about, **prepared, **facts})
+        predicted = {"file": size, "least": least, "dense": dense, "memory": memory and _memory_facts(memory)}
+        print_json(_document(run, rows, predicted))
         return
     shown = [[r["site"], "x".join(map(str, r["shape"])), f"{r['weights']:,}", r["plan"], r["rule"]] for r in rows]
     print_table([["site", "shape", "weights", "plan", "rule"], *shown])
@@ -61,6 +56,23 @@ def dry_run(run: Run, output: OutputConfig, as_json: bool) -> None:
         click.echo(f"least      {least:,} bytes, with all weights zero")
     after = "unknown" if size is None else f"{size:,} bytes ({dense / size:.1f}x)"
     click.echo(f"predicted  {dense:,} -> {after} {when}; nothing was written")
+
+
+def _document(run: Run, rows: list[dict[str, Any]], predicted: dict[str, Any]) -> dict[str, Any]:
+    """Returns the JSON document of ``compress MODEL --dry-run --json``."""
+    return {
+        "model": {"name": run.source.named.architecture, "args": dict(run.source.args)},
+        "preprocessing": run.source.preprocessing or None,
+        "recipe": run.recipe.to_dict(),
+        "sites": rows,
+        "predicted": predicted,
+        "target": run.target.arguments or None,
+        "output": str(run.output),
+    }
+
+
+def _memory_facts(memory: StepMemory) -> dict[str, Any]:
+    return {**vars(memory), "total": memory.total}
 
 
 def _shared_weights(job: Compressor) -> int:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from compressor.deployment.packed_model import PackedModel
 from compressor.deployment.registry import make_target
 from compressor.deployment.target import Target
-from compressor.formats.errors import CompressorError, IntegrityError, UnsupportedError, printable
+from compressor.formats.errors import CompressorError, IntegrityError, UnsupportedError, UsageError, printable
 from compressor.formats.file.reader import PackedFile
 from compressor.formats.io.atomic import check_writable, write_atomically
 from compressor.formats.io.locking import holding
@@ -79,7 +79,7 @@ def export(
         The sizes of all forms, and how far the logits are from those of the packed file.
 
     Raises:
-        UsageError: there is no such target or setting, or the file exists.
+        UsageError: there is no such target or setting, or the file exists or has the ending of another.
         MissingError: a package that the target needs is not installed, or the model cannot be built.
         UnsupportedError: the target cannot hold this model, or its exporter or runtime fails with it.
         IntegrityError: what was written computes something else. No file is there then.
@@ -97,7 +97,7 @@ def export(
     with PackedFile.open(source, max_memory) as file:
         packed = PackedModel(file, source, model, inputs, max_memory)
         written = Path(output) if output is not None else source.parent / target.file_name(source.stem)
-        paths = {target.suffix: written, **{ending: written.with_suffix(ending) for ending in target.companions}}
+        paths = _paths(target, written)
         for each in paths.values():
             check_writable(each, force)
         with holding(written):
@@ -112,6 +112,16 @@ def export(
             limits=target.limits,
             usage=target.usage(written, source),
         )
+
+
+def _paths(target: Target, written: Path) -> dict[str, Path]:
+    """Returns the paths of a target's files by their endings; raises UsageError where two could be one."""
+    if target.companions and written.suffix != target.suffix:
+        raise UsageError(
+            f"{written} ends in {written.suffix!r}, expected {target.suffix!r}: "
+            f"target {target.id!r} writes {' and '.join(target.companions)} beside it"
+        )
+    return {target.suffix: written, **{ending: written.with_suffix(ending) for ending in target.companions}}
 
 
 def _write(target: Target, packed: PackedModel, paths: Mapping[str, Path], force: bool) -> tuple[int, float]:

@@ -10,7 +10,7 @@ from typing import ClassVar
 from compressor.deployment.packed_model import PackedModel
 from compressor.deployment.registry import register
 from compressor.deployment.target import Target
-from compressor.formats.errors import UsageError
+from compressor.formats.errors import UnsupportedError, UsageError
 from compressor.targets.onnx_lookup import HIGHEST, OPSET, Lookup
 from compressor.targets.onnx_model import add_tensors, onnx_program
 
@@ -45,6 +45,11 @@ class Onnx(Target):
 
     def build(self, model: PackedModel) -> dict[str, bytes]:
         """Returns the file, for batches of any size."""
+        if str(model.inputs(2).dtype) == "torch.bfloat16":  # said before the work; the comparison would fail
+            raise UnsupportedError(
+                f"target 'onnx': the model of {model.path} computes in bfloat16, which ONNX Runtime's CPU provider "
+                "does not: compress the model in float32"
+            )
         lookup = Lookup() if self.dense else add_tensors(Lookup(self.opset), model.file)
         return {self.suffix: onnx_program(model, lookup).SerializeToString(deterministic=True)}
 

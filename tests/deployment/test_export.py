@@ -100,6 +100,17 @@ def test_companions_are_written_with_it_or_not_at_all(
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"net.one": "mine", "net.two": ".two"}
 
 
+@pytest.mark.parametrize("name", ["net.one", "net", "net.spy.bak"])
+def test_with_companions_another_ending_is_refused_before_the_work(
+    spy: type[Spy], timm_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr(spy, "companions", (".one", ".two"))
+    monkeypatch.setattr(spy, "build", lambda self, model: pytest.fail("it was built"))
+    with pytest.raises(UsageError, match=r"expected '\.spy': target 'spy' writes \.one and \.two beside it"):
+        compressor.export(timm_file, "spy", tmp_path / name)
+    assert not [*tmp_path.iterdir()]
+
+
 def test_what_exists_is_replaced_only_where_asked_for(spy: type[Spy], timm_file: Path, tmp_path: Path) -> None:
     (tmp_path / "out").write_text("mine")
     with pytest.raises(UsageError, match="exists"):

@@ -12,7 +12,7 @@ from torch import nn
 import compressor
 from compressor import Compressor, Policy, Rule
 from compressor.deployment.registry import make_target
-from compressor.formats.errors import UsageError
+from compressor.formats.errors import UnsupportedError, UsageError
 from compressor.formats.file.reader import PackedFile
 
 onnx = pytest.importorskip("onnx", reason="needs the extra [onnx]")
@@ -107,3 +107,12 @@ def test_what_a_model_looks_up_itself_is_not_expanded(tmp_path: Path) -> None:
     (integers,) = (size for name, size in sizes.items() if "integers" in name)
     assert integers == 2500 * 2
     assert max(sizes.values()) == integers
+
+
+def test_bfloat16_is_refused_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, path = nn.Sequential(nn.Linear(64, 64)).bfloat16(), tmp_path / "model.safetensors"
+    Compressor(model, Policy([Rule("*", scheme="kmeans", bits=2)]), teacher=None).prepare().finish().save(path)
+    monkeypatch.setattr(torch.onnx, "export", lambda *args, **options: pytest.fail("it was exported"))
+    with pytest.raises(UnsupportedError, match="computes in bfloat16"):
+        compressor.export(path, "onnx", model=model, inputs=torch.randn(2, 64, dtype=torch.bfloat16))
+    assert [each.name for each in tmp_path.iterdir()] == ["model.safetensors"]
