@@ -11,7 +11,7 @@ import click
 
 from compressor.cli.click_options import click_options, from_values
 from compressor.cli.data import say_data, say_images
-from compressor.cli.files import EVAL_BATCH, in_bytes, memory_option, open_packed, packed_file
+from compressor.cli.files import EVAL_BATCH, PackedPath, in_bytes, memory_option, open_packed, packed_file
 from compressor.cli.preprocessing import NumbersCommand, PreprocessingConfig
 from compressor.cli.show import accuracy_line, percent, print_json, print_table
 from compressor.formats.errors import MissingError, UsageError
@@ -34,7 +34,7 @@ __all__ = ["evaluate"]
 @click.option("--device", help="cpu, cuda, cuda:1, mps ...  [default: a GPU if there is one]")
 @click.option("--max-bad-images", metavar="N", type=click.IntRange(0), default=0, show_default=True,
               help="Images that may be unreadable; all are listed in bad_images.txt.")  # fmt: skip
-@click.option("--against", type=click.Path(path_type=Path), metavar="DENSE",
+@click.option("--against", type=PackedPath(path_type=Path), metavar="DENSE",
               help="Measure these weights of the same model, too: a checkpoint, or another packed file.")  # fmt: skip
 @click.option("--per-class", is_flag=True, help="Show the accuracy of each class.")
 @memory_option
@@ -71,7 +71,7 @@ def evaluate(
     data = _data(file, dataset, data_dir, made, preprocessing, max_bad_images, asked, in_chans)
     model = load(file, max_memory=in_bytes(max_memory))
     _check_head(model, data)
-    dense = None if against is None else _against(against, file)
+    dense = None if against is None else _against(against, file, in_bytes(max_memory))
     say_data(data, data_dir)
     say_images(data.preprocessing)
     loader = data.eval_loader(batch_size)
