@@ -204,13 +204,16 @@ def _check_head(model: Any, data: Dataset) -> None:
         raise MissingError(f"the file's model tells {classes} classes apart, {data.name} has {data.num_classes}")
 
 
-def _against(path: Path, file: Path) -> nn.Module:
-    """Returns the model of a packed file with the weights of another file, packed or not."""
+def _against(path: Path, file: Path, max_memory: int | None) -> nn.Module:
+    """Returns the model of a packed file with the weights of another file, packed or not, or of a folder of timm's."""
     from compressor import load
     from compressor.formats.errors import FileError
     from compressor.models.checkpoint import load_checkpoint, read_checkpoint
+    from compressor.models.local_dir import WEIGHTS
 
-    model = load(file)
+    if path.is_dir():
+        path = path / WEIGHTS
+    model = load(file, max_memory=max_memory)
     cfg: Any = model.pretrained_cfg
     try:
         load_checkpoint(read_checkpoint(path, pickles=True), model, cfg["architecture"], "expected {expected}")
