@@ -330,7 +330,8 @@ class Request:
         """Raises UsageError for options that need data."""
         flags = [
             *(
-                one.flag for one in config_fields(TrainingConfig)
+                one.flag
+                for one in config_fields(TrainingConfig)
                 if one.name in self.training and (one.name, self.training[one.name]) != ("epochs", 0)
             ),
             *given_flags(self.data, "aa", "reprob"),

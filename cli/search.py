@@ -158,9 +158,7 @@ def check_above(config: TargetConfig, wanted: int | None, least: int | None) -> 
     """Raises UsageError for a target in bytes that is below the size with all weights zero, where both are known."""
     if wanted is not None and least is not None and wanted < least:
         asked = f"{config.flag} {wanted:,}" if config.target_size is not None else config.command_line().strip()
-        raise UsageError(
-            f"{asked}: with all weights zero the file takes {least:,} bytes; ask for more"
-        )
+        raise UsageError(f"{asked}: with all weights zero the file takes {least:,} bytes; ask for more")
 
 
 def check_size(work: Run, output: OutputConfig, wanted: int | None) -> None:

@@ -163,9 +163,7 @@ def test_pack_refuses(type_: Callable[..., Ran], words: tuple[str, ...], code: i
         ("pack", MODEL, "--checkpoint-path", "in.safetensors", "-o", "in.safetensors"),
     ],
 )
-def test_no_command_replaces_what_it_reads(
-    timm_file: Path, type_: Callable[..., Ran], words: tuple[str, ...]
-) -> None:
+def test_no_command_replaces_what_it_reads(timm_file: Path, type_: Callable[..., Ran], words: tuple[str, ...]) -> None:
     before = timm_file.read_bytes()
     Path("in.safetensors").write_bytes(before)
     Path("other.safetensors").symlink_to("in.safetensors")
