@@ -329,7 +329,11 @@ class Request:
     def _check_post_training(self) -> None:
         """Raises UsageError for options that need data."""
         flags = [
-            *(one.flag for one in config_fields(TrainingConfig) if one.name in self.training),
+            *(
+                one.flag
+                for one in config_fields(TrainingConfig)
+                if one.name in self.training and (one.name, self.training[one.name]) != ("epochs", 0)
+            ),
             *given_flags(self.data, "aa", "reprob"),
             *given_flags(self.model, "baseline_epochs"),
             *given_flags(self.teacher, "teacher"),

@@ -63,12 +63,17 @@ def unpack(file: Path, output: Path, force: bool, max_memory: int | None) -> Non
     Names, shapes and values are those of the model's state dict. A folder has a config.json too, by which timm builds
     the model, prepares its images and names its classes.
     """
-    from compressor.formats.io.atomic import check_writable
+    from compressor.formats.io.atomic import check_not_input, check_writable
 
     is_folder = output.suffix != ENDING and (not output.suffix or os.path.isdir(output))
     if not is_folder and output.suffix != ENDING:
         raise UsageError(f"-o {output}: name a folder, or a file that ends in {ENDING}, such as {output.stem}{ENDING}")
-    if not is_folder:
+    if is_folder:
+        from compressor.models.local_dir import WEIGHTS  # imports timm, which errors of usage do without
+
+        check_not_input(output / WEIGHTS, file)
+    else:
+        check_not_input(output, file)
         check_writable(output, force)
     with open_packed(file, max_memory) as packed:
         model, preprocessing = packed.model, dict(packed.preprocessing or {})

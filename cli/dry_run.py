@@ -8,7 +8,7 @@ import click
 import torch
 
 from compressor.cli.configs import OutputConfig
-from compressor.cli.search import least_size, target_of, vary_vectors
+from compressor.cli.search import check_above, least_size, target_of, vary_vectors
 from compressor.cli.setup import Run
 from compressor.cli.show import print_json, print_table
 from compressor.cli.weights import named_model
@@ -42,6 +42,7 @@ def dry_run(run: Run, output: OutputConfig, as_json: bool) -> None:
     dense = report.totals.dense
     least = None if run.target.flag is None else least_size(run, output)
     size = report.totals.file if run.target.flag is None else target_of(run.target).bytes(_shared_weights(job))
+    check_above(run.target, size, least)
     if as_json:
         predicted = {"file": size, "least": least, "dense": dense, "memory": memory and _memory_facts(memory)}
         print_json(_document(run, rows, predicted))

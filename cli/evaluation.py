@@ -11,7 +11,7 @@ import click
 
 from compressor.cli.click_options import click_options, from_values
 from compressor.cli.data import say_data, say_images
-from compressor.cli.files import EVAL_BATCH, in_bytes, memory_option, open_packed, packed_file
+from compressor.cli.files import EVAL_BATCH, PackedPath, in_bytes, memory_option, open_packed, packed_file
 from compressor.cli.preprocessing import NumbersCommand, PreprocessingConfig
 from compressor.cli.show import accuracy_line, percent, print_json, print_table
 from compressor.formats.errors import MissingError, UsageError
@@ -34,7 +34,7 @@ __all__ = ["evaluate"]
 @click.option("--device", help="cpu, cuda, cuda:1, mps ...  [default: a GPU if there is one]")
 @click.option("--max-bad-images", metavar="N", type=click.IntRange(0), default=0, show_default=True,
               help="Images that may be unreadable; all are listed in bad_images.txt.")  # fmt: skip
-@click.option("--against", type=click.Path(path_type=Path), metavar="DENSE",
+@click.option("--against", type=PackedPath(path_type=Path), metavar="DENSE",
               help="Measure these weights of the same model, too: a checkpoint, or another packed file.")  # fmt: skip
 @click.option("--per-class", is_flag=True, help="Show the accuracy of each class.")
 @memory_option
@@ -71,7 +71,7 @@ def evaluate(
     data = _data(file, dataset, data_dir, made, preprocessing, max_bad_images, asked, in_chans)
     model = load(file, max_memory=in_bytes(max_memory))
     _check_head(model, data)
-    dense = None if against is None else _against(against, file)
+    dense = None if against is None else _against(against, file, in_bytes(max_memory))
     say_data(data, data_dir)
     say_images(data.preprocessing)
     loader = data.eval_loader(batch_size)
@@ -204,13 +204,16 @@ def _check_head(model: Any, data: Dataset) -> None:
         raise MissingError(f"the file's model tells {classes} classes apart, {data.name} has {data.num_classes}")
 
 
-def _against(path: Path, file: Path) -> nn.Module:
-    """Returns the model of a packed file with the weights of another file, packed or not."""
+def _against(path: Path, file: Path, max_memory: int | None) -> nn.Module:
+    """Returns the model of a packed file with the weights of another file, packed or not, or of a folder of timm's."""
     from compressor import load
     from compressor.formats.errors import FileError
     from compressor.models.checkpoint import load_checkpoint, read_checkpoint
+    from compressor.models.local_dir import WEIGHTS
 
-    model = load(file)
+    if path.is_dir():
+        path = path / WEIGHTS
+    model = load(file, max_memory=max_memory)
     cfg: Any = model.pretrained_cfg
     try:
         load_checkpoint(read_checkpoint(path, pickles=True), model, cfg["architecture"], "expected {expected}")

@@ -13,7 +13,7 @@ from compressor.cli.files import PackedPath, make_folder, memory_option, open_pa
 from compressor.cli.show import say
 from compressor.cli.sweep import DENSE
 from compressor.formats.errors import CompressorError, MissingError, ResourceError, UsageError
-from compressor.formats.io.atomic import check_writable, write_atomically
+from compressor.formats.io.atomic import check_not_input, check_writable, write_atomically
 
 if TYPE_CHECKING:
     from compressor.comparison.details import Details
@@ -58,6 +58,7 @@ def report(
     limits = _bounds(bounds)
     target = Path("report.html") if output is None and kind == "html" else output
     if target is not None:
+        check_not_input(target, *sources)
         check_writable(target, force)
     if folder is not None and not folder.parent.is_dir():
         raise ResourceError(f"folder {folder.parent} does not exist: make it first")

@@ -27,6 +27,7 @@ from compressor.rng import seeded
 
 __all__ = [
     "calibration_input",
+    "check_above",
     "check_reachable",
     "check_size",
     "file_options",
@@ -150,11 +151,14 @@ def check_reachable(work: Run, output: OutputConfig) -> None:
     wanted = work.target.target_size
     if wanted is None or work.source.config.has_weights:  # with weights given, the search itself begins at once
         return
-    least = least_size(work, output)
-    if least is not None and wanted < least:
-        raise UsageError(
-            f"--target-size {wanted:,}: with all weights zero the file takes {least:,} bytes; ask for more"
-        )
+    check_above(work.target, wanted, least_size(work, output))
+
+
+def check_above(config: TargetConfig, wanted: int | None, least: int | None) -> None:
+    """Raises UsageError for a target in bytes that is below the size with all weights zero, where both are known."""
+    if wanted is not None and least is not None and wanted < least:
+        asked = f"{config.flag} {wanted:,}" if config.target_size is not None else config.command_line().strip()
+        raise UsageError(f"{asked}: with all weights zero the file takes {least:,} bytes; ask for more")
 
 
 def check_size(work: Run, output: OutputConfig, wanted: int | None) -> None:

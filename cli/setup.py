@@ -32,7 +32,7 @@ from compressor.distributed.devices import find_device
 from compressor.formats.codecs.registry import CODECS
 from compressor.formats.errors import MissingError, UsageError, did_you_mean
 from compressor.formats.file.reader import PackedFile
-from compressor.formats.io.atomic import check_writable
+from compressor.formats.io.atomic import check_not_input, check_writable
 from compressor.formats.loader import build_model
 from compressor.lifecycle.norms import check_foldable
 from compressor.models.names import NamedModel, find_model
@@ -161,6 +161,8 @@ def _checked(request: Request, device: torch.device) -> Run:
     _check_optimizers(recipe)
     check_backend(request.execution.torchcompile)
     output, writes = request.output_path(), is_main_process() and not request.display.dry_run
+    inputs = request.model.checkpoint_path, request.teacher.teacher_checkpoint
+    check_not_input(output, *filter(None, inputs))
     if writes:
         check_writable(output, request.output.force)
     if (path := request.model.checkpoint_path) is not None and not path.is_file():

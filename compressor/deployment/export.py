@@ -14,7 +14,7 @@ from compressor.deployment.registry import make_target
 from compressor.deployment.target import Target
 from compressor.formats.errors import CompressorError, IntegrityError, UnsupportedError, UsageError, printable
 from compressor.formats.file.reader import PackedFile
-from compressor.formats.io.atomic import check_writable, write_atomically
+from compressor.formats.io.atomic import check_not_input, check_writable, write_atomically
 from compressor.formats.io.locking import holding
 from compressor.report.report import dense_size
 
@@ -99,6 +99,7 @@ def export(
         written = Path(output) if output is not None else source.parent / target.file_name(source.stem)
         paths = _paths(target, written)
         for each in paths.values():
+            check_not_input(each, source)
             check_writable(each, force)
         with holding(written):
             size, difference = _write(target, packed, paths, force)

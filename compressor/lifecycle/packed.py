@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 import compressor
+from compressor.calibration.image_shape import image_channels
 from compressor.formats.content import Codebook, Content, RawTensor, SharedTensor, find_slices
 from compressor.formats.errors import MissingError, UsageError
 from compressor.formats.file.memory import MAX_MEMORY
@@ -275,7 +276,16 @@ def _listed(model: nn.Module) -> dict[str, Any]:
     given = {key: cfg[key] for key in PREPROCESSING if cfg.get(key) is not None}
     if len(given.get("label_names", ())) != getattr(model, "num_classes", None):
         given.pop("label_names", None)  # those of the weights it started from
+    channels = image_channels(model)
+    given = {key: value for key, value in given.items() if channels is None or _suits(key, value, channels)}
     return {key: list(value) if isinstance(value, tuple) else value for key, value in given.items()}
+
+
+def _suits(key: str, value: Any, channels: int) -> bool:
+    """Returns whether an entry is for images of so many channels: timm leaves those of its weights at any in_chans."""
+    if key not in ("input_size", "mean", "std") or not isinstance(value, list | tuple) or not value:
+        return True
+    return value[0] == channels if key == "input_size" else len(value) in (1, channels)
 
 
 def _unfit(listed: Mapping[str, Any]) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from pathlib import Path
 from compressor.formats.errors import ResourceError, UsageError
 from compressor.formats.io.locking import sweep_locks
 
-__all__ = ["check_writable", "write_atomically"]
+__all__ = ["check_not_input", "check_writable", "write_atomically"]
 
 _ATTEMPTS = 3
 _UNSUPPORTED = {errno.ENOSYS, errno.EXDEV, errno.EINVAL, errno.ENOTSUP}  # of file systems without rename or fsync
@@ -41,6 +41,22 @@ def check_writable(path: str | os.PathLike[str], force: bool) -> None:
     descriptor, temporary = _create_beside(target)
     os.close(descriptor)
     temporary.unlink(missing_ok=True)
+
+
+def check_not_input(path: str | os.PathLike[str], *inputs: str | os.PathLike[str]) -> None:
+    """Checks that a file to be written is none of those that it is made from, which not even ``force`` replaces.
+
+    Args:
+        path: the file that is to be written.
+        inputs: the files that are read.
+
+    Raises:
+        UsageError: it is one of them, by this name or another.
+    """
+    for each in inputs:
+        with contextlib.suppress(OSError):  # a file that does not exist is not the other one
+            if os.path.samefile(path, each):
+                raise UsageError(f"{path} is the file that is read, and is never replaced: give another name")
 
 
 def write_atomically(

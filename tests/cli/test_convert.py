@@ -151,3 +151,30 @@ def test_pack_refuses(type_: Callable[..., Ran], words: tuple[str, ...], code: i
     given, out, err = type_("pack", *words)
     assert (given, out, len(err)) == (code, "", 1)
     assert err[0].startswith(line)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("unpack", "in.safetensors", "-o", "other.safetensors"),
+        ("export", "in.safetensors", "--to", "torch", "-o", "other.safetensors"),
+        ("report", "in.safetensors", "-o", "other.safetensors"),
+        (MODEL, "--checkpoint-path", "in.safetensors", "-o", "other.safetensors"),
+        ("pack", MODEL, "--checkpoint-path", "in.safetensors", "-o", "in.safetensors"),
+    ],
+)
+def test_no_command_replaces_what_it_reads(timm_file: Path, type_: Callable[..., Ran], words: tuple[str, ...]) -> None:
+    before = timm_file.read_bytes()
+    Path("in.safetensors").write_bytes(before)
+    Path("other.safetensors").symlink_to("in.safetensors")
+    code, out, err = type_(*words, "--force")
+    line = f"error: {words[-1]} is the file that is read, and is never replaced: give another name"
+    assert (code, out, err) == (2, "", [line])
+    assert Path("in.safetensors").read_bytes() == before
+
+
+def test_a_folder_of_timms_is_not_written_over_the_packed_file(timm_file: Path, type_: Callable[..., Ran]) -> None:
+    Path("folder").mkdir()
+    Path("folder/model.safetensors").write_bytes(timm_file.read_bytes())
+    code, _, err = type_("unpack", "folder/model.safetensors", "-o", "folder", "--force")
+    assert (code, "is the file that is read" in err[0]) == (2, True)

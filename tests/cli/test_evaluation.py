@@ -89,3 +89,15 @@ def test_top5_is_shown_where_there_are_more_classes(type_: Callable[..., Ran]) -
     )
     code, out, _ = type_("eval", "p.safetensors", "--data-dir", "own", "--img-size", "32")
     assert (code, out.splitlines()[1].startswith("top-5 ")) == (0, True)
+
+
+def test_against_a_checkpoint_that_ships_and_against_a_folder(type_: Callable[..., Ran], packed: Path) -> None:
+    words = ["eval", str(packed), "--data-dir", "own", "--against"]
+    code, _, err = type_(*words, "zoo:resnet18-tiny")
+    assert code == 4
+    assert "holds a 'resnet18', expected a 'test_resnet'" in err[0], "its weights were found, and are of another model"
+    Path("timms").mkdir()
+    code, _, err = type_(*words, "timms")
+    assert (code, err) == (4, ["error: --against timms/model.safetensors: no such file"])
+    Path("dense.safetensors").rename("timms/model.safetensors")
+    assert type_(*words, "timms")[0] == 0

@@ -207,6 +207,8 @@ def test_a_dry_run_searches_nothing(runs: Runs, monkeypatch: pytest.MonkeyPatch)
 def test_a_target_that_no_price_reaches(runs: Runs) -> None:
     assert "with all weights zero the file takes" in runs.refused(2, "--target-size", "300")
     assert not OUT.exists()
+    for words in (("--target-size", "300"), ("--target-bits", "0.001")):
+        assert "with all weights zero the file takes" in runs.refused(2, *words, "--dry-run")
 
 
 def test_a_recipe_without_a_price_is_refused(runs: Runs) -> None:

@@ -20,6 +20,7 @@ from compressor.cli.configs import Request
 from compressor.cli.search import warn_of_growth
 from compressor.cli.targets import TargetConfig
 from compressor.formats.content import Content, SharedTensor, Table
+from compressor.formats.errors import UsageError
 from compressor.formats.file.reader import PackedFile
 from tests.helpers.file_commands import MODEL, Ran, type_
 
@@ -198,3 +199,9 @@ def test_a_file_above_its_target_is_warned_of(target: TargetConfig, caplog: pyte
     assert not caplog.messages
     warn_of_growth(work, content, 101)
     assert caplog.messages == [f"the file has 101 bytes, more than the 100 of {target.flag}"]
+
+
+def test_no_epochs_need_no_data_to_train_on() -> None:
+    Request.from_command_line(MODEL, {"checkpoint_path": Path("w.safetensors"), "epochs": 0}).check()
+    with pytest.raises(UsageError, match="no data to train on for --epochs"):
+        Request.from_command_line(MODEL, {"checkpoint_path": Path("w.safetensors"), "epochs": 1}).check()

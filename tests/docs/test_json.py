@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from compressor.report.schema import SCHEMA_VERSION, UNITS, with_units
+from compressor.report.schema import SCHEMA_VERSION, with_units
 from tests.helpers.file_commands import MODEL, Ran, timm_file, type_
 
 __all__ = ["timm_file", "type_"]  # the fixtures
@@ -38,8 +38,9 @@ def test_what_all_documents_have(type_: Callable[..., Ran], timm_file: Path) -> 
     assert timedelta() <= datetime.now(UTC) - datetime.fromisoformat(found["date"]) < timedelta(minutes=10)
     assert found["seconds"] >= 0
     assert found["versions"] == {name: version(name) for name in ("timm-compressor", "timm", "torch")}
-    assert found["units"].keys() <= UNITS.keys()
-    assert found["units"]["coded"] == "bits a weight"
+    assert found["units"]["sites.coded"] == "bits a weight"
+    assert found["units"]["totals.dense"] == found["units"]["totals.file"] == "bytes"
+    assert "file" not in found["units"], "which is a path here"
 
 
 def test_what_inspect_says(type_: Callable[..., Ran], timm_file: Path) -> None:
@@ -71,7 +72,10 @@ def test_units_are_those_of_the_keys() -> None:
     document: dict[str, Any] = {
         "loss": {"dense": 1.0}, "classes": [{"dense": 3}], "sites": [{"sqnr": None, "scheme": "a"}]
     }  # fmt: skip
-    assert with_units(document)["units"] == {"loss": "nats", "sqnr": "dB"}
+    assert with_units(document)["units"] == {"loss.dense": "nats", "sites.sqnr": "dB"}
+    top1 = {"dense": 0.9, "packed": None, "n": 10, "lost": 1}
+    document = {"top1": top1, "totals": {"dense": 4}, "teacher": {"dense": False}, "file": "a.safetensors"}
+    assert with_units(document)["units"] == {"top1.dense": "0 to 1", "top1.packed": "0 to 1", "totals.dense": "bytes"}
 
 
 def test_sizes_and_shares_of_exports_and_sweeps_have_units() -> None:
@@ -79,5 +83,5 @@ def test_sizes_and_shares_of_exports_and_sweeps_have_units() -> None:
     assert with_units(export)["units"] == dict.fromkeys(export, "bytes")
     row = {"bytes": 10, "dense_bytes": 30, "top1": 0.5, "dense_top1": 0.6, "low": 0.4, "high": 0.6}
     units = with_units({"rows": [row]})["units"]
-    assert units == {key: "bytes" if key.endswith("bytes") else "0 to 1" for key in row}
-    assert with_units({"top1": {"packed": 0.5}, "classes": [{"packed": 3}]})["units"] == {"top1": "0 to 1"}
+    assert units == {f"rows.{key}": "bytes" if key.endswith("bytes") else "0 to 1" for key in row}
+    assert with_units({"top1": {"packed": 0.5}, "classes": [{"packed": 3}]})["units"] == {"top1.packed": "0 to 1"}

@@ -33,6 +33,15 @@ def test_preprocessing_that_prepares_no_image_is_left_out(caplog: pytest.LogCapt
     assert [record.message.partition(" of ")[0] for record in caplog.records] == ["std", "crop_pct"]
 
 
+@pytest.mark.parametrize(("in_chans", "kept"), [(1, set()), (3, {"input_size", "mean", "std"})])
+def test_preprocessing_for_other_channels_is_left_out(in_chans: int, kept: set[str]) -> None:
+    model = timm.create_model("test_resnet", in_chans=in_chans, num_classes=10)
+    packed = Compressor(model, Policy([Rule("*", scheme="kmeans", bits=2)]), teacher=None).prepare().finish()
+    with PackedFile.from_bytes(packed.to_bytes()) as file:
+        assert file.preprocessing is not None
+        assert file.preprocessing.keys() == {"interpolation", "crop_pct", "crop_mode"} | kept
+
+
 def test_halving_leaves_tied_weights_as_the_file_has_them(tmp_path: Path) -> None:
     """A module that is held twice has two names for each tensor, and one of them is shared."""
 
