@@ -201,7 +201,7 @@ def _finetuned(work: Run, stage: Stage, job: Compressor, output: OutputConfig, n
     best.clear()
     broadcast_tensors(job.model.state_dict().values())  # GPUs may differ in the rounding of BatchNorm's statistics
     top1 = _evaluate(work, job.model, "validation").top1
-    step.done(f"{training.epochs} epochs  validation {percent(top1)}")
+    step.done(f"{training.epochs} epoch{'' if training.epochs == 1 else 's'}  validation {percent(top1)}")
     return packed
 
 

@@ -24,7 +24,7 @@ from torch.utils.data import Dataset as TorchDataset
 from compressor.data.bad_images import BadImages
 from compressor.data.images import open_images
 from compressor.data.splits import ArraySplit, Batch, ImageSplit, SeededRandomSampler, collate_readable
-from compressor.formats.errors import MissingError, UsageError
+from compressor.formats.errors import MissingError, UsageError, did_you_mean
 
 __all__ = ["BUILT_IN", "FASHION_MNIST_DIR", "Dataset", "load_data"]
 
@@ -184,6 +184,8 @@ def load_data(
         raise UsageError(f"{', '.join(augment)}: for pictures; {name} is augmented in its own way")
     if class_map is not None and name in BUILT_IN:
         raise UsageError(f"--class-map {class_map}: for folders and hfds/..., {name} numbers its own classes")
+    if "/" not in name and data_dir is None and (hint := did_you_mean(name, BUILT_IN)) and name not in BUILT_IN:
+        raise MissingError(f"no data set {name!r}.{hint}")
     if name == "digits":
         return _digits()
     if name == "fashion-mnist":

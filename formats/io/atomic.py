@@ -202,7 +202,7 @@ def _resource_errors(target: Path) -> Iterator[None]:
     except (OSError, ValueError) as error:
         if isinstance(error, UsageError):
             raise
-        if isinstance(error, FileNotFoundError):
+        if isinstance(error, FileNotFoundError) and not target.parent.is_dir():  # /proc exists, and takes no files
             raise ResourceError(f"folder {target.parent} does not exist: make it first") from error
         reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
         unsupported = isinstance(error, OSError) and error.errno in _UNSUPPORTED

@@ -224,3 +224,9 @@ def test_hugging_face_without_its_package(monkeypatch: pytest.MonkeyPatch, capsy
     captured = capsys.readouterr()
     needs = "error: data set hfds/beans needs a package that is not installed: pip install datasets\n"
     assert (captured.out, captured.err) == ("", needs)
+
+
+@pytest.mark.parametrize(("name", "near"), [("digit", "digits"), ("fashion-minst", "fashion-mnist")])
+def test_a_misspelt_data_set(name: str, near: str) -> None:
+    with pytest.raises(MissingError, match=f"no data set '{name}'. Did you mean '{near}'?"):
+        load_data(name)

@@ -191,3 +191,8 @@ def test_two_writers_never_mix(tmp_path: Path) -> None:
             assert len(set(path.read_bytes())) == 1
     assert not errors
     assert names(tmp_path) == ["a"]
+
+
+def test_a_folder_that_is_there_and_takes_no_files() -> None:
+    with pytest.raises(ResourceError, match=r"^/proc/none cannot be written: "):
+        check_writable("/proc/none", force=False)
