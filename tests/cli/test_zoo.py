@@ -71,21 +71,21 @@ def test_eval_takes_a_checkpoint(type_: Callable[..., Ran]) -> None:
     assert json.loads(out)["top1"]["packed"] == model_zoo.checkpoint(SMALL).top1
 
 
-def test_recipe_of_a_checkpoint(type_: Callable[..., Ran]) -> None:
-    words = ("--recipe", f"zoo:{SMALL}", "--baseline-epochs", "0", "--epochs", "0", "--calibration-images", "0")
+@pytest.mark.parametrize("name", [SMALL, "test_resnet-balanced"])
+def test_recipe_of_a_checkpoint(name: str, type_: Callable[..., Ran]) -> None:
+    words = ("--recipe", f"zoo:{name}", "--baseline-epochs", "0", "--epochs", "0", "--calibration-images", "0")
     code, _, err = type_("test_resnet", *words)
     assert code == 0, err
-    with PackedFile.open(f"test_resnet-digits-{SMALL}.safetensors") as file:
+    with PackedFile.open(f"test_resnet-digits-{name}.safetensors") as file:
         own = file.recipe
-    with PackedFile.open(model_zoo.packed_path(f"zoo:{SMALL}")) as file:
+    with PackedFile.open(model_zoo.packed_path(f"zoo:{name}")) as file:
         shipped = file.recipe
     assert own is not None
     assert shipped is not None
+    later = {"rate": 0.0, "group_size": 0, "channel_scale": False, "vector": 1}  # settings that there were not always
+    before = [rule for stage in shipped["stage"] for rule in stage["rule"]]
     rules = [rule for stage in own["stage"] for rule in stage["rule"]]
-    for rule in rules:
-        later = [rule.pop(name, None) for name in ("rate", "group_size", "channel_scale", "vector")]
-        assert later == ([0.0, 0, False, 1] if "scheme" in rule else [None] * 4)
-    assert rules == [rule for stage in shipped["stage"] for rule in stage["rule"]]  # before there were these settings
+    assert rules == [{**later, **rule} if "scheme" in rule else rule for rule in before]
 
 
 @pytest.mark.parametrize(
