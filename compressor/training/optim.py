@@ -139,7 +139,7 @@ def make_optimizer(
             raise ValueError("it needs second derivatives, which training does not compute; take another, as adamw")
         return optimizer, RoundSchedule(optimizer, sched, epochs, updates_per_epoch)
     except (ValueError, AssertionError, NotImplementedError) as error:  # timm checks arguments by assert
-        names = (opt, list_optimizers()), (sched, SCHEDULES)
+        names = (opt, [str(one) for one in list_optimizers()]), (sched, SCHEDULES)
         hint = "".join(did_you_mean(name, known) for name, known in names if name not in known)
         raise UsageError(f"optimiser {opt!r} with schedule {sched!r}: {error}{hint}") from None
 
