@@ -396,5 +396,7 @@ class Compressor:
         self.steps = state["steps"]
 
     def _check_prepared(self, call: str) -> None:
+        if self._is_finished:
+            raise UsageError(f"{call} after finish(): the model is an ordinary module again, make a new Compressor")
         if not self.groups:
             raise UsageError(f"{call} needs prepare() before it")

@@ -222,3 +222,10 @@ def test_untouched_tensors_in_half_precision(tmp_path: Path) -> None:
     assert sizes[0] - sizes[1] == 2 * floats
     assert not torch.equal(trained[1].running_mean, model[1].running_mean)
     assert float(trained[1].running_var[0]) == 1e6
+
+
+def test_a_job_that_is_finished_says_so() -> None:
+    job = Compressor(nn.Linear(16, 16), Policy([Rule("*", scheme="kmeans", bits=2)]), teacher=None).prepare()
+    job.finish()
+    with pytest.raises(UsageError, match=r"^finish\(\) after finish\(\): the model is an ordinary module again"):
+        job.finish()

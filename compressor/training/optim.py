@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-from timm.optim import create_optimizer_v2
+from timm.optim import create_optimizer_v2, list_optimizers
 from timm.scheduler import create_scheduler_v2
 from torch import Tensor
 from torch.optim import Adam, AdamW, Optimizer
 
-from compressor.formats.errors import UsageError
+from compressor.formats.errors import UsageError, did_you_mean
 
 __all__ = ["RoundSchedule", "Schedule", "halve_rates", "make_optimizer", "use_fused_kernels"]
 
+SCHEDULES = ("cosine", "tanh", "step", "multistep", "plateau", "poly")  # for hints: timm has no list of its own
 RATES = ("lr", "initial_lr", "max_lr", "min_lr")  # keys of the learning rates of optimisers and schedules
 
 
@@ -138,7 +139,9 @@ def make_optimizer(
             raise ValueError("it needs second derivatives, which training does not compute; take another, as adamw")
         return optimizer, RoundSchedule(optimizer, sched, epochs, updates_per_epoch)
     except (ValueError, AssertionError, NotImplementedError) as error:  # timm checks arguments by assert
-        raise UsageError(f"optimiser {opt!r} with schedule {sched!r}: {error}") from None
+        names = (opt, [str(one) for one in list_optimizers()]), (sched, SCHEDULES)
+        hint = "".join(did_you_mean(name, known) for name, known in names if name not in known)
+        raise UsageError(f"optimiser {opt!r} with schedule {sched!r}: {error}{hint}") from None
 
 
 def use_fused_kernels(optimizer: Optimizer) -> None:

@@ -208,3 +208,12 @@ def test_the_loop_alone_takes_keywords_too() -> None:
     assert steps == [(step, 6) for step in range(1, 7)]
     with pytest.raises(UsageError, match="Did you mean 'epochs'"):
         train(model, data, loss, optimizer, schedule, epoch=2)
+
+
+@pytest.mark.parametrize(
+    ("opt", "sched", "hint"), [("adamww", "cosine", "'adamw'"), ("adamw", "cosin", "'cosine'"), ("sgd", "zzz", "")]
+)
+def test_a_misspelt_optimiser_or_schedule(opt: str, sched: str, hint: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        make_optimizer([{"params": [torch.nn.Parameter(torch.zeros(2))]}], opt, 0.1, sched, 1, 1)
+    assert str(caught.value).partition(" Did you mean ")[2] == (f"{hint}?" if hint else "")
