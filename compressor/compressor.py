@@ -28,7 +28,7 @@ from compressor.lifecycle.fitting import Fitting, check_target, drop_on, policy_
 from compressor.lifecycle.norms import check_foldable, minor_tensors
 from compressor.lifecycle.packed import Packed, SharedModel, check_packable
 from compressor.lifecycle.param_groups import check_embeddings, check_optimizer, freeze_untrained, param_groups
-from compressor.lifecycle.prepare import OnRound, advance, check_zeros, penalties
+from compressor.lifecycle.prepare import OnRound, advance, check_zeros, not_shared, penalties
 from compressor.lifecycle.rebuild import find_args
 from compressor.lifecycle.size_control import SizeControl
 from compressor.lifecycle.state import kept_weights, tensors_of
@@ -396,7 +396,5 @@ class Compressor:
         self.steps = state["steps"]
 
     def _check_prepared(self, call: str) -> None:
-        if self._is_finished:
-            raise UsageError(f"{call} after finish(): the model is an ordinary module again, make a new Compressor")
         if not self.groups:
-            raise UsageError(f"{call} needs prepare() before it")
+            raise not_shared(call, self._is_finished)

@@ -18,7 +18,7 @@ from compressor.sharing.group import Group
 from compressor.sharing.initialization import initialise_site
 from compressor.sharing.sites import Site, padding_rows
 
-__all__ = ["OnRound", "advance", "check_zeros", "fit_groups", "penalties", "start_rounds"]
+__all__ = ["OnRound", "advance", "check_zeros", "fit_groups", "not_shared", "penalties", "start_rounds"]
 
 OnRound = Callable[[list[Tensor], int], None]
 """Of the parameters that begin a round, and the steps that the round has."""
@@ -205,3 +205,10 @@ def penalties(groups: Sequence[Group], task: Tensor) -> Tensor:
     """
     terms = [term for group in groups if not group.frozen and (term := group.scheme.penalty(group, task)) is not None]
     return torch.stack(terms).sum() if terms else torch.zeros(())
+
+
+def not_shared(call: str, is_finished: bool) -> UsageError:
+    """Returns the error of a call that needs groups, before ``prepare()`` or after ``finish()``."""
+    if is_finished:
+        return UsageError(f"{call} after finish(): the model is an ordinary module again, make a new Compressor")
+    return UsageError(f"{call} needs prepare() before it")

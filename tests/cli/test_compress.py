@@ -62,7 +62,7 @@ def test_a_run_without_data(digits_file: Path, type_: Any) -> None:
     assert images == "images             1x32x32, mean 0.3056, std 0.3231"
     (before,) = [line for line in steps if "before it" in line]
     assert re.fullmatch(r"3/4 fine-tuning +before it: validation \d+\.\d %", before)
-    finished = [line for line in steps if not re.search(" epoch | step | before ", line)]
+    finished = [line for line in steps if not re.search(r" epoch \d| step | before ", line)]
     assert [line[:18].strip() for line in finished] == [
         "1/4 dense baseline", "2/4 codebooks", "3/4 fine-tuning", "4/4 file",
     ]  # fmt: skip

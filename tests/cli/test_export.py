@@ -25,8 +25,8 @@ def test_the_reader_is_written_beside_nothing_of_the_zoo(type_: Callable[..., Ra
     head, dense, packed, reader, limits, *_, how = out.splitlines()
     size = Path("packed_reader.py").stat().st_size
     assert head == f"packed_reader.py  {size:,} bytes, run and compared: equal bit for bit"
-    assert dense.split() == ["dense", "1,509,760", "bytes", "100.0", "%", "of", "dense"]
-    assert packed.split() == ["packed", "46,367", "bytes", "3.1", "%", "of", "dense"]
+    assert dense.split() == ["dense", "1,509,152", "bytes", "100.0", "%", "of", "dense"]
+    assert packed.split() == ["packed", "17,707", "bytes", "1.2", "%", "of", "dense"]
     assert reader.split()[:2] == ["reader", f"{size:,}"]
     assert limits.startswith("limits  goes with the packed file, and gives arrays")
     assert how.startswith("run it  python packed_reader.py ")

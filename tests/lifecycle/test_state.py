@@ -73,7 +73,7 @@ def test_finish_can_be_tried_again(tmp_path: Path) -> None:
     loaded = compressor.load(tmp_path / "a", model=net())
     x = torch.randn(3, 16)
     assert torch.equal(loaded(x), model.eval()(x))
-    with pytest.raises(UsageError, match=r"finish\(\) needs prepare\(\) before it"):
+    with pytest.raises(UsageError, match=r"finish\(\) after finish\(\): "):
         job.finish()
 
 
