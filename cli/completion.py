@@ -46,10 +46,10 @@ def codecs() -> Iterable[str]:
 
 
 def recipes() -> Iterable[str]:
-    """Returns the names of the shipped recipes."""
+    """Returns the names of the shipped recipes, and of the checkpoints, whose recipes are run again."""
     from compressor.model_zoo import list_recipes
 
-    return list_recipes()
+    return (*list_recipes(), *checkpoints())
 
 
 def checkpoints() -> Iterable[str]:

@@ -150,12 +150,14 @@ class ImageSplit(Dataset[Any]):
 
     def _open(self, index: int, read: Callable[[Any], Any] | None = None) -> tuple[Any, Any]:
         """Opens an image; returns what ``read`` makes of it, by default the image in the right mode, and the label."""
-        from PIL import Image
+        from PIL import Image, UnidentifiedImageError
 
         try:
             image, target = self.source[index][:2]
             with image, image if isinstance(image, Image.Image) else Image.open(image) as opened:
                 return (opened.convert(self.mode) if read is None else read(opened)), target
+        except UnidentifiedImageError as exc:
+            raise UnreadableError("no image of a format that is known here") from exc
         except OSError as exc:
             if exc.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):  # not a fault of the image
                 raise ResourceError(f"picture {index} of the {self.bad.name} split: {exc.strerror}") from exc

@@ -84,7 +84,7 @@ def test_damaged_images_are_left_out_and_listed(what: str, folder: Path, caplog:
     (line,) = Path("bad_images.txt").read_text().splitlines()
     assert line.startswith("validation: ")
     assert "1.png " in line
-    assert "Error: " in line
+    assert "Error: " in line or line.endswith("1.png no image of a format that is known here")
     assert "1 of the pictures opened cannot be read, left out; see" in caplog.text
     with pytest.raises(MissingError, match=r"1 of the pictures opened cannot be read, 0 may be.*--max-bad-images 1"):
         evaluate(Bright(), opened(folder).eval_loader(4))
