@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import platform
 import sys
+from collections.abc import Callable
 from dataclasses import asdict
 from textwrap import fill
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -15,9 +16,12 @@ from compressor.cli.show import WHOLE_WORDS, print_json, print_table, say, style
 from compressor.report.interval import interval_text
 
 if TYPE_CHECKING:
+    from compressor.formats.registry import Registry
     from compressor.model_zoo import Checkpoint
 
-__all__ = ["env", "schemes", "zoo"]
+__all__ = ["described", "env", "schemes", "zoo"]
+
+P = TypeVar("P")
 
 PACKAGES = (
     "torch", "torchvision", "timm", "safetensors", "bitarray", "click", "tabulate", "numpy", "pydantic", "scikit-learn",
@@ -27,24 +31,31 @@ WIDE = 136  # columns that the whole table of checkpoints takes
 as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead.")
 
 
+def described(registry: Registry[P], describe: Callable[[type[P]], dict[str, Any]]) -> list[dict[str, Any]]:
+    """Returns what ``describe`` says of each plug-in, in the order of ids; broken packages are named on stderr."""
+    from compressor.formats.errors import UsageError
+
+    listed, names = [], registry.built_in()
+    try:
+        names = frozenset(registry)
+    except UsageError as error:  # packages that offer one id twice must not hide the plug-ins of this one
+        say(f"warning: {error}")
+    for name in sorted(names):
+        try:
+            listed.append(describe(registry[name]))
+        except UsageError as error:  # one broken package must not hide the plug-ins of all others
+            say(f"warning: {error}")
+    return listed
+
+
 @click.command()
 @as_json
 def schemes(as_json: bool) -> None:
     """List the schemes: settings with their defaults, and the paper."""
     from compressor import SCHEMES
-    from compressor.formats.errors import UsageError
     from compressor.sharing.registry import describe
 
-    listed, names = [], SCHEMES.built_in()
-    try:
-        names = frozenset(SCHEMES)
-    except UsageError as error:  # packages that offer one id twice must not hide the schemes of this one
-        say(f"warning: {error}")
-    for name in sorted(names):
-        try:
-            listed.append(describe(SCHEMES[name]))
-        except UsageError as error:  # one broken package must not hide the schemes of all others
-            say(f"warning: {error}")
+    listed = described(SCHEMES, describe)
     if as_json:
         print_json({"schemes": listed})
         return

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from compressor.cli.about import described
 from compressor.cli.completion import completing
 from compressor.cli.files import in_bytes, memory_option, open_packed, packed_file
-from compressor.cli.show import percent, print_json, print_table, say, width
+from compressor.cli.show import percent, print_json, print_table, width
 
 if TYPE_CHECKING:
     from compressor.deployment.export import Exported
@@ -86,14 +87,8 @@ def _show(done: Exported) -> None:
 def targets(as_json: bool) -> None:
     """List the targets of compress export: what they write, what they need, and their limits."""
     from compressor.deployment.registry import TARGETS, describe
-    from compressor.formats.errors import UsageError
 
-    listed = []
-    for name in sorted(TARGETS):
-        try:
-            listed.append(describe(TARGETS[name]))
-        except UsageError as error:  # one broken package must not hide the targets of all others
-            say(f"warning: {error}")
+    listed = described(TARGETS, describe)
     if as_json:
         print_json({"targets": listed})
         return

@@ -60,6 +60,8 @@ def in_bytes(max_memory: int | None) -> int | None:
 
 def make_folder(folder: Path) -> None:
     """Makes a folder, where it is not there yet; raises ResourceError where none can be made."""
+    if not folder.parent.is_dir():
+        raise ResourceError(f"folder {folder.parent} does not exist: make it first")
     try:
         folder.mkdir(exist_ok=True)
     except OSError as exc:

@@ -20,6 +20,7 @@ import click
 from compressor.cli.click_options import click_options, from_values
 from compressor.cli.compress import MODEL, SectionedCommand
 from compressor.cli.configs import Request
+from compressor.cli.files import make_folder
 from compressor.cli.show import percent, print_json, print_table, say
 from compressor.cli.sweep_options import SWEEP_OPTIONS, Plan, SweepConfig, given, read_plan, words
 from compressor.config_fields import config_fields
@@ -62,7 +63,7 @@ def _sweep(ctx: click.Context, /, model: str, **values: Any) -> None:
         _show_plan(plan, folder, own.as_json)
         return
     _check_rows(plan)
-    _make(folder)
+    make_folder(folder)
     failed = _run(plan, folder, own)
     from compressor.sweep.ledger import Ledger
 
@@ -75,15 +76,6 @@ def _sweep(ctx: click.Context, /, model: str, **values: Any) -> None:
             f"{len(failed)} of {len(plan.rows)} rows failed, such as {first.stem} ({why}); their logs are in {logs}, "
             "and the same command tries them again"
         )
-
-
-def _make(folder: Path) -> None:
-    if not folder.parent.is_dir():
-        raise ResourceError(f"-o {folder}: folder {folder.parent} does not exist: make it first")
-    try:
-        folder.mkdir(exist_ok=True)
-    except OSError as exc:
-        raise ResourceError(f"-o {folder}: no folder can be made there: {exc.strerror or exc}") from exc
 
 
 def _check_rows(plan: Plan) -> None:

@@ -105,15 +105,7 @@ def test_from_own_images_and_weights_to_a_colleague(type_: Callable[..., Ran]) -
     assert [row["epoch"] for row in made["history"]] == [1]
     trained, interval = made["top1"]["packed"], (made["top1"]["low"], made["top1"]["high"])
 
-    code, out, _ = type_("inspect", "small.safetensors")
-    heading = {line[:10].strip(): line[10:] for line in out.split("\n\n")[0].splitlines() if line[0] != " "}
-    assert (code, heading["model"]) == (0, "test_resnet(num_classes=5)")
-    assert heading["images"] == "3x32x32, bilinear, crop 1 center, mean 0.4, std 0.25"
-    assert heading["classes"] == f"5: {', '.join(CLASSES)}"
-    assert f"packed file {100 * trained:.1f} %" in heading["accuracy"]
-    told = json.loads(type_("inspect", "small.safetensors", "--json")[1])
-    same = ("model", "preprocessing", "recipe", "sites", "left", "totals", "weight_space", "gap_coded", "provenance")
-    assert {key: told[key] for key in same} == {key: made[key] for key in same}
+    assert_inspect_says_it(type_, made)
 
     code, out, _ = type_("eval", "small.safetensors", "--data-dir", "own", "--json")
     found = json.loads(out)
@@ -127,6 +119,24 @@ def test_from_own_images_and_weights_to_a_colleague(type_: Callable[..., Ran]) -
     assert tuple(loaded.pretrained_cfg["label_names"]) == CLASSES
 
     assert type_("unpack", "small.safetensors", "-o", "colleague")[0] == 0
+    assert_timm_answers_alike(packed)
+
+
+def assert_inspect_says_it(type_: Callable[..., Ran], made: dict[str, Any]) -> None:
+    """Fails unless inspect tells of the file what the command said that made it."""
+    code, out, _ = type_("inspect", "small.safetensors")
+    heading = {line[:10].strip(): line[10:] for line in out.split("\n\n")[0].splitlines() if line[0] != " "}
+    assert (code, heading["model"]) == (0, "test_resnet(num_classes=5)")
+    assert heading["images"] == "3x32x32, bilinear, crop 1 center, mean 0.4, std 0.25"
+    assert heading["classes"] == f"5: {', '.join(CLASSES)}"
+    assert f"packed file {100 * made['top1']['packed']:.1f} %" in heading["accuracy"]
+    told = json.loads(type_("inspect", "small.safetensors", "--json")[1])
+    same = ("model", "preprocessing", "recipe", "sites", "left", "totals", "weight_space", "gap_coded", "provenance")
+    assert {key: told[key] for key in same} == {key: made[key] for key in same}
+
+
+def assert_timm_answers_alike(packed: torch.Tensor) -> None:
+    """Fails unless timm alone gives, of the unpacked folder, the answers of the packed file."""
     theirs: Any = timm.create_model("local-dir:colleague", pretrained=True)
     config = timm.data.resolve_data_config(model=theirs)  # type: ignore[no-untyped-call]
     assert torch.equal(answers(theirs, **config), packed)

@@ -153,7 +153,7 @@ def test_a_file_that_cannot_be_is_refused(type_: Callable[..., Ran], text: str, 
         (["--recipe", "mixed3,none.toml"], 4, "row none.toml: --recipe none.toml: cannot be read"),
         (["--rate", "1e-7,2"], 2, "Invalid value for '--rate': 2.0 is not in the range 0<x<=1."),
         (["--target-size", "20KB", "--scheme", "learnt,wfn"], 2, "row wfn-target-size20000: "),
-        (["-o", "no/folder"], 6, "-o no/folder: folder no does not exist: make it first"),
+        (["-o", "no/folder"], 6, "folder no does not exist: make it first"),
         (["--bits", "2", "--dataset", "nonsense"], 4, "nonsense"),
         (["--bits", "2", "--finalists", "1", "--from-scratch"], 2, "--finalists: --from-scratch has no dense model"),
         (["--bits", "2", "--finalists", "1", "--pretrained"], 2, "--finalists: nothing is trained without data"),
@@ -269,7 +269,7 @@ def test_a_folder_that_another_command_works_on_is_refused(type_: Callable[..., 
         code, _, (line,) = type_("sweep", "test_resnet", "--bits", "2", "-o", "s")
         assert (code, line) == (6, f"error: {wanted}")
     code, _, (line,) = type_("sweep", "test_resnet", "--bits", "2", "-o", "file")
-    assert (code, line) == (6, "error: -o file: no folder can be made there: File exists")
+    assert (code, line) == (6, "error: folder file cannot be made (File exists)")
 
 
 def test_what_a_run_prints_is_read(type_: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch) -> None:

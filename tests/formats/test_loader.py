@@ -222,18 +222,24 @@ def test_untouched_dtypes(tmp_path: Path, dtype: str, shape: tuple[int, ...]) ->
     assert tensor.reshape(-1).view(torch.uint8).numpy().tobytes() == data
 
 
+def sizes_read(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Returns a list that is going to have the bytes of each reading of a file."""
+    read: list[int] = []
+    plain = FileSource.read
+
+    def counted(self: FileSource, start: int, size: int) -> memoryview:
+        read.append(size)
+        return plain(self, start, size)
+
+    monkeypatch.setattr(FileSource, "read", counted)
+    return read
+
+
 def test_a_small_part_is_read_without_the_large_one_after_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     raws = {f"{size}.{number}": RawTensor("U8", (size,), bytes([1, 2]) * (size // 2)) for number in range(3)
             for size in (1_000, 200_000)}  # fmt: skip
     write(tmp_path / "a", Content({}, (), raws))
-    read: list[int] = []
-    plain = FileSource.read
-
-    def reading(self: FileSource, start: int, size: int) -> memoryview:
-        read.append(size)
-        return plain(self, start, size)
-
-    monkeypatch.setattr(FileSource, "read", reading)
+    read = sizes_read(monkeypatch)
     with PackedFile.open(tmp_path / "a") as file:
         for name in reversed(raws):  # as where tensors are read by several threads
             read.clear()
@@ -248,14 +254,7 @@ def test_only_what_is_asked_is_read(
     """In version 2 also the parts of at most 64 KiB before and after that have a checksum with what is asked for."""
     path = tmp_path / "a"
     path.write_bytes(resnet.read_bytes() if version == 2 else as_version_1(resnet.read_bytes()))
-    read: list[int] = []
-    plain = FileSource.read
-
-    def counted(self: FileSource, start: int, size: int) -> memoryview:
-        read.append(size)
-        return plain(self, start, size)
-
-    monkeypatch.setattr(FileSource, "read", counted)
+    read = sizes_read(monkeypatch)
     with PackedFile.open(path) as file:
         opening = sum(read)
         sizes = file.sizes()
