@@ -114,8 +114,7 @@ def _scale_of_bytes(axis: Axes, most: int) -> None:
 def size_marks(low: float, high: float, most: int) -> list[int]:
     """Returns the sizes to mark on a scale from ``low`` to ``high`` bytes: at most ``most``, and two where there are.
 
-    >>> size_marks(9_000, 60_000, 8), size_marks(101_100, 101_900, 3)
-    ([10000, 15000, 20000, 30000, 50000], [101200, 101500, 101800])
+    From 9,000 to 60,000 they are 10,000, 15,000, 20,000, 30,000 and 50,000.
     """
     from matplotlib.ticker import MaxNLocator
 

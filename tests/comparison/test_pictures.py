@@ -35,3 +35,8 @@ def test_a_scale_has_marks_and_not_too_many(low: float, ratio: float, most: int)
     assert 2 <= len(marks) <= most
     assert marks == sorted(set(marks))
     assert all(low <= mark <= high for mark in marks)
+
+
+def test_marks_are_round_sizes() -> None:
+    assert size_marks(9_000, 60_000, 8) == [10_000, 15_000, 20_000, 30_000, 50_000]
+    assert size_marks(101_100, 101_900, 3) == [101_200, 101_500, 101_800]
