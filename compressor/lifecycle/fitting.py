@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -154,7 +155,15 @@ class Fitting:
         size = target.bytes(self._weights)
         if size is None or not any(is_priced(group) and not group.frozen for group in groups):
             return None
-        return SizeControl(groups, size, found.size, partial(self.size, target, groups, found.rate), self._coded)
+        size_of = partial(self.size, target, groups, found.rate)
+        measure = None if self._coded is not None else partial(self._size_of_copy, target, groups, found.rate)
+        return SizeControl(groups, size, found.size, size_of, self._coded, measure)
+
+    def _size_of_copy(self, target: Target, groups: Sequence[Group], rate: float) -> int:
+        """Returns what ``size`` does, of a copy: training goes on with the groups and the hooks that it has."""
+        kept = {id(one): one for one in (self.dense, self.measured, self.shared.original)}
+        fitting, copies = deepcopy((replace(self), groups), kept)  # replaced: without modules that were found
+        return fitting.size(target, copies, rate)
 
     @property
     def _weights(self) -> int:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 from compressor.lifecycle.settling import settle
+from compressor.lifecycle.target import AIM, NEAR
 from compressor.sharing.code_length import STEPS_BETWEEN_COUNTS, CodeLength, is_priced
 from compressor.sharing.group import Group
 
@@ -18,7 +19,12 @@ _log = logging.getLogger(__name__)
 INTEGRAL_TIME = 0.05  # of the training: the time in which a lasting error changes the price as much as a new one does
 GAIN = 8.0  # change of the price for a change of the size, both relative: bytes follow a price slowly, and by less
 MOST_CHANGE = 0.7  # of the logarithm of the price, between two counts
-WIDEST = 1e4  # times the first price, or so much less
+HIGHEST, LOWEST = 1e4, 0.03  # times the first price
+MEASURED = 20  # times in a training that the file is made, to see what it takes: predictions drift from it
+LOOSE = 0.25  # of the first price: below it, a file that is too small is so for another reason
+REFINED_UNTIL = 0.5  # of the training, so that weights can follow their grid
+BYTES_BY_STEP = 0.7  # relative change of the bytes of indices for one of the step of the grid, about
+FINEST = 0.8  # times the step, at once
 UNSETTLED = 0.05  # of the target: a last correction that is worth a warning
 
 
@@ -27,6 +33,9 @@ class SizeControl:
 
     This is dual ascent on the bytes beyond the target, in relative steps. With e the logarithm of predicted to wanted
     bytes, the logarithm of the price follows e times a gain, and a share of that is added whenever indices are counted.
+    What is wanted is a little less than the target, which the file must not exceed. The file itself is made now and
+    then, for predictions drift. Training frees the bytes of weights on which the loss hardly depends, whatever the
+    price is; where that leaves room, all grids are made finer.
 
     Args:
         groups: of the model; those with a price are controlled, at least one.
@@ -34,6 +43,8 @@ class SizeControl:
         size: bytes of the file, were training to end now.
         size_of: returns the bytes of the file, were the model packed now; takes the options of ``settle``.
         coded: bytes by the entropy of the indices of that file; None: of the groups as they are.
+        measure: returns the bytes of the file as ``size_of`` does, and leaves the model as it is; None: there is no
+            telling before the training has ended.
 
     Example:
         >>> import torch
@@ -54,13 +65,14 @@ class SizeControl:
         size: int,
         size_of: Callable[..., int],
         coded: float | None = None,
+        measure: Callable[[], int] | None = None,
     ) -> None:
         self._groups = [group for group in groups if is_priced(group) and not group.frozen]
         self.lengths = [CodeLength(group) for group in self._groups]
-        self.target, self.first_price, self._size_of = target, self.price, size_of
+        self.target, self.first_price, self._size_of, self._measure = target, self.price, size_of, measure
         coded = self._coded() if coded is None else coded
         self._share = min(1.0, size / coded) if coded else 1.0  # of the entropy: a codec may need fewer bits
-        self._rest = size - self._share * coded
+        self._note_rest(size - self._share * coded)
         self._pruned_by = max((group.pruning.sparsity_by for group in groups if group.pruning), default=0.0)
         self.has_ended = False
         """Whether all steps are done, so that ``settle`` warns of a price that has not converged."""
@@ -73,10 +85,14 @@ class SizeControl:
     @property
     def predicted(self) -> int:
         """Bytes of the file, were training to end now: by the entropy of the indices when they were last counted."""
-        return max(1, round(self._rest + self._share * self._coded()))
+        return max(1, round(self.lengths[0].rest + self._share * self._coded()))
 
     def _coded(self) -> float:
         return sum(length.bits for length in self.lengths) / 8
+
+    def _note_rest(self, size: float) -> None:
+        for length in self.lengths:
+            length.rest = size
 
     def on_step(self, steps: int, total_steps: int) -> None:
         """Changes the price where indices have been counted in this step, and pruning will make no more of them zero.
@@ -88,12 +104,28 @@ class SizeControl:
         self.has_ended = steps >= total_steps
         if steps % STEPS_BETWEEN_COUNTS or not steps or steps < self._pruned_by * total_steps:
             return
-        error, before = math.log(self.predicted / self.target), self.lengths[0].error
-        share = STEPS_BETWEEN_COUNTS / max(INTEGRAL_TIME * total_steps, STEPS_BETWEEN_COUNTS)
-        change = min(max(GAIN * (error - before + share * error), -MOST_CHANGE), MOST_CHANGE)
-        price = min(max(self.price * math.exp(change), self.first_price / WIDEST), self.first_price * WIDEST)
+        is_due = steps % _interval(total_steps, 1 / MEASURED) == 0 and not self.has_ended
+        if is_due and self._measure is not None:
+            self._note_rest(self._measure() - self._share * self._coded())
+        self._reprice(_interval(total_steps, INTEGRAL_TIME))
+        if is_due and steps <= REFINED_UNTIL * total_steps and self.price < LOOSE * self.first_price:
+            self._refine()
+
+    def _reprice(self, integral_steps: int) -> None:
+        """Changes the price by how far the file is from what is wanted."""
+        error, before = math.log(self.predicted / (AIM * self.target)), self.lengths[0].error
+        change = GAIN * (error - before + STEPS_BETWEEN_COUNTS / integral_steps * error)
+        price = self.price * math.exp(min(max(change, -MOST_CHANGE), MOST_CHANGE))
+        price = min(max(price, LOWEST * self.first_price), HIGHEST * self.first_price)
         for length in self.lengths:
             length.reprice(price, error)
+
+    def _refine(self) -> None:
+        """Makes all grids finer where the file would be smaller than it may be."""
+        if self.predicted < NEAR * self.target:
+            factor = max((self.predicted / self.target) ** (1 / BYTES_BY_STEP), FINEST)
+            for length in self.lengths:
+                length.refine(factor)
 
     def settle(self, **options: bool) -> None:
         """Rounds weights to shorter codes where the file would be larger than the target.
@@ -112,6 +144,11 @@ class SizeControl:
                 "converged for a target of %s; train longer",
                 f"{before:,}", f"{size:,}", f"{self.target:,}",
             )  # fmt: skip
+
+
+def _interval(total_steps: int, share: float) -> int:
+    """Returns about a share of the steps of a training, a multiple of those between two counts."""
+    return max(round(share * total_steps / STEPS_BETWEEN_COUNTS), 1) * STEPS_BETWEEN_COUNTS
 
 
 def coded_bytes(groups: Sequence[Group]) -> float:

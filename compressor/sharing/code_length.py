@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from compressor.formats.content import Grid
 from compressor.ops.nearest import nearest
 from compressor.ops.rate_gradient import priced
 from compressor.sharing.group_state import GroupState
@@ -20,6 +21,7 @@ PRICE = "price"  # float64 scalar: of a bit, in the loss of one image
 BITS = "bits"  # float64 scalar: that all indices took when they were last counted
 SLOPES = "slopes"  # float32[K - 1]: bits for each unit of weight, between each codeword and the next
 ERROR = "error"  # float64 scalar: how far the file was from a target, see ``lifecycle.size_control``
+REST = "rest"  # float64 scalar: bytes of the file beside the coded indices, likewise
 STEPS = "steps"  # int64 scalar: of the training
 
 STEPS_BETWEEN_COUNTS = 20
@@ -60,6 +62,7 @@ class CodeLength:
         group.register_buffer(PRICE, torch.tensor(price, dtype=float64, device=device))
         group.register_buffer(BITS, torch.zeros((), dtype=float64, device=device))
         group.register_buffer(ERROR, torch.zeros((), dtype=float64, device=device))
+        group.register_buffer(REST, torch.zeros((), dtype=float64, device=device))
         group.register_buffer(SLOPES, torch.zeros(group.codeword_count - 1, device=device))
         group.register_buffer(STEPS, torch.zeros((), dtype=torch.int64))
         result = cls(group)
@@ -91,6 +94,28 @@ class CodeLength:
         """Sets the price of a bit, and notes for what error."""
         self.group.get_buffer(PRICE).fill_(price)
         self.group.get_buffer(ERROR).fill_(error)
+
+    @property
+    def rest(self) -> float:
+        """What was noted of the bytes beside the coded indices."""
+        return float(self.group.get_buffer(REST))
+
+    @rest.setter
+    def rest(self, size: float) -> None:
+        self.group.get_buffer(REST).fill_(size)
+
+    def refine(self, factor: float) -> None:
+        """Multiplies the step of the grid, and counts the indices, which take more bits where it is smaller.
+
+        Args:
+            factor: of the step; the grid keeps its number of codewords, and shrinks.
+        """
+        least, step = self.grid
+        step = float(torch.tensor(step * factor, dtype=torch.float32))
+        values = torch.from_numpy(Grid(least * step, step, self.group.codeword_count).expand().reshape(-1))
+        self.group.get_buffer(GRID)[1] = step
+        self.group.set_codebook(values.to(self.group.unit.device), learnt=False)
+        self.count()
 
     @property
     def master(self) -> Tensor:
