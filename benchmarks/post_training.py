@@ -36,6 +36,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from compressor import Compressor, Policy, Rule, load
+from compressor.cli.malloc import return_freed_memory
 from compressor.data.datasets import load_data
 from compressor.data.splits import ArraySplit
 from compressor.lifecycle.packed import Packed
@@ -260,10 +261,11 @@ def compress_alone(run: Run, weights: str, images: str, path: str) -> None:
         settings = {"target_bits": run.setting}
     else:
         settings = {"target_size": int(run.setting)}
+    return_freed_memory()  # as the command does where nothing is trained
     status = Path("/proc/self/status")
     Path("/proc/self/clear_refs").write_text("5")  # resets the highest resident size
     before, start, cpu = resident(status, "VmRSS"), time.perf_counter(), time.process_time()
-    job = Compressor(model.eval(), model_args=args(run.net), teacher=None, **settings)
+    job = Compressor(model.eval(), copy=False, model_args=args(run.net), teacher=None, **settings)
     job.prepare(calibration=calibration if run.method == "target" else None).finish(half_untouched=True).save(path)
     row: dict[str, Any] = {"seconds": time.perf_counter() - start, "cpu_seconds": time.process_time() - cpu}
     row |= {"peak": resident(status, "VmHWM") - before}
