@@ -80,8 +80,8 @@ def test_layers_that_share_a_codebook_make_up_for_errors_too(rule: dict[str, Any
     random = torch.Generator().manual_seed(0)
     inputs = torch.randn(400, 4, generator=random) @ torch.randn(4, 48, generator=random)
     model = nn.Sequential(nn.Linear(48, 20, bias=False), nn.ReLU(), nn.Linear(20, 20, bias=False))
-    for layer in (model[0], model[2]):
-        layer.weight.data = 0.1 * torch.randn(layer.weight.shape, generator=random)
+    for parameter in model.parameters():
+        parameter.data = 0.1 * torch.randn(parameter.shape, generator=random)
     with torch.no_grad():
         dense = model(inputs)
         losses = []
