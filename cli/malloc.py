@@ -6,10 +6,11 @@ import ctypes
 import os
 import sys
 
-__all__ = ["keep_freed_memory"]
+__all__ = ["keep_freed_memory", "return_freed_memory"]
 
 TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3  # glibc's M_TRIM_THRESHOLD and M_MMAP_THRESHOLD, parameters of ``mallopt``
 LARGEST_TRIM, LARGEST_MMAP = (1 << 31) - 1, 1 << 25  # bytes, the largest that each accepts
+RETURNED = 1 << 20  # bytes: blocks of so many, such as the weights and moments of large layers
 
 
 def keep_freed_memory() -> bool:
@@ -22,11 +23,27 @@ def keep_freed_memory() -> bool:
     Returns:
         Whether glibc keeps it: False on other systems and where the user has decided.
     """
+    return _set_thresholds(LARGEST_MMAP, LARGEST_TRIM)
+
+
+def return_freed_memory() -> bool:
+    """Makes glibc return the memory of large blocks to the system when they are freed, with the same exceptions.
+
+    By default it keeps them as soon as one has been freed. Without training, layers are worked on one after the other,
+    each with blocks of other sizes, for which those that are kept are of little use.
+
+    Returns:
+        Whether glibc returns it: False on other systems and where the user has decided.
+    """
+    return _set_thresholds(RETURNED, RETURNED)
+
+
+def _set_thresholds(mmap: int, trim: int) -> bool:
     decided = any(name.startswith("MALLOC_") for name in os.environ)
     if sys.platform != "linux" or decided or "glibc.malloc" in os.environ.get("GLIBC_TUNABLES", ""):
         return False
     library = ctypes.CDLL(None)
     if not hasattr(library, "gnu_get_libc_version"):
         return False
-    kept = library.mallopt(MMAP_THRESHOLD, LARGEST_MMAP), library.mallopt(TRIM_THRESHOLD, LARGEST_TRIM)
+    kept = library.mallopt(MMAP_THRESHOLD, mmap), library.mallopt(TRIM_THRESHOLD, trim)
     return kept == (1, 1)

@@ -19,7 +19,7 @@ from compressor.cli.data import look_at, say_images
 from compressor.cli.dry_run import dry_run
 from compressor.cli.files import EVAL_BATCH
 from compressor.cli.gates import missed_gates, refuse, rejected
-from compressor.cli.malloc import keep_freed_memory
+from compressor.cli.malloc import keep_freed_memory, return_freed_memory
 from compressor.cli.requirements import check_requirements
 from compressor.cli.result import Result, show_result
 from compressor.cli.search import (
@@ -73,6 +73,8 @@ def run(request: Request) -> None:
         say_images(work.source.preprocessing)
     if any(map(work.trains, work.recipe.stages)):
         keep_freed_memory()
+    else:
+        return_freed_memory()
     with ExitStack() as stack:
         main_process_first(lambda: stack.enter_context(holding(work.output)))
         stack.enter_context(stoppable(work.checkpoints))

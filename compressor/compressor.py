@@ -363,7 +363,7 @@ class Compressor:
             self._check_prepared("finish()")
             if self.control is not None:
                 self.control.settle(half=half, fold=fold)
-            tensors, books, values = convert(self.groups)
+            tensors, books, values = convert(self.groups, in_place=True)
             detach(self.model)
             for site, value in values.items():
                 set_weight(site, value)

@@ -15,7 +15,7 @@ from torch.func import functional_call
 
 from compressor.calibration.images import batches_of
 from compressor.calibration.layer_views import layer_view, output_rows, unfolded_parts
-from compressor.calibration.moments import Moments
+from compressor.calibration.moments import Moments, MomentsOnDemand
 from compressor.formats.errors import UsageError
 from compressor.sharing.curvature import Curvature, LayerView
 from compressor.sharing.sites import Site
@@ -150,6 +150,14 @@ class Calibrator:
                     for (module, inputs), one in zip(calls, before, strict=True):
                         moments[site].add(module, inputs, one)
         return {site: self._curvature(site, moments.get(site)) for site in sites}
+
+    def of_dense(self, site: Site) -> Curvature:
+        """Returns the curvature of a tensor in the dense model, whose moments are measured when they are read."""
+        if site not in self.calls or site not in self.views:
+            return Curvature(self.diagonal(site))
+        view = self.views[site]
+        moments = MomentsOnDemand(view, self.memory, lambda: self.measure([site], {})[site].moments)
+        return Curvature(self.diagonal(site), view, moments)
 
     def _curvature(self, site: Site, moments: Moments | None) -> Curvature:
         if moments is None or not moments.sums:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Sequence
+from typing import overload
+
 import torch
 from torch import Tensor, nn
 
@@ -10,7 +13,7 @@ from compressor.calibration.error_feedback import is_dead
 from compressor.calibration.layer_views import unfolded_parts
 from compressor.sharing.curvature import LayerView
 
-__all__ = ["Moments"]
+__all__ = ["Moments", "MomentsOnDemand"]
 
 EXACT = 600  # columns: up to so many, sums are float64, which factorisations of nearly singular moments need
 WIDEST = 8192  # columns of a range
@@ -30,9 +33,8 @@ class Moments:
 
     def __init__(self, view: LayerView, memory: int, weight: Tensor) -> None:
         self.view, self.weight = view, weight.detach()
-        width, self.dtype = _width(view, memory)
-        starts = range(0, view.columns, width) if width else ()
-        self.ranges = [slice(start, min(start + width, view.columns)) for start in starts]
+        _, self.dtype = _width(view, memory)
+        self.ranges = _ranges(view, memory)
         shapes = [(view.groups, one.stop - one.start, one.stop - one.start) for one in self.ranges]
         self.sums = [torch.zeros(shape, dtype=self.dtype, device=weight.device) for shape in shapes]
         self.drifts: list[Tensor] = []
@@ -95,6 +97,41 @@ class Moments:
             change = torch.linalg.solve_triangular(lower.mT, half, upper=True).mT
             result[..., one] += change.masked_fill(is_dead(moment)[:, None], 0).float()
         return self.view.tensor(result) if bool(torch.isfinite(result).all()) else None
+
+
+class MomentsOnDemand(Sequence[Tensor]):
+    """The moments of one layer, which are measured whenever they are read: those of all layers take too much memory.
+
+    Args:
+        view: of the weight as matrices.
+        memory: as for ``Moments``.
+        measure: returns the moments of each range.
+    """
+
+    def __init__(self, view: LayerView, memory: int, measure: Callable[[], Sequence[Tensor]]) -> None:
+        self._count, self._measure = len(_ranges(view, memory)), measure
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return iter(self._measure() if self._count else ())
+
+    @overload
+    def __getitem__(self, index: int) -> Tensor: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Tensor]: ...
+
+    def __getitem__(self, index: int | slice) -> Tensor | Sequence[Tensor]:
+        return self._measure()[index]
+
+
+def _ranges(view: LayerView, memory: int) -> list[slice]:
+    """Returns the ranges of columns, none where only the diagonal fits."""
+    width, _ = _width(view, memory)
+    starts = range(0, view.columns, width) if width else ()
+    return [slice(start, min(start + width, view.columns)) for start in starts]
 
 
 def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:

@@ -24,31 +24,44 @@ class PrefixSums:
 
     Args:
         values: float64[n], ascending.
-        mass: float64[n], the importance of each value.
+        mass: float64[n], the importance of each value; None: 1.
     """
 
-    def __init__(self, values: NDArray[np.float64], mass: NDArray[np.float64]) -> None:
+    def __init__(self, values: NDArray[np.float64], mass: NDArray[np.float64] | None = None) -> None:
         self.centre = float(values.mean())
-        shifted = values - self.centre  # against cancellation in the squares when the mean is large beside the spread
-        self.mass, self.first, self.second = (
-            np.concatenate([[0.0], np.cumsum(mass * shifted**power)]) for power in (0, 1, 2)
-        )
+        # In place, for a layer may be as large as all others together.
+        self.mass = None if mass is None else np.concatenate([[0.0], mass])
+        self.first, self.second = np.zeros(len(values) + 1), np.zeros(len(values) + 1)
+        np.subtract(values, self.centre, out=self.first[1:])  # against cancellation where the mean is beside the spread
+        np.multiply(self.first, self.first, out=self.second)
+        sums = [self.first, self.second]
+        if self.mass is not None:
+            self.first *= self.mass
+            self.second *= self.mass
+            sums.append(self.mass)
+        for total in sums:
+            np.cumsum(total, out=total)
 
     def means(self, borders: NDArray[np.int64]) -> NDArray[np.float64]:
         """Returns the mean of each cluster between neighbouring borders; empty clusters are dropped."""
         borders = np.unique(borders)
-        mean: NDArray[np.float64] = np.diff(self.first[borders]) / np.diff(self.mass[borders]) + self.centre
+        mean: NDArray[np.float64] = np.diff(self.first[borders]) / np.diff(self._mass_at(borders)) + self.centre
         return mean
 
     def at(self, edges: NDArray[np.int64]) -> PrefixSums:
         """Returns the prefix sums at the positions ``edges`` alone, which are numbered from 0."""
         chosen = copy.copy(self)
-        chosen.mass, chosen.first, chosen.second = self.mass[edges], self.first[edges], self.second[edges]
+        chosen.mass, chosen.first, chosen.second = self._mass_at(edges), self.first[edges], self.second[edges]
         return chosen
+
+    def _mass_at(self, edges: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Returns the sum of the mass below each edge, which is its position where all have mass 1."""
+        return edges.astype(np.float64) if self.mass is None else self.mass[edges]
 
     def run_costs(self, begins: NDArray[np.int64], ends: NDArray[np.int64]) -> NDArray[np.float64]:
         """Returns the squared error of each cluster begins[i]..ends[i] about its mean, broadcast; inf if empty."""
-        mass, first, second = (s[ends] - s[begins] for s in (self.mass, self.first, self.second))
+        mass = self._mass_at(ends) - self._mass_at(begins)
+        first, second = (total[ends] - total[begins] for total in (self.first, self.second))
         with np.errstate(divide="ignore", invalid="ignore"):
             cost = np.maximum(second - first * first / mass, 0)
         return np.where(mass > 0, cost, np.inf)
@@ -144,7 +157,7 @@ def refine_borders(sums: PrefixSums, borders: NDArray[np.int64]) -> NDArray[np.i
     Returns:
         int64[K + 1].
     """
-    count = len(sums.mass) - 1
+    count = len(sums.first) - 1
     stride = max(1, count // MAX_EDGES)
     for _ in range(MAX_PASSES):
         windows = np.clip(borders[:, None] + stride * np.arange(-WINDOW, WINDOW + 1), 0, count)

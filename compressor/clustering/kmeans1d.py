@@ -25,7 +25,7 @@ Init = Literal["optimal", "linear", "density", "quantile"]
 
 Floats = NDArray[np.floating[Any]]
 MAX_ITERATIONS = 100
-MAX_WEIGHTS = 1 << 24  # weights clustered one by one: the sums of the dynamic program take 70 bytes for each
+MAX_WEIGHTS = 1 << 24  # weights clustered one by one: the sums of the dynamic program take 28 bytes for each
 
 
 def optimal_codebook(
@@ -60,17 +60,21 @@ def optimal_codebook(
     if np.count_nonzero(first) <= codewords:
         return np.asarray(ranked[first], dtype=np.float32)
     values, mass = _merge_runs(ranked, None if order is None or importance is None else importance[order])
+    del order, ranked, first  # as large as the weights, whose sums are six times as large
     sums = PrefixSums(values, mass)
     centres = _initial_centres(values, sums, codewords, init)
     return np.asarray(np.unique(_lloyd(values, sums, centres).astype(np.float32)))
 
 
-def _merge_runs(ranked: Floats, importance: Floats | None) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Returns sorted weights and their importance, float64[n] both; above MAX_WEIGHTS, means and sums of short runs."""
+def _merge_runs(ranked: Floats, importance: Floats | None) -> tuple[NDArray[np.float64], NDArray[np.float64] | None]:
+    """Returns sorted weights and their importance, float64[n] both, the latter None where it is 1 for all.
+
+    Above MAX_WEIGHTS, they are means and sums of short runs.
+    """
     step = -(-len(ranked) // MAX_WEIGHTS)
     mass = None if importance is None else _positive(importance.astype(np.float64))
     if step == 1:
-        return ranked.astype(np.float64), np.ones(len(ranked)) if mass is None else mass
+        return ranked.astype(np.float64), mass
     starts = np.arange(0, len(ranked), step)
     total = np.diff(starts, append=len(ranked)).astype(np.float64) if mass is None else np.add.reduceat(mass, starts)
     weighted = ranked if mass is None else ranked * mass
@@ -113,7 +117,8 @@ def fit_codebook(
         importance = importance and {site: importance[site] * factors[site].square() for site in group.sites}
     if group.has_zeros:
         codewords = max(1, codewords - 1)
-    weights = torch.cat([_unpruned(group, site, master) for site, master in masters.items()])
+    parts = [_unpruned(group, site, master) for site, master in masters.items()]
+    weights = torch.cat(parts) if len(parts) > 1 else parts[0]  # a copy of the only layer would be for nothing
     if not len(weights):
         return weights.new_zeros(1)
     mass = None

@@ -31,15 +31,17 @@ def decode_tensor(tensor: SharedTensor, book: Codebook) -> Tensor:
 
 @torch.no_grad()
 def convert(
-    groups: Sequence[Group],
+    groups: Sequence[Group], in_place: bool = False
 ) -> tuple[dict[str, SharedTensor], tuple[Codebook, ...], dict[Site, Tensor]]:
     """Ends the last rounds of all groups and returns what they have learnt.
 
     Args:
         groups: the groups of the model.
+        in_place: whether master weights get their values at once, so that those of all sites are not held twice.
 
     Returns:
-        The shared tensors by name, their codebooks, and the values of every site as the file will decode them.
+        The shared tensors by name, their codebooks, and the values of every site as the file will decode them, except
+        of those that have been set in place.
     """
     tensors: dict[str, SharedTensor] = {}
     books: list[Codebook] = []
@@ -50,10 +52,12 @@ def convert(
         tensors |= {name: replace(one, book=one.book + len(books)) for name, one in shared.tensors.items()}
         books.extend(shared.books)
         for site in group.sites:
-            tensor = tensors.get(site.name)
-            values[site] = (
-                decode_tensor(tensor, books[tensor.book]) if tensor else group.weight(site, group.master_weight(site))
-            )
+            tensor, master = tensors.get(site.name), group.master_weight(site)
+            value = decode_tensor(tensor, books[tensor.book]) if tensor else group.weight(site, master)
+            if in_place and master.shape == value.shape:  # a virtual site has no memory
+                master.copy_(value)
+            else:
+                values[site] = value
     return tensors, tuple(books), values
 
 

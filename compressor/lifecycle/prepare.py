@@ -41,7 +41,7 @@ def fit_groups(
     Args:
         plans: what the policy plans for each tensor.
         calibrator: measures what errors cost, of each tensor after those that the model uses before it have been
-            compressed; None: all errors cost alike. Tensors that share a codebook have their diagonal alone.
+            compressed; None: all errors cost alike. Tensors that share a codebook are measured in the dense model.
         preserve_sparsity: whether weights that are zero now stay zero.
         from_scratch: whether the weights are random; those on ``meta`` are initialised here. For trained weights, a
             scheme may log a caution.
@@ -100,7 +100,7 @@ def _curvatures(
     several = [key for key, sites in grouped.items() if len(sites) > 1]
     single = {sites[0]: key for key, sites in grouped.items() if len(sites) == 1}
     for key in several:
-        yield [key], {site: Curvature(calibrator.diagonal(site)) for site in grouped[key]}
+        yield [key], {site: calibrator.of_dense(site) for site in grouped[key]}
     compressed: dict[str, Tensor] = {}
     done: set[Any] = set()
     for chunk in calibrator.site_chunks():

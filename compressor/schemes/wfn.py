@@ -13,9 +13,11 @@ from pydantic import Field, field_validator
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
+from compressor.calibration.error_feedback import Round, compensate
 from compressor.clustering.weight_fixing import fix
 from compressor.formats.errors import PolicyError
 from compressor.ops.gather_scatter import frozen_lookup
+from compressor.ops.nearest import nearest
 from compressor.ops.relative_distance import frozen_lookup_with_distance, relative_distance
 from compressor.sharing.curvature import Curvature
 from compressor.sharing.export import SharedTensors, export_scalars
@@ -26,6 +28,7 @@ from compressor.sharing.sites import Site
 
 # Buffers of the group; the names are in checkpoints.
 ZERO_BELOW = "zero_below"  # float64[sites]: the magnitude below which weights of a site are fixed to 0
+ALL_FOUND = "all_found"  # bool scalar: whether the values were all found before the first round
 ROUNDS_DONE = "rounds"  # int64 scalar
 DISTANCES = "pulled"  # float64[sites, 2]: the summed relative distance of a site's free weights, and their number
 
@@ -112,16 +115,24 @@ class WeightFixing(Scheme):
         return 1
 
     def fit(self, group: GroupState, curvature: Mapping[Site, Curvature] | None) -> None:
-        """Sets every weight free, 0 as the only value, and how small the weights fixed to it are."""
-        del curvature
+        """Sets every weight free, 0 as the only value, and how small the weights fixed to it are.
+
+        Where the curvature is known, all values are found at once, and weights make up for each other's errors.
+        """
         zero_below = [self._zero_below(group.survivors(site)) for site in group.sites]
         device = group.unit.device
         group.set_codebook(torch.zeros(1), learnt=False, capacity=CAPACITY)
         group.register_buffer(ZERO_BELOW, torch.tensor(zero_below, dtype=torch.float64, device=device))
         group.register_buffer(ROUNDS_DONE, torch.zeros((), dtype=torch.int64, device=device))
         group.register_buffer(DISTANCES, torch.zeros(len(group.sites), 2, dtype=torch.float64, device=device))
-        for site in group.sites:
-            group.set_indices(site, torch.full_like(group.master_weight(site), -1), len(group.values))
+        group.register_buffer(ALL_FOUND, torch.tensor(False, device=device))
+        _set_free(group)
+        if curvature is not None:
+            for number in range(len(self.fractions)):
+                self._fix_round(group, number)
+            _set_free(group)
+            group.get_buffer(ALL_FOUND).fill_(True)
+            compensate(group, curvature, lambda site: _rounding(group, site))
 
     def _zero_below(self, weights: Tensor) -> float:
         # Divergence: relative to the tensor. The paper's 2^-7 is more than all weights of some networks' layers.
@@ -165,7 +176,10 @@ class WeightFixing(Scheme):
         sizes = [int(is_free.sum()) for is_free in free]
         wanted = int(group.weights * self.fractions[number]) - (group.weights - len(weights))
         if wanted > 0:
-            codewords, chosen = self._choose(group, weights, sizes, wanted, number)
+            if group.get_buffer(ALL_FOUND):
+                codewords, chosen = _choose_nearest(group, weights, sizes, wanted)
+            else:
+                codewords, chosen = self._choose(group, weights, sizes, wanted, number)
             by_site = torch.from_numpy(_add_codewords(group, codewords)[chosen]).split(sizes)
             for site, is_free, new in zip(group.sites, free, by_site, strict=True):
                 indices = group.indices(site).reshape(-1).cpu().int().masked_scatter(is_free, new)
@@ -236,6 +250,36 @@ class WeightFixing(Scheme):
         return export_scalars(group, codebook, {site: new_index[index.clamp(min=0)] for site, index in indices.items()})
 
 
+def _set_free(group: GroupState) -> None:
+    """Sets every weight free."""
+    for site in group.sites:
+        group.set_indices(site, torch.full_like(group.master_weight(site), -1), len(group.values))
+
+
+def _rounding(group: GroupState, site: Site) -> Round:
+    """Returns the rounding of columns of weights to the values there are, for error feedback."""
+    values, zero_below = group.codebook().detach().sort().values, _zero_bound(group, site)
+
+    def rounded(weights: Tensor, _: Tensor) -> Tensor:
+        return values[nearest(weights, values).long()].masked_fill(weights.abs() < zero_below, 0)
+
+    return rounded
+
+
+def _choose_nearest(
+    group: GroupState, weights: NDArray[np.float32], sizes: list[int], wanted: int
+) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
+    """Chooses values among those there are, as ``_choose`` does, for the weights that are nearest to theirs."""
+    zero_below = np.repeat(group.get_buffer(ZERO_BELOW).cpu().numpy().astype(np.float64), sizes)
+    values = group.codebook().detach().cpu().sort().values
+    chosen = nearest(torch.from_numpy(weights), values).numpy()
+    chosen[np.abs(weights) < zero_below] = int((values == 0).nonzero())
+    distance = np.abs(weights - values.numpy()[chosen]) / np.maximum(np.abs(weights), np.finfo(np.float32).tiny)
+    distance[np.abs(weights) < zero_below] = 0
+    chosen[np.argsort(distance, kind="stable")[wanted:]] = -1
+    return values.numpy(), chosen
+
+
 def _measure_distances(group: GroupState) -> None:
     """Sets the buffer of distances from the master weights and values of this moment."""
     sites = [(group.master_weight(site).detach(), *_distance_arguments(group, site)) for site in group.sites]
@@ -250,8 +294,13 @@ def _nothing_to_draw(group: GroupState) -> bool:
 
 def _distance_arguments(group: GroupState, site: Site) -> tuple[Tensor, Tensor, Tensor]:
     """Returns codebook, indices and ``ZERO_BELOW`` of a site: all its distances depend on but the weights."""
+    return group.codebook().detach(), _indices(group, site), _zero_bound(group, site)
+
+
+def _zero_bound(group: GroupState, site: Site) -> Tensor:
+    """Returns the magnitude below which weights of a site are 0, float64 scalar."""
     zero_below: Tensor = group.get_buffer(ZERO_BELOW)[group.sites.index(site)]
-    return group.codebook().detach(), _indices(group, site), zero_below
+    return zero_below
 
 
 def _indices(group: GroupState, site: Site) -> Tensor:

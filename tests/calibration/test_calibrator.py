@@ -248,6 +248,18 @@ def test_the_dense_weights_count_whatever_the_model_holds() -> None:
         assert torch.equal(found[name].diagonal, curvature.diagonal)
 
 
+def test_moments_of_the_dense_model_are_measured_when_they_are_read() -> None:
+    one = calibrator(network(), images())
+    expected = measured(one)
+    for site in one.sites:
+        found = one.of_dense(site)
+        assert len(found.moments) == 1
+        assert torch.equal(found.moments[0], expected[site.name].moments[0])
+        assert [torch.equal(a, b) for a, b in zip(found.moments, found.moments, strict=True)] == [True]
+        assert torch.equal(found.diagonal, expected[site.name].diagonal)
+        assert found.target is None
+
+
 def test_the_target_is_the_regression_of_dense_outputs_on_present_inputs() -> None:
     """Damped by a tenth of the mean of the sum of squared inputs, towards the dense weights."""
     torch.manual_seed(0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import tracemalloc
 from typing import Any
 
 import kmeans1d
@@ -166,3 +167,13 @@ def test_weights_of_no_importance_count_a_thousandth_of_the_mean() -> None:
 def test_the_spread_is_the_power_of_two_nearest_in_the_logarithm(size: float, expected: float) -> None:
     assert spread(torch.tensor([size, -size])) == expected
     assert spread(torch.zeros(0)) == 1.0
+
+
+def test_clustering_takes_a_few_times_the_weights() -> None:
+    weights = np.random.default_rng(0).standard_normal(1 << 20, dtype=np.float32)
+    optimal_codebook(weights[:100_000], 16)  # what is kept for later calls
+    tracemalloc.start()
+    optimal_codebook(weights, 16)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 28 * len(weights)

@@ -28,6 +28,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "uniform in buckets": {"scheme": "uniform", "bits": 3, "bucket": 32},
     "inq": {"scheme": "inq", "bits": 4},
     "fixed": {"scheme": "fixed", "bits": 4},
+    "wfn": {"scheme": "wfn", "delta": 0.1},
 }
 
 
@@ -54,7 +55,7 @@ def test_weights_make_up_for_each_others_errors(name: str, sparsity: float, tmp_
         job = Compressor(layer, Policy([Rule("*", **rule)]), teacher=None).prepare(calibration)
         prepared = weight(job).clone()
         packed = job.finish()
-        if name != "inq":  # which has shared no weight before the training
+        if name not in ("inq", "wfn"):  # which share weights in the training
             assert torch.equal(prepared, weight(job))
         losses.append(float(((weight(job) - dense) @ inputs.T).square().sum()))
         weights.append(weight(job))
@@ -70,3 +71,22 @@ def test_weights_make_up_for_each_others_errors(name: str, sparsity: float, tmp_
         for end in (0, 1):
             extremes = [torch.aminmax(one.view(30, 32), dim=1)[end] for one in (weights[0], dense)]
             torch.testing.assert_close(*extremes)
+
+
+@pytest.mark.parametrize(
+    "rule", [{"scheme": "wfn", "delta": 0.1}, {"scheme": "learnt", "codewords": 6, "group": "network"}]
+)
+def test_layers_that_share_a_codebook_make_up_for_errors_too(rule: dict[str, Any]) -> None:
+    random = torch.Generator().manual_seed(0)
+    inputs = torch.randn(400, 4, generator=random) @ torch.randn(4, 48, generator=random)
+    model = nn.Sequential(nn.Linear(48, 20, bias=False), nn.ReLU(), nn.Linear(20, 20, bias=False))
+    for parameter in model.parameters():
+        parameter.data = 0.1 * torch.randn(parameter.shape, generator=random)
+    with torch.no_grad():
+        dense = model(inputs)
+        losses = []
+        for calibration in (inputs, None):
+            job = Compressor(model, Policy([Rule("*", **rule)]), teacher=None).prepare(calibration)
+            job.finish()
+            losses.append(float((job.model(inputs) - dense).square().sum()))
+    assert losses[0] < 0.5 * losses[1]

@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from compressor.compressor import Compressor
 from compressor.formats.errors import PolicyError
+from compressor.policy.policy import Policy, Rule
 from compressor.schemes.wfn import FRACTIONS
 from compressor.sharing.registry import make_scheme
 from tests.helpers.wfn_jobs import ROUNDS, batch, fixed_count, job_of, momentum, network, train, zero_shares
@@ -32,6 +33,22 @@ def test_each_round_fixes_its_share_for_good() -> None:
         for site, index, weight in zip(group.sites, before, weights, strict=True):
             assert torch.equal(group.indices(site)[index >= 0], index[index >= 0])
             assert torch.equal(group.weight(site, group.master_weight(site))[index >= 0], weight[index >= 0])
+
+
+def test_after_calibration_each_round_fixes_its_share_to_values_that_were_all_found_before() -> None:
+    rule = Policy([Rule("*", scheme="wfn", delta=0.05)])
+    job = Compressor(network(), rule, teacher=None).prepare(torch.randn(64, 32))
+    group, total = job.groups[0], 32 * 64 + 64 * 10
+    values = group.codebook().clone()
+    job.attach(opt := momentum(job), ROUNDS - 1)
+    for number, share in enumerate(FRACTIONS):
+        assert fixed_count(job) == int(total * share)
+        assert torch.equal(group.codebook(), values)
+        before = [group.indices(site).clone() for site in group.sites]
+        if number < ROUNDS - 1:
+            train(job, opt, 1)
+        for site, index in zip(group.sites, before, strict=True):
+            assert torch.equal(group.indices(site)[index >= 0], index[index >= 0])
 
 
 def test_free_weights_train_and_only_they() -> None:
