@@ -63,6 +63,7 @@ class Logs:
             "changed": None if sharing is None else sharing.changed,
             "price": None if sharing is None else sharing.price,
             "size": None if sharing is None else sharing.size,
+            "target_size": None if sharing is None else sharing.target_size,
         }
         measured = {"top1": None if top1 is None else 100 * top1}
         try:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from copy import deepcopy
 from typing import Any, Literal
 
@@ -24,7 +24,7 @@ from compressor.lifecycle.convert import convert
 from compressor.lifecycle.coverage import warn_of_dense
 from compressor.lifecycle.description import describe_plans, plans_table
 from compressor.lifecycle.finishing import Finishing
-from compressor.lifecycle.fitting import Fitting, check_target, drop_on, policy_for
+from compressor.lifecycle.fitting import Fitting, check_target, policy_for
 from compressor.lifecycle.norms import check_foldable, minor_tensors
 from compressor.lifecycle.packed import Packed, SharedModel, check_packable
 from compressor.lifecycle.param_groups import check_embeddings, check_optimizer, freeze_untrained, param_groups
@@ -44,7 +44,7 @@ from compressor.training.checkpointer import TrainingCheckpointer
 from compressor.training.config import TrainingConfig
 from compressor.training.distillation import make_teacher, with_distillation
 from compressor.training.history import History
-from compressor.training.loop import Epoch, OnStep, evaluate_after_epoch, train
+from compressor.training.loop import OnEpoch, OnStep, evaluate_after_epoch, train
 from compressor.training.metrics import SharingMonitor
 from compressor.training.model_copy import check_trainable, checked_module, copy_module
 from compressor.training.modes import modules_in_eval, train_mode
@@ -74,7 +74,8 @@ class Compressor:
         original: the weights by name, not copied, against which the report measures noise; None: those of the model.
         from_scratch: the weights are random, or drawn in ``prepare`` where the model is on ``meta``; the teacher
             "dense" is then none, for random weights teach nothing.
-        rate, target_size, target_bits, max_drop: at most one, see ``Target``. ``prepare`` meets it, training holds it.
+        rate, target_size, target_bits, max_drop: at most one, see ``Target``. ``prepare`` meets it, training holds it,
+            and makes the file smaller where ``max_drop`` allows it.
 
     Raises:
         PolicyError: the policy does not fit the model.
@@ -92,7 +93,7 @@ class Compressor:
     search: Search | None = None
     """What the search for a target has found; None without a target, and before ``prepare``."""
     control: SizeControl | None = None
-    """What holds the size of the file in training; None where no size is asked for, and before ``prepare``."""
+    """What holds the size, or ``max_drop``, in training; None where a price is given, and before ``prepare``."""
     steps, total_steps, _is_finished, _options = 0, 0, False, FileOptions()
     _measured: Measurement | None = None
     _converted: tuple[dict[str, SharedTensor], tuple[Codebook, ...]] | None = None
@@ -186,7 +187,7 @@ class Compressor:
             options,
         )  # fmt: skip
         if self.target.is_given:
-            self.groups, self.search = fitting.search(self.target, None if val is None else drop_on(val, self.model))
+            self.groups, self.search = fitting.search(self.target, val)
             self.policy = self.policy.priced(self.search.rate)
             self.control = fitting.control(self.target, self.groups, self.search)
         else:
@@ -272,7 +273,7 @@ class Compressor:
         val: Batches | None = None,
         config: TrainingConfig | int | None = None,
         *,
-        on_epoch: Callable[[Epoch, float | None], None] | None = None,
+        on_epoch: OnEpoch | None = None,
         on_step: OnStep | None = None,
         device: str | None = None,
         amp: bool = False,
@@ -287,7 +288,7 @@ class Compressor:
 
         Args:
             train_loader: of batches (inputs, targets); it, and not ``batch_size``, says how large they are.
-            val: batches to evaluate on after each epoch.
+            val: batches to evaluate on after each epoch; with ``max_drop``, those of ``prepare``.
             config: the options of the training, or its number of epochs; None: the defaults of ``TrainingConfig``.
                 ``distill`` and ``temperature`` are those of the constructor unless a whole config is given. Without a
                 teacher nothing is distilled.
@@ -321,9 +322,12 @@ class Compressor:
         train_mode(self.model, self._in_eval)
         watching = watched(self.history, progress, on_epoch, on_step)
         with watching as calls, replaced(self, distill=config.distill, temperature=config.temperature):
+            steered = (
+                calls[0] if self.control is None or val is None else self.control.following(calls[0], config.epochs)
+            )
             train(
                 self.model, train_loader, self.loss, optimizer, schedule, config,
-                evaluate_after_epoch(self.model, val, monitor, calls[0]), calls[1], device, amp, checkpointer,
+                evaluate_after_epoch(self.model, val, monitor, steered), calls[1], device, amp, checkpointer,
                 mixup=mixup,
             )  # fmt: skip
         return self

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from compressor.calibration.measurement import Measurement
+from compressor.data.batches import Batches
 from compressor.formats.content import Content
 from compressor.formats.errors import PolicyError, UsageError
 from compressor.formats.file.writer import pack
 from compressor.lifecycle.convert import convert, halvable, holding_state
+from compressor.lifecycle.drop_control import DropControl, TopOneDrop
 from compressor.lifecycle.norms import FoldedNorms, fold_norms, norm_inputs
 from compressor.lifecycle.packed import Packed, SharedModel, content_of
 from compressor.lifecycle.prepare import fit_groups
@@ -34,9 +35,8 @@ from compressor.policy.policy import Policy, Rule, TensorPlan
 from compressor.sharing.code_length import is_priced
 from compressor.sharing.group import Group
 from compressor.sharing.parametrization import attach, restore, without_groups
-from compressor.training.evaluation import evaluate
 
-__all__ = ["Fitting", "check_target", "drop_on", "policy_for"]
+__all__ = ["Fitting", "check_target", "policy_for"]
 
 ANY_RATE = 1e-7  # of a policy whose price is searched for
 UNKNOWN = 99_999_999  # stands for predicted bytes whose number of digits is not known yet
@@ -54,18 +54,6 @@ def policy_for(policy: Policy | None, target: Target) -> Policy:
     if policy is None and not target.is_given:
         raise UsageError("policy: name the rules, or give rate, target_size, target_bits or max_drop")
     return Policy([Rule("*", scheme="learnt", rate=ANY_RATE)]) if policy is None else policy
-
-
-def drop_on(val: Any, dense: nn.Module) -> Callable[[nn.Module], float]:
-    """Returns what measures how many points of top-1 a model has lost against the dense one on batches.
-
-    Raises:
-        UsageError: the batches can be gone through only once.
-    """
-    if isinstance(val, Iterator):
-        raise UsageError("val: batches that can be gone through only once; give a list or a DataLoader")
-    before = evaluate(dense, val).top1
-    return lambda model: 100 * (before - evaluate(model, val).top1)
 
 
 def check_target(target: Target, plans: Sequence[TensorPlan]) -> None:
@@ -102,6 +90,7 @@ class Fitting:
     options: FileOptions = field(default_factory=FileOptions)
     _norms: FoldedNorms = field(default_factory=FoldedNorms, init=False)  # of the last price
     _names: int | None = field(default=None, init=False)  # bytes that names of labels take
+    _drop: TopOneDrop | None = field(default=None, init=False)  # where the target is one
     _sources: dict[str, nn.Module] | None = field(default=None, init=False)  # as ``norm_inputs`` returns them
     _coded: float | None = field(default=None, init=False)  # bytes of indices of the file found; None: as of the groups
 
@@ -118,24 +107,26 @@ class Fitting:
         calibrator = self.measured.calibrator if measured and self.measured else None
         return fit_groups(plans, calibrator, self.preserve_sparsity, self.from_scratch, self.virtual)
 
-    def search(self, target: Target, drop: Callable[[nn.Module], float] | None) -> tuple[list[Group], Search]:
+    def search(self, target: Target, val: Batches | None) -> tuple[list[Group], Search]:
         """Returns groups fitted at the price that a target asks for.
 
         Args:
             target: what is asked for.
-            drop: returns the points of top-1 that a model has lost; None where the target needs none.
+            val: batches (inputs, targets) to measure accuracy on; None where the target needs none.
 
         Raises:
             UsageError: the target cannot be reached.
         """
         groups: list[Group] = []
+        if target.drop is not None:
+            self._drop = TopOneDrop(val, self.shared.model)
 
         def size_at(rate: float) -> int:
             groups[:] = self.at(rate)
             return self.size(target, groups, rate)
 
         try:
-            found = self._found(target, drop, groups, size_at)
+            found = self._found(target, groups, size_at)
         except BaseException:
             self._restore_dense()
             raise
@@ -145,7 +136,7 @@ class Fitting:
         return groups, found
 
     def control(self, target: Target, groups: Sequence[Group], found: Search) -> SizeControl | None:
-        """Returns what holds the size of the file in training; None where no size is asked for, or nothing has a price.
+        """Returns what holds size or accuracy in training; None where a price is asked for, or nothing has a price.
 
         Args:
             target: what is asked for.
@@ -153,11 +144,15 @@ class Fitting:
             found: what the search has found.
         """
         size = target.bytes(self._weights)
-        if size is None or not any(is_priced(group) and not group.frozen for group in groups):
+        if target.rate is not None or not any(is_priced(group) and not group.frozen for group in groups):
             return None
         size_of = partial(self.size, target, groups, found.rate)
         measure = None if self._coded is not None else partial(self._size_of_copy, target, groups, found.rate)
-        return SizeControl(groups, size, found.size, size_of, self._coded, measure)
+        if size is not None:
+            return SizeControl(groups, size, found.size, size_of, self._coded, measure)
+        assert target.drop is not None
+        assert self._drop is not None
+        return DropControl(groups, found.size, size_of, self._coded, measure, target.drop, self._drop.dense)
 
     def _size_of_copy(self, target: Target, groups: Sequence[Group], rate: float) -> int:
         """Returns what ``size`` does, of a copy: training goes on with the groups and the hooks that it has."""
@@ -173,7 +168,6 @@ class Fitting:
     def _found(
         self,
         target: Target,
-        drop: Callable[[nn.Module], float] | None,
         groups: Sequence[Group],
         size_at: Callable[[float], int],
     ) -> Search:
@@ -185,8 +179,9 @@ class Fitting:
             floor = self.size(target, self.at(MOST_RATE, measured=False), MOST_RATE)
             return find_rate_for_size(size, floor, self._plain_sizes(), size_at)
         assert target.drop is not None
-        assert drop is not None
-        return find_rate_for_drop(target.drop, size_at, lambda: self._lost(groups, drop))
+        assert self._drop is not None
+        measure = self._drop
+        return find_rate_for_drop(target.drop, size_at, lambda: self._lost(groups, measure))
 
     @torch.no_grad()
     def _restore_dense(self) -> None:

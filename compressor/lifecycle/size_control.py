@@ -11,6 +11,7 @@ from compressor.lifecycle.settling import settle
 from compressor.lifecycle.target import AIM, NEAR
 from compressor.sharing.code_length import STEPS_BETWEEN_COUNTS, CodeLength, is_priced
 from compressor.sharing.group import Group
+from compressor.training.loop import OnEpoch
 
 __all__ = ["SizeControl", "coded_bytes"]
 
@@ -69,11 +70,14 @@ class SizeControl:
     ) -> None:
         self._groups = [group for group in groups if is_priced(group) and not group.frozen]
         self.lengths = [CodeLength(group) for group in self._groups]
-        self.target, self.first_price, self._size_of, self._measure = target, self.price, size_of, measure
+        self.first_price, self._size_of, self._measure = self.price, size_of, measure
+        self._note_target(target)
         coded = self._coded() if coded is None else coded
         self._share = min(1.0, size / coded) if coded else 1.0  # of the entropy: a codec may need fewer bits
         self._note_rest(size - self._share * coded)
         self._pruned_by = max((group.pruning.sparsity_by for group in groups if group.pruning), default=0.0)
+        self.is_held = True
+        """Whether anything is held in training."""
         self.has_ended = False
         """Whether all steps are done, so that ``settle`` warns of a price that has not converged."""
 
@@ -87,8 +91,17 @@ class SizeControl:
         """Bytes of the file, were training to end now: by the entropy of the indices when they were last counted."""
         return max(1, round(self.lengths[0].rest + self._share * self._coded()))
 
+    @property
+    def target(self) -> int:
+        """Bytes of the file that are wanted."""
+        return max(1, round(self.lengths[0].target))
+
     def _coded(self) -> float:
         return sum(length.bits for length in self.lengths) / 8
+
+    def _note_target(self, size: float) -> None:
+        for length in self.lengths:
+            length.target = size
 
     def _note_rest(self, size: float) -> None:
         for length in self.lengths:
@@ -107,13 +120,28 @@ class SizeControl:
         is_due = steps % _interval(total_steps, 1 / MEASURED) == 0 and not self.has_ended
         if is_due and self._measure is not None:
             self._note_rest(self._measure() - self._share * self._coded())
-        self._reprice(_interval(total_steps, INTEGRAL_TIME))
-        if is_due and steps <= REFINED_UNTIL * total_steps and self.price < LOOSE * self.first_price:
+        self._steer(steps / total_steps, _interval(total_steps, INTEGRAL_TIME), is_due)
+
+    def _steer(self, progress: float, integral_steps: int, is_due: bool) -> None:
+        """Changes price and grids by how far the file is from what is wanted.
+
+        Args:
+            progress: of the training, 0 to 1.
+            integral_steps: in which a lasting error changes the price as much as a new one does.
+            is_due: whether the file may have been made in this step.
+        """
+        self._reprice(integral_steps)
+        if is_due and progress <= REFINED_UNTIL and self.price < LOOSE * self.first_price:
             self._refine()
+
+    @property
+    def _error(self) -> float:
+        """How far the file is from what is wanted: a logarithm."""
+        return math.log(self.predicted / (AIM * self.target))
 
     def _reprice(self, integral_steps: int) -> None:
         """Changes the price by how far the file is from what is wanted."""
-        error, before = math.log(self.predicted / (AIM * self.target)), self.lengths[0].error
+        error, before = self._error, self.lengths[0].error
         change = GAIN * (error - before + STEPS_BETWEEN_COUNTS / integral_steps * error)
         price = self.price * math.exp(min(max(change, -MOST_CHANGE), MOST_CHANGE))
         price = min(max(price, LOWEST * self.first_price), HIGHEST * self.first_price)
@@ -125,7 +153,25 @@ class SizeControl:
         if self.predicted < NEAR * self.target:
             factor = max((self.predicted / self.target) ** (1 / BYTES_BY_STEP), FINEST)
             for length in self.lengths:
-                length.refine(factor)
+                length.rescale(factor)
+
+    def following(self, on_epoch: OnEpoch, epochs: int) -> OnEpoch:
+        """Returns a callback for each epoch of a training that begins now, with top-1 on the validation images.
+
+        Args:
+            on_epoch: called by it first.
+            epochs: of the training.
+        """
+        return on_epoch
+
+    def rank(self, top1: float, size: int) -> tuple[float, ...]:
+        """Returns how good a file of this training is, to be compared with others: here the higher top-1 is better.
+
+        Args:
+            top1: on the validation images, 0 to 1.
+            size: of the file, in bytes.
+        """
+        return (top1,)
 
     def settle(self, **options: bool) -> None:
         """Rounds weights to shorter codes where the file would be larger than the target.

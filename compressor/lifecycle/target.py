@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from numbers import Real
 from typing import Any
@@ -86,6 +86,8 @@ class Target:
             )
         if self.drop is not None and val is None:
             raise UsageError("max_drop is measured on validation batches: prepare(val=...)")
+        if self.drop is not None and isinstance(val, Iterator):
+            raise UsageError("val: batches that can be gone through only once; give a list or a DataLoader")
 
     def chosen(self, option: bool | None) -> bool:
         """Returns whether something is done that makes files smaller; None: where a price is searched for."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -14,13 +14,11 @@ from compressor.distributed.collectives import is_main_process
 from compressor.policy.policy import Policy
 from compressor.training.config import TrainingConfig
 from compressor.training.history import History
-from compressor.training.loop import Epoch, OnStep
+from compressor.training.loop import Epoch, OnEpoch, OnStep
 from compressor.training.mixup import Mixer, describe_mixup, mixup_for, split_mixer
 from compressor.training.progress_bar import ProgressBar
 
 __all__ = ["fingerprint", "replaced", "resolve_options", "watched"]
-
-OnEpoch = Callable[[Epoch, float | None], None]
 
 
 def resolve_options(

@@ -22,6 +22,7 @@ BITS = "bits"  # float64 scalar: that all indices took when they were last count
 SLOPES = "slopes"  # float32[K - 1]: bits for each unit of weight, between each codeword and the next
 ERROR = "error"  # float64 scalar: how far the file was from a target, see ``lifecycle.size_control``
 REST = "rest"  # float64 scalar: bytes of the file beside the coded indices, likewise
+TARGET = "target"  # float64 scalar: bytes of the file that are wanted, likewise
 STEPS = "steps"  # int64 scalar: of the training
 
 STEPS_BETWEEN_COUNTS = 20
@@ -63,6 +64,7 @@ class CodeLength:
         group.register_buffer(BITS, torch.zeros((), dtype=float64, device=device))
         group.register_buffer(ERROR, torch.zeros((), dtype=float64, device=device))
         group.register_buffer(REST, torch.zeros((), dtype=float64, device=device))
+        group.register_buffer(TARGET, torch.zeros((), dtype=float64, device=device))
         group.register_buffer(SLOPES, torch.zeros(group.codeword_count - 1, device=device))
         group.register_buffer(STEPS, torch.zeros((), dtype=torch.int64))
         result = cls(group)
@@ -104,11 +106,20 @@ class CodeLength:
     def rest(self, size: float) -> None:
         self.group.get_buffer(REST).fill_(size)
 
-    def refine(self, factor: float) -> None:
+    @property
+    def target(self) -> float:
+        """What was noted of the bytes of the file that are wanted."""
+        return float(self.group.get_buffer(TARGET))
+
+    @target.setter
+    def target(self, size: float) -> None:
+        self.group.get_buffer(TARGET).fill_(size)
+
+    def rescale(self, factor: float) -> None:
         """Multiplies the step of the grid, and counts the indices, which take more bits where it is smaller.
 
         Args:
-            factor: of the step; the grid keeps its number of codewords, and shrinks.
+            factor: of the step; the grid keeps its number of codewords, and shrinks or grows.
         """
         least, step = self.grid
         step = float(torch.tensor(step * factor, dtype=torch.float32))

@@ -15,6 +15,7 @@ __all__ = ["History"]
 HEADS = {
     "epoch": "epoch", "loss": "loss", "lr": "learning rate", "top1": "top-1", "bits": "bits/weight",
     "fixed": "fixed", "changed": "indices changed", "price": "price of a bit", "size": "bytes",
+    "target_size": "target",
 }  # fmt: skip
 
 
@@ -22,8 +23,8 @@ class History(Sequence[dict[str, Any]]):
     """A row for each epoch, as a dictionary of JSON values.
 
     Its keys: ``epoch`` and ``epochs``, from 1; ``loss``, the mean over the epoch; ``lr``; ``top1`` on the validation
-    images, 0 to 1; and where weights share values ``bits`` per weight, and ``fixed``, ``changed``, ``price``, ``size``
-    as in ``SharingMetrics``. What is not known is None. Of a training that was resumed, it has the epochs since then.
+    images, 0 to 1; and where weights share values ``bits`` per weight, and ``fixed``, ``changed``, ``price``, ``size``,
+    ``target_size`` as in ``SharingMetrics``. What is not known is None. Of a training that was resumed, it has the epochs since then.
 
     Example:
         >>> history = History()
@@ -47,7 +48,7 @@ class History(Sequence[dict[str, Any]]):
         """
         sharing = None if epoch.sharing is None else asdict(epoch.sharing)
         figures = {"epoch": epoch.number, "epochs": epoch.epochs, "loss": epoch.loss, "lr": epoch.lr, "top1": top1}
-        keys = ("bits", "fixed", "changed", "price", "size")
+        keys = ("bits", "fixed", "changed", "price", "size", "target_size")
         self._rows.append({**figures, **{key: None if sharing is None else sharing[key] for key in keys}})
 
     @overload

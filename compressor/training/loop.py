@@ -32,7 +32,7 @@ from compressor.training.optim import Schedule, use_fused_kernels
 from compressor.training.rollback import roll_back
 from compressor.training.step import Loss, TrainStep, batches_by_step
 
-__all__ = ["Epoch", "OnStep", "evaluate_after_epoch", "train"]
+__all__ = ["Epoch", "OnEpoch", "OnStep", "evaluate_after_epoch", "train"]
 
 OnStep = Callable[[int, int, Tensor], None]
 """Of the steps done, the steps in all, and the mean loss of the epoch so far, a scalar."""
@@ -57,6 +57,10 @@ class Epoch:
     loss: float
     lr: float = 0.0
     sharing: SharingMetrics | None = None
+
+
+OnEpoch = Callable[[Epoch, float | None], None]
+"""Of an epoch, and top-1 on the validation images, 0 to 1; None where there are none."""
 
 
 def train(
@@ -186,7 +190,7 @@ def evaluate_after_epoch(
     model: nn.Module,
     val: Iterable[Any] | None,
     monitor: SharingMonitor,
-    on_epoch: Callable[[Epoch, float | None], None] | None,
+    on_epoch: OnEpoch | None,
 ) -> Callable[[Epoch], None]:
     """Returns a callback for ``train`` that evaluates the model after each epoch and passes the figures on.
 

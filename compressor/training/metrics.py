@@ -33,6 +33,13 @@ class Priced(Protocol):
     def predicted(self) -> int:
         """Bytes of the file, were training to end now."""
 
+    @property
+    def target(self) -> int:
+        """Bytes of the file that are wanted."""
+
+    is_held: bool
+    """Whether anything is held in training."""
+
 
 @dataclass(frozen=True)
 class SharingMetrics:
@@ -47,6 +54,7 @@ class SharingMetrics:
             measurement.
         price: of a bit, where it holds the size of the file.
         size: bytes of the file as predicted, likewise.
+        target_size: bytes of the file that are wanted, likewise.
     """
 
     bits: float
@@ -54,6 +62,7 @@ class SharingMetrics:
     changed: float | None
     price: float | None = None
     size: int | None = None
+    target_size: int | None = None
 
 
 class SharingMonitor:
@@ -94,7 +103,8 @@ class SharingMonitor:
                 changed_here, compared_here = self._count_changed(name, indices, firsts.get(name, 0))
                 changed, compared = changed + changed_here, compared + compared_here
         share = changed / compared if compared else None
-        held = () if self.control is None else (self.control.price, self.control.predicted)
+        control = self.control if self.control is not None and self.control.is_held else None
+        held = () if control is None else (control.price, control.predicted, control.target)
         return SharingMetrics(bits / max(fixed, 1), fixed / weights, share, *held) if weights else None
 
     def _count_changed(self, name: str, indices: Indices, first: int) -> tuple[float, int]:
