@@ -74,8 +74,7 @@ class Compressor:
         original: the weights by name, not copied, against which the report measures noise; None: those of the model.
         from_scratch: the weights are random, or drawn in ``prepare`` where the model is on ``meta``; the teacher
             "dense" is then none, for random weights teach nothing.
-        rate, target_size, target_bits, max_drop: at most one, see ``Target``. ``prepare`` meets it, training holds it,
-            and makes the file smaller where ``max_drop`` allows it.
+        rate, target_size, target_bits, max_drop: at most one, see ``Target``. ``prepare`` meets it, training keeps to it.
 
     Raises:
         PolicyError: the policy does not fit the model.
@@ -182,10 +181,8 @@ class Compressor:
         for plan in self.plans:
             if virtual and plan.scheme and plan.scheme.generator():
                 self.dense.pop(plan.site.name, None)  # and from ``original``, which is the same dict by default
-        fitting = Fitting(
-            self._shared_model({}, ()), self.dense, self._measured, self.preserve_sparsity, self.from_scratch, virtual,
-            options,
-        )  # fmt: skip
+        shared, measured = self._shared_model({}, ()), self._measured
+        fitting = Fitting(shared, self.dense, measured, self.preserve_sparsity, self.from_scratch, virtual, options)
         if self.target.is_given:
             self.groups, self.search = fitting.search(self.target, val)
             self.policy = self.policy.priced(self.search.rate)
@@ -320,14 +317,13 @@ class Compressor:
         monitor = SharingMonitor(self.groups, self.control)
         self._in_eval.update(modules_in_eval(self.model))
         train_mode(self.model, self._in_eval)
+        if self.control is not None:
+            on_epoch = self.control.following(on_epoch, val, config.epochs)
         watching = watched(self.history, progress, on_epoch, on_step)
         with watching as calls, replaced(self, distill=config.distill, temperature=config.temperature):
-            steered = (
-                calls[0] if self.control is None or val is None else self.control.following(calls[0], config.epochs)
-            )
             train(
                 self.model, train_loader, self.loss, optimizer, schedule, config,
-                evaluate_after_epoch(self.model, val, monitor, steered), calls[1], device, amp, checkpointer,
+                evaluate_after_epoch(self.model, val, monitor, calls[0]), calls[1], device, amp, checkpointer,
                 mixup=mixup,
             )  # fmt: skip
         return self

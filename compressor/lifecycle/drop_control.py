@@ -76,26 +76,31 @@ class DropControl(SizeControl):
         """Returns the points that top-1 is below that of the dense model."""
         return 100 * (self.dense - top1)
 
-    def following(self, on_epoch: OnEpoch, epochs: int) -> OnEpoch:
-        """Returns a callback that moves the target, for a training that begins now; see ``SizeControl.following``."""
+    def following(self, on_epoch: OnEpoch | None, val: object, epochs: int) -> OnEpoch | None:
+        """Returns what moves the target after each epoch of a training that begins now, as ``SizeControl.following``."""
+        if val is None:
+            return on_epoch
         self.is_held = True
         self._move(shrinking(epochs))
 
         def after_epoch(epoch: Epoch, top1: float | None) -> None:
-            on_epoch(epoch, top1)
-            if top1 is None:
-                return
-            drop = self.drop(top1)
-            if epoch.number < epoch.epochs:
-                slack = SLACK * 100 * (1 - self.dense)
-                self._move(next_share(drop, self.allowed, slack, epoch.number, epoch.epochs))
-            elif drop > self.allowed:
-                _log.warning(
-                    "training ended with top-1 %.2f points below that of the dense model, which is more than "
-                    "max_drop=%g: train longer, or allow more", drop, self.allowed
-                )  # fmt: skip
+            if on_epoch is not None:
+                on_epoch(epoch, top1)
+            if top1 is not None:
+                self._after_epoch(epoch.number, epoch.epochs, self.drop(top1))
 
         return after_epoch
+
+    def _after_epoch(self, done: int, epochs: int, drop: float) -> None:
+        """Moves the target after an epoch; after the last one, warns of a drop that is too large."""
+        if done < epochs:
+            slack = SLACK * 100 * (1 - self.dense)
+            self._move(next_share(drop, self.allowed, slack, done, epochs))
+        elif drop > self.allowed:
+            _log.warning(
+                "training ended with top-1 %.2f points below that of the dense model, which is more than max_drop=%g: "
+                "train longer, or allow more", drop, self.allowed
+            )  # fmt: skip
 
     def rank(self, top1: float, size: int) -> tuple[float, ...]:
         """Returns how good a file is: of those within the drop the smallest is best, of the others the best top-1."""
@@ -173,5 +178,5 @@ def next_share(drop: float, allowed: float, slack: float, done: int, epochs: int
     """
     left = slack * (1 - done / epochs)
     if drop > allowed + 2 * left:
-        return shrinking(epochs) ** -0.5
+        return 1 / math.sqrt(shrinking(epochs))
     return shrinking(epochs) if drop <= allowed + left and 3 * done < 2 * epochs else 1.0

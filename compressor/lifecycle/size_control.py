@@ -155,11 +155,12 @@ class SizeControl:
             for length in self.lengths:
                 length.rescale(factor)
 
-    def following(self, on_epoch: OnEpoch, epochs: int) -> OnEpoch:
-        """Returns a callback for each epoch of a training that begins now, with top-1 on the validation images.
+    def following(self, on_epoch: OnEpoch | None, val: object, epochs: int) -> OnEpoch | None:
+        """Returns what is to be called after each epoch of a training that begins now.
 
         Args:
-            on_epoch: called by it first.
+            on_epoch: what would be called otherwise; it is called first.
+            val: what the model is evaluated on after each epoch; None: nothing.
             epochs: of the training.
         """
         return on_epoch

@@ -24,7 +24,8 @@ class History(Sequence[dict[str, Any]]):
 
     Its keys: ``epoch`` and ``epochs``, from 1; ``loss``, the mean over the epoch; ``lr``; ``top1`` on the validation
     images, 0 to 1; and where weights share values ``bits`` per weight, and ``fixed``, ``changed``, ``price``, ``size``,
-    ``target_size`` as in ``SharingMetrics``. What is not known is None. Of a training that was resumed, it has the epochs since then.
+    ``target_size`` as in ``SharingMetrics``. What is not known is None. Of a training that was resumed, it has the
+    epochs since then.
 
     Example:
         >>> history = History()
