@@ -74,7 +74,7 @@ class Compressor:
         original: the weights by name, not copied, against which the report measures noise; None: those of the model.
         from_scratch: the weights are random, or drawn in ``prepare`` where the model is on ``meta``; the teacher
             "dense" is then none, for random weights teach nothing.
-        rate, target_size, target_bits, max_drop: at most one, see ``Target``. ``prepare`` meets it, training keeps to it.
+        rate, target_size, target_bits, max_drop: at most one, see ``Target``; training keeps to what ``prepare`` meets.
 
     Raises:
         PolicyError: the policy does not fit the model.

@@ -77,7 +77,7 @@ class DropControl(SizeControl):
         return 100 * (self.dense - top1)
 
     def following(self, on_epoch: OnEpoch | None, val: object, epochs: int) -> OnEpoch | None:
-        """Returns what moves the target after each epoch of a training that begins now, as ``SizeControl.following``."""
+        """Returns what moves the target after each epoch of a training that begins now; see ``SizeControl``."""
         if val is None:
             return on_epoch
         self.is_held = True
