@@ -200,8 +200,9 @@ def _finetuned(work: Run, stage: Stage, job: Compressor, output: OutputConfig, n
     number = work.recipe.stages.index(stage) + 1
     work.history.extend({"stage": number, **row} for row in job.history)
     packed = finish(job)
-    best.clear()
     broadcast_tensors(job.model.state_dict().values())  # GPUs may differ in the rounding of BatchNorm's statistics
+    packed = best.chosen(job, packed)
+    best.clear()
     top1 = _evaluate(work, job.model, "validation").top1
     step.done(f"{training.epochs} epoch{'' if training.epochs == 1 else 's'}  validation {percent(top1)}")
     return packed

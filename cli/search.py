@@ -234,6 +234,7 @@ def target_facts(work: Run, packed: Packed, size: int) -> dict[str, Any] | None:
     provenance = packed.content.provenance
     found = provenance.get("target") or {}
     facts = {"rate": found.get("rate"), "predicted": found.get("predicted"), "size": size}
+    facts |= {"drop": found["drop"]} if "drop" in found else {}
     return {**work.target.arguments, **facts, "calibration": provenance.get("calibration")}
 
 
@@ -241,7 +242,8 @@ def target_line(facts: Mapping[str, Any], target: TargetConfig) -> str:
     """Returns the same as a line for the terminal."""
     predicted = "" if facts["predicted"] is None else f"{facts['predicted']:,} predicted, "
     rate = "unknown" if facts["rate"] is None else number(float(f"{facts['rate']:.3g}"))
-    return f"target {target.command_line().strip()}  rate {rate}  {predicted}{facts['size']:,} bytes written"
+    lost = f", {facts['drop']:.2f} points lost on validation images" if "drop" in facts else ""
+    return f"target {target.command_line().strip()}  rate {rate}  {predicted}{facts['size']:,} bytes written{lost}"
 
 
 def warn_of_growth(work: Run, content: Content, size: int) -> None:

@@ -5,15 +5,21 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
+from torch import nn
+
+import compressor
 from compressor.cli.files import EVAL_BATCH
 from compressor.cli.setup import Run
 from compressor.cli.show import percent, say
 from compressor.compressor import Compressor
-from compressor.distributed.collectives import main_process_first
+from compressor.distributed.collectives import broadcast_tensors, is_main_process, main_process_first
 from compressor.formats.errors import CompressorError, InterruptionError, ResourceError
+from compressor.formats.file.memory import MAX_MEMORY
 from compressor.formats.file.reader import PackedFile
+from compressor.lifecycle.drop_control import DropControl
 from compressor.lifecycle.packed import Packed
 from compressor.policy.recipe import Stage
 from compressor.rng import seeded
@@ -26,7 +32,7 @@ NAME = "best.safetensors"
 
 
 class BestSoFar:
-    """Keeps, beside the checkpoints, the file that is best on the validation images.
+    """Keeps, beside the checkpoints, the best file so far: by top-1 on the validation images, or as the target ranks.
 
     Args:
         work: has the data, the seed, and the folder of the checkpoints.
@@ -52,14 +58,44 @@ class BestSoFar:
         """
         if not self.is_kept:
             return None
-        assert self.work.data is not None
         with seeded(self.work.execution.seed):
             packed = self.finish(copied := job.copied())
-            top1 = evaluate(copied.model, self.work.data.eval_loader(EVAL_BATCH, "validation")).top1
-            if top1 > self.top1:
-                packed.note(validation=top1)
+            top1 = self._top1_of(copied.model)
+            packed.note(validation=top1)
+            if self._rank_of(job, packed, top1) > self._rank(job, self.top1, self.size):
                 self._write(packed, top1)
         return top1
+
+    def chosen(self, job: Compressor, packed: Packed) -> Packed:
+        """Returns the file of a run: that of the whole training, or the best so far where a drop asks for that.
+
+        Args:
+            job: finished; its model gets the weights of the file.
+            packed: what it has come to.
+        """
+        control = job.control
+        if not self.is_kept or not isinstance(control, DropControl):
+            return packed
+        top1 = self._top1_of(job.model)
+        if self._rank(job, self.top1, self.size) > self._rank_of(job, packed, top1):
+            top1 = self.top1
+            packed = _read(self.path, job.model) if is_main_process() else packed
+            broadcast_tensors(job.model.state_dict().values())
+            say(f"the file is the best so far: {self.size:,} bytes, validation {percent(top1)}")
+        packed.note(target={**packed.content.provenance["target"], "drop": round(control.drop(top1), 4)})
+        return packed
+
+    def _rank_of(self, job: Compressor, packed: Packed, top1: float) -> tuple[float, ...]:
+        return self._rank(job, top1, main_process_first(lambda: len(packed.to_bytes(self.codec))))
+
+    def _rank(self, job: Compressor, top1: float, size: int) -> tuple[float, ...]:
+        """Returns how good a file is, to be compared with others of the job; a negative top-1 stands for none."""
+        return (top1,) if job.control is None else job.control.rank(top1, size)
+
+    def _top1_of(self, model: nn.Module) -> float:
+        """Returns top-1 of a model on the validation images, in full precision, as anyone has it who loads the file."""
+        assert self.work.data is not None
+        return evaluate(model, self.work.data.eval_loader(EVAL_BATCH, "validation")).top1
 
     def _write(self, packed: Packed, top1: float) -> None:
         try:
@@ -82,6 +118,15 @@ class BestSoFar:
         """Deletes the file, which is of no more use when that of the whole training is written."""
         if self.is_kept:
             main_process_first(lambda: self.path.unlink(missing_ok=True))
+
+
+def _read(path: Path, model: nn.Module) -> Packed:
+    """Returns the content of a packed file, without what was noted for comparisons, and loads it into a model."""
+    compressor.load(path, model)
+    with PackedFile.open(path, MAX_MEMORY) as file:
+        content = file.content()
+    kept = {key: value for key, value in content.provenance.items() if key != "validation"}
+    return Packed(replace(content, provenance=kept))
 
 
 def _noted(path: Path) -> tuple[float, int]:
