@@ -109,7 +109,7 @@ def test_the_summary_has_timms_columns(runs: Runs) -> None:
     SUMMARY.write_text("an older run's\n7,8\n")
     said = runs(0)
     found = rows()
-    sharing = ["train_bits_per_weight", "train_changed", "train_price", "train_size"]
+    sharing = ["train_bits_per_weight", "train_changed", "train_price", "train_size", "train_target_size"]
     assert list(found[0]) == ["epoch", "train_loss", *sharing, "eval_top1", "lr"]
     assert {row["train_price"] for row in found} == {""}, "no size is held"
     assert [row["epoch"] for row in found] == ["0", "1", "2", "3"]

@@ -127,6 +127,38 @@ def test_a_full_disk_does_not_end_the_training(
     assert caplog.messages.count(line) > 1
 
 
+@pytest.fixture
+def drops(runs: Runs) -> Runs:
+    runs.words = (*runs.words[:-2], "--max-drop", "9")
+    return runs
+
+
+def test_with_a_drop_the_file_becomes_smaller_and_a_resumed_run_ends_in_the_same(drops: Runs) -> None:
+    whole = drops.whole()
+    with Path("out.summary.csv").open(newline="") as file:
+        targets = [int(row["train_target_size"]) for row in csv.DictReader(file)]
+    killed(drops, 15, "--checkpoint-steps", "7")
+    drops(0, "--resume")
+    assert OUT.read_bytes() == whole
+    drops(0, "--force", "--epochs", "0")
+    assert len(whole) < OUT.stat().st_size
+    assert OUT.stat().st_size > targets[0] > targets[1] > targets[2] == targets[3]
+
+
+def test_with_a_drop_the_smallest_file_within_it_is_delivered(drops: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
+    values, sizes, real = iter((1.0, 1.0, 1.0, -0.5, -0.5, -0.5)), list[int](), Packed.to_bytes
+    monkeypatch.setattr("compressor.cli.so_far.evaluate", lambda *_: SimpleNamespace(top1=next(values)))
+    monkeypatch.setattr(
+        Packed, "to_bytes", lambda packed, codec: sizes.append(len(data := real(packed, codec))) or data
+    )
+    said = drops(0, "--json")
+    (line,) = [line for line in said.splitlines() if line.startswith("the file is the best so far")]
+    assert line == f"the file is the best so far: {min(sizes[:3]):,} bytes, validation 100.0 %"
+    with PackedFile.open(OUT) as file:
+        assert file.provenance["target"]["drop"] < 0
+        assert "validation" not in file.provenance
+
+
 def test_no_file_is_kept_where_no_target_is_asked_for(runs: Runs) -> None:
     runs.words = runs.words[:-2]
     said = runs(7, "--bits", "2", at=9, act=tell(signal.SIGINT))

@@ -256,9 +256,8 @@ def test_bits_are_held_as_well() -> None:
     assert job.control.target == 5 * (64 * 96 + 96 * 4) // 8
 
 
-@pytest.mark.parametrize("options", [{"target_size": None, "rate": 1e-4}, {"target_size": None, "max_drop": 50.0}])
-def test_without_a_size_there_is_nothing_to_hold(options: dict[str, Any]) -> None:
-    assert job_of(**options).prepare(val=batches(2)).control is None
+def test_with_a_price_there_is_nothing_to_hold() -> None:
+    assert job_of(target_size=None, rate=1e-4).prepare().control is None
 
 
 def test_a_model_of_which_nothing_is_trained_needs_no_control() -> None:
