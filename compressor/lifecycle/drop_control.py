@@ -119,10 +119,11 @@ class DropControl(SizeControl):
         if share == 1:
             return
         rest = self.lengths[0].rest
-        size = self.predicted if share > 1 else min(self.predicted, self.target)
+        size = (max if share > 1 else min)(self.predicted, self.target)
         self._note_target(rest + share * max(size - rest, 1))
-        if share > 1:  # at once: finer grids harm nothing
-            self._rescale(share ** (-1 / BYTES_BY_STEP))
+        if share > 1:  # at once: finer grids harm nothing, and bring back a network that has lost its weights
+            missing = max(self.predicted - rest, 1) / (share * max(size - rest, 1))
+            self._rescale(max(missing ** (1 / BYTES_BY_STEP), 1 / GLIDE))
         self._note_error()
 
     def _steer(self, progress: float, integral_steps: int, is_due: bool) -> None:
