@@ -34,7 +34,7 @@ class Classes:
 
     Args:
         tables: the number T of tables; classes are below it.
-        axes: the classes of rows, columns and positions, int64 each.
+        axes: the classes of rows, columns and positions, whole numbers.
     """
 
     tables: int
@@ -47,18 +47,17 @@ class Classes:
 
     def choices(self, start: int, stop: int) -> NDArray[np.uint8]:
         """Returns uint8[stop - start], the tables of the indices at these places: sums of classes, T - 1 at most."""
-        rows, columns, positions = self.axes
+        rows, columns, positions = (axis.astype(np.uint8) for axis in self.axes)  # three are at most 93
         length = len(columns) * len(positions)
         if length > stop - start:  # not all of such long rows is asked for
             numbers, inner = np.divmod(np.arange(start, stop), length)
             column, position = np.divmod(inner, len(positions))
-            sums: Ints = rows[numbers] + columns[column] + positions[position]
-            return np.minimum(sums, self.tables - 1).astype(np.uint8)
+            chosen: NDArray[np.uint8] = rows[numbers] + columns[column] + positions[position]
+            return np.minimum(chosen, np.uint8(self.tables - 1), out=chosen)
         first, last = start // length, -(-stop // length)
-        found, numbers = np.unique(rows[first:last], return_inverse=True)
-        row = (columns[:, None] + positions).reshape(-1)
-        patterns = np.minimum(found[:, None] + row, self.tables - 1).astype(np.uint8)
-        return patterns[numbers].reshape(-1)[start - first * length : stop - first * length]
+        sums = rows[first:last, None] + (columns[:, None] + positions).reshape(-1)
+        np.minimum(sums, np.uint8(self.tables - 1), out=sums)
+        return sums.reshape(-1)[start - first * length : stop - first * length]
 
     def counts(self, axes: tuple[int, ...] = (0, 1, 2)) -> Ints:
         """Returns int64[T], how many sums of the classes of some axes are 0, 1, ... and T - 1 or more."""
