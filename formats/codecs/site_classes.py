@@ -47,15 +47,16 @@ class Classes:
 
     def choices(self, start: int, stop: int) -> NDArray[np.uint8]:
         """Returns uint8[stop - start], the tables of the indices at these places: sums of classes, T - 1 at most."""
-        rows, columns, positions = (axis.astype(np.uint8) for axis in self.axes)  # three are at most 93
+        rows, columns, positions = self.axes
         length = len(columns) * len(positions)
         if length > stop - start:  # not all of such long rows is asked for
             numbers, inner = np.divmod(np.arange(start, stop), length)
             column, position = np.divmod(inner, len(positions))
-            chosen: NDArray[np.uint8] = rows[numbers] + columns[column] + positions[position]
-            return np.minimum(chosen, np.uint8(self.tables - 1), out=chosen)
+            long_sums = rows[numbers] + columns[column] + positions[position]
+            return np.minimum(long_sums, self.tables - 1).astype(np.uint8)
         first, last = start // length, -(-stop // length)
-        sums = rows[first:last, None] + (columns[:, None] + positions).reshape(-1)
+        row = (columns[:, None] + positions).reshape(-1).astype(np.uint8)
+        sums: NDArray[np.uint8] = rows[first:last, None].astype(np.uint8) + row  # of three classes at most 93
         np.minimum(sums, np.uint8(self.tables - 1), out=sums)
         return sums.reshape(-1)[start - first * length : stop - first * length]
 
