@@ -2,13 +2,13 @@
 
     OMP_NUM_THREADS=1 python benchmarks/file_bytes.py [--dense FOLDER] [--repeat 7]
 
-Each file is written in version 1 of the format with the codec ``ans`` for all tensors, and in version 2 both so and with
-the smallest codec for each. The networks of
-``--dense`` are compressed at one price each, with 256 training images, and nothing is trained; without it they are left
-out. Of the streams with classes, the entropy of the indices given their tables is computed from the indices, and what
-the streams take beyond it: for classes, for tables, and for the rest (rounding, states, sizes). Times are processor
-times of one thread, the three files in turn. Rows go to ``results/file_bytes.jsonl``, where they replace those of the
-same files, and the tables between the markers of ``README.md`` are rewritten.
+Each file is written in version 1 of the format with the codec ``ans`` for all tensors, and in version 2 both so and
+with the smallest codec for each. The networks of ``--dense`` are compressed at one price each, with 256 training
+images, and nothing is trained; without it they are left out. Of the streams with classes, the entropy of the indices
+given their tables is computed from the indices, and what the streams take beyond it: for classes, for tables, and for
+the rest (rounding, states, sizes). Times are processor times of one thread, the three files in turn. Rows go to
+``results/file_bytes.jsonl``, where they replace those of the same files, and the tables between the markers of
+``README.md`` are rewritten.
 """
 
 from __future__ import annotations

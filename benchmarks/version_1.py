@@ -37,7 +37,7 @@ def pack_version_1(content: Content, codec: str) -> bytes:
             fields["books"][number] = ["grid", float(book.start), float(book.step), book.count]
     fields["untouched"] = [_stored(entry) for entry in fields.get("untouched", [])]
     present = {key: value for key, value in fields.items() if value}
-    blobs = {blob: b"" for blob in BLOBS}
+    blobs = dict.fromkeys(BLOBS, b"")
     for key, part in layout(parse_metadata(present, 1 << 40)).items():
         known = parts.get(key)
         stored = data[start + known.start :][: known.size] if known else content.untouched[str(key[1])].data
