@@ -27,6 +27,7 @@ __all__ = ["Entry", "Ledger", "waiting_for"]
 SCHEMA_VERSION = 1
 PAUSE = 0.05  # seconds between two looks at a lock
 LINES, TABLE, ROWS = "rows.jsonl", "rows.csv", "rows"
+NESTED = "classes"  # is a table of its own, and in the lines alone
 
 
 @dataclass(frozen=True)
@@ -186,7 +187,7 @@ def waiting_for(path: Path, on_wait: Callable[[], None] = lambda: None) -> Itera
 def _table(entries: list[Entry]) -> str:
     """Returns the rows as CSV, a column for each option by which any of them differ."""
     options = list(dict.fromkeys(key for entry in entries for key in entry.options))
-    figures = [key for key in asdict(entries[0].outcome) if key not in options]
+    figures = [key for key in asdict(entries[0].outcome) if key not in (*options, NESTED)]
     rows: list[list[Any]] = [["row", *options, *figures, "seconds", "command"]]
     for entry in entries:
         outcome = {**asdict(entry.outcome), "missed": "; ".join(entry.outcome.missed)}
