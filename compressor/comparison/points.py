@@ -12,6 +12,7 @@ from typing import Any
 
 from compressor.formats.errors import printable
 from compressor.formats.file.reader import PackedFile
+from compressor.report.class_flips import ClassFlips
 from compressor.report.interval import wilson_interval
 from compressor.report.provenance import read_provenance
 from compressor.report.report import dense_size
@@ -38,6 +39,7 @@ class Point:
         path: of the file; None where it is there no more.
         summary: a CSV file with figures of each epoch; None where there is none.
         lost, gained: images that only the dense model, or only the packed one, gets right.
+        classes: of which there are such images; None where that is not known.
         source: the folder of the sweep that the row is of, or of the file alone.
     """
 
@@ -55,6 +57,7 @@ class Point:
     summary: Path | None = None
     lost: int | None = None
     gained: int | None = None
+    classes: tuple[ClassFlips, ...] | None = None
     source: Path = Path()
 
 
@@ -170,6 +173,7 @@ def point_of_entry(entry: Entry, path: Path, data: str) -> Point:
         data=data if one.top1 is not None else "", n=one.n, top1=one.top1, dense_top1=one.dense_top1,
         command=printable(entry.command), source=path.parent.parent, options=entry.options,
         path=path if path.is_file() else None, summary=_beside(path), lost=one.lost, gained=one.gained,
+        classes=one.classes,
     )  # fmt: skip
 
 

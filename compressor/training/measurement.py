@@ -84,7 +84,7 @@ def measure(model: nn.Module, loader: Iterable[Any]) -> Measurement:
 
 
 def _figures(scores: Tensor, targets: Tensor) -> tuple[Tensor, ...]:
-    """Returns for each image whether its class is the best, its class, whether it is among the five best, and the loss."""
+    """Returns for each image whether its class is the best, its class, whether it is in the top five, and the loss."""
     best = scores.topk(min(TOP, scores.shape[1]), dim=1).indices
     losses = functional.cross_entropy(scores, targets, reduction="none")
     return scores.argmax(dim=1) == targets, targets, (best == targets[:, None]).any(1), losses
