@@ -59,10 +59,9 @@ def _sweep(ctx: click.Context, /, model: str, **values: Any) -> None:
     if own.finalists is not None and (request.post_training or request.model.from_scratch):
         what = "--from-scratch has no dense model" if request.model.from_scratch else "nothing is trained without data"
         raise UsageError(f"--finalists: {what}; leave it out")
-    if plan.processes > 1 and ":" in (request.execution.device or ""):
-        raise UsageError(
-            f"--device {request.execution.device}: of several processes each has its own; name none, or cpu"
-        )
+    device = request.execution.device or ""
+    if plan.processes > 1 and ":" in device:
+        raise UsageError(f"--device {device}: of several processes each has its own; leave it out, or name cpu")
     if own.dry_run:
         _show_plan(plan, folder, own.as_json)
         return

@@ -16,7 +16,7 @@ HOST = "127.0.0.1"
 
 
 def run_together(arguments: Sequence[str], count: int) -> int:
-    """Runs so many processes of the same arguments, each of which finds its rank in the environment, until all have ended.
+    """Runs so many processes of the same arguments until all have ended; each finds its rank in its environment.
 
     SIGTERM is passed on to all of them. Only the first one prints on stdout.
 
