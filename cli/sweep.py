@@ -100,6 +100,7 @@ def _run(plan: Plan, folder: Path, own: SweepConfig) -> dict[Path, str]:
     with _undisturbed(folder, own.storage is not None), _stoppable():
         study = f"compress sweep {_facts(plan, folder)['id']}"
         ledger = Ledger(folder)
+        ledger.restore_table()
         done = len(ledger.recorded(plan.rows))
         say(f"{len(plan.rows)} rows in {folder}, {done} of them done before")
         if done == len(plan.rows):

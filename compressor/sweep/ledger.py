@@ -139,8 +139,17 @@ class Ledger:
             if is_new:
                 self._add(entry.line().encode() + b"\n")
                 entries.append(entry)
-            write_atomically(self.folder / TABLE, _table(entries).encode(), force=True)
+            self._write_table(entries)
         return is_new
+
+    def restore_table(self) -> None:
+        """Writes the table anew: a process may have been killed after the last line, and before the table."""
+        with waiting_for(self.path):
+            if entries := self.entries():
+                self._write_table(entries)
+
+    def _write_table(self, entries: list[Entry]) -> None:
+        write_atomically(self.folder / TABLE, _table(entries).encode(), force=True)
 
     def _add(self, line: bytes) -> None:
         whole = sum(map(len, self._whole_lines(keep_ends=True)))
