@@ -177,6 +177,8 @@ def _tables(point: Point, details: Details) -> Iterator[Mapping[str, str | Table
 
 
 def _said_of_classes(classes: Sequence[ClassFlips]) -> str:
+    if not classes:
+        return "No image is answered otherwise: those that were right are right, those that were wrong are wrong."
     lost, gained = (sum(getattr(one, key) for one in classes) for key in ("lost", "gained"))
     more = f"The {MOST_CLASSES} of {len(classes)} classes with most of them. " if len(classes) > MOST_CLASSES else ""
     return (

@@ -25,12 +25,6 @@ def runtime_sizes(
         path: of the packed file.
         max_memory: as for ``compressor.load``.
         on_target: called with the id of each target before its export, which takes seconds.
-
-    Example:
-        >>> from compressor.model_zoo import packed_path
-        >>> sizes = {one.target: one.bytes for one in runtime_sizes(packed_path("zoo:test_resnet-tiny"))}
-        >>> sizes["reader"] > 10_000
-        True
     """
     for name in sorted(TARGETS):
         what = str(describe(TARGETS[name])["summary"])

@@ -306,6 +306,13 @@ def test_what_a_run_prints_is_read(type_: Callable[..., Ran], monkeypatch: pytes
     assert found.low is not None
     assert found.high is not None
     assert found.low <= found.top1 <= found.high
+    assert found.classes is not None
+    assert (sum(one.lost for one in found.classes), sum(one.gained for one in found.classes)) == (
+        found.lost,
+        found.gained,
+    )
+    assert all(one.packed - one.dense == one.gained - one.lost for one in found.classes)
+    assert found.lost + found.gained > 0
 
 
 class Commands:
