@@ -30,7 +30,7 @@ __all__ = ["Details", "Histogram"]
 
 WIDTH = 5.8  # inches
 MOST_TENSORS, MOST_HISTOGRAMS = 16, 3
-BINS = 80
+BINS, MOST_MARKS = 80, 5
 LONGEST = 30  # characters of a tensor's name
 COLORS = BLUE, ORANGE, TEAL, GREY  # of prices
 
@@ -184,6 +184,8 @@ def _training(epochs: Sequence[Mapping[str, float]]) -> Picture:
 
 def _sensitivity(rows: Sequence[Row], losses: Sequence[TensorLoss]) -> Picture:
     """Draws the loss at each price, a color for each; a tensor that loses nothing has no point."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
     prices = sorted({one.rate for one in losses})
 
     def draw(figure: Figure, axes: list[Axes]) -> None:
@@ -195,7 +197,10 @@ def _sensitivity(rows: Sequence[Row], losses: Sequence[TensorLoss]) -> Picture:
             label = f"price {price:.0e}"
             axis.plot([found[site] for site in seen], [places[site] for site in seen], "o", color=color, label=label)
         axis.set_yticks(range(len(rows)), [_short(row.site) for row in rows])
-        axis.set(xscale="log", xlabel="divergence from the dense model, nats of an image")
+        axis.set(xscale="log", xlabel="divergence, nats an image")
+        axis.xaxis.set_major_locator(LogLocator(numticks=MOST_MARKS))
+        axis.xaxis.set_major_formatter("{x:g}")  # its own are of letters that are not read here
+        axis.xaxis.set_minor_formatter(NullFormatter())
         axis.invert_yaxis()
         figure.legend(loc="outside upper left", ncols=3, handlelength=1, columnspacing=1)
 

@@ -91,7 +91,7 @@ def page(comparison: Comparison) -> str:
     said = [] if len(comparison.groups) > 1 else [IMAGES, *(["model"] if len(models) == 1 else [])]  # in the headings
     return template.render(
         title=f"Compressed {', '.join(models[:3])}{' and others' if len(models) > 3 else ''}",
-        introduction=f"{count} packed {'file' if count == 1 else 'files'} of timm-compressor beside each other.",
+        introduction="A packed file of timm-compressor." if count == 1 else f"{count} packed files of timm-compressor.",
         groups=[_group(number, *group, comparison) for number, group in enumerate(comparison.groups.items())],
         table=table_of_configurations(comparison.configurations).without_empty_columns(said),
         files=[_file(number, point, details) for number, (point, details) in enumerate(comparison.details)],
@@ -164,7 +164,7 @@ def _tables(point: Point, details: Details) -> Iterator[Mapping[str, str | Table
     yield {"title": "Tensors", "table": table_of_tensors(details.report.rows), "hint": hint}
     if details.classes is not None:
         yield {
-            "title": "Classes of which other images are right than before",
+            "title": "Classes with other answers than before",
             "table": table_of_classes(details.classes),
             "hint": _said_of_classes(details.classes),
         }

@@ -63,7 +63,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Configuration:
-    """The files that differ by their seeds alone; figures are means over them.
+    """The files that differ by their seeds alone, in the order of these; figures are means over them.
 
     Args:
         name: shown for it.
@@ -75,7 +75,7 @@ class Configuration:
 
     @property
     def best(self) -> Point:
-        """The file that stands for all: the first one."""
+        """The file that stands for all: that of the first seed."""
         return self.points[0]
 
     @property
@@ -108,7 +108,13 @@ def configurations(points: Iterable[Point]) -> list[Configuration]:
         options = tuple((key, str(value)) for key, value in point.options.items() if key != SEED)
         key = (point.source, point.data, point.model, options) if point.options else number
         groups.setdefault(key, []).append(point)
-    return [Configuration(_name(group), tuple(group)) for group in groups.values()]
+    return [Configuration(_name(group), tuple(sorted(group, key=_seed))) for group in groups.values()]
+
+
+def _seed(point: Point) -> float:
+    """Returns the seed of a row, which may have ended before those of lower seeds; 0 for what is no number."""
+    seed = point.options.get(SEED)
+    return seed if isinstance(seed, int | float) else 0
 
 
 def _name(group: list[Point]) -> str:

@@ -142,7 +142,7 @@ def _tensor_cells(row: Row) -> list[Cell]:
 
 
 CLASS_HEADS = [
-    Head("class", False), Head("images"), Head("dense, %"), Head("packed, %"), Head("lost"), Head("gained"),
+    Head("class", False), Head("lost"), Head("gained"), Head("images"), Head("dense, %"), Head("packed, %"),
 ]  # fmt: skip
 
 
@@ -154,8 +154,8 @@ def table_of_classes(classes: Sequence[ClassFlips]) -> Table:
 
 def _class_cells(one: ClassFlips) -> list[Cell]:
     shares = (_percent(count / max(one.images, 1)) for count in (one.dense, one.packed))
-    counts = (Cell(f"{count:,}", count) for count in (one.lost, one.gained))
-    return [Cell(one.name), Cell(f"{one.images:,}", one.images), *shares, *counts]
+    counts = (Cell(f"{count:,}", count) for count in (one.lost, one.gained, one.images))
+    return [Cell(one.name), *counts, *shares]
 
 
 RUNTIME_HEADS = [Head("runtime", False), Head("bytes"), Head("of dense, %"), Head("what it is", False)]

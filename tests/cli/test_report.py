@@ -152,7 +152,7 @@ def test_the_page_of_a_sweep_shows_the_files_of_its_front(type_: Callable[..., R
     page = Path("page.html").read_text(encoding="utf-8")
     assert page.count("<details") == 1
     assert "92.00 ± 1.41 %" not in page  # below the bound
-    assert "<pre>compress test_resnet --seed 0</pre>" in page
+    assert "<pre><span>compress</span> <span>test_resnet</span> <span>--seed</span> <span>0</span></pre>" in page
 
 
 def test_what_was_measured_is_shown_with_the_file_and_the_model_it_is_of(

@@ -70,7 +70,8 @@ def evil_page(tmp_path_factory: pytest.TempPathFactory) -> str:
         details = Details.of(
             file, summary, {f"{EVIL}one.weight": np.ones((8, 8), np.float32)},
             losses=[TensorLoss(f"{EVIL}one.weight", 1e-7, 0.5), TensorLoss("not here", 1e-7, 0.0)],
-            classes=(ClassFlips(EVIL, 4, 3, 2, 2, 1),), runtimes=[RuntimeSize(EVIL, EVIL, 30), RuntimeSize("x", "", None, EVIL)],
+            classes=(ClassFlips(EVIL, 4, 3, 2, 2, 1),),
+            runtimes=[RuntimeSize(EVIL, EVIL, 30), RuntimeSize("x", "", None, EVIL)],
         )  # fmt: skip
     return page(Comparison([Configuration(EVIL, (point,))], [(point, details)], Bounds()))
 
@@ -123,16 +124,16 @@ def test_the_page_has_figures_choices_and_commands(zoo_page: str) -> None:
     assert f"{entry.bytes:,}" in zoo_page
     assert f"{100 * entry.top1:.2f} %" in zoo_page
     assert "<h3>Quality, balanced, compact</h3>" in zoo_page  # the other file is beyond the bound
-    assert "<pre>compress test_resnet-tiny</pre>" in zoo_page
+    assert "<pre><span>compress</span> <span>test_resnet-tiny</span></pre>" in zoo_page
     assert zoo_page.count("<svg ") == 2 + 3  # the front, wide and narrow; of one file its bytes, bits and weights
     assert "prefers-color-scheme: dark" in zoo_page
     assert "#010203" not in zoo_page  # the ink of pictures is that of the page
 
 
-def test_what_was_measured_of_a_file_is_shown() -> None:
-    path = packed_path("zoo:test_resnet-tiny")
+def test_what_was_measured_of_a_file_is_shown(tmp_path: Path) -> None:
+    write(path := tmp_path / "a.safetensors", small())
     classes = [ClassFlips(f"class {number}", 10, 9, 9 - number % 2, number % 2, 0) for number in range(40)]
-    losses = [TensorLoss("fc.weight", price, price * 1e4) for price in (1e-7, 1e-6)]
+    losses = [TensorLoss("three.weight", price, price * 1e4) for price in (1e-7, 1e-6)]
     runtimes = [RuntimeSize("a runtime", "What it is.", 2_000), RuntimeSize("another", "", None, "needs something")]
     with PackedFile.open(path) as file:
         point = point_of_file(path, file)
@@ -141,7 +142,7 @@ def test_what_was_measured_of_a_file_is_shown() -> None:
         none = Details.of(file, None, None, classes=())
         plain = page(Comparison(configurations([point]), [(point, none)], Bounds()))
     assert "<figcaption>sensitivity: each tensor alone rounded at a price of a bit</figcaption>" in text
-    assert text.count(">class ") == 30
+    assert text.count("<td>class ") == 30
     assert "The 30 of 40 classes with most of them. Lost are images" in text
     assert "20 in all; gained is the reverse, 0 in all." in text
     shown = [text.index(f"<td>{name}</td>") for name in ("a runtime", "packed", "dense", "another")]
