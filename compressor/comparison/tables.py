@@ -34,10 +34,11 @@ IMAGES = "images of"  # the head of the column that says what top-1 was measured
 
 @dataclass(frozen=True)
 class Head:
-    """The head of a column: its text, and whether there are numbers below."""
+    """The head of a column: its text, whether there are numbers below, or sentences, which take several lines."""
 
     text: str
     numeric: bool = True
+    is_prose: bool = False
 
 
 @dataclass(frozen=True)
@@ -158,7 +159,7 @@ def _class_cells(one: ClassFlips) -> list[Cell]:
     return [Cell(one.name), *counts, *shares]
 
 
-RUNTIME_HEADS = [Head("runtime", False), Head("bytes"), Head("of dense, %"), Head("what it is", False)]
+RUNTIME_HEADS = [Head("runtime", False), Head("bytes"), Head("of dense, %"), Head("what it is", False, True)]
 
 
 def table_of_runtimes(runtimes: Sequence[RuntimeSize], packed: int, dense: int) -> Table:

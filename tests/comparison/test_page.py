@@ -147,7 +147,7 @@ def test_what_was_measured_of_a_file_is_shown(tmp_path: Path) -> None:
     assert "20 in all; gained is the reverse, 0 in all." in text
     shown = [text.index(f"<td>{name}</td>") for name in ("a runtime", "packed", "dense", "another")]
     assert shown == sorted(shown)
-    assert "<td>needs something</td>" in text
+    assert '<td class="prose">needs something</td>' in text
     assert "No image is answered otherwise" in plain
     assert "sensitivity" not in plain
     assert "runtime" not in plain
