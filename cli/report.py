@@ -63,7 +63,7 @@ def report(
     limits = _bounds(bounds)
     target = Path("report.html") if output is None and kind == "html" else output
     if target is not None:
-        check_not_input(target, *sources)
+        check_not_input(target, *sources, *measured)
         check_writable(target, force)
     if folder is not None and not folder.parent.is_dir():
         raise ResourceError(f"folder {folder.parent} does not exist: make it first")

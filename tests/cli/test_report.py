@@ -178,6 +178,10 @@ def test_what_was_measured_is_shown_with_the_file_and_the_model_it_is_of(
     wanted = "error: --measured loss.json: of the model test_resnet; those of the files shown: resnet18"
     assert (code, line) == (2, wanted)
     assert not Path("other.html").exists()
+    code, _, (line,) = type_("report", TINY, *words, "-o", "eval.json", "--force")
+    assert code == 2
+    assert "eval.json" in line
+    assert json.loads(Path("eval.json").read_text())["classes"] == [row]
     code, _, (line,) = type_("report", TINY, *words, "--format", "csv")
     assert (code, line) == (2, "error: --measured is for the page: leave it out with --format csv")
 
