@@ -55,8 +55,8 @@ def show_result(result: Result, run: Run, codec: str, display: DisplayConfig, ow
     if display.as_json:
         accuracy = None if result.accuracy is None else _accuracy(result.accuracy, result.dense)
         facts = {"file": str(result.path), "top1": accuracy, "missed": result.missed, "target": target}
-        facts |= {"classes": _changed_classes(result, run)}
-        print_json(facts | _training_facts(run) | report.to_dict())
+        classes = {"classes": _changed_classes(result, run)}
+        print_json(facts | classes | _training_facts(run) | report.to_dict())
     else:
         first, *more = (
             fill(line, width(), subsequent_indent="  ", **WHOLE_WORDS) for line in _answer(result, report, run, target)

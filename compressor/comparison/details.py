@@ -31,6 +31,7 @@ __all__ = ["Details", "Histogram"]
 WIDTH = 5.8  # inches
 MOST_TENSORS, MOST_HISTOGRAMS = 16, 3
 BINS, MOST_MARKS = 80, 5
+LEAST_SPAN = 0.01  # of a value, above and below the middle of a curve
 LONGEST = 30  # characters of a tensor's name
 COLORS = BLUE, ORANGE, TEAL, GREY  # of prices
 
@@ -173,7 +174,9 @@ def _training(epochs: Sequence[Mapping[str, float]]) -> Picture:
     def draw(figure: Figure, axes: list[Axes]) -> None:
         for axis, (key, label) in zip(axes, curves, strict=True):
             places = [epoch["epoch"] + 1 for epoch in epochs if key in epoch]
-            axis.plot(places, [epoch[key] for epoch in epochs if key in epoch], "o-", color=BLUE, ms=4)
+            values = [epoch[key] for epoch in epochs if key in epoch]
+            axis.plot(places, values, "o-", color=BLUE, ms=4)
+            axis.set_ylim(*_span(values))
             axis.set_title(label, fontsize=12, loc="left")
             axis.xaxis.set_major_locator(_few_marks(integer=True))
             axis.set_xlim(0.5, epochs[-1]["epoch"] + 1.5)
@@ -213,6 +216,17 @@ LABELS = {
     "eval_top1": "top-1 on validation images, %",
     "train_bits_per_weight": "bits a weight",
 }
+
+
+def _span(values: Sequence[float]) -> tuple[float, float]:
+    """Returns the ends of a scale on which values that hardly differ look so.
+
+    >>> [round(end, 3) for end in _span([1.0, 1.0001])], _span([0.0, 10.0])
+    ([0.99, 1.01], (-1.0, 11.0))
+    """
+    middle, most = (max(values) + min(values)) / 2, max(values) - min(values)
+    half = max(0.6 * most, LEAST_SPAN * abs(middle)) or 1.0
+    return middle - half, middle + half
 
 
 def _few_marks(integer: bool = False) -> Any:
