@@ -13,7 +13,7 @@ from compressor.cli.click_options import click_options, from_values
 from compressor.cli.data import say_data, say_images
 from compressor.cli.files import EVAL_BATCH, PackedPath, in_bytes, memory_option, open_packed, packed_file
 from compressor.cli.preprocessing import NumbersCommand, PreprocessingConfig
-from compressor.cli.show import accuracy_line, percent, print_json, print_table
+from compressor.cli.show import accuracy_line, class_rows, percent, print_json, print_table
 from compressor.formats.errors import MissingError, UsageError
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ def evaluate(
     where = find_device(device)
     with open_packed(file, max_memory) as packed:
         made, preprocessing = read_provenance(packed), dict(packed.preprocessing or {})
-        named = packed.model
+        named, content = packed.model, packed.content_sha256()
     in_chans = (named or {"args": {}})["args"].get("in_chans")
     data = _data(file, dataset, data_dir, made, preprocessing, max_bad_images, asked, in_chans)
     model = load(file, max_memory=in_bytes(max_memory))
@@ -76,7 +76,7 @@ def evaluate(
     say_images(data.preprocessing)
     loader = data.eval_loader(batch_size)
     before = None if dense is None else measure(dense.to(where), loader)
-    found = Found(file, named, data, made, measure(model.to(where), loader), before)
+    found = Found(file, content, named, data, made, measure(model.to(where), loader), before)
     if as_json:
         print_json(found.to_json(per_class))
     else:
@@ -93,6 +93,7 @@ class Found:
 
     Args:
         file: the packed file.
+        content: the SHA-256 of its content.
         model: name and arguments of its timm model.
         data: what it was measured on.
         made: how the file was made.
@@ -101,6 +102,7 @@ class Found:
     """
 
     file: Path
+    content: str
     model: Mapping[str, Any] | None
     data: Dataset
     made: Provenance
@@ -125,6 +127,7 @@ class Found:
         more = {} if self.dense is None else {"dense": self.dense.top1}
         return {
             "file": str(self.file),
+            "content_sha256": self.content,
             "model": self.model,
             "data": facts,
             "preprocessing": data.preprocessing,
@@ -148,25 +151,26 @@ class Found:
         top5 = f"top-5 {before[0]}{percent(result.top5)}  " if self.data.num_classes > TOP else ""
         click.echo(f"{top5}loss {before[1]}{result.loss:.4f} nats  {speed}")
         if per_class:
-            rows = [[row["name"], f"{row['images']:,}", *map(percent, _shares(row))] for row in self._classes()]
-            print_table([["class", "images", *(["dense"] if dense is not None else []), "top-1"], *rows])
+            rows = [
+                [row["name"], f"{row['images']:,}", *map(percent, _shares(row)), *_changed(row)]
+                for row in self._classes()
+            ]
+            compared = dense is not None
+            heads = "class", "images", *(["dense"] * compared), "top-1", *(["lost", "gained"] * compared)
+            print_table([heads, *rows])
 
     def _classes(self) -> list[dict[str, Any]]:
-        """Returns a row for each class that has images."""
-        count = self.data.num_classes
-        names = self.data.classes or tuple(map(str, range(count)))
-        dense = [None] * count if self.dense is None else [right for _, right in self.dense.by_class(count)]
-        rows = zip(names, self.packed.by_class(count), dense, strict=True)
-        return [
-            {"name": name, "images": images, **({} if before is None else {"dense": before}), "packed": right}
-            for name, (images, right), before in rows
-            if images
-        ]
+        return class_rows(self.packed, self.dense, self.data.class_names)
 
 
 def _shares(row: dict[str, Any]) -> list[float]:
     """Returns the shares of the images of a class that are predicted right, before and after."""
     return [row[key] / row["images"] for key in ("dense", "packed") if key in row]
+
+
+def _changed(row: dict[str, Any]) -> list[str]:
+    """Returns how many images of a class only one of two models gets right."""
+    return [f"{row[key]:,}" for key in ("lost", "gained") if key in row]
 
 
 def _data(

@@ -13,7 +13,7 @@ import click
 from compressor.cli.configs import DisplayConfig
 from compressor.cli.search import target_facts, target_line
 from compressor.cli.setup import Run
-from compressor.cli.show import WHOLE_WORDS, accuracy_line, flips, print_json, say, styled, width
+from compressor.cli.show import WHOLE_WORDS, accuracy_line, class_rows, flips, print_json, say, styled, width
 from compressor.lifecycle.packed import Packed
 from compressor.report.report import Report
 from compressor.training.evaluation import Evaluation
@@ -55,7 +55,8 @@ def show_result(result: Result, run: Run, codec: str, display: DisplayConfig, ow
     if display.as_json:
         accuracy = None if result.accuracy is None else _accuracy(result.accuracy, result.dense)
         facts = {"file": str(result.path), "top1": accuracy, "missed": result.missed, "target": target}
-        print_json(facts | _training_facts(run) | report.to_dict())
+        classes = {"classes": _changed_classes(result, run)}
+        print_json(facts | classes | _training_facts(run) | report.to_dict())
     else:
         first, *more = (
             fill(line, width(), subsequent_indent="  ", **WHOLE_WORDS) for line in _answer(result, report, run, target)
@@ -107,6 +108,14 @@ def _training_facts(run: Run) -> dict[str, Any]:
         "history": run.history,
         "summary": str(run.logs.summary) if run.logs is not None and trained else None,
     }
+
+
+def _changed_classes(result: Result, run: Run) -> list[dict[str, Any]] | None:
+    """Returns the classes of which the packed model answers for any image otherwise; None where that is not known."""
+    if result.accuracy is None or result.dense is None or run.data is None:
+        return None
+    rows = class_rows(result.accuracy, result.dense, run.data.class_names)
+    return [row for row in rows if row["lost"] or row["gained"]]
 
 
 def _accuracy(packed: Evaluation, dense: Evaluation | None) -> dict[str, Any]:

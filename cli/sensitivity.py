@@ -33,7 +33,7 @@ def _sensitivity(
     model: str, prices: tuple[float, ...], csv_path: Path | None, plot: Path | None, **values: Any
 ) -> None:
     _check(prices, csv_path, plot)
-    rows = _measure(Request.from_command_line(model, {**values, "dry_run": True, "rate": 1e-7}), prices)
+    named, rows = _measure(Request.from_command_line(model, {**values, "dry_run": True, "rate": 1e-7}), prices)
     if csv_path is not None:
         with csv_path.open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
@@ -41,7 +41,7 @@ def _sensitivity(
             writer.writerows([*row[:1], "x".join(map(str, row[1])), *row[2:]] for row in map(_values, rows))
     if plot is not None:
         _draw(rows, plot)
-    _show(rows, bool(values.get("as_json")))
+    _show(named, rows, bool(values.get("as_json")))
 
 
 def _check(prices: tuple[float, ...], csv_path: Path | None, plot: Path | None) -> None:
@@ -62,7 +62,8 @@ def _values(row: Sensitivity) -> list[Any]:
     return list(asdict(row).values())
 
 
-def _measure(request: Request, prices: tuple[float, ...]) -> list[Sensitivity]:
+def _measure(request: Request, prices: tuple[float, ...]) -> tuple[dict[str, Any], list[Sensitivity]]:
+    """Returns the model as timm makes it, and the figures of its tensors."""
     request.check()
     from compressor.cli.search import training_images
     from compressor.cli.setup import set_up
@@ -79,14 +80,14 @@ def _measure(request: Request, prices: tuple[float, ...]) -> list[Sensitivity]:
     images = training_images(work, work.recipe.stages[-1]) if work.calibration == "data" else "synthetic"
     rows = list(sensitivity(model, images, prices or RATES, work.execution.seed, **request.target.measuring))
     step.done(f"{len({row.site for row in rows})} tensors at {len(prices or RATES)} prices")
-    return rows
+    return {"name": work.source.named.architecture, "args": dict(work.source.args)}, rows
 
 
-def _show(rows: list[Sensitivity], as_json: bool) -> None:
+def _show(model: dict[str, Any], rows: list[Sensitivity], as_json: bool) -> None:
     from compressor.cli.show import print_json, print_table
 
     if as_json:
-        print_json({"sensitivity": [asdict(row) for row in rows]})
+        print_json({"model": model, "sensitivity": [asdict(row) for row in rows]})
         return
     header = ["site", "shape", "rate", "step", "bits", "predicted", "measured"]
     shown = [

@@ -30,6 +30,7 @@ __all__ = [
     "Invocation",
     "Step",
     "accuracy_line",
+    "class_rows",
     "counts",
     "percent",
     "print_json",
@@ -203,3 +204,22 @@ def accuracy_line(packed: Evaluation, dense: Evaluation | None, split: str, seed
 def flips(packed: Evaluation, dense: Evaluation) -> tuple[int, int]:
     """Counts the images that only the dense model gets right, and those that only the packed one does."""
     return int((dense.correct & ~packed.correct).sum()), int((packed.correct & ~dense.correct).sum())
+
+
+def class_rows(packed: Evaluation, dense: Evaluation | None, names: Sequence[str]) -> list[dict[str, Any]]:
+    """Returns for each class that has images how many there are, and how many are right, lost and gained.
+
+    Args:
+        packed, dense: of two models on the same images; without ``dense``, nothing is compared.
+        names: of all classes.
+    """
+    count = len(names)
+    columns: dict[str, Sequence[Any]] = {"name": names, "images": packed.count(count)}
+    if dense is not None:
+        columns["dense"] = dense.count(count, dense.correct)
+    columns["packed"] = packed.count(count, packed.correct)
+    if dense is not None:
+        columns["lost"] = packed.count(count, dense.correct & ~packed.correct)
+        columns["gained"] = packed.count(count, packed.correct & ~dense.correct)
+    rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+    return [row for row in rows if row["images"]]

@@ -45,7 +45,7 @@ __all__ = ["DENSE", "sweep"]
 
 SCHEMA_VERSION = 1
 DENSE, FACTS, UNTRAINED = "dense.safetensors", "sweep.json", "untrained"
-DIVERGENCES = "finalists.json"
+DIVERGENCES, PROCESSES = "finalists.json", "--processes-per-row"
 
 
 @click.pass_context
@@ -53,12 +53,15 @@ def _sweep(ctx: click.Context, /, model: str, **values: Any) -> None:
     own = from_values(SweepConfig, values)
     names = {one.name for one in config_fields(SweepConfig)}
     values = {name: value for name, value in values.items() if name not in names}
-    plan = read_plan(model, given(ctx, values))
+    plan = replace(read_plan(model, given(ctx, values)), processes=own.processes_per_row)
     request, *_ = (plan.request(row, dry_run=True) for row in plan.rows)  # which checks all of them
     folder = own.folder or Path(f"{request.model.label}-sweep")
     if own.finalists is not None and (request.post_training or request.model.from_scratch):
         what = "--from-scratch has no dense model" if request.model.from_scratch else "nothing is trained without data"
         raise UsageError(f"--finalists: {what}; leave it out")
+    device = request.execution.device or ""
+    if plan.processes > 1 and ":" in device:
+        raise UsageError(f"--device {device}: of several processes each has its own; leave it out, or name cpu")
     if own.dry_run:
         _show_plan(plan, folder, own.as_json)
         return
@@ -97,12 +100,13 @@ def _run(plan: Plan, folder: Path, own: SweepConfig) -> dict[Path, str]:
     with _undisturbed(folder, own.storage is not None), _stoppable():
         study = f"compress sweep {_facts(plan, folder)['id']}"
         ledger = Ledger(folder)
+        ledger.restore_table()
         done = len(ledger.recorded(plan.rows))
         say(f"{len(plan.rows)} rows in {folder}, {done} of them done before")
         if done == len(plan.rows):
             return {}
         plan = replace(plan, fixed=_with_dense(plan, folder))
-        _divide_processors(own.jobs)
+        _divide_processors(own.jobs * plan.processes)
         failed: dict[Path, str] = {}
         if own.finalists is not None:
             plan, failed = _with_finalists(plan, Ledger(folder / UNTRAINED), own, f"{study} {UNTRAINED}")
@@ -193,7 +197,8 @@ def _facts(plan: Plan, folder: Path) -> dict[str, Any]:
     """
     from compressor.sweep.ledger import waiting_for
 
-    path, fixed, recipes = folder / FACTS, shlex.join([plan.model, *words(plan.fixed)]), _recipes(plan)
+    said = [plan.model, *words(plan.fixed), *([PROCESSES, str(plan.processes)] if plan.processes > 1 else [])]
+    path, fixed, recipes = folder / FACTS, shlex.join(said), _recipes(plan)
     with waiting_for(path.with_suffix(".lock")):
         facts = _noted(path) or {"schema_version": SCHEMA_VERSION, "id": secrets.token_hex(8), "fixed": fixed}
         if facts["fixed"] != fixed:
@@ -264,9 +269,11 @@ def _command(plan: Plan, ledger: Ledger, row: Row) -> RowCommand:
 
     output = str(ledger.rows / f"{row.name}.safetensors")
     arguments = [plan.model, *words(_values(plan, row))]
+    count = str(plan.processes)
+    several = ["torchrun", "--nproc-per-node", count, "-m", "compressor.cli"]
     return RowCommand(
-        shown=shlex.join(["compress", *arguments, "-o", output]),
-        arguments=[sys.executable, "-m", "compressor.cli.sweep_row", output, *arguments],
+        shown=shlex.join([*(several if plan.processes > 1 else ["compress"]), *arguments, "-o", output]),
+        arguments=[sys.executable, "-m", "compressor.cli.sweep_row", count, output, *arguments],
         log=_log(ledger, row.name),
     )
 

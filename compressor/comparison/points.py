@@ -12,6 +12,7 @@ from typing import Any
 
 from compressor.formats.errors import printable
 from compressor.formats.file.reader import PackedFile
+from compressor.report.class_flips import ClassFlips
 from compressor.report.interval import wilson_interval
 from compressor.report.provenance import read_provenance
 from compressor.report.report import dense_size
@@ -38,6 +39,7 @@ class Point:
         path: of the file; None where it is there no more.
         summary: a CSV file with figures of each epoch; None where there is none.
         lost, gained: images that only the dense model, or only the packed one, gets right.
+        classes: of which there are such images; None where that is not known.
         source: the folder of the sweep that the row is of, or of the file alone.
     """
 
@@ -55,12 +57,13 @@ class Point:
     summary: Path | None = None
     lost: int | None = None
     gained: int | None = None
+    classes: tuple[ClassFlips, ...] | None = None
     source: Path = Path()
 
 
 @dataclass(frozen=True)
 class Configuration:
-    """The files that differ by their seeds alone; figures are means over them.
+    """The files that differ by their seeds alone, in the order of these; figures are means over them.
 
     Args:
         name: shown for it.
@@ -72,7 +75,7 @@ class Configuration:
 
     @property
     def best(self) -> Point:
-        """The file that stands for all: the first one."""
+        """The file that stands for all: that of the first seed."""
         return self.points[0]
 
     @property
@@ -105,7 +108,13 @@ def configurations(points: Iterable[Point]) -> list[Configuration]:
         options = tuple((key, str(value)) for key, value in point.options.items() if key != SEED)
         key = (point.source, point.data, point.model, options) if point.options else number
         groups.setdefault(key, []).append(point)
-    return [Configuration(_name(group), tuple(group)) for group in groups.values()]
+    return [Configuration(_name(group), tuple(sorted(group, key=_seed))) for group in groups.values()]
+
+
+def _seed(point: Point) -> float:
+    """Returns the seed of a row, which may have ended before those of lower seeds; 0 for what is no number."""
+    seed = point.options.get(SEED)
+    return seed if isinstance(seed, int | float) else 0
 
 
 def _name(group: list[Point]) -> str:
@@ -170,6 +179,7 @@ def point_of_entry(entry: Entry, path: Path, data: str) -> Point:
         data=data if one.top1 is not None else "", n=one.n, top1=one.top1, dense_top1=one.dense_top1,
         command=printable(entry.command), source=path.parent.parent, options=entry.options,
         path=path if path.is_file() else None, summary=_beside(path), lost=one.lost, gained=one.gained,
+        classes=one.classes,
     )  # fmt: skip
 
 

@@ -89,6 +89,11 @@ class Dataset:
         return "; ".join([f"{', '.join(counts)} images of {self.num_classes:,} classes", *self.notes])
 
     @property
+    def class_names(self) -> tuple[str, ...]:
+        """The names of the labels; their numbers where they have none."""
+        return self.classes or tuple(map(str, range(self.num_classes)))
+
+    @property
     def evaluated(self) -> str:
         """The split that final figures are measured on: test, or validation if there is no test split."""
         return "validation" if self.test is None else "test"

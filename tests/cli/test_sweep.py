@@ -168,6 +168,22 @@ def test_what_any_row_would_refuse_is_refused_before(
     assert set(os.listdir()) <= {"cache"}  # of names of models
 
 
+def test_the_processes_of_a_row_are_part_of_a_sweep(type_: Callable[..., Ran]) -> None:
+    words = "sweep", "test_resnet", "--bits", "2", "-o", "s", "--processes-per-row"
+    code, out, _ = type_(*words, "2", "--dry-run", "--json")
+    command = "torchrun --nproc-per-node 2 -m compressor.cli test_resnet --bits 2 -o s/rows/bits2.safetensors"
+    assert (code, plan(out)["bits2"]["command"]) == (0, command)
+    code, _, lines = type_(*words, "2", "--device", "cuda:1")
+    wanted = "--device cuda:1: of several processes each has its own; leave it out, or name cpu"
+    assert (code, lines) == (2, [f"error: {wanted}"])
+    Path("s").mkdir()
+    facts = {"schema_version": 1, "id": "x", "fixed": "test_resnet --processes-per-row 3"}
+    Path("s/sweep.json").write_text(json.dumps(facts))
+    code, _, (line,) = type_(*words, "2")
+    assert code == 2
+    assert "of 'test_resnet --processes-per-row 3', not of 'test_resnet --processes-per-row 2'" in line
+
+
 def test_a_folder_of_another_sweep_is_refused(type_: Callable[..., Ran]) -> None:
     Path("s").mkdir()
     facts = {"schema_version": 1, "id": "x", "fixed": "test_resnet --batch-size 16"}
@@ -290,6 +306,12 @@ def test_what_a_run_prints_is_read(type_: Callable[..., Ran], monkeypatch: pytes
     assert found.low is not None
     assert found.high is not None
     assert found.low <= found.top1 <= found.high
+    assert found.classes is not None
+    assert (sum(one.lost for one in found.classes), sum(one.gained for one in found.classes)) == (
+        found.lost,
+        found.gained,
+    )
+    assert all(one.packed - one.dense == one.gained - one.lost for one in found.classes)
 
 
 class Commands:
@@ -326,7 +348,7 @@ def test_a_row_goes_on_where_there_is_something_to_go_on_from(
         Path("out.safetensors.checkpoints", checkpoint).touch()
     reading, writing = os.pipe()  # stays open
     with pytest.raises(SystemExit) as ended:
-        sweep_row.run_row(["out.safetensors", "tiny", "--bits", "2", str(reading)])
+        sweep_row.run_row(["1", "out.safetensors", "tiny", "--bits", "2", str(reading)])
     assert os.fstat(writing)
     assert ended.value.code == codes[-1]
     base = ["tiny", "--bits", "2", "-o", "out.safetensors", "--json", "--force"]
@@ -340,7 +362,7 @@ def test_a_row_that_another_worker_has_recorded_is_not_run_again(monkeypatch: py
     ledger.append(Entry("bits2", {}, "compress", 1.0, Outcome("tiny", "s/rows/bits2.safetensors", 10, 80, 20)))
     reading, writing = os.pipe()
     with pytest.raises(SystemExit) as ended:
-        sweep_row.run_row(["s/rows/bits2.safetensors", "tiny", "--bits", "2", str(reading)])
+        sweep_row.run_row(["1", "s/rows/bits2.safetensors", "tiny", "--bits", "2", str(reading)])
     assert os.fstat(writing)
     assert (ended.value.code, commands.said) == (7, [])
 
@@ -377,3 +399,29 @@ def test_a_sweep_that_is_killed_and_begun_again_has_each_row_once_and_one_dense_
     assert "2 of them done before" in again.stderr
     assert run(["report", "s", "--format", "csv", "-o", "table.csv"]) == 0
     assert Path("table.csv").read_text().count("\n") == 2  # heads, and the mean over seeds
+
+
+@pytest.mark.slow
+def test_a_row_of_two_processes_is_killed_and_goes_on_to_the_file_of_its_command(own_folder: Path) -> None:
+    options = "--bits 2 --device cpu --baseline-epochs 1 --epochs 1 --batch-size 32 --calibration none"
+    command = f"sweep test_resnet {options} --processes-per-row 2 --checkpoint-steps 5 -o s"
+    words = [sys.executable, "-m", "compressor", *command.split()]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    worker = subprocess.Popen(words, env=environment)
+    row = own_folder / "s" / "rows" / "bits2-calibrationnone-epochs1.safetensors"
+    while not any(row.with_name(f"{row.name}.checkpoints").glob("01-*.safetensors")):
+        assert worker.poll() is None
+        time.sleep(0.02)
+    os.kill(worker.pid, signal.SIGKILL)
+    worker.wait()
+    done = subprocess.run(words, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "Resuming stage 1" in row.with_suffix(".log").read_text()
+    (line,) = (own_folder / "s" / "rows.jsonl").read_text().splitlines()
+    shown = shlex.split(json.loads(line)["command"])
+    assert shown[:5] == ["torchrun", "--nproc-per-node", "2", "-m", "compressor.cli"]
+    alone = subprocess.run([sys.executable, *shown[3:-1], "alone.safetensors"], env=environment, check=False)
+    by_hand = [sys.executable, "-m", "torch.distributed.run", "--standalone", *shown[1:-1], "two.safetensors"]
+    two = subprocess.run(by_hand, env=environment, check=False)
+    assert (alone.returncode, two.returncode) == (0, 0)
+    assert row.read_bytes() == Path("two.safetensors").read_bytes() != Path("alone.safetensors").read_bytes()

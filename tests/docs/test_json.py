@@ -46,7 +46,7 @@ def test_what_all_documents_have(type_: Callable[..., Ran], timm_file: Path) -> 
 def test_what_inspect_says(type_: Callable[..., Ran], timm_file: Path) -> None:
     found = json.loads(type_("inspect", str(timm_file), "--json")[1])
     assert found.keys() - COMMON == keys("`compress MODEL`") - {
-        "missed", "target", "history", "summary", "teacher", "seed"
+        "classes", "missed", "target", "history", "summary", "teacher", "seed"
     } | {"file", "model", "preprocessing", "recipe"}  # fmt: skip
     assert found["model"]["name"] == MODEL
     (row,) = re.findall(r"^\| `sites` \| (.*) \|$", TEXT, re.MULTILINE)[:1]

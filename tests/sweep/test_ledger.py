@@ -32,6 +32,18 @@ def test_what_is_appended_is_read_again(tmp_path: Path) -> None:
     assert Ledger(tmp_path).entries() == [first, second]
 
 
+def test_a_table_that_lacks_rows_is_written_anew(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path)
+    ledger.restore_table()
+    assert list(tmp_path.glob("*.csv")) == []
+    ledger.append(entry("a"))
+    whole = (tmp_path / "rows.csv").read_text()
+    (tmp_path / "rows.csv").write_text("")
+    ledger.restore_table()
+    assert (tmp_path / "rows.csv").read_text() == whole
+    assert whole.count("a,") == 1
+
+
 def test_text_in_the_table_is_no_formula(tmp_path: Path) -> None:
     Ledger(tmp_path).append(entry("=1+1", recipe="@SUM(A1)", drop=-1))
     (row,) = csv.DictReader((tmp_path / "rows.csv").read_text(encoding="utf-8").splitlines())
