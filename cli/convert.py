@@ -43,7 +43,7 @@ pack = SectionedCommand(
     "pack",
     params=[
         MODEL,
-        click.Option(["--checkpoint-path"], type=click.Path(path_type=Path), required=True, help="Its weights."),
+        click.Option(["--checkpoint-path"], type=PackedPath(path_type=Path), required=True, help="Its weights."),
         *(option for option in OPTIONS if option.name in WITHOUT_DATA),
     ],
     callback=_pack,

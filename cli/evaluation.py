@@ -15,6 +15,7 @@ from compressor.cli.files import EVAL_BATCH, PackedPath, in_bytes, memory_option
 from compressor.cli.preprocessing import NumbersCommand, PreprocessingConfig
 from compressor.cli.show import accuracy_line, percent, print_json, print_table
 from compressor.formats.errors import MissingError, UsageError
+from compressor.formats.io.hub import pinned_name
 
 if TYPE_CHECKING:
     from torch import nn
@@ -125,6 +126,7 @@ class Found:
         more = {} if self.dense is None else {"dense": self.dense.top1}
         return {
             "file": str(self.file),
+            "hub": pinned_name(self.file),
             "model": self.model,
             "data": facts,
             "preprocessing": data.preprocessing,
