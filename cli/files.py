@@ -13,7 +13,7 @@ from click.shell_completion import CompletionItem
 
 from compressor.cli.completion import checkpoints, completing
 from compressor.cli.show import print_json, say, styled, width
-from compressor.formats.errors import FormatError, ResourceError, UsageError
+from compressor.formats.errors import FormatError, UsageError
 
 if TYPE_CHECKING:
     from compressor.formats.file.reader import PackedFile
@@ -23,7 +23,6 @@ __all__ = [
     "PackedPath",
     "in_bytes",
     "inspect",
-    "make_folder",
     "memory_option",
     "open_packed",
     "packed_file",
@@ -65,16 +64,6 @@ memory_option = click.option(
 def in_bytes(max_memory: int | None) -> int | None:
     """Returns the bytes of as many GiB; None, for what is believable, as it is."""
     return None if max_memory is None else max_memory * GIB
-
-
-def make_folder(folder: Path) -> None:
-    """Makes a folder, where it is not there yet; raises ResourceError where none can be made."""
-    if not folder.parent.is_dir():
-        raise ResourceError(f"folder {folder.parent} does not exist: make it first")
-    try:
-        folder.mkdir(exist_ok=True)
-    except OSError as exc:
-        raise ResourceError(f"folder {folder} cannot be made ({exc.strerror or exc})") from exc
 
 
 @contextmanager

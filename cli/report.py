@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from compressor.cli.click_options import byte_size
-from compressor.cli.files import PackedPath, make_folder, memory_option, open_packed
+from compressor.cli.files import PackedPath, memory_option, open_packed
 from compressor.cli.show import say
 from compressor.cli.sweep import DENSE
 from compressor.formats.errors import CompressorError, MissingError, ResourceError, UsageError
-from compressor.formats.io.atomic import check_not_input, check_writable, write_atomically
+from compressor.formats.io.atomic import check_not_input, check_writable, make_folder, write_atomically
 
 if TYPE_CHECKING:
     from compressor.comparison.details import Details
