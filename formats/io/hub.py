@@ -174,13 +174,14 @@ def hub_errors(name: str) -> Iterator[None]:
         raise MissingError(f"{name}: the repository has no such branch, tag or commit") from None
     except errors.EntryNotFoundError:
         raise MissingError(f"{name} holds no {PACKED}, which 'compress push' writes") from None
-    except Exception as exc:
+    except Exception as error:
+        exc = error.__cause__ or error if isinstance(error, RuntimeError) else error  # of a thread that uploads
         status = exc.response.status_code if isinstance(exc, errors.HfHubHTTPError) else None
         what = "the hub refuses what the token asks for: " if status in _REFUSED else ""
         raise ResourceError(f"{name}: {what}{_reason(exc)}") from None
 
 
-def _reason(exc: Exception) -> str:
+def _reason(exc: BaseException) -> str:
     """Returns the message of another's error in one line, without the token."""
     from huggingface_hub import get_token
 
