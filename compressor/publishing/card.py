@@ -71,7 +71,7 @@ def _metadata(report: Report, name: str, base_model: str | None) -> str:
 def _introduction(report: Report, base_model: str | None) -> str:
     model, totals = report.origin.model, report.totals
     what = "A network" if model is None else f"{_text(model['name'])} of timm"
-    base = f" Its dense weights are those of [{base_model}](https://huggingface.co/{base_model})." if base_model else ""
+    base = f" It was made from [{base_model}](https://huggingface.co/{base_model})." if base_model else ""
     return (
         f"{what} whose weights share a few values: {totals.dense:,} bytes of dense weights are {totals.file:,} bytes "
         f"here, {totals.ratio:.1f} times less.{base} The file is one of {LIBRARY} {compressor.__version__}, which "

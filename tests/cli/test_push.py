@@ -29,6 +29,7 @@ def pinned(hub: FakeHub) -> str:
     return f"{NAME}@{found.commit({PACKED: FILE.read_bytes()})}"
 
 
+@pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")  # by the hub's client itself
 def test_push_says_what_it_has_done(hub: FakeHub, type_: Callable[..., Ran]) -> None:
     pytest.importorskip("matplotlib", reason="needs the extra hub")
     code, out, _ = type_("push", "zoo:test_resnet-tiny", "me/small")

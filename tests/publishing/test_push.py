@@ -21,6 +21,7 @@ from tests.helpers.hub_server import TOKEN, FakeHub, Repository, hub, unreachabl
 __all__ = ["hub"]  # the fixture
 
 pytest.importorskip("matplotlib", reason="needs the extra hub")
+pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")  # by the hub's client itself
 
 FILE = packed_path("zoo:test_resnet-tiny")
 NAMES = ["packed.safetensors", "config.json", "bytes.png", "README.md"]
