@@ -6,6 +6,7 @@ import hashlib
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from huggingface_hub import ModelCard
@@ -22,6 +23,11 @@ ZOO = "test_resnet-tiny"
 NASTY = "a|<img src=x>`](x) *_\u202e"
 
 
+def metadata_of(text: str) -> dict[str, Any]:
+    found: dict[str, Any] = ModelCard(text).data.to_dict()  # type: ignore[no-untyped-call]
+    return found
+
+
 def card_of(file: PackedFile, base_model: str | None = None) -> str:
     return repository_files(file, "me/small", base_model)["README.md"].decode()
 
@@ -29,8 +35,7 @@ def card_of(file: PackedFile, base_model: str | None = None) -> str:
 def test_metadata_are_those_of_the_hub() -> None:
     entry = checkpoint(ZOO)
     with PackedFile.open(packed_path(f"zoo:{ZOO}")) as file:
-        card = ModelCard(card_of(file, "timm/test_resnet.r160_in1k"))
-    data = card.data.to_dict()
+        data = metadata_of(card_of(file, "timm/test_resnet.r160_in1k"))
     assert (data["library_name"], data["pipeline_tag"]) == ("timm-compressor", "image-classification")
     assert {"timm", "weight-sharing"} <= {*data["tags"]}
     assert data["datasets"] == ["fashion-mnist"]
@@ -74,7 +79,7 @@ def test_what_a_file_does_not_say_is_left_out(tmp_path: Path) -> None:
     assert "top-1" not in text
     assert "datasets" not in text
     assert "--recipe" not in text
-    assert ModelCard(text).data.to_dict().keys() >= {"library_name", "tags"}
+    assert metadata_of(text).keys() >= {"library_name", "tags"}
 
 
 def test_no_text_of_a_file_is_markup(tmp_path: Path) -> None:
@@ -92,7 +97,7 @@ def test_no_text_of_a_file_is_markup(tmp_path: Path) -> None:
     path.write_bytes(pack(content))
     with PackedFile.open(path) as file:
         text = card_of(file)
-    data = ModelCard(text).data.to_dict()
+    data = metadata_of(text)
     shown = NASTY.replace("\u202e", "\\x202e")
     assert data["datasets"] == [shown]
     page = text.split("\n---\n", 1)[1]

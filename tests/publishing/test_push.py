@@ -14,7 +14,7 @@ from compressor.formats.errors import CompressorError, FileError, IntegrityError
 from compressor.formats.io.hub import PACKED, pinned_name
 from compressor.model_zoo import packed_path
 from compressor.models.names import find_model
-from compressor.publishing import push
+from compressor.publishing.files import repository_files
 from compressor.publishing.push import push_to_hub
 from tests.helpers.hub_server import TOKEN, FakeHub, Repository, hub, unreachable
 
@@ -138,14 +138,13 @@ def test_bytes_that_change_on_their_way_are_noticed(hub: FakeHub) -> None:
 def test_a_commit_of_another_in_between_is_not_overwritten(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
     hub.repositories["me/small"] = made = Repository()
     made.commit({".gitattributes": b""})
-    write = push.repository_files
 
     def slowly(*words: Any) -> Any:
-        files = write(*words)
+        files = repository_files(*words)
         made.commit({PACKED: b"of another"})
         return files
 
-    monkeypatch.setattr(push, "repository_files", slowly)
+    monkeypatch.setattr("compressor.publishing.push.repository_files", slowly)
     with pytest.raises(ResourceError, match=r"^hf-hub:me/small: HfHubHTTPError: .*412"):
         push_to_hub(FILE, "me/small")
     assert made.commits[made.refs["main"]][PACKED] == b"of another"

@@ -11,7 +11,7 @@ import torch
 import compressor
 from compressor.formats.errors import CompressorError, FormatError, MissingError, ResourceError, UsageError
 from compressor.formats.file.reader import PackedFile
-from compressor.formats.io.hub import MOST_BYTES, PACKED, fetch, parse_name, pinned_name
+from compressor.formats.io.hub import MOST_BYTES, PACKED, fetch, hub_errors, parse_name, pinned_name
 from compressor.model_zoo import packed_path
 from tests.helpers.hub_server import TOKEN, FakeHub, Repository, hub, unreachable
 
@@ -148,8 +148,8 @@ def test_what_goes_wrong_is_said_in_one_line_without_the_token(
     message: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    for place, more in {"private": {"private": True}, "gated": {"gated": True}, "empty": {}}.items():
-        hub.repositories[f"you/{place}"] = Repository(**more)
+    for place in ("private", "gated", "empty"):
+        hub.repositories[f"you/{place}"] = Repository(private=place == "private", gated=place == "gated")
         hub.repositories[f"you/{place}"].commit({"config.json": b"{}"})
     change(hub, monkeypatch)
     with pytest.raises(kind, match=message) as caught:
@@ -158,6 +158,15 @@ def test_what_goes_wrong_is_said_in_one_line_without_the_token(
     assert "\n" not in str(caught.value)
     assert caught.value.__cause__ is None
     assert caught.value.__suppress_context__, "the client's own error is not shown, which may quote the token"
+
+
+@pytest.mark.parametrize("text", [f"Illegal header value b'Bearer {TOKEN}\\x01'", f"a request with {TOKEN} failed"])
+def test_an_error_of_the_client_may_quote_the_token(hub: FakeHub, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", TOKEN if "request" in text else f"{TOKEN}\x01")
+    with pytest.raises(ResourceError, match=r"^hf-hub:you/small: ValueError: ") as caught, hub_errors(NAME):
+        raise ValueError(text)
+    assert "***" in str(caught.value)
+    assert TOKEN not in str(caught.value)
 
 
 @pytest.mark.parametrize(
