@@ -166,7 +166,7 @@ class _Repository:
 
     def _compare(self, api: HfApi, commit: str, data: bytes) -> None:
         """Raises IntegrityError where the hub has another packed file, by its size and its SHA-256."""
-        from huggingface_hub import RepoFile
+        from huggingface_hub.hf_api import RepoFile
 
         (found,) = api.get_paths_info(self._name, [PACKED], revision=commit)
         own = hashlib.sha256(data).hexdigest()
