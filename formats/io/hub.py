@@ -174,11 +174,11 @@ def hub_errors(name: str) -> Iterator[None]:
         raise MissingError(f"{name}: the repository has no such branch, tag or commit") from None
     except errors.EntryNotFoundError:
         raise MissingError(f"{name} holds no {PACKED}, which 'compress push' writes") from None
-    except Exception as error:
-        exc = error.__cause__ or error if isinstance(error, RuntimeError) else error  # of a thread that uploads
-        status = exc.response.status_code if isinstance(exc, errors.HfHubHTTPError) else None
+    except Exception as exc:
+        cause = exc.__cause__ or exc if isinstance(exc, RuntimeError) else exc  # of a thread that uploads
+        status = cause.response.status_code if isinstance(cause, errors.HfHubHTTPError) else None
         what = "the hub refuses what the token asks for: " if status in _REFUSED else ""
-        raise ResourceError(f"{name}: {what}{_reason(exc)}") from None
+        raise ResourceError(f"{name}: {what}{_reason(cause)}") from None
 
 
 def _reason(exc: BaseException) -> str:
