@@ -13,6 +13,7 @@ from typing import Any
 from compressor.calibration.image_counts import DEFAULT_IMAGES, FEWEST_IMAGES
 from compressor.cli.click_options import byte_size, from_values, given_flags
 from compressor.cli.completion import codecs, completing, models
+from compressor.cli.files import PackedPath
 from compressor.cli.preprocessing import PreprocessingConfig
 from compressor.cli.sharing import SharingConfig
 from compressor.cli.spelling import check_names
@@ -85,7 +86,9 @@ class ModelConfig:
 
     name: str
     pretrained: bool = config_field(False, "Start from timm's weights; without data no training follows.")
-    checkpoint_path: Path | None = config_field(None, "Start from these weights; without data no training follows.")
+    checkpoint_path: Path | None = config_field(
+        None, "Start from these weights; without data no training follows.", click={"type": PackedPath(path_type=Path)}
+    )
     from_scratch: bool = config_field(False, "Train weights and shared values together from random ones.")
     num_classes: int | None = config_field(None, "Classes of the head. [default: the data's]", ge=1)
     in_chans: int | None = config_field(None, "Channels of the images. [default: the data's]", ge=1)
@@ -128,7 +131,9 @@ class TeacherConfig:
         metavar="MODEL",
         click={"shell_complete": completing(models)},
     )
-    teacher_checkpoint: Path | None = config_field(None, "Its weights, packed or not. [default: trained and kept]")
+    teacher_checkpoint: Path | None = config_field(
+        None, "Its weights, packed or not. [default: trained and kept]", click={"type": PackedPath(path_type=Path)}
+    )
 
     @property
     def is_trained_here(self) -> bool:

@@ -15,6 +15,7 @@ from compressor.cli.files import EVAL_BATCH, PackedPath, in_bytes, memory_option
 from compressor.cli.preprocessing import NumbersCommand, PreprocessingConfig
 from compressor.cli.show import accuracy_line, class_rows, percent, print_json, print_table
 from compressor.formats.errors import MissingError, UsageError
+from compressor.formats.io.hub import pinned_name
 
 if TYPE_CHECKING:
     from torch import nn
@@ -128,6 +129,7 @@ class Found:
         return {
             "file": str(self.file),
             "content_sha256": self.content,
+            "hub": pinned_name(self.file),
             "model": self.model,
             "data": facts,
             "preprocessing": data.preprocessing,

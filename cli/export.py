@@ -34,7 +34,7 @@ def _targets() -> Iterable[str]:
 @click.option("--to", "target", required=True, metavar="TARGET", shell_complete=completing(_targets),
               help="reader, onnx, torch ...: compress targets lists them.")  # fmt: skip
 @click.option("-o", "--output", type=click.Path(path_type=Path),
-              help="The file to write.  [default: beside FILE; in this folder for zoo:NAME]")  # fmt: skip
+              help="The file to write.  [default: beside FILE; in this folder for zoo: and hf-hub:]")  # fmt: skip
 @click.option("--dense", is_flag=True, help="Write floats, for a runtime that takes no packed integers.")
 @click.option("--opset", type=int, metavar="N", help="The highest that the runtime knows.")
 @click.option("--force", is_flag=True, help="Replace what exists.")
@@ -61,10 +61,11 @@ def export(
     given = {"dense": dense or None, "opset": opset}
     settings: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     name = make_target(target, settings).file_name(file.stem)  # a wrong name is said before a file is opened
+    if output is None and file.parent == INDEX.parent / "checkpoints":
+        output = Path(name)
     with open_packed(file, max_memory):  # refuses a file that would take more memory than is believable
         pass
-    folder = Path() if file.parent == INDEX.parent / "checkpoints" else file.parent
-    done = write(file, target, output or folder / name, force=force, max_memory=in_bytes(max_memory), **settings)
+    done = write(file, target, output, force=force, max_memory=in_bytes(max_memory), **settings)
     if as_json:
         print_json({**asdict(done), "path": str(done.path)})
     else:

@@ -28,6 +28,7 @@ from compressor.cli.evaluation import evaluate
 from compressor.cli.export import export, targets
 from compressor.cli.files import inspect
 from compressor.cli.init import init
+from compressor.cli.push import push
 from compressor.cli.report import report
 from compressor.cli.sensitivity import sensitivity
 from compressor.cli.show import Invocation, styled
@@ -103,7 +104,8 @@ def cli() -> None:
 
     With no data named, the built-in handwritten digits are used: compress resnet34 --scheme learnt --bits 4
 
-    For the FILE of a command, zoo:NAME is a checkpoint that comes with the package: compress zoo list
+    For the FILE of a command, zoo:NAME is a checkpoint that comes with the package: compress zoo list; and
+    hf-hub:OWNER/NAME one that was put on the Hugging Face hub by compress push.
     """
 
 
@@ -125,7 +127,7 @@ def show_help(ctx: click.Context, command: str | None) -> None:
 
 cli.add_command(compress, DefaultGroup.default)
 COMMANDS = (
-    inspect, verify, diff, evaluate, pack, unpack, export, check_data, sensitivity, init, sweep, report, schemes,
+    inspect, verify, diff, evaluate, pack, unpack, export, push, check_data, sensitivity, init, sweep, report, schemes,
     targets, zoo, env,
     show_help,
 )  # fmt: skip

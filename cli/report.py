@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from compressor.cli.click_options import byte_size
-from compressor.cli.files import PackedPath, make_folder, memory_option
+from compressor.cli.files import PackedPath, memory_option
 from compressor.cli.show import say
 from compressor.formats.errors import ResourceError, UsageError
-from compressor.formats.io.atomic import check_not_input, check_writable, write_atomically
+from compressor.formats.io.atomic import check_not_input, check_writable, make_folder, write_atomically
 
 if TYPE_CHECKING:
     from compressor.cli.report_files import Wanted

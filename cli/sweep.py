@@ -20,7 +20,6 @@ import click
 from compressor.cli.click_options import click_options, from_values
 from compressor.cli.compress import MODEL, SectionedCommand
 from compressor.cli.configs import Request
-from compressor.cli.files import make_folder
 from compressor.cli.show import percent, print_json, print_table, say
 from compressor.cli.sweep_options import SWEEP_OPTIONS, Plan, SweepConfig, given, read_plan, words
 from compressor.config_fields import config_fields
@@ -32,7 +31,7 @@ from compressor.formats.errors import (
     UsageError,
     printable,
 )
-from compressor.formats.io.atomic import write_atomically
+from compressor.formats.io.atomic import make_folder, write_atomically
 from compressor.formats.io.locking import holding
 from compressor.report.interval import interval_text
 

@@ -126,7 +126,7 @@ class Details:
             axis.set(xlabel="bytes of the file")
             axis.invert_yaxis()
             axis.xaxis.set_major_formatter("{x:,.0f}")
-            axis.xaxis.set_major_locator(_few_marks())
+            axis.xaxis.set_major_locator(_few_marks(3))  # numbers of many digits
             figure.legend(loc="outside upper left", ncols=4, handlelength=1, columnspacing=1)
 
         return Picture("bytes of the file by tensor and part", draw, (WIDTH, 1.4 + 0.27 * (len(rows) + 2)))
@@ -229,10 +229,10 @@ def _span(values: Sequence[float]) -> tuple[float, float]:
     return middle - half, middle + half
 
 
-def _few_marks(integer: bool = False) -> Any:
+def _few_marks(most: int = 5, integer: bool = False) -> Any:
     from matplotlib.ticker import MaxNLocator
 
-    return MaxNLocator(5, integer=integer)
+    return MaxNLocator(most, integer=integer)
 
 
 def _histogram(file: PackedFile, name: str, dense: Mapping[str, NDArray[Any]]) -> Histogram:

@@ -20,6 +20,7 @@ __all__ = [
     "Head",
     "Table",
     "TableRow",
+    "escaped",
     "table_of_classes",
     "table_of_configurations",
     "table_of_runtimes",
@@ -195,8 +196,8 @@ def text_of(table: Table, kind: str) -> str:
 
     shown = table.without_empty_columns()
     return tabulate(
-        [[_escaped(cell.text, kind) for cell in row.cells] for row in shown.rows],
-        [_escaped(head.text, kind) for head in shown.heads],
+        [[escaped(cell.text, kind) for cell in row.cells] for row in shown.rows],
+        [escaped(head.text, kind) for head in shown.heads],
         tablefmt="github" if kind == "markdown" else "latex_raw",
         colalign=["right" if head.numeric else "left" for head in shown.heads], disable_numparse=True,
     ) + "\n"  # fmt: skip
@@ -211,10 +212,10 @@ LATEX = {"\\": r"\textbackslash{}", **{one: f"\\{one}" for one in "&%$#_{}"}, "~
 LATEX |= {"^": r"\textasciicircum{}"}
 
 
-def _escaped(text: str, kind: str) -> str:
+def escaped(text: str, kind: str) -> str:
     r"""Returns a text in which nothing is a command of the format.
 
-    >>> _escaped("a_b|<c>", "markdown"), _escaped("a_b & 5%", "latex")
+    >>> escaped("a_b|<c>", "markdown"), escaped("a_b & 5%", "latex")
     ('a\\_b\\|&lt;c&gt;', 'a\\_b \\& 5\\%')
     """
     if kind == "latex":

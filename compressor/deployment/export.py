@@ -15,6 +15,7 @@ from compressor.deployment.target import Target
 from compressor.formats.errors import CompressorError, IntegrityError, UnsupportedError, UsageError, printable
 from compressor.formats.file.reader import PackedFile
 from compressor.formats.io.atomic import check_not_input, check_writable, write_atomically
+from compressor.formats.io.hub import local_path, parse_name, pinned_name
 from compressor.formats.io.locking import holding
 from compressor.report.report import dense_size
 
@@ -66,9 +67,10 @@ def export(
     """Writes a packed file for another runtime, runs what was written, and compares it.
 
     Args:
-        path: the packed file.
+        path: the packed file, as for ``compressor.load``.
         to: id of a target: ``compress targets`` lists them.
-        output: the file to write; None, the default, for one beside the packed file.
+        output: the file to write; None, the default, for one beside the packed file, or in this folder and called like
+            the repository where that is on the hub.
         force: whether an existing file is replaced.
         model: the module to load into, for a file that names no timm model.
         inputs: a batch of two or more inputs of the model; None, the default, for random images of the size it takes.
@@ -93,10 +95,10 @@ def export(
         0.0
     """
     target = make_target(to, settings)
-    source = Path(path)
+    source = local_path(path)
     with PackedFile.open(source, max_memory) as file:
         packed = PackedModel(file, source, model, inputs, max_memory)
-        written = Path(output) if output is not None else source.parent / target.file_name(source.stem)
+        written = Path(output) if output is not None else _beside(source, target)
         paths = _paths(target, written)
         for each in paths.values():
             check_not_input(each, source)
@@ -113,6 +115,13 @@ def export(
             limits=target.limits,
             usage=target.usage(written, source),
         )
+
+
+def _beside(source: Path, target: Target) -> Path:
+    """Returns the path of a file beside the packed one, but of none in the hub's cache."""
+    if (pinned := pinned_name(source)) is None:
+        return source.parent / target.file_name(source.stem)
+    return Path(target.file_name(parse_name(pinned)[0].rpartition("/")[2]))
 
 
 def _paths(target: Target, written: Path) -> dict[str, Path]:

@@ -138,6 +138,7 @@ class Report:
         """Returns all figures as JSON-ready values."""
         return {
             "model": self.origin.model,
+            "hub": self.origin.hub,
             "preprocessing": dict(self.origin.preprocessing) or None,
             "recipe": dict(self.origin.recipe) or None,
             "sites": [{**asdict(row), "shape": list(row.shape)} for row in self.rows],

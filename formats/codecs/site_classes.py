@@ -53,7 +53,8 @@ class Classes:
             numbers, inner = np.divmod(np.arange(start, stop), length)
             column, position = np.divmod(inner, len(positions))
             long_sums = rows[numbers] + columns[column] + positions[position]
-            return np.minimum(long_sums, self.tables - 1).astype(np.uint8)
+            chosen: NDArray[np.uint8] = np.minimum(long_sums, self.tables - 1).astype(np.uint8)
+            return chosen
         first, last = start // length, -(-stop // length)
         row = (columns[:, None] + positions).reshape(-1).astype(np.uint8)
         sums: NDArray[np.uint8] = rows[first:last, None].astype(np.uint8) + row  # of three classes at most 93

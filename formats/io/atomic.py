@@ -16,7 +16,7 @@ from pathlib import Path
 from compressor.formats.errors import ResourceError, UsageError
 from compressor.formats.io.locking import sweep_locks
 
-__all__ = ["check_not_input", "check_writable", "write_atomically"]
+__all__ = ["check_not_input", "check_writable", "make_folder", "write_atomically"]
 
 _ATTEMPTS = 3
 _UNSUPPORTED = {errno.ENOSYS, errno.EXDEV, errno.EINVAL, errno.ENOTSUP}  # of file systems without rename or fsync
@@ -57,6 +57,16 @@ def check_not_input(path: str | os.PathLike[str], *inputs: str | os.PathLike[str
         with contextlib.suppress(OSError):  # a file that does not exist is not the other one
             if os.path.samefile(path, each):
                 raise UsageError(f"{path} is the file that is read, and is never replaced: give another name")
+
+
+def make_folder(folder: Path) -> None:
+    """Makes a folder, where it is not there yet; raises ResourceError where none can be made."""
+    if not folder.parent.is_dir():
+        raise ResourceError(f"folder {folder.parent} does not exist: make it first")
+    try:
+        folder.mkdir(exist_ok=True)
+    except OSError as exc:
+        raise ResourceError(f"folder {folder} cannot be made ({exc.strerror or exc})") from exc
 
 
 def write_atomically(

@@ -47,7 +47,7 @@ def test_what_inspect_says(type_: Callable[..., Ran], timm_file: Path) -> None:
     found = json.loads(type_("inspect", str(timm_file), "--json")[1])
     assert found.keys() - COMMON == keys("`compress MODEL`") - {
         "classes", "missed", "target", "history", "summary", "teacher", "seed"
-    } | {"file", "model", "preprocessing", "recipe"}  # fmt: skip
+    } | {"file", "hub", "model", "preprocessing", "recipe"}  # fmt: skip
     assert found["model"]["name"] == MODEL
     (row,) = re.findall(r"^\| `sites` \| (.*) \|$", TEXT, re.MULTILINE)[:1]
     for key in found["sites"][0]:
