@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
@@ -9,9 +10,12 @@ from typing import Any
 
 import nbformat
 from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
 from nbconvert import MarkdownExporter
 from nbconvert.preprocessors import ExecutePreprocessor
+
+from compressor import SCHEMES
 
 ROOT = Path(__file__).resolve().parents[1]
 BESIDE = {"README.md": "index.html"}
@@ -20,6 +24,7 @@ PAGES = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "LICENSE", "formats/SPE
 FILES = ["model_zoo/index.toml", *(str(path.relative_to(ROOT)) for path in ROOT.glob("benchmarks/results/*"))]
 """What pages link to."""
 SECONDS = 600  # that a cell of the tutorial may take
+os.environ.setdefault("PYTHONWARNINGS", "ignore:IProgress not found")  # tqdm's, of a widget that a page cannot have
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
@@ -30,6 +35,16 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         found += _executed(notebook, config)
     config.nav = _listed(config.nav, [file.src_uri for file in found])
     return Files(found)
+
+
+def on_page_markdown(markdown: str, **_: Any) -> str:
+    """Puts every scheme that comes with the package where a page asks for them."""
+    return markdown.replace("<!-- schemes -->", "".join(map(_scheme, sorted(SCHEMES.built_in()))))
+
+
+def _scheme(name: str) -> str:
+    cls = SCHEMES.find(name)
+    return f"::: {cls.__module__}.{cls.__qualname__}\n    options: {{ heading: {name}, members: false }}\n\n"
 
 
 def _moved(file: File, config: MkDocsConfig) -> File:
@@ -46,11 +61,14 @@ def _file(path: str, config: MkDocsConfig, address: str | None = None) -> File:
 def _executed(notebook: Path, config: MkDocsConfig) -> list[File]:
     """Runs a notebook, and returns a page of its text, code and outputs, and its pictures.
 
-    A cell that fails ends the build.
+    A cell that fails ends the build, as does one that writes to stderr: warnings are no part of a page.
     """
     content = nbformat.read(notebook, as_version=4)
     with TemporaryDirectory() as folder:
         ExecutePreprocessor(timeout=SECONDS).preprocess(content, {"metadata": {"path": folder}})
+    outputs = [output for cell in content.cells for output in cell.get("outputs", [])]
+    if complaints := [output.text for output in outputs if output.get("name") == "stderr"]:
+        raise PluginError(f"{notebook.name} wrote to stderr: {complaints[0]}")
     text, resources = MarkdownExporter().from_notebook_node(content)
     name = notebook.stem
     made = {f"docs/{name}.md": (text, f"{name}/index.html")}
