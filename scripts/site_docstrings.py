@@ -15,9 +15,10 @@ class Reference(Extension):
     """Describes fields of configs and settings of schemes, and takes examples for what they are."""
 
     def on_instance(self, *, obj: Object, **_: Any) -> None:
-        """Gives examples the title by which they are known to be code."""
+        """Gives examples the title by which they are known to be code, and takes the second colon off before blocks."""
         if obj.docstring is not None:
-            obj.docstring.value = re.sub(r"^Example:$", "Examples:", obj.docstring.value, flags=re.MULTILINE)
+            text = re.sub(r"^Example:$", "Examples:", obj.docstring.value, flags=re.MULTILINE)
+            obj.docstring.value = re.sub(r"::$", ":", text, flags=re.MULTILINE)
 
     def on_module_members(self, *, mod: Module, **_: Any) -> None:
         """Has pydantic's dataclasses read as Python's, whose arguments are their fields."""

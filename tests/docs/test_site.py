@@ -40,7 +40,7 @@ for (const page of pages) {
   const frame = document.createElement("iframe");
   frame.width = %d; frame.height = 800; frame.src = page ? `${page}/index.html` : "index.html";
   frame.onload = () => setTimeout(() => {
-    const inner = frame.contentDocument, width = frame.contentWindow.innerWidth;
+    const inner = frame.contentDocument, width = inner.documentElement.clientWidth;
     const isCut = (one) => one.getClientRects().length && one.getBoundingClientRect().right > width + 1
       && !one.closest("pre, .md-typeset__scrollwrap, .md-typeset__table, table, code");
     found[page] = { width: inner.documentElement.scrollWidth - width,
