@@ -44,7 +44,8 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
 
 def _scheme(name: str) -> str:
     cls = SCHEMES.find(name)
-    return f"::: {cls.__module__}.{cls.__qualname__}\n    options: {{ heading: {name}, toc_label: {name}, members: false }}\n\n"
+    options = f"{{ heading: {name}, toc_label: {name}, members: false }}"
+    return f"::: {cls.__module__}.{cls.__qualname__}\n    options: {options}\n\n"
 
 
 def _moved(file: File, config: MkDocsConfig) -> File:
