@@ -1,4 +1,4 @@
-"""The schemes by id: the modules of ``schemes/``, and those of other packages (see CONTRIBUTING.md)."""
+"""The schemes by id: the modules of ``schemes/``, and those of other packages (see docs/plug-in-package.md)."""
 
 from __future__ import annotations
 
