@@ -14,6 +14,7 @@ from compressor.cli.data import say_data, say_images
 from compressor.cli.files import EVAL_BATCH, PackedPath, in_bytes, memory_option, open_packed, packed_file
 from compressor.cli.preprocessing import NumbersCommand, PreprocessingConfig
 from compressor.cli.show import accuracy_line, percent, print_json, print_table
+from compressor.cli.values import WholeNumber
 from compressor.formats.errors import MissingError, UsageError
 
 if TYPE_CHECKING:
@@ -30,9 +31,9 @@ __all__ = ["evaluate"]
 @packed_file
 @click.option("--dataset", help="Data set; by default the built-in one that the file was made with.")
 @click.option("--data-dir", type=click.Path(path_type=Path), help="Folder of its files.")
-@click.option("--batch-size", type=click.IntRange(1), default=EVAL_BATCH, show_default=True)
+@click.option("--batch-size", type=WholeNumber(1), default=EVAL_BATCH, show_default=True)
 @click.option("--device", help="cpu, cuda, cuda:1, mps ...  [default: a GPU if there is one]")
-@click.option("--max-bad-images", metavar="N", type=click.IntRange(0), default=0, show_default=True,
+@click.option("--max-bad-images", metavar="N", type=WholeNumber(0), default=0, show_default=True,
               help="Images that may be unreadable; all are listed in bad_images.txt.")  # fmt: skip
 @click.option("--against", type=PackedPath(path_type=Path), metavar="DENSE",
               help="Measure these weights of the same model, too: a checkpoint, or another packed file.")  # fmt: skip
@@ -182,7 +183,8 @@ def _data(
     """Loads the images to measure on, prepared as the file says, or as was asked for."""
     from compressor.cli.model_source import check_fixed
     from compressor.data.bad_images import BadImages
-    from compressor.data.datasets import BUILT_IN, load_data
+    from compressor.data.built_in import BUILT_IN
+    from compressor.data.datasets import load_data
     from compressor.data.preprocessing import resolve_preprocessing
 
     named = dataset if dataset is not None else ("" if data_dir is not None else None)

@@ -14,6 +14,7 @@ from compressor.cli.about import described
 from compressor.cli.completion import completing
 from compressor.cli.files import in_bytes, memory_option, open_packed, packed_file
 from compressor.cli.show import percent, print_json, print_table, width
+from compressor.cli.values import WholeNumber
 
 if TYPE_CHECKING:
     from compressor.deployment.export import Exported
@@ -36,7 +37,7 @@ def _targets() -> Iterable[str]:
 @click.option("-o", "--output", type=click.Path(path_type=Path),
               help="The file to write.  [default: beside FILE; in this folder for zoo:NAME]")  # fmt: skip
 @click.option("--dense", is_flag=True, help="Write floats, for a runtime that takes no packed integers.")
-@click.option("--opset", type=int, metavar="N", help="The highest that the runtime knows.")
+@click.option("--opset", type=WholeNumber(1), metavar="N", help="The highest that the runtime knows.")
 @click.option("--force", is_flag=True, help="Replace what exists.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead.")
 @memory_option

@@ -13,6 +13,7 @@ from click.shell_completion import CompletionItem
 
 from compressor.cli.completion import checkpoints, completing
 from compressor.cli.show import print_json, styled, width
+from compressor.cli.values import WholeNumber
 from compressor.formats.errors import FormatError, ResourceError, UsageError
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ class PackedPath(click.Path):
 
 packed_file = click.argument("file", type=PackedPath(path_type=Path))
 memory_option = click.option(
-    "--max-memory", metavar="GIB", type=click.IntRange(1), help="Allow tensors of so many GiB, from a FILE you trust."
+    "--max-memory", metavar="GIB", type=WholeNumber(1), help="Allow tensors of so many GiB, from a FILE you trust."
 )
 
 

@@ -12,6 +12,7 @@ from compressor.cli.click_options import byte_size
 from compressor.cli.files import PackedPath, make_folder, memory_option, open_packed
 from compressor.cli.show import say
 from compressor.cli.sweep import DENSE
+from compressor.cli.values import Word
 from compressor.formats.errors import CompressorError, MissingError, ResourceError, UsageError
 from compressor.formats.io.atomic import check_not_input, check_writable, write_atomically
 
@@ -39,7 +40,7 @@ MOST_DETAILS = 12  # files of a sweep that are shown one by one
     help="The most bytes, as 450KB, or the least top-1, as 92%; drawn, and kept to by the choices.",
 )
 @click.option(
-    "--format", "kind", type=click.Choice(["html", "markdown", "latex", "csv"]), default="html", show_default=True,
+    "--format", "kind", type=Word(["html", "markdown", "latex", "csv"]), default="html", show_default=True,
     help="A page, or the table of all configurations.",
 )  # fmt: skip
 @click.option("--png", "folder", type=click.Path(path_type=Path, file_okay=False), help="Folder for the pictures, too.")

@@ -29,8 +29,7 @@ from compressor.data.datasets import Dataset, load_data
 from compressor.data.preprocessing import resolve_preprocessing
 from compressor.distributed.collectives import is_main_process, main_process_first, raise_on_all
 from compressor.distributed.devices import find_device
-from compressor.formats.codecs.registry import CODECS
-from compressor.formats.errors import MissingError, UsageError, did_you_mean
+from compressor.formats.errors import MissingError, UsageError
 from compressor.formats.file.reader import PackedFile
 from compressor.formats.io.atomic import check_not_input, check_writable
 from compressor.formats.loader import build_model
@@ -157,7 +156,6 @@ def _checked(request: Request, device: torch.device) -> Run:
     teacher_named = None if request.teacher.teacher is None else find_model(request.teacher.teacher)
     _check_has_price(request)
     recipe = _recipe(request)
-    _check_codec(request.output.codec)
     _check_optimizers(recipe)
     check_backend(request.execution.torchcompile)
     output, writes = request.output_path(), is_main_process() and not request.display.dry_run
@@ -251,14 +249,6 @@ def _has_price(scheme: str) -> bool:
 
 def _priced() -> str:
     return f"; schemes with a price: {', '.join(filter(_has_price, sorted(SCHEMES)))}"
-
-
-def _check_codec(codec: str) -> None:
-    """Checks the name of the codec, which is needed only at the end of the long work."""
-    if codec == "auto" or (codec in CODECS and CODECS[codec].general):
-        return
-    known = ["auto", *(name for name in sorted(CODECS) if CODECS[name].general)]
-    raise UsageError(f"--codec {codec}: no such codec.{did_you_mean(codec, known)} Known: {', '.join(known)}")
 
 
 def _check_optimizers(recipe: Recipe) -> None:

@@ -161,7 +161,7 @@ def refused(path: Path, state: object) -> None:
     ("option", "said"),
     [
         (("--mixup", "-1"), "'--mixup': -1.0 is not in the range x>=0."),
-        (("--cutmix", "inf"), "cutmix: Input should be a finite number, got inf"),
+        (("--cutmix", "inf"), "cutmix: expected a finite number, got inf"),
         (("--smoothing", "1"), "'--smoothing': 1.0 is not in the range 0<=x<1."),
         (("--layer-decay", "0"), "'--layer-decay': 0.0 is not in the range 0<x<=1."),
         (("--model-ema-decay", "1"), "'--model-ema-decay': 1.0 is not in the range 0<=x<1."),
