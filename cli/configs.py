@@ -19,7 +19,7 @@ from compressor.cli.spelling import check_codec, check_models
 from compressor.cli.targets import TARGETS, TargetConfig
 from compressor.config_fields import config_field, config_fields
 from compressor.data.built_in import check_name
-from compressor.formats.errors import UsageError
+from compressor.formats.errors import MissingError, UsageError
 from compressor.training.config import TrainingConfig
 
 __all__ = [
@@ -75,9 +75,11 @@ class DataConfig:
         return self.name.rpartition("/")[2] or folder
 
     def check(self) -> None:
-        """Raises UsageError for options that contradict each other, MissingError for a misspelt data set."""
+        """Raises UsageError for options that contradict each other, MissingError for data that are not there."""
         if self.dataset_download and not (self.dataset or "").startswith("torch/"):
             raise UsageError("--dataset-download needs --dataset torch/...")
+        if self.data_dir is not None and not self.data_dir.is_dir() and not self.dataset_download:
+            raise MissingError(f"--data-dir {self.data_dir}: no such folder")
         if self.dataset is not None:
             check_name(self.dataset, has_folder=self.data_dir is not None)
 

@@ -171,7 +171,7 @@ def run(arguments: list[str]) -> int:
         if isinstance(exc, MemoryError) or any(text in str(exc) for text in OUT_OF_MEMORY):
             return _say("out of memory; training and eval take less with a smaller --batch-size", 6)
         if "DataLoader worker (pid" in str(exc):
-            return _say(f"{one_line(exc).rstrip('. ')}: a process that opens pictures died; try --workers 0", 6)
+            return _say(f"{one_line(exc).rstrip('. ')}: a process that opens images died; try --workers 0", 6)
         hint = "this is a bug; please report it with the traceback that COMPRESS_DEBUG=1 shows"
         return _say(f"{type(exc).__name__}: {one_line(exc)} ({hint})", 1)
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from compressor.data.splits import UNREADABLE, check_pictures
+from compressor.data.splits import UNREADABLE, check_readable
 from compressor.formats.errors import MissingError
 from compressor.training.evaluation import Evaluation
 from compressor.training.modes import eval_mode
@@ -83,7 +83,7 @@ def measure(model: nn.Module, loader: Iterable[Any]) -> Measurement:
                 scores = predict(model, inputs[there], device, lambda output: output.float())
                 parts.append(_figures(scores, targets[there]))
     seconds = time.perf_counter() - started
-    check_pictures(loader)
+    check_readable(loader)
     if not parts:
         raise MissingError("the data set to evaluate on is empty")
     correct, in_top5, losses, labels = (torch.cat(part) for part in zip(*parts, strict=True))
