@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 from compressor import model_zoo
-from compressor.checkpointing.manager import Checkpoints
+from compressor.checkpointing.manager import Checkpoints, checkpoints_in
 from compressor.checkpointing.serialization import checksum
-from compressor.cli.configs import DataConfig, ExecutionConfig, Request
+from compressor.cli.configs import DataConfig, ExecutionConfig, OutputConfig, Request
 from compressor.cli.logs import Logs
 from compressor.cli.model_source import (
     ModelSource,
@@ -162,7 +162,7 @@ def _checked(request: Request, device: torch.device) -> Run:
     inputs = request.model.checkpoint_path, request.teacher.teacher_checkpoint
     check_not_input(output, *filter(None, inputs))
     if writes:
-        check_writable(output, request.output.force)
+        _check_output(output, request.output)
     if (path := request.model.checkpoint_path) is not None and not path.is_file():
         raise MissingError(f"--checkpoint-path {path}: no such file")
     data = None if request.post_training else _load_data(request, named)
@@ -183,6 +183,26 @@ def _checked(request: Request, device: torch.device) -> Run:
         source, recipe, data, request.execution, device, output, teacher=teacher, logs=logs, target=request.target,
         calibration=request.calibration, data_is_named=request.data.is_named,
     )  # fmt: skip
+
+
+def _check_output(output: Path, config: OutputConfig) -> None:
+    """Checks that the file can be written; one that exists says whether there is anything to resume."""
+    if config.resume and not config.force and output.exists():
+        if not checkpoints_in(_folder_of(output)):
+            raise MissingError(
+                f"nothing to resume: {output} is written and its run has ended. Leave out --resume and give another "
+                f"name, or train on from its weights with --checkpoint-path {output}"
+            )
+        raise UsageError(
+            f"{output} exists, and the run that --resume goes on with replaces it at its end: add --force, or move "
+            "the file away first"
+        )
+    check_writable(output, config.force)
+
+
+def _folder_of(output: Path) -> Path:
+    """Returns the folder of the checkpoints of a run."""
+    return output.with_name(f"{output.name}.checkpoints")
 
 
 def _checkpoints(request: Request, run: Run, data: Dataset) -> Checkpoints:
@@ -208,7 +228,7 @@ def _checkpoints(request: Request, run: Run, data: Dataset) -> Checkpoints:
         **({"target": request.target.arguments, "calibration": run.calibration} if request.has_price else {}),
     }
     return Checkpoints(
-        run.output.with_name(f"{run.output.name}.checkpoints"), about, minutes=output.checkpoint_minutes,
+        _folder_of(run.output), about, minutes=output.checkpoint_minutes,
         steps=output.checkpoint_steps, resume=output.resume, force=output.force,
     )  # fmt: skip
 

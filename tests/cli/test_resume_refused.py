@@ -111,6 +111,15 @@ def test_nothing_to_resume(runs: Runs) -> None:
     assert "no data to train on for --resume: name --dataset or --data-dir" in runs.capsys.readouterr().err
 
 
+def test_a_run_that_has_ended_is_not_resumed(runs: Runs) -> None:
+    OUT.write_bytes(b"the file of that run")
+    said = runs.refused(4, "--resume")
+    assert said.startswith("nothing to resume: out is written and its run has ended. Leave out --resume and give ")
+    assert said.endswith("train on from its weights with --checkpoint-path out")
+    assert "force" not in said, "which would throw the file away"
+    assert not FOLDER.exists()
+
+
 def test_an_interrupted_run_is_not_overwritten(runs: Runs) -> None:
     killed(runs, 9)
     line = "out.checkpoints holds a run that was interrupted: go on with --resume, or begin anew with --force"
