@@ -14,6 +14,7 @@ from compressor.cli.show import print_json, print_table
 from compressor.cli.weights import named_model
 from compressor.compressor import Compressor
 from compressor.formats.loader import build_model
+from compressor.lifecycle.description import describe_plan
 from compressor.lifecycle.step_memory import StepMemory, size_of
 from compressor.policy.policy import TensorPlan
 from compressor.sharing.sites import find_tensors
@@ -85,7 +86,7 @@ def _row(job: Compressor, plan: TensorPlan) -> dict[str, Any]:
         "site": plan.site.name,
         "shape": list(plan.site.tensor.shape),
         "weights": plan.site.tensor.numel(),
-        "plan": repr(plan.scheme) if plan.scheme else f"left alone: {plan.reason}",
+        "plan": describe_plan(plan),
         "rule": "" if plan.rule is None else job.policy.given[plan.rule].match,
     }
 

@@ -15,6 +15,7 @@ from compressor.cli.sweep import DENSE
 from compressor.cli.values import Word
 from compressor.formats.errors import CompressorError, MissingError, ResourceError, UsageError
 from compressor.formats.io.atomic import check_not_input, check_writable, write_atomically
+from compressor.wording import counted
 
 if TYPE_CHECKING:
     from compressor.comparison.details import Details
@@ -72,12 +73,11 @@ def report(
         click.echo(text, nl=False)
     else:
         write_atomically(target, text.encode(), force=force)
-        count = len(comparison.configurations)
-        say(f"{target}  {count} configuration{'' if count == 1 else 's'}, {len(text.encode()):,} bytes")
+        say(f"{target}  {counted(len(comparison.configurations), 'configuration')}, {len(text.encode()):,} bytes")
     if folder is not None:
         for path, content in pictures.items():
             write_atomically(path, content, force=force)
-        say(f"{folder}  {len(pictures)} pictures")
+        say(f"{folder}  {counted(len(pictures), 'picture')}")
 
 
 def _bounds(texts: Sequence[str]) -> Bounds:

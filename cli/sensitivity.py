@@ -17,6 +17,7 @@ from compressor.cli.preprocessing import PreprocessingConfig
 from compressor.cli.values import Number
 from compressor.config_fields import config_fields
 from compressor.formats.errors import MissingError, UsageError
+from compressor.wording import counted
 
 if TYPE_CHECKING:
     from compressor.lifecycle.sensitivity import Sensitivity
@@ -76,7 +77,7 @@ def _measure(request: Request, prices: tuple[float, ...]) -> list[Sensitivity]:
     step = Step("2/2", "sensitivity")
     images = training_images(work, work.recipe.stages[-1]) if work.calibration == "data" else "synthetic"
     rows = list(sensitivity(model, images, prices or RATES, work.execution.seed, **request.target.measuring))
-    step.done(f"{len({row.site for row in rows})} tensors at {len(prices or RATES)} prices")
+    step.done(f"{counted(len({row.site for row in rows}), 'tensor')} at {counted(len(prices or RATES), 'price')}")
     return rows
 
 

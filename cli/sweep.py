@@ -35,6 +35,7 @@ from compressor.formats.errors import (
 from compressor.formats.io.atomic import write_atomically
 from compressor.formats.io.locking import holding
 from compressor.report.interval import interval_text
+from compressor.wording import counted
 
 if TYPE_CHECKING:
     from compressor.sweep.grid import Row
@@ -98,7 +99,7 @@ def _run(plan: Plan, folder: Path, own: SweepConfig) -> dict[Path, str]:
         study = f"compress sweep {_facts(plan, folder)['id']}"
         ledger = Ledger(folder)
         done = len(ledger.recorded(plan.rows))
-        say(f"{len(plan.rows)} rows in {folder}, {done} of them done before")
+        say(f"{counted(len(plan.rows), 'row')} in {folder}, {done} of them done before")
         if done == len(plan.rows):
             return {}
         plan = replace(plan, fixed=_with_dense(plan, folder))
@@ -156,7 +157,7 @@ def _with_finalists(plan: Plan, ledger: Ledger, own: SweepConfig, study: str) ->
 
     assert own.finalists is not None
     groups = {group[0].name: group for group in by_sharing(plan.rows)}
-    say(f"{len(groups)} configurations without training, to find {own.finalists} to train")
+    say(f"{counted(len(groups), 'configuration')} without training, to find {own.finalists} to train")
     first = replace(plan, rows=[untrained(group[0]) for group in groups.values()])
     failed = _work(first, ledger, own, study)
     entries = {entry.row: entry for entry in ledger.entries() if entry.row in groups}
@@ -254,7 +255,9 @@ def _write_dense(run: Any, path: Path) -> None:
     from compressor.cli.show import Step
     from compressor.cli.weights import dense_model
 
-    model = dense_model(run.source, run.data, run.execution, None, lambda name: Step("dense", name))
+    model = dense_model(
+        run.source, run.data, run.execution, None, lambda name: Step("dense", name.removeprefix("dense "))
+    )
     state = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in model.state_dict().items()}
     write_atomically(path, save(state))
 
@@ -309,7 +312,7 @@ def _show_plan(plan: Plan, folder: Path, as_json: bool) -> None:
         print_json({"rows": rows})
         return
     print_table([["row", "command, which starts from one dense model"], *commands.items()])
-    click.echo(f"{len(plan.rows)} rows; nothing was written")
+    click.echo(f"{counted(len(plan.rows), 'row')}; nothing was written")
 
 
 def _show(ledger: Ledger, plan: Plan, as_json: bool) -> None:

@@ -20,9 +20,10 @@ class Word(click.Choice[str]):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
         """Returns the word."""
-        if value in self.choices:
-            return str(value)
-        self.fail(f"{value!r}, expected {_either(self.choices)}.{did_you_mean(str(value), self.choices)}", param, ctx)
+        if value not in self.choices:
+            hint = did_you_mean(str(value), self.choices)
+            self.fail(f"{value!r}, expected {_either(self.choices)}.{hint}", param, ctx)
+        return str(value)
 
 
 class WholeNumber(click.IntRange):

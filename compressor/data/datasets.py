@@ -26,6 +26,7 @@ from compressor.data.built_in import BUILT_IN, check_name
 from compressor.data.images import open_images
 from compressor.data.splits import ArraySplit, Batch, ImageSplit, SeededRandomSampler, collate_readable
 from compressor.formats.errors import MissingError, UsageError
+from compressor.wording import counted
 
 __all__ = ["FASHION_MNIST_DIR", "Dataset", "load_data"]
 
@@ -84,7 +85,9 @@ class Dataset:
         """
         splits = {"train": self.train, "validation": self.validation, "test": self.test}
         counts = [f"{len(split):,} {name}" for name, split in splits.items() if split is not None]  # type: ignore[arg-type]
-        return "; ".join([f"{', '.join(counts)} images of {self.num_classes:,} classes", *self.notes])
+        return "; ".join(
+            [f"{', '.join(counts)} images of {counted(self.num_classes, 'class', 'classes')}", *self.notes]
+        )
 
     @property
     def evaluated(self) -> str:

@@ -152,8 +152,11 @@ class Policy:
         self.prunings = tuple(None if rule.ignored else _pruning_of(rule, rules[-1]) for rule in rules)
         for rule, scheme, pruning in zip(rules, self.schemes, self.prunings, strict=True):
             if pruning and scheme and not scheme.can_prune:
-                cannot = f"{scheme!r} cannot fix single weights to zero"
+                cannot = f"{scheme} cannot fix single weights to zero"
                 raise PolicyError(f"rule {rule.match!r} has sparsity, and {cannot}: leave it out, or change the scheme")
+
+    def __repr__(self) -> str:
+        return f"Policy({list(self.given)!r})"
 
     @property
     def rules(self) -> tuple[Rule, ...]:

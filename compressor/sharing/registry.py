@@ -34,10 +34,9 @@ def register(cls: type[S]) -> type[S]:
 
 
 def _brief(scheme: Scheme) -> str:
-    """Shows the first setting, and those that differ from their defaults."""
-    settings = fields(scheme)  # type: ignore[arg-type]
-    shown = [f for n, f in enumerate(settings) if n == 0 or getattr(scheme, f.name) != f.default]
-    return f"{type(scheme).__name__}({', '.join(f'{f.name}={getattr(scheme, f.name)!r}' for f in shown)})"
+    """Shows the settings that tell a scheme from others, as Python has them."""
+    settings = ", ".join(f"{name}={value!r}" for name, value in scheme.brief_settings.items())
+    return f"{type(scheme).__name__}({settings})"
 
 
 def make_scheme(name: str, settings: Mapping[str, Any]) -> Scheme:

@@ -79,6 +79,17 @@ class Scheme(ABC):
         """
         return any(one.name == "rate" for one in fields(self))  # type: ignore[arg-type]
 
+    @property
+    def brief_settings(self) -> dict[str, Any]:
+        """The settings that tell it from others: the first, and those that differ from their defaults."""
+        settings = fields(self)  # type: ignore[arg-type]
+        shown = (f.name for n, f in enumerate(settings) if n == 0 or getattr(self, f.name) != f.default)
+        return {name: getattr(self, name) for name in shown}
+
+    def __str__(self) -> str:
+        """Returns id and settings as a command line and a recipe have them, such as ``learnt codewords=16``."""
+        return " ".join([self.id, *(f"{name}={value}" for name, value in self.brief_settings.items())])
+
     def priced(self, rate: float) -> Self:
         """Returns the scheme with another price of a bit.
 

@@ -140,7 +140,7 @@ def test_dry_run_writes_nothing(folder: Path, type_: Any) -> None:
     before = sorted(folder.iterdir())
     out, _ = type_("--dry-run", "test_resnet", "--recipe", "mixed3")
     assert sorted(folder.iterdir()) == before
-    assert "Learnt(codewords=8)" in out
+    assert "learnt codewords=8" in out
     assert "ignored by rule 1" in out
     assert "predicted  " in out.splitlines()[-1]
     document = json.loads(type_("test_resnet", "--dry-run", "--json")[0])

@@ -134,8 +134,8 @@ def test_the_first_of_two_matching_rules_wins(capsys: pytest.CaptureFixture[str]
     Path("r.toml").write_text(f"[[stage]]\n{rules}")
     assert run([MODEL, "--recipe", "r.toml", "--dry-run", "--json"]) == 0
     plans = {site["site"]: site for site in json.loads(capsys.readouterr().out)["sites"]}
-    assert [plans["fc.weight"][key] for key in ("rule", "plan")] == ["fc", "Learnt(codewords=8)"]
-    assert [plans["layer1.0.conv1.weight"][key] for key in ("rule", "plan")] == ["*", "Learnt(codewords=4)"]
+    assert [plans["fc.weight"][key] for key in ("rule", "plan")] == ["fc", "learnt codewords=8"]
+    assert [plans["layer1.0.conv1.weight"][key] for key in ("rule", "plan")] == ["*", "learnt codewords=4"]
 
 
 RULES = ("fc", 3), ("*", 2), ("layer1.0.conv1", 5)

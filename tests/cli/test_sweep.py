@@ -199,7 +199,7 @@ def test_a_recipe_that_was_edited_is_refused(type_: Callable[..., Ran]) -> None:
     command = ["sweep", "test_resnet", "--recipe", "recipe.toml", "-o", "s"]
     for _ in range(2):
         code, _, lines = type_(*command)
-        assert (code, lines) == (0, ["1 rows in s, 1 of them done before"])
+        assert (code, lines) == (0, ["1 row in s, 1 of them done before"])
     Path("recipe.toml").write_text(RECIPE + "# a comment\n")
     code, _, (line,) = type_(*command)
     wanted = "recipe.toml has changed since s was begun with it: give another folder with -o"

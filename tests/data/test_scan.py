@@ -103,7 +103,7 @@ def test_images_outside_the_folder_of_a_class(folder: Path) -> None:
         save_picture(folder / split / "stray.png")
     data = opened(folder)
     assert data.num_classes == 4
-    assert data.notes[0] == "1 images of train outside the folder of a class are a class of their own"
+    assert data.notes[0] == "1 image of train outside the folders of classes: taken for a class without a name"
     (folder / "val" / "stray.png").unlink()
     with pytest.raises(MissingError, match="different classes: images outside the folder of a class"):
         opened(folder)
