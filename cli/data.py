@@ -23,7 +23,7 @@ def say_images(preprocessing: Any) -> None:
     """Prints how images are prepared, in a line."""
     from compressor.data.preprocessing import describe_preprocessing
 
-    say(f"{'images':{HEAD}}{describe_preprocessing(preprocessing)}")
+    say(f"{'images':{HEAD}}{describe_preprocessing(preprocessing)}", HEAD)
 
 
 def say_data(data: Dataset, folder: Path | None) -> None:
@@ -34,7 +34,7 @@ def say_data(data: Dataset, folder: Path | None) -> None:
         folder: of its files.
     """
     label = folder if folder is not None and data.name == "folder" else data.name
-    say(f"{'data':{HEAD}}{label}: {data.summary}")
+    say(f"{'data':{HEAD}}{label}: {data.summary}", HEAD)
 
 
 def look_at(data: Dataset, folder: Path | None, whole: bool | None = None) -> None:

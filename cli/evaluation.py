@@ -13,7 +13,7 @@ from compressor.cli.click_options import click_options, from_values
 from compressor.cli.data import say_data, say_images
 from compressor.cli.files import EVAL_BATCH, PackedPath, in_bytes, memory_option, open_packed, packed_file
 from compressor.cli.preprocessing import NumbersCommand, PreprocessingConfig
-from compressor.cli.show import accuracy_line, percent, print_json, print_table
+from compressor.cli.show import accuracy_line, echo, percent, print_json, print_table
 from compressor.cli.values import WholeNumber
 from compressor.formats.errors import MissingError, UsageError
 
@@ -143,11 +143,11 @@ class Found:
         recorded, result, dense = self.recorded, self.packed, self.dense
         same = {None: "", result.top1: "  as recorded in the file"}
         note = same.get(recorded, f"  recorded in the file: {recorded!r}")
-        click.echo(accuracy_line(result, dense, self.data.evaluated, self.made.seed) + note)
+        echo(accuracy_line(result, dense, self.data.evaluated, self.made.seed) + note)
         before = ("", "") if dense is None else (f"dense {percent(dense.top5)} -> ", f"dense {dense.loss:.4f} -> ")
         speed = f"{result.images_per_second:,.0f} images/s"
         top5 = f"top-5 {before[0]}{percent(result.top5)}  " if self.data.num_classes > TOP else ""
-        click.echo(f"{top5}loss {before[1]}{result.loss:.4f} nats  {speed}")
+        echo(f"{top5}loss {before[1]}{result.loss:.4f} nats  {speed}")
         if per_class:
             rows = [[row["name"], f"{row['images']:,}", *map(percent, _shares(row))] for row in self._classes()]
             print_table([["class", "images", *(["dense"] if dense is not None else []), "top-1"], *rows])

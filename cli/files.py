@@ -113,5 +113,5 @@ def inspect(file: Path, everything: bool, as_json: bool, markdown: bool, max_mem
     elif markdown:
         click.echo(report.to_markdown())
     else:
-        head, _, rows = report.table(width(), everything).partition("\n")
+        head, _, rows = report.table(width(), everything, "--all").partition("\n")
         click.echo("\n".join([report.heading(width()), "", styled(head, bold=True), rows]))

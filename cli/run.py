@@ -219,7 +219,7 @@ def _say_before(work: Run, job: Compressor, step: Step, top1: float | None) -> N
     if top1 is None and work.has_dense_model and not is_resumed:
         top1 = _evaluate(work, job.model, "validation").top1
     if top1 is not None:
-        say(f"{step.head}before it: validation {percent(top1)}")
+        say(f"{step.head}before it: validation {percent(top1)}", len(step.head))
 
 
 def _on_epoch(work: Run, stage: Stage, step: Step, then: Callable[[], object]) -> Callable[[Epoch, float | None], None]:

@@ -21,7 +21,7 @@ from compressor.cli.click_options import click_options, from_values
 from compressor.cli.compress import MODEL, SectionedCommand
 from compressor.cli.configs import Request
 from compressor.cli.files import make_folder
-from compressor.cli.show import percent, print_json, print_table, say
+from compressor.cli.show import echo, percent, print_json, print_table, say
 from compressor.cli.sweep_options import SWEEP_OPTIONS, Plan, SweepConfig, given, read_plan, words
 from compressor.config_fields import config_fields
 from compressor.formats.errors import (
@@ -311,7 +311,9 @@ def _show_plan(plan: Plan, folder: Path, as_json: bool) -> None:
         rows = [{"row": row.name, "options": dict(row.options), "command": commands[row.name]} for row in plan.rows]
         print_json({"rows": rows})
         return
-    print_table([["row", "command, which starts from one dense model"], *commands.items()])
+    click.echo("Each row, and its command, which starts from one dense model:")
+    for name, command in commands.items():
+        click.echo(f"{name}\n  {command}")  # in one line, to be copied
     click.echo(f"{counted(len(plan.rows), 'row')}; nothing was written")
 
 
@@ -323,7 +325,7 @@ def _show(ledger: Ledger, plan: Plan, as_json: bool) -> None:
         return
     heads = ["row", "bytes", "smaller", "top-1", "95 % interval", "dense"]
     print_table([heads, *map(_cells, entries)])
-    click.echo(f"rows: {ledger.path}; a page of them: compress report {shlex.quote(str(ledger.folder))}")
+    echo(f"rows: {ledger.path}; a page of them: compress report {shlex.quote(str(ledger.folder))}")
 
 
 def _cells(entry: Entry) -> list[str]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from tabulate import tabulate
 
-__all__ = ["Row", "html_table", "markdown_table", "text_table"]
+__all__ = ["Row", "html_table", "legend_of", "markdown_table", "text_table"]
 
 
 @dataclass(frozen=True)
@@ -55,11 +55,19 @@ COLUMNS: dict[str, Callable[[Row], str]] = {
     "rule": lambda r: r.rule,
 }
 DROPPED_FIRST = ("codec", "scheme", "rule", "overhead", "codebook", "bits", "zeros", "shape", "codewords", "weights")
+LEGEND = {
+    ("site",): ": a tensor whose weights share values",
+    ("entropy", "coded"): " in bits a weight",
+    ("indices", "codebook", "overhead"): " in bytes",
+    ("codewords",): ": shared values, used and allowed",
+    ("SQNR",): ": squares of the weights over squares of their errors, at 0 dB as large",
+}
+"""What follows the names of some columns in a legend."""
 LEFT_ALIGNED = ("site", "shape", "scheme", "codec", "rule")
 
 
-def text_table(rows: Sequence[Row], width: int) -> str:
-    """Returns rows as plain text; columns are dropped, the least important first, until it fits ``width``.
+def text_table(rows: Sequence[Row], width: int) -> tuple[str, list[str]]:
+    """Returns rows as plain text, and its columns, of which the least important are dropped until it fits ``width``.
 
     Args:
         rows: the rows.
@@ -71,7 +79,22 @@ def text_table(rows: Sequence[Row], width: int) -> str:
         text = _table(rows, columns, "plain")
         if max(map(len, text.splitlines())) <= width:
             break
-    return text
+    return text, columns
+
+
+def legend_of(columns: Sequence[str]) -> list[str]:
+    """Returns what some columns of a table are, and their units, those that need no explanation left out.
+
+    Example:
+        >>> legend_of(["site", "shape", "indices", "SQNR"])[:2]
+        ['site: a tensor whose weights share values', 'indices in bytes']
+    """
+    legend = []
+    for explained, text in LEGEND.items():
+        if there := [name for name in explained if name in columns]:
+            *first, last = there
+            legend.append(f"{', '.join(first)} and {last}{text}" if first else f"{last}{text}")
+    return legend
 
 
 def markdown_table(rows: Sequence[Row]) -> str:

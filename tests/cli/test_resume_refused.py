@@ -169,11 +169,11 @@ def refused(path: Path, state: object) -> None:
 @pytest.mark.parametrize(
     ("option", "said"),
     [
-        (("--mixup", "-1"), "'--mixup': -1.0 is not in the range x>=0."),
+        (("--mixup", "-1"), "'--mixup': '-1', expected a number at least 0"),
         (("--cutmix", "inf"), "cutmix: expected a finite number, got inf"),
-        (("--smoothing", "1"), "'--smoothing': 1.0 is not in the range 0<=x<1."),
-        (("--layer-decay", "0"), "'--layer-decay': 0.0 is not in the range 0<x<=1."),
-        (("--model-ema-decay", "1"), "'--model-ema-decay': 1.0 is not in the range 0<=x<1."),
+        (("--smoothing", "1"), "'--smoothing': '1', expected a number at least 0 and below 1"),
+        (("--layer-decay", "0"), "'--layer-decay': '0', expected a number above 0 and at most 1"),
+        (("--model-ema-decay", "1"), "'--model-ema-decay': '1', expected a number at least 0 and below 1"),
     ],
 )
 def test_shares_that_are_none(runs: Runs, option: tuple[str, str], said: str) -> None:

@@ -63,14 +63,14 @@ def test_of_very_many_images_the_headers_are_read(kind: str, folder: Path, monke
     save_picture(folder / "train" / "ant" / f"cut.{kind}", size=(100, 100))
     whole = (folder / "train" / "ant" / f"cut.{kind}").read_bytes()
     (folder / "train" / "ant" / f"cut.{kind}").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(MissingError, match="1 of the pictures"):
+    with pytest.raises(MissingError, match="1 of the images"):
         scan_images(opened(folder))
     monkeypatch.setattr(scan, "MOST_WHOLE", 15)  # there are 16
     scan_images(opened(folder))
-    with pytest.raises(MissingError, match="1 of the pictures"):
+    with pytest.raises(MissingError, match="1 of the images"):
         scan_images(opened(folder), whole=True)
     (folder / "val" / "ant" / "0.png").write_bytes(b"")
-    with pytest.raises(MissingError, match="1 of the pictures"):
+    with pytest.raises(MissingError, match="1 of the images"):
         scan_images(opened(folder))
 
 
