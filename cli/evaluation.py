@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from compressor.data.datasets import Dataset
     from compressor.report.provenance import Provenance
-    from compressor.training.measurement import Measurement
+    from compressor.training.detailed_evaluation import DetailedEvaluation
 
 __all__ = ["evaluate"]
 
@@ -60,7 +60,7 @@ def evaluate(
     from compressor import load
     from compressor.distributed.devices import find_device
     from compressor.report.provenance import read_provenance
-    from compressor.training.measurement import measure
+    from compressor.training.detailed_evaluation import measure
 
     asked = from_values(PreprocessingConfig, values)
     asked.check()
@@ -105,8 +105,8 @@ class Found:
     model: Mapping[str, Any] | None
     data: Dataset
     made: Provenance
-    packed: Measurement
-    dense: Measurement | None
+    packed: DetailedEvaluation
+    dense: DetailedEvaluation | None
 
     @property
     def recorded(self) -> float | None:
@@ -138,7 +138,7 @@ class Found:
 
     def show(self, per_class: bool) -> None:
         """Prints the figures as text."""
-        from compressor.training.measurement import TOP
+        from compressor.training.detailed_evaluation import TOP
 
         recorded, result, dense = self.recorded, self.packed, self.dense
         same = {None: "", result.top1: "  as recorded in the file"}

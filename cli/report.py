@@ -10,7 +10,7 @@ import click
 
 from compressor.cli.click_options import byte_size
 from compressor.cli.files import PackedPath, make_folder, memory_option, open_packed
-from compressor.cli.show import say
+from compressor.cli.show import json_text, say
 from compressor.cli.sweep import DENSE
 from compressor.cli.values import Word
 from compressor.formats.errors import CompressorError, MissingError, ResourceError, UsageError
@@ -41,23 +41,28 @@ MOST_DETAILS = 12  # files of a sweep that are shown one by one
     help="The most bytes, as 450KB, or the least top-1, as 92%; drawn, and kept to by the choices.",
 )
 @click.option(
-    "--format", "kind", type=Word(["html", "markdown", "latex", "csv"]), default="html", show_default=True,
-    help="A page, or the table of all configurations.",
+    "--format", "kind", type=Word(["html", "markdown", "latex", "csv", "json"]),
+    help="A page, or all configurations as a table or JSON. [default: html]",
 )  # fmt: skip
 @click.option("--png", "folder", type=click.Path(path_type=Path, file_okay=False), help="Folder for the pictures, too.")
 @click.option("--force", is_flag=True, help="Replace files that exist.")
+@click.option("--json", "as_json", is_flag=True, help="The same as --format json.")
 @memory_option
 def report(
     sources: tuple[Path, ...],
     output: Path | None,
     bounds: tuple[str, ...],
-    kind: str,
+    kind: str | None,
     folder: Path | None,
     force: bool,
+    as_json: bool,
     max_memory: int | None,
 ) -> None:
     """Show packed FILEs, or those of a SWEEP, beside each other: accuracy against size, and what is in each file."""
     limits = _bounds(bounds)
+    if as_json and kind not in (None, "json"):
+        raise UsageError(f"--json and --format {kind}: name one")
+    kind = "json" if as_json else kind or "html"
     target = Path("report.html") if output is None and kind == "html" else output
     if target is not None:
         check_not_input(target, *sources)
@@ -103,11 +108,14 @@ def _share(text: str) -> float:
 
 
 def _text(comparison: Comparison, kind: str) -> str:
+    from compressor.comparison.document import document
     from compressor.comparison.page import page
     from compressor.comparison.tables import table_of_configurations, text_of
 
     if kind == "html":
         return page(comparison)
+    if kind == "json":
+        return f"{json_text(document(comparison))}\n"
     return text_of(table_of_configurations(comparison.configurations), kind)
 
 

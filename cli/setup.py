@@ -170,7 +170,9 @@ def _checked(request: Request, device: torch.device) -> Run:
     sketch = build_model(named.architecture, source.args)
     plans = [stage.policy.plan(sketch) for stage in recipe.stages]
     if request.has_price and not any(plan.scheme and plan.scheme.has_price for plan in plans[-1]):
-        raise UsageError(f"{request.target.flag}: nothing that the recipe shares last has a price of bits{_priced()}")
+        raise UsageError(
+            f"{request.target.flag}: nothing that the recipe shares last has a price of bits{_known_with_price()}"
+        )
     if request.output.fold_norms:
         check_foldable(sketch, [plan.site.name for plan in plans[-1] if plan.scheme])
     if data is not None:
@@ -256,10 +258,12 @@ def _check_has_price(request: Request) -> None:
     sharing, flag = request.sharing, request.target.flag
     if fixed := sharing.fixed_by_price():
         raise UsageError(
-            f"{flag} finds the shared values by the price of bits: leave out {', '.join(fixed)}{_priced()}"
+            f"{flag} finds the shared values by the price of bits: leave out {', '.join(fixed)}{_known_with_price()}"
         )
     if sharing.recipe is None and not _has_price(scheme := sharing.rule(has_price=True)["scheme"]):
-        raise UsageError(f"{flag} and --scheme {scheme}, which has no price of bits: name another one{_priced()}")
+        raise UsageError(
+            f"{flag} and --scheme {scheme}, which has no price of bits: name another one{_known_with_price()}"
+        )
 
 
 def _has_price(scheme: str) -> bool:
@@ -267,7 +271,7 @@ def _has_price(scheme: str) -> bool:
     return any(setting.name == "rate" for setting in fields(SCHEMES.find(scheme)))  # type: ignore[arg-type]
 
 
-def _priced() -> str:
+def _known_with_price() -> str:
     return f"; schemes with a price: {', '.join(filter(_has_price, sorted(SCHEMES)))}"
 
 

@@ -33,6 +33,7 @@ __all__ = [
     "accuracy_line",
     "counts",
     "echo",
+    "json_text",
     "percent",
     "print_json",
     "print_table",
@@ -101,11 +102,16 @@ def styled(text: str, **style: Any) -> str:
 
 
 def print_json(document: Mapping[str, Any]) -> None:
-    """Prints one JSON document: what all have in common, the command and its time among it, and then its own keys."""
+    """Prints one JSON document, as ``json_text`` returns it."""
+    click.echo(json_text(document))
+
+
+def json_text(document: Mapping[str, Any]) -> str:
+    """Returns a JSON document: what all have in common, the command and its time among it, and then its own keys."""
     context = click.get_current_context(silent=True)
     invocation = None if context is None else context.find_object(Invocation)
     facts = {} if invocation is None else invocation.to_dict()
-    click.echo(json.dumps(with_units({**facts, **document}), indent=2, default=str))
+    return json.dumps(with_units({**facts, **document}), indent=2, default=str)
 
 
 def print_table(rows: Sequence[Sequence[Any]], spare: Collection[str] = ()) -> None:

@@ -10,7 +10,7 @@ from tabulate import tabulate
 from compressor.policy.policy import TensorPlan
 from compressor.wording import counted
 
-__all__ = ["describe_plan", "describe_plans", "plans_table"]
+__all__ = ["describe_plan", "describe_plans", "describe_progress", "plans_table"]
 
 
 def describe_plans(plans: Sequence[TensorPlan]) -> str:
@@ -34,6 +34,22 @@ def describe_plan(plan: TensorPlan) -> str:
     if plan.scheme is None:
         return f"left alone: {plan.reason}"
     return f"{plan.scheme}" if plan.pruning is None else f"{plan.scheme} sparsity={plan.pruning.sparsity:g}"
+
+
+def describe_progress(steps: int, total: int, is_prepared: bool, is_finished: bool) -> str:
+    """Returns how far a job has come.
+
+    Args:
+        steps, total: of training; 0: it has not begun.
+        is_prepared, is_finished: whether weights share values, and whether they are packed.
+
+    Example:
+        >>> describe_progress(17, 17, False, True), describe_progress(3, 17, True, False)
+        ('finished after 17 steps', '3 of 17 steps')
+    """
+    if is_finished:
+        return f"finished after {counted(steps, 'step')}" if steps else "finished"
+    return f"{steps} of {total} steps" if total else "prepared" if is_prepared else "new"
 
 
 def plans_table(plans: Sequence[TensorPlan]) -> str:

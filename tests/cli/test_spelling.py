@@ -42,7 +42,7 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (("resnet18", "--bits", "four"), 2, "'--bits': 'four', expected a whole number at least 1"),
         (("resnet18", "--lr", "fast"), 2, "'--lr': 'fast', expected a number at least 0"),
         (("resnet18", "--sparsity", "1"), 2, "'--sparsity': '1', expected a number at least 0 and below 1"),
-        (("report", "a", "--format", "htm"), 2, "expected html, markdown, latex or csv. Did you mean 'html'?"),
+        (("report", "a", "--format", "htm"), 2, "expected html, markdown, latex, csv or json. Did you mean 'html'?"),
     ],
 )
 def test_a_misspelt_name_is_answered_without_torch(words: tuple[str, ...], code: int, said: str) -> None:

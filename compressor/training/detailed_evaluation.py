@@ -17,14 +17,14 @@ from compressor.training.evaluation import Evaluation
 from compressor.training.modes import eval_mode
 from compressor.training.out_of_memory import predict
 
-__all__ = ["TOP", "Measurement", "measure"]
+__all__ = ["TOP", "DetailedEvaluation", "measure"]
 
 TOP = 5
 """Classes among which the right one may be, for top-5."""
 
 
 @dataclass(frozen=True, eq=False)
-class Measurement(Evaluation):
+class DetailedEvaluation(Evaluation):
     """How a model answers for each image of a data set.
 
     Args:
@@ -63,7 +63,7 @@ class Measurement(Evaluation):
 
 
 @torch.no_grad()
-def measure(model: nn.Module, loader: Iterable[Any]) -> Measurement:
+def measure(model: nn.Module, loader: Iterable[Any]) -> DetailedEvaluation:
     """Measures a model on a data set, in eval mode and in one process; images that cannot be read are left out.
 
     Args:
@@ -87,7 +87,7 @@ def measure(model: nn.Module, loader: Iterable[Any]) -> Measurement:
     if not parts:
         raise MissingError("the data set to evaluate on is empty")
     correct, in_top5, losses, labels = (torch.cat(part) for part in zip(*parts, strict=True))
-    return Measurement(correct, in_top5, losses, labels, seconds)
+    return DetailedEvaluation(correct, in_top5, losses, labels, seconds)
 
 
 def _figures(scores: Tensor, targets: Tensor) -> tuple[Tensor, ...]:
