@@ -47,7 +47,7 @@ def one_line_errors(
     except ValidationError as exc:
         first = exc.errors()[0]
         place = describe(".".join(map(str, first["loc"])))
-        is_there = first["type"] not in ("missing", "extra_forbidden")
+        is_there = first["type"] not in ("missing", "extra_forbidden", "unexpected_keyword_argument")
         value = f", got {first['input']!r}" if show_value and is_there else ""
         raise error(f"{place}: {_expected(first)}{value}") from None
 
@@ -57,7 +57,7 @@ def _expected(fault: Mapping[str, Any]) -> str:
     kind, context = fault["type"], fault.get("ctx", {})
     if kind == "missing":
         return "is missing"
-    if kind == "extra_forbidden":
+    if kind in ("extra_forbidden", "unexpected_keyword_argument"):
         return "is not known"
     if kind in BOUNDS:
         name, words = BOUNDS[kind]

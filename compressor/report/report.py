@@ -148,7 +148,7 @@ class Report:
         """Returns the table of all tensors and the totals as Markdown."""
         return f"{markdown_table(self.rows)}\n\n{self.summary()}"
 
-    def table(self, width: int = 120, everything: bool = False, how: str = "everything=True") -> str:
+    def table(self, width: int = 120, everything: bool = False, how: str = "table(everything=True)") -> str:
         """Returns the table and the totals as text no wider than ``width``; columns are dropped until it fits.
 
         Args:

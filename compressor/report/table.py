@@ -63,6 +63,7 @@ LEGEND = {
     ("SQNR",): ": squares of the weights over squares of their errors, at 0 dB as large",
 }
 """What follows the names of some columns in a legend."""
+LEAST_SITE = 16  # columns of a name
 LEFT_ALIGNED = ("site", "shape", "scheme", "codec", "rule")
 
 
@@ -79,6 +80,9 @@ def text_table(rows: Sequence[Row], width: int) -> tuple[str, list[str]]:
         text = _table(rows, columns, "plain")
         if max(map(len, text.splitlines())) <= width:
             break
+    else:  # of names as long as these only parts fit on a line
+        excess = max(map(len, text.splitlines())) - width
+        text = _table(rows, columns, "plain", max(max(len(row.site) for row in rows) - excess, LEAST_SITE))
     return text, columns
 
 
@@ -107,9 +111,11 @@ def html_table(rows: Sequence[Row]) -> str:
     return _table(rows, list(COLUMNS), "html")
 
 
-def _table(rows: Sequence[Row], columns: Sequence[str], form: str) -> str:
+def _table(rows: Sequence[Row], columns: Sequence[str], form: str, site_width: int | None = None) -> str:
     align = ["left" if column in LEFT_ALIGNED else "right" for column in columns]
     cells = [[COLUMNS[column](row) for column in columns] for row in rows]
     if form == "plain":  # the headers are an ordinary row, because tabulate pads real headers by two
-        return tabulate([columns, *cells], tablefmt=form, colalign=align, disable_numparse=True)
+        return tabulate(
+            [columns, *cells], tablefmt=form, colalign=align, disable_numparse=True, maxcolwidths=[site_width]
+        )
     return tabulate(cells, columns, form, colalign=align if cells else None, disable_numparse=True)

@@ -26,6 +26,7 @@ from collections.abc import Mapping
 from dataclasses import fields, replace
 from typing import Any, ClassVar, Self
 
+from pydantic import ConfigDict
 from torch import Tensor
 
 from compressor.formats.codecs.base import Codec
@@ -40,6 +41,8 @@ __all__ = ["Scheme"]
 
 class Scheme(ABC):
     """The settings of a scheme and its five functions: ``fit``, ``weight``, ``on_step``, ``penalty``, ``export``."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")  # a misspelt setting is an error
 
     id: ClassVar[str]
     """The name that policies, recipes and the command line know it by."""

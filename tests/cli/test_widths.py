@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -42,17 +41,16 @@ def test_lines_fit(words: tuple[str, ...], type_: Callable[..., Ran], monkeypatc
     monkeypatch.setenv("COLUMNS", str(COLUMNS))
     code, out, err = type_(*words)
     assert code == 0, err
-    lines = [line for line in [*out.splitlines(), *err] if not re.fullmatch(r"\S+ \S+", line.strip())]
+    lines = [*out.splitlines(), *err]
     assert lines
-    assert not [line for line in lines if len(line) > COLUMNS and not re.search(r"\S{60}", line)]
+    assert not [line for line in lines if len(line) > COLUMNS]
 
 
 def test_without_a_terminal_lines_are_whole(type_: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch) -> None:
     write_folder(Path("own"), {"train": 2, "val": 2})
     Image.new("RGB", (9, 9)).save("own/train/ant/odd.webp")
     monkeypatch.delenv("COLUMNS", raising=False)
-    _, out, err = type_(MODEL, "--recipe", "mixed3", "--dry-run")
-    assert " rule" in out.splitlines()[0]
+    assert " rule" in type_(MODEL, "--recipe", "mixed3", "--dry-run")[1].splitlines()[0]
     (line,) = type_("check-data", "own")[2]
     assert line.endswith("left out of train: 1 .webp (only .jpeg, .jpg, .png are read)")
 
