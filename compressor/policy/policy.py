@@ -55,7 +55,8 @@ class Rule:
         self, match: str = "*", scheme: str | Scheme | None = None, *, types: Sequence[str] = (), **settings: Any
     ) -> None:
         if isinstance(scheme, Scheme):
-            scheme, settings = scheme.id, {**scheme.brief_settings, **settings}
+            settings = {**scheme.brief_settings, **settings}
+            scheme = scheme.id
         for name, value in (("match", match), ("scheme", scheme), ("types", tuple(types)), ("settings", settings)):
             object.__setattr__(self, name, value)
         object.__setattr__(self, "ignored", False)
