@@ -94,7 +94,8 @@ def _show(difference: Difference) -> None:
     """Prints a line for each tensor and each entry of the metadata that differs, and the totals."""
     if difference.rows:
         print_table(
-            [["tensor", "weights", "differ", "max |d|", "SQNR", "bytes", "what"], *map(_cells, difference.rows)]
+            [["tensor", "weights", "differ", "max |d|", "SQNR", "bytes", "what"], *map(_cells, difference.rows)],
+            spare=("weights", "max |d|"),
         )
     for path, (old, new) in difference.metadata.items():
         echo(f"{path}  {'nothing' if old is None else old} -> {'nothing' if new is None else new}")

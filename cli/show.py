@@ -44,7 +44,7 @@ __all__ = [
 
 WHOLE_WORDS: dict[str, Any] = {"break_long_words": False, "break_on_hyphens": False}
 UNKNOWN = sys.maxsize  # columns of a stream that is no terminal
-LEAST, GAP = 16, 2  # columns that phrases of a table take at least, and between columns
+LEAST, GAP = 16, 2  # columns of a terminal that a column of a table keeps where it is cut, and between them
 LINE, POSTFIX = 10.0, 1.0  # seconds between two lines, and between two readings of the loss for the bar
 
 
@@ -127,10 +127,12 @@ def print_table(rows: Sequence[Sequence[Any]], spare: Collection[str] = ()) -> N
     if _excess(columns) > 0:
         columns = [column for column in columns if column[0] not in spare]
     widths, excess = [max(map(len, column)) for column in columns], _excess(columns)
-    phrases = [size if any(" " in cell for cell in column) else 0 for size, column in zip(widths, columns, strict=True)]
-    longest = phrases.index(max(phrases))
-    most = [max(size - excess, LEAST) if excess > 0 and n == longest else None for n, size in enumerate(widths)]
-    click.echo(tabulate(list(zip(*columns, strict=True)), tablefmt="plain", disable_numparse=True, maxcolwidths=most))
+    has_words = [any(" " in cell for cell in column) for column in columns]
+    for number in sorted(range(len(columns)), key=lambda number: (not has_words[number], -widths[number])):
+        cut = min(max(excess, 0), max(widths[number] - LEAST, 0))
+        widths[number], excess = widths[number] - cut, excess - cut
+    rows = list(zip(*columns, strict=True))
+    click.echo(tabulate(rows, tablefmt="plain", disable_numparse=True, maxcolwidths=list(widths)))
 
 
 def _excess(columns: Sequence[Sequence[str]]) -> int:
