@@ -130,9 +130,10 @@ def print_table(rows: Sequence[Sequence[Any]], spare: Collection[str] = ()) -> N
     has_words = [any(" " in cell for cell in column) for column in columns]
     for number in sorted(range(len(columns)), key=lambda number: (not has_words[number], -widths[number])):
         cut = min(max(excess, 0), max(widths[number] - LEAST, 0))
-        widths[number], excess = widths[number] - cut, excess - cut
-    rows = list(zip(*columns, strict=True))
-    click.echo(tabulate(rows, tablefmt="plain", disable_numparse=True, maxcolwidths=list(widths)))
+        if cut:  # tabulate's own way to cut cells takes 2,304 for a whole number of Python
+            columns[number] = [fill(cell, widths[number] - cut) for cell in columns[number]]
+            excess -= cut
+    click.echo(tabulate(list(zip(*columns, strict=True)), tablefmt="plain", disable_numparse=True))
 
 
 def _excess(columns: Sequence[Sequence[str]]) -> int:
