@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from textwrap import fill
 
 from tabulate import tabulate
 
@@ -114,8 +115,8 @@ def html_table(rows: Sequence[Row]) -> str:
 def _table(rows: Sequence[Row], columns: Sequence[str], form: str, site_width: int | None = None) -> str:
     align = ["left" if column in LEFT_ALIGNED else "right" for column in columns]
     cells = [[COLUMNS[column](row) for column in columns] for row in rows]
+    if site_width is not None:
+        cells = [[fill(site, site_width), *others] for site, *others in cells]
     if form == "plain":  # the headers are an ordinary row, because tabulate pads real headers by two
-        return tabulate(
-            [columns, *cells], tablefmt=form, colalign=align, disable_numparse=True, maxcolwidths=[site_width]
-        )
+        return tabulate([columns, *cells], tablefmt=form, colalign=align, disable_numparse=True)
     return tabulate(cells, columns, form, colalign=align if cells else None, disable_numparse=True)
