@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from compressor.cli.files import PackedPath, memory_option, open_packed
-from compressor.cli.show import print_json, print_table
+from compressor.cli.show import echo, print_json, print_table
 from compressor.formats.errors import IntegrityError, UsageError
 from compressor.formats.io.hub import pinned_name
 
@@ -65,7 +65,7 @@ def verify(file: Path, wanted: str | None, max_memory: int | None, as_json: bool
         raise IntegrityError(f"{name}: {len(bad)} of {sum(checked.values())} parts are bad: fetch it again")
     if not as_json:
         parts = " and ".join(f"{count} {kind}" for kind, count in checked.items())
-        click.echo(f"{name}: good, {size:,} bytes, {parts} checked")
+        echo(f"{name}: good, {size:,} bytes, {parts} checked")
         print_table([[name.replace("_", " "), digest] for name, digest in sums.items()])
 
 
@@ -105,14 +105,15 @@ def _show(difference: Difference) -> None:
     """Prints a line for each tensor and each entry of the metadata that differs, and the totals."""
     if difference.rows:
         print_table(
-            [["tensor", "weights", "differ", "max |d|", "SQNR", "bytes", "what"], *map(_cells, difference.rows)]
+            [["tensor", "weights", "differ", "max |d|", "SQNR", "bytes", "what"], *map(_cells, difference.rows)],
+            spare=("weights", "max |d|"),
         )
     for path, (old, new) in difference.metadata.items():
-        click.echo(f"{path}  {'nothing' if old is None else old} -> {'nothing' if new is None else new}")
+        echo(f"{path}  {'nothing' if old is None else old} -> {'nothing' if new is None else new}")
     weights, differ = difference.weights
-    click.echo(f"{len(difference.rows)} of {difference.tensors} tensors and {differ:,} of {weights:,} weights differ")
+    echo(f"{len(difference.rows)} of {difference.tensors} tensors and {differ:,} of {weights:,} weights differ")
     sizes = (f"{kind} {old:,} -> {new:,}" for kind, (old, new) in difference.sizes.items())
-    click.echo("bytes  " + ", ".join(sizes))
+    echo("bytes  " + ", ".join(sizes))
 
 
 def _cells(row: Row) -> list[str]:

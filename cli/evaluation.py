@@ -13,7 +13,8 @@ from compressor.cli.click_options import click_options, from_values
 from compressor.cli.data import say_data, say_images
 from compressor.cli.files import EVAL_BATCH, PackedPath, in_bytes, memory_option, open_packed, packed_file
 from compressor.cli.preprocessing import NumbersCommand, PreprocessingConfig
-from compressor.cli.show import accuracy_line, class_rows, percent, print_json, print_table
+from compressor.cli.show import accuracy_line, class_rows, echo, percent, print_json, print_table
+from compressor.cli.values import WholeNumber
 from compressor.formats.errors import MissingError, UsageError
 from compressor.formats.io.hub import pinned_name
 
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
     from compressor.data.datasets import Dataset
     from compressor.report.provenance import Provenance
-    from compressor.training.measurement import Measurement
+    from compressor.training.detailed_evaluation import DetailedEvaluation
 
 __all__ = ["evaluate"]
 
@@ -31,9 +32,9 @@ __all__ = ["evaluate"]
 @packed_file
 @click.option("--dataset", help="Data set; by default the built-in one that the file was made with.")
 @click.option("--data-dir", type=click.Path(path_type=Path), help="Folder of its files.")
-@click.option("--batch-size", type=click.IntRange(1), default=EVAL_BATCH, show_default=True)
+@click.option("--batch-size", type=WholeNumber(1), default=EVAL_BATCH, show_default=True)
 @click.option("--device", help="cpu, cuda, cuda:1, mps ...  [default: a GPU if there is one]")
-@click.option("--max-bad-images", metavar="N", type=click.IntRange(0), default=0, show_default=True,
+@click.option("--max-bad-images", metavar="N", type=WholeNumber(0), default=0, show_default=True,
               help="Images that may be unreadable; all are listed in bad_images.txt.")  # fmt: skip
 @click.option("--against", type=PackedPath(path_type=Path), metavar="DENSE",
               help="Measure these weights of the same model, too: a checkpoint, or another packed file.")  # fmt: skip
@@ -60,7 +61,7 @@ def evaluate(
     from compressor import load
     from compressor.distributed.devices import find_device
     from compressor.report.provenance import read_provenance
-    from compressor.training.measurement import measure
+    from compressor.training.detailed_evaluation import measure
 
     asked = from_values(PreprocessingConfig, values)
     asked.check()
@@ -107,8 +108,8 @@ class Found:
     model: Mapping[str, Any] | None
     data: Dataset
     made: Provenance
-    packed: Measurement
-    dense: Measurement | None
+    packed: DetailedEvaluation
+    dense: DetailedEvaluation | None
 
     @property
     def recorded(self) -> float | None:
@@ -142,16 +143,16 @@ class Found:
 
     def show(self, per_class: bool) -> None:
         """Prints the figures as text."""
-        from compressor.training.measurement import TOP
+        from compressor.training.detailed_evaluation import TOP
 
         recorded, result, dense = self.recorded, self.packed, self.dense
         same = {None: "", result.top1: "  as recorded in the file"}
         note = same.get(recorded, f"  recorded in the file: {recorded!r}")
-        click.echo(accuracy_line(result, dense, self.data.evaluated, self.made.seed) + note)
+        echo(accuracy_line(result, dense, self.data.evaluated, self.made.seed) + note)
         before = ("", "") if dense is None else (f"dense {percent(dense.top5)} -> ", f"dense {dense.loss:.4f} -> ")
         speed = f"{result.images_per_second:,.0f} images/s"
         top5 = f"top-5 {before[0]}{percent(result.top5)}  " if self.data.num_classes > TOP else ""
-        click.echo(f"{top5}loss {before[1]}{result.loss:.4f} nats  {speed}")
+        echo(f"{top5}loss {before[1]}{result.loss:.4f} nats  {speed}")
         if per_class:
             rows = [
                 [row["name"], f"{row['images']:,}", *map(percent, _shares(row)), *_changed(row)]
@@ -188,7 +189,8 @@ def _data(
     """Loads the images to measure on, prepared as the file says, or as was asked for."""
     from compressor.cli.model_source import check_fixed
     from compressor.data.bad_images import BadImages
-    from compressor.data.datasets import BUILT_IN, load_data
+    from compressor.data.built_in import BUILT_IN
+    from compressor.data.datasets import load_data
     from compressor.data.preprocessing import resolve_preprocessing
 
     named = dataset if dataset is not None else ("" if data_dir is not None else None)

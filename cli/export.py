@@ -13,7 +13,8 @@ import click
 from compressor.cli.about import described
 from compressor.cli.completion import completing
 from compressor.cli.files import in_bytes, memory_option, open_packed, packed_file
-from compressor.cli.show import percent, print_json, print_table, width
+from compressor.cli.show import echo, percent, print_json, print_table, width
+from compressor.cli.values import WholeNumber
 
 if TYPE_CHECKING:
     from compressor.deployment.export import Exported
@@ -36,7 +37,7 @@ def _targets() -> Iterable[str]:
 @click.option("-o", "--output", type=click.Path(path_type=Path),
               help="The file to write.  [default: beside FILE; in this folder for zoo: and hf-hub:]")  # fmt: skip
 @click.option("--dense", is_flag=True, help="Write floats, for a runtime that takes no packed integers.")
-@click.option("--opset", type=int, metavar="N", help="The highest that the runtime knows.")
+@click.option("--opset", type=WholeNumber(1), metavar="N", help="The highest that the runtime knows.")
 @click.option("--force", is_flag=True, help="Replace what exists.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead.")
 @memory_option
@@ -74,12 +75,12 @@ def export(
 
 def _show(done: Exported) -> None:
     equal = f"logits within {done.difference:.1e} of the largest" if done.difference else "equal bit for bit"
-    click.echo(f"{done.path}  {done.exported:,} bytes, run and compared: {equal}")
+    echo(f"{done.path}  {done.exported:,} bytes, run and compared: {equal}")
     rows = [("dense", done.dense), ("packed", done.packed), (done.target, done.exported)]
     print_table([[name, f"{size:,} bytes", f"{percent(size / done.dense)} of dense"] for name, size in rows])
     if done.exported >= done.dense:
-        click.echo("note  larger than the dense file: of so small a network the program takes more than the weights")
-    click.echo(fill(f"limits  {done.limits}", width(), subsequent_indent=INDENT))
+        echo("note  larger than the dense file: of so small a network the program takes more than the weights")
+    echo(f"limits  {done.limits}", len(INDENT))
     click.echo(f"run it  {done.usage}")  # in one line, to be copied
 
 
@@ -94,7 +95,7 @@ def targets(as_json: bool) -> None:
         print_json({"targets": listed})
         return
     for target in listed:
-        click.echo(fill(f"{target['id']}: {target['summary']}", width(), subsequent_indent=INDENT))
+        echo(f"{target['id']}: {target['summary']}", len(INDENT))
         needs = f"python -m pip install '{target['install']}'" if target["install"] else "nothing more"
         for head, text in (("needs", needs), ("limits", target["limits"])):
             click.echo(fill(f"{head:8}{text}", width(), initial_indent=INDENT, subsequent_indent=3 * INDENT))

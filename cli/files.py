@@ -13,6 +13,7 @@ from click.shell_completion import CompletionItem
 
 from compressor.cli.completion import checkpoints, completing
 from compressor.cli.show import print_json, say, styled, width
+from compressor.cli.values import WholeNumber
 from compressor.formats.errors import FormatError, UsageError
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ class PackedPath(click.Path):
 
 packed_file = click.argument("file", type=PackedPath(path_type=Path))
 memory_option = click.option(
-    "--max-memory", metavar="GIB", type=click.IntRange(1), help="Allow tensors of so many GiB, from a FILE you trust."
+    "--max-memory", metavar="GIB", type=WholeNumber(1), help="Allow tensors of so many GiB, from a FILE you trust."
 )
 
 
@@ -110,5 +111,5 @@ def inspect(file: Path, everything: bool, as_json: bool, markdown: bool, max_mem
     elif markdown:
         click.echo(report.to_markdown())
     else:
-        head, _, rows = report.table(width(), everything).partition("\n")
+        head, _, rows = report.table(width(), everything, "--all").partition("\n")
         click.echo("\n".join([report.heading(width()), "", styled(head, bold=True), rows]))

@@ -113,14 +113,16 @@ def cli() -> None:
 @click.argument("command", required=False, shell_complete=completing(lambda: cli.list_commands(click.Context(cli))))
 @click.pass_context
 def show_help(ctx: click.Context, command: str | None) -> None:
-    """Show this help, or that of a COMMAND."""
+    """Show this help, or that of a COMMAND; of compress MODEL itself: compress help MODEL."""
     root = ctx.find_root()
     if command is None:
         click.echo(cli.get_help(root))
         return
     _, found, _ = cli.resolve_command(root, [command])
-    if found is None or found.name == DefaultGroup.default:
-        raise click.UsageError(f"no command {command!r}: 'compress help' lists them")
+    is_default = found is None or found.name == DefaultGroup.default
+    if found is None or (is_default and command not in ("MODEL", DefaultGroup.default)):
+        hint = "'compress help' lists them, 'compress help MODEL' has the options of compress MODEL"
+        raise click.UsageError(f"no command {command!r}: {hint}")
     with click.Context(found, info_name=command, parent=root) as context:
         click.echo(found.get_help(context))
 
@@ -173,7 +175,7 @@ def run(arguments: list[str]) -> int:
         if isinstance(exc, MemoryError) or any(text in str(exc) for text in OUT_OF_MEMORY):
             return _say("out of memory; training and eval take less with a smaller --batch-size", 6)
         if "DataLoader worker (pid" in str(exc):
-            return _say(f"{one_line(exc).rstrip('. ')}: a process that opens pictures died; try --workers 0", 6)
+            return _say(f"{one_line(exc).rstrip('. ')}: a process that opens images died; try --workers 0", 6)
         hint = "this is a bug; please report it with the traceback that COMPRESS_DEBUG=1 shows"
         return _say(f"{type(exc).__name__}: {one_line(exc)} ({hint})", 1)
 

@@ -10,9 +10,11 @@ import click
 
 from compressor.cli.click_options import byte_size
 from compressor.cli.files import PackedPath, memory_option
-from compressor.cli.show import say
+from compressor.cli.show import json_text, say
+from compressor.cli.values import Word
 from compressor.formats.errors import ResourceError, UsageError
 from compressor.formats.io.atomic import check_not_input, check_writable, make_folder, write_atomically
+from compressor.wording import counted
 
 if TYPE_CHECKING:
     from compressor.cli.report_files import Wanted
@@ -35,8 +37,8 @@ __all__ = ["report"]
     help="The most bytes, as 450KB, or the least top-1, as 92%; drawn, and kept to by the choices.",
 )
 @click.option(
-    "--format", "kind", type=click.Choice(["html", "markdown", "latex", "csv"]), default="html", show_default=True,
-    help="A page, or the table of all configurations.",
+    "--format", "kind", type=Word(["html", "markdown", "latex", "csv", "json"]),
+    help="A page, or all configurations as a table or JSON. [default: html]",
 )  # fmt: skip
 @click.option(
     "--measured", type=click.Path(path_type=Path), multiple=True, metavar="FILE.json",
@@ -45,22 +47,27 @@ __all__ = ["report"]
 @click.option("--runtimes", is_flag=True, help="Export each file to all runtimes and show the sizes: seconds for each.")
 @click.option("--png", "folder", type=click.Path(path_type=Path, file_okay=False), help="Folder for the pictures, too.")
 @click.option("--force", is_flag=True, help="Replace files that exist.")
+@click.option("--json", "as_json", is_flag=True, help="The same as --format json.")
 @memory_option
 def report(
     sources: tuple[Path, ...],
     output: Path | None,
     bounds: tuple[str, ...],
-    kind: str,
+    kind: str | None,
     measured: tuple[Path, ...],
     runtimes: bool,
     folder: Path | None,
     force: bool,
+    as_json: bool,
     max_memory: int | None,
 ) -> None:
     """Show packed FILEs, or those of a SWEEP, beside each other: accuracy against size, and what is in each file."""
     from compressor.cli.report_files import compared
 
     limits = _bounds(bounds)
+    if as_json and kind not in (None, "json"):
+        raise UsageError(f"--json and --format {kind}: name one")
+    kind = "json" if as_json else kind or "html"
     target = Path("report.html") if output is None and kind == "html" else output
     if target is not None:
         check_not_input(target, *sources, *measured)
@@ -80,12 +87,11 @@ def report(
         click.echo(text, nl=False)
     else:
         write_atomically(target, text.encode(), force=force)
-        count = len(comparison.configurations)
-        say(f"{target}  {count} configuration{'' if count == 1 else 's'}, {len(text.encode()):,} bytes")
+        say(f"{target}  {counted(len(comparison.configurations), 'configuration')}, {len(text.encode()):,} bytes")
     if folder is not None:
         for path, content in pictures.items():
             write_atomically(path, content, force=force)
-        say(f"{folder}  {len(pictures)} pictures")
+        say(f"{folder}  {counted(len(pictures), 'picture')}")
 
 
 def _wanted(measured: Sequence[Path], runtimes: bool, max_memory: int | None) -> Wanted:
@@ -118,11 +124,14 @@ def _share(text: str) -> float:
 
 
 def _text(comparison: Comparison, kind: str) -> str:
+    from compressor.comparison.document import document
     from compressor.comparison.page import page
     from compressor.comparison.tables import table_of_configurations, text_of
 
     if kind == "html":
         return page(comparison)
+    if kind == "json":
+        return f"{json_text(document(comparison))}\n"
     return text_of(table_of_configurations(comparison.configurations), kind)
 
 

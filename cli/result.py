@@ -13,7 +13,7 @@ import click
 from compressor.cli.configs import DisplayConfig
 from compressor.cli.search import target_facts, target_line
 from compressor.cli.setup import Run
-from compressor.cli.show import WHOLE_WORDS, accuracy_line, class_rows, flips, print_json, say, styled, width
+from compressor.cli.show import WHOLE_WORDS, accuracy_line, class_rows, echo, flips, print_json, say, styled, width
 from compressor.lifecycle.packed import Packed
 from compressor.report.report import Report
 from compressor.training.evaluation import Evaluation
@@ -61,11 +61,11 @@ def show_result(result: Result, run: Run, codec: str, display: DisplayConfig, ow
         first, *more = (
             fill(line, width(), subsequent_indent="  ", **WHOLE_WORDS) for line in _answer(result, report, run, target)
         )
-        head, _, rows = report.table(width(), display.everything).partition("\n")
+        head, _, rows = report.table(width(), display.everything, "--all").partition("\n")
         answer = styled(first, bold=True, fg="yellow" if result.missed else "green")
         click.echo("\n".join(["", answer, *more, "", styled(head, bold=True), rows]))
         if own_data is not None:
-            click.echo(f"For your own images (in IMAGES/train/CLASS and IMAGES/val/CLASS): {own_data}")
+            echo(f"For your own images (in IMAGES/train/CLASS and IMAGES/val/CLASS): {own_data}")
     if result.accuracy is not None and result.dense is not None:
         warn_of_loss(result.dense.top1 - result.accuracy.top1, run.source.config.name, run.target.flag is not None)
 

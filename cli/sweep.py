@@ -20,7 +20,7 @@ import click
 from compressor.cli.click_options import click_options, from_values
 from compressor.cli.compress import MODEL, SectionedCommand
 from compressor.cli.configs import Request
-from compressor.cli.show import percent, print_json, print_table, say
+from compressor.cli.show import echo, percent, print_json, print_table, say
 from compressor.cli.sweep_options import SWEEP_OPTIONS, Plan, SweepConfig, given, read_plan, words
 from compressor.config_fields import config_fields
 from compressor.formats.errors import (
@@ -34,6 +34,7 @@ from compressor.formats.errors import (
 from compressor.formats.io.atomic import make_folder, write_atomically
 from compressor.formats.io.locking import holding
 from compressor.report.interval import interval_text
+from compressor.wording import counted
 
 if TYPE_CHECKING:
     from compressor.sweep.grid import Row
@@ -101,7 +102,7 @@ def _run(plan: Plan, folder: Path, own: SweepConfig) -> dict[Path, str]:
         ledger = Ledger(folder)
         ledger.restore_table()
         done = len(ledger.recorded(plan.rows))
-        say(f"{len(plan.rows)} rows in {folder}, {done} of them done before")
+        say(f"{counted(len(plan.rows), 'row')} in {folder}, {done} of them done before")
         if done == len(plan.rows):
             return {}
         plan = replace(plan, fixed=_with_dense(plan, folder))
@@ -159,7 +160,7 @@ def _with_finalists(plan: Plan, ledger: Ledger, own: SweepConfig, study: str) ->
 
     assert own.finalists is not None
     groups = {group[0].name: group for group in by_sharing(plan.rows)}
-    say(f"{len(groups)} configurations without training, to find {own.finalists} to train")
+    say(f"{counted(len(groups), 'configuration')} without training, to find {own.finalists} to train")
     first = replace(plan, rows=[untrained(group[0]) for group in groups.values()])
     failed = _work(first, ledger, own, study)
     entries = {entry.row: entry for entry in ledger.entries() if entry.row in groups}
@@ -258,7 +259,9 @@ def _write_dense(run: Any, path: Path) -> None:
     from compressor.cli.show import Step
     from compressor.cli.weights import dense_model
 
-    model = dense_model(run.source, run.data, run.execution, None, lambda name: Step("dense", name))
+    model = dense_model(
+        run.source, run.data, run.execution, None, lambda name: Step("dense", name.removeprefix("dense "))
+    )
     state = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in model.state_dict().items()}
     write_atomically(path, save(state))
 
@@ -314,8 +317,10 @@ def _show_plan(plan: Plan, folder: Path, as_json: bool) -> None:
         rows = [{"row": row.name, "options": dict(row.options), "command": commands[row.name]} for row in plan.rows]
         print_json({"rows": rows})
         return
-    print_table([["row", "command, which starts from one dense model"], *commands.items()])
-    click.echo(f"{len(plan.rows)} rows; nothing was written")
+    click.echo("Each row, and its command, which starts from one dense model:")
+    for name, command in commands.items():
+        click.echo(f"{name}\n  {command}")  # in one line, to be copied
+    click.echo(f"{counted(len(plan.rows), 'row')}; nothing was written")
 
 
 def _show(ledger: Ledger, plan: Plan, as_json: bool) -> None:
@@ -326,7 +331,7 @@ def _show(ledger: Ledger, plan: Plan, as_json: bool) -> None:
         return
     heads = ["row", "bytes", "smaller", "top-1", "95 % interval", "dense"]
     print_table([heads, *map(_cells, entries)])
-    click.echo(f"rows: {ledger.path}; a page of them: compress report {shlex.quote(str(ledger.folder))}")
+    echo(f"rows: {ledger.path}; a page of them: compress report {shlex.quote(str(ledger.folder))}")
 
 
 def _cells(entry: Entry) -> list[str]:

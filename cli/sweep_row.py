@@ -11,6 +11,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from compressor.checkpointing.manager import checkpoints_in
 from compressor.cli.main import main
 from compressor.cli.show import say
 from compressor.formats.errors import FileError, InterruptionError, UsageError
@@ -31,7 +32,7 @@ def run_row(arguments: Sequence[str]) -> None:
     words += ["-o", output, "--json", "--force"]  # a file without a record: the worker was killed in between
     path, waits = Path(output), f"waiting for the process of another worker that writes {output}"
     with waiting_for(path, lambda: say(waits)):  # it may be one that was killed, and is saving its state
-        found = any(Path(output + CHECKPOINTS).glob("[0-9]*-[0-9]*.safetensors"))
+        found = bool(checkpoints_in(Path(output + CHECKPOINTS)))
     ledger = Ledger(path.parent.parent)
     if path in map(ledger.file_of, ledger.entries()):
         say("another worker has recorded this row meanwhile: its file stays")

@@ -22,7 +22,7 @@ from compressor.formats.content import Codebook, SharedTensor
 from compressor.formats.errors import UsageError
 from compressor.lifecycle.convert import convert
 from compressor.lifecycle.coverage import warn_of_dense
-from compressor.lifecycle.description import describe_plans, plans_table
+from compressor.lifecycle.description import describe_plans, describe_progress, plans_table
 from compressor.lifecycle.finishing import Finishing
 from compressor.lifecycle.fitting import Fitting, check_target, drop_on, policy_for
 from compressor.lifecycle.norms import check_foldable, minor_tensors
@@ -142,7 +142,7 @@ class Compressor:
         self.history = History()
 
     def __repr__(self) -> str:
-        done = f"{self.steps} of {self.total_steps} steps" if self.total_steps else "prepared" if self.groups else "new"
+        done = describe_progress(self.steps, self.total_steps, bool(self.groups), self._is_finished)
         return f"<Compressor: {describe_plans(self.plans)}; {done}>"
 
     def _repr_html_(self) -> str:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from compressor.data.batches import check_batch
 from compressor.data.distributed_sampler import shard_for_evaluation
-from compressor.data.splits import UNREADABLE, check_pictures
+from compressor.data.splits import UNREADABLE, check_readable
 from compressor.distributed.collectives import all_reduce_sum
 from compressor.formats.errors import MissingError, UsageError
 from compressor.report.interval import wilson_interval
@@ -80,7 +80,7 @@ def evaluate(model: nn.Module, loader: Iterable[Any]) -> Evaluation:
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     with eval_mode(model), cached_weights():
         results = _results(model, loader, device)
-    check_pictures(loader)
+    check_readable(loader)
     there = results[results != _LEFT_OUT]
     if not len(there):
         raise MissingError("the data set to evaluate on is empty")

@@ -140,7 +140,7 @@ def test_dry_run_writes_nothing(folder: Path, type_: Any) -> None:
     before = sorted(folder.iterdir())
     out, _ = type_("--dry-run", "test_resnet", "--recipe", "mixed3")
     assert sorted(folder.iterdir()) == before
-    assert "Learnt(codewords=8)" in out
+    assert "learnt codewords=8" in out
     assert "ignored by rule 1" in out
     assert "predicted  " in out.splitlines()[-1]
     document = json.loads(type_("test_resnet", "--dry-run", "--json")[0])
@@ -242,7 +242,14 @@ def test_help_shows_the_help_of_a_command(type_: Any, capsys: pytest.CaptureFixt
     assert "--bits" in shared
     assert "--epochs" not in out
     assert run(["help", "resnet34"]) == 2
-    assert "no command 'resnet34'" in capsys.readouterr().err
+    assert "no command 'resnet34': 'compress help' lists them, 'compress help MODEL' has" in capsys.readouterr().err
+
+
+def test_the_command_without_a_name_is_shown_as_it_is_typed(type_: Any) -> None:
+    texts = {type_(*words)[0] for words in (("help", "MODEL"), ("help", "run"), ("test_resnet", "--help"))}
+    (text,) = texts
+    assert text.startswith("Usage: compress MODEL [OPTIONS]\n\n  Compress a timm MODEL.")
+    assert "--epochs" in text
 
 
 def test_no_model_is_taken_for_a_misspelt_command() -> None:

@@ -129,7 +129,7 @@ def test_a_file_has_grids(type_: Callable[..., Ran]) -> None:
         ("model = 'x'\n[options]\nepoch = 3", "sweep.toml: unknown key 'epoch'. Did you mean 'epochs'?"),
         ("model = 'x'\n[options]\noutput = 'y'", "sweep.toml: unknown key 'output'."),
         ("model = 'x'\n[[grid]]\nbatch_size = [3]", "sweep.toml: unknown key 'batch_size'."),
-        ("model = 'x'\n[[grid]]\nbits = ['four']", "sweep.toml: bits: 'four' is not a valid integer."),
+        ("model = 'x'\n[[grid]]\nbits = ['four']", "sweep.toml: bits: 'four', expected a whole number at least 1"),
         ("model = 'x'\n[options]\ncrop-mode = 'middle'", "sweep.toml: crop_mode: 'middle' is not one of"),
         ("model = 'x'\ngrid = 3", "sweep.toml: expected one table [options] and tables [[grid]]"),
         ("model = 'x'\n[[grid]]\nbits = [2, 2]", "two rows are bits2: leave out one"),
@@ -146,12 +146,12 @@ def test_a_file_that_cannot_be_is_refused(type_: Callable[..., Ran], text: str, 
 @pytest.mark.parametrize(
     ("options", "code", "message"),
     [
-        (["--bits", "2,four"], 2, "Invalid value for '--bits': 'four' is not a valid integer."),
+        (["--bits", "2,four"], 2, "Invalid value for '--bits': 'four', expected a whole number at least 1"),
         (["--bits", "2,3", "--codewords", "5"], 2, "row bits2-codewords5: --bits and --codewords: name one"),
         (["--scheme", "learnt,lernt"], 2, "row lernt: "),
         (["--scheme", "learnt,wfn", "--bits", "3"], 2, "row wfn-bits3: "),
         (["--recipe", "mixed3,none.toml"], 4, "row none.toml: --recipe none.toml: cannot be read"),
-        (["--rate", "1e-7,2"], 2, "Invalid value for '--rate': 2.0 is not in the range 0<x<=1."),
+        (["--rate", "1e-7,2"], 2, "Invalid value for '--rate': '2', expected a number above 0 and at most 1"),
         (["--target-size", "20KB", "--scheme", "learnt,wfn"], 2, "row wfn-target-size20000: "),
         (["-o", "no/folder"], 6, "folder no does not exist: make it first"),
         (["--bits", "2", "--dataset", "nonsense"], 4, "nonsense"),
@@ -215,7 +215,7 @@ def test_a_recipe_that_was_edited_is_refused(type_: Callable[..., Ran]) -> None:
     command = ["sweep", "test_resnet", "--recipe", "recipe.toml", "-o", "s"]
     for _ in range(2):
         code, _, lines = type_(*command)
-        assert (code, lines) == (0, ["1 rows in s, 1 of them done before"])
+        assert (code, lines) == (0, ["1 row in s, 1 of them done before"])
     Path("recipe.toml").write_text(RECIPE + "# a comment\n")
     code, _, (line,) = type_(*command)
     wanted = "recipe.toml has changed since s was begun with it: give another folder with -o"

@@ -39,10 +39,10 @@ PRICED = "schemes with a price: learnt"
         (("--target-bits", "1", "--max-drop", "0"), "--target-bits and --max-drop: name one"),
         (("--target-size", "much"), "Invalid value for '--target-size': 'much' is no size: expected 250000, 250KB"),
         (("--target-size", "0"), "--target-size 0: expected a finite number above 0"),
-        (("--target-bits", "0"), "Invalid value for '--target-bits': 0.0 is not in the range x>0."),
+        (("--target-bits", "0"), "Invalid value for '--target-bits': '0', expected a number above 0"),
         (("--target-bits", "nan"), "--target-bits nan: expected a finite number above 0"),
-        (("--rate", "inf"), "Invalid value for '--rate': inf is not in the range 0<x<=1."),
-        (("--max-drop", "-1"), "Invalid value for '--max-drop': -1.0 is not in the range x>=0."),
+        (("--rate", "inf"), "Invalid value for '--rate': 'inf', expected a number above 0 and at most 1"),
+        (("--max-drop", "-1"), "Invalid value for '--max-drop': '-1', expected a number at least 0"),
         (("--calibration", "noise"), "Invalid value for '--calibration': 'noise' is not one of 'data', 'synthetic'"),
         (
             ("--calibration-memory", "lots"),

@@ -11,20 +11,20 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from compressor.data.splits import UNREADABLE, check_pictures
+from compressor.data.splits import UNREADABLE, check_readable
 from compressor.formats.errors import MissingError
 from compressor.training.evaluation import Evaluation
 from compressor.training.modes import eval_mode
 from compressor.training.out_of_memory import predict
 
-__all__ = ["TOP", "Measurement", "measure"]
+__all__ = ["TOP", "DetailedEvaluation", "measure"]
 
 TOP = 5
 """Classes among which the right one may be, for top-5."""
 
 
 @dataclass(frozen=True, eq=False)
-class Measurement(Evaluation):
+class DetailedEvaluation(Evaluation):
     """How a model answers for each image of a data set.
 
     Args:
@@ -56,7 +56,7 @@ class Measurement(Evaluation):
 
 
 @torch.no_grad()
-def measure(model: nn.Module, loader: Iterable[Any]) -> Measurement:
+def measure(model: nn.Module, loader: Iterable[Any]) -> DetailedEvaluation:
     """Measures a model on a data set, in eval mode and in one process; images that cannot be read are left out.
 
     Args:
@@ -76,11 +76,11 @@ def measure(model: nn.Module, loader: Iterable[Any]) -> Measurement:
                 scores = predict(model, inputs[there], device, lambda output: output.float())
                 parts.append(_figures(scores, targets[there]))
     seconds = time.perf_counter() - started
-    check_pictures(loader)
+    check_readable(loader)
     if not parts:
         raise MissingError("the data set to evaluate on is empty")
     correct, labels, in_top5, losses = (torch.cat(part) for part in zip(*parts, strict=True))
-    return Measurement(correct, labels, in_top5, losses, seconds)
+    return DetailedEvaluation(correct, labels, in_top5, losses, seconds)
 
 
 def _figures(scores: Tensor, targets: Tensor) -> tuple[Tensor, ...]:

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from compressor.data.splits import UNREADABLE
 from compressor.formats.errors import MissingError
+from compressor.training.detailed_evaluation import measure
 from compressor.training.evaluation import evaluate
-from compressor.training.measurement import measure
 
 
 def batches(count: int, classes: int) -> list[tuple[Tensor, Tensor]]:
