@@ -37,6 +37,7 @@ def _targets() -> Iterable[str]:
               help="The file to write.  [default: beside FILE; in this folder for zoo:NAME]")  # fmt: skip
 @click.option("--dense", is_flag=True, help="Write floats, for a runtime that takes no packed integers.")
 @click.option("--opset", type=int, metavar="N", help="The highest that the runtime knows.")
+@click.option("--half", is_flag=True, help="Compute with float16, as a Neural Engine does.")
 @click.option("--force", is_flag=True, help="Replace what exists.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead.")
 @memory_option
@@ -46,11 +47,12 @@ def export(
     output: Path | None,
     dense: bool,
     opset: int | None,
+    half: bool,
     force: bool,
     as_json: bool,
     max_memory: int | None,
 ) -> None:
-    """Write a packed FILE for another runtime, run what was written, and compare it.
+    """Write a packed FILE for another runtime, run what was written (or read it back), and compare it.
 
     How to run each: docs/deploy.md.
     """
@@ -58,7 +60,7 @@ def export(
     from compressor.deployment.registry import make_target
     from compressor.model_zoo.index import INDEX
 
-    given = {"dense": dense or None, "opset": opset}
+    given = {"dense": dense or None, "opset": opset, "half": half or None}
     settings: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     name = make_target(target, settings).file_name(file.stem)  # a wrong name is said before a file is opened
     with open_packed(file, max_memory):  # refuses a file that would take more memory than is believable
@@ -73,11 +75,14 @@ def export(
 
 def _show(done: Exported) -> None:
     equal = f"logits within {done.difference:.1e} of the largest" if done.difference else "equal bit for bit"
-    click.echo(f"{done.path}  {done.exported:,} bytes, run and compared: {equal}")
+    how = "run" if done.run else "read back"
+    click.echo(f"{done.path}  {done.exported:,} bytes, {how} and compared: {equal}")
     rows = [("dense", done.dense), ("packed", done.packed), (done.target, done.exported)]
     print_table([[name, f"{size:,} bytes", f"{percent(size / done.dense)} of dense"] for name, size in rows])
     if done.exported >= done.dense:
         click.echo("note  larger than the dense file: of so small a network the program takes more than the weights")
+    for note in done.notes:
+        click.echo(fill(f"note  {note}", width(), subsequent_indent=INDENT))
     click.echo(fill(f"limits  {done.limits}", width(), subsequent_indent=INDENT))
     click.echo(f"run it  {done.usage}")  # in one line, to be copied
 
