@@ -38,6 +38,7 @@ def _targets() -> Iterable[str]:
 @click.option("--dense", is_flag=True, help="Write floats, for a runtime that takes no packed integers.")
 @click.option("--opset", type=int, metavar="N", help="The highest that the runtime knows.")
 @click.option("--half", is_flag=True, help="Compute with float16, as a Neural Engine does.")
+@click.option("--estimate", is_flag=True, help="Print bytes by the runtime's own coder, and write nothing.")
 @click.option("--force", is_flag=True, help="Replace what exists.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead.")
 @memory_option
@@ -48,6 +49,7 @@ def export(
     dense: bool,
     opset: int | None,
     half: bool,
+    estimate: bool,
     force: bool,
     as_json: bool,
     max_memory: int | None,
@@ -65,6 +67,9 @@ def export(
     name = make_target(target, settings).file_name(file.stem)  # a wrong name is said before a file is opened
     with open_packed(file, max_memory):  # refuses a file that would take more memory than is believable
         pass
+    if estimate:
+        _estimate(file, target, settings, as_json, max_memory)
+        return
     folder = Path() if file.parent == INDEX.parent / "checkpoints" else file.parent
     done = write(file, target, output or folder / name, force=force, max_memory=in_bytes(max_memory), **settings)
     if as_json:
@@ -85,6 +90,25 @@ def _show(done: Exported) -> None:
         click.echo(fill(f"note  {note}", width(), subsequent_indent=INDENT))
     click.echo(fill(f"limits  {done.limits}", width(), subsequent_indent=INDENT))
     click.echo(f"run it  {done.usage}")  # in one line, to be copied
+
+
+def _estimate(file: Path, target: str, settings: dict[str, Any], as_json: bool, max_memory: int | None) -> None:
+    """Prints what the layers of a file take by the coder of a target."""
+    from compressor.deployment.estimate import estimate
+
+    found = estimate(file, target, in_bytes(max_memory), **settings)
+    if as_json:
+        print_json({"target": found.target, "layers": [asdict(each) for each in found.layers],
+                    "total": asdict(found.total), "limits": found.limits})  # fmt: skip
+        return
+    head = ["layer", "shape", "int8 bytes", "coded", "bits a weight", "scales per channel"]
+    rows = [
+        [each.site, "x".join(map(str, each.shape)), f"{each.uncoded:,}", f"{each.coded:,}",
+         f"{8 * each.coded / max(each.uncoded, 1):.2f}", f"{each.coded_per_channel:,}"]
+        for each in (*found.layers, found.total)
+    ]  # fmt: skip
+    print_table([head, *rows])
+    click.echo(fill(f"limits  {found.limits}", width(), subsequent_indent=INDENT))
 
 
 @click.command()

@@ -97,6 +97,8 @@ def export(
         0.0
     """
     target = make_target(to, settings)
+    if not target.writes:
+        raise UsageError(f"target {to!r} writes no file: --estimate (compressor.deployment.estimate) gives its sizes")
     source = Path(path)
     with PackedFile.open(source, max_memory) as file:
         packed = PackedModel(file, source, model, inputs, max_memory)

@@ -12,7 +12,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import ClassVar
 
+from compressor.deployment.layer_sizes import Estimate
 from compressor.deployment.packed_model import PackedModel
+from compressor.formats.errors import UsageError
+from compressor.formats.file.reader import PackedFile
 
 __all__ = ["Target"]
 
@@ -31,6 +34,9 @@ class Target(ABC):
 
     folder: ClassVar[bool] = False
     """Whether it is a folder that looks like a file, such as ``.mlpackage``; then it has no companions."""
+
+    writes: ClassVar[bool] = True
+    """Whether there is a file; if not, there is an ``estimate`` alone."""
 
     runs: ClassVar[bool] = True
     """Whether ``difference`` runs what was written; if not, it is read back and compared with the packed file."""
@@ -75,6 +81,14 @@ class Target(ABC):
         """Returns what becomes of this model beyond the ``limits`` of all, a line each; by default nothing."""
         del model
         return ()
+
+    def estimate(self, file: PackedFile) -> Estimate:
+        """Returns what the weights of a packed file take by the runtime's own coder; by default there is none.
+
+        Raises:
+            UsageError: this target does not estimate.
+        """
+        raise UsageError(f"target {self.id!r} gives no estimate: without --estimate it writes the file")
 
     @abstractmethod
     def usage(self, path: Path, packed: Path) -> str:

@@ -40,7 +40,7 @@ class Palette:
     @property
     def bits(self) -> int:
         """The bits of an index."""
-        return self.table.shape[-2].bit_length() - 1
+        return int(self.table.shape[-2]).bit_length() - 1
 
     @property
     def size(self) -> int:
@@ -53,7 +53,9 @@ class Palette:
         """What is equal for two palettes that are equal bit for bit, and for no others."""
         mask = np.empty(0, bool) if self.mask is None else self.mask
         axis = self.vector_axis if self.table.shape[-1] > 1 else None
-        return axis, *((values.shape, hashlib.sha256(values).digest()) for values in (self.indices, self.table, mask))
+        return axis, *(
+            (values.shape, hashlib.sha256(values.tobytes()).digest()) for values in (self.indices, self.table, mask)
+        )
 
 
 def why_dense(site: SharedTensor, book: Codebook) -> str:
