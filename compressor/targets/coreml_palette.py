@@ -65,8 +65,8 @@ def why_dense(site: SharedTensor, book: Codebook) -> str:
         return f"{codewords} codewords, Core ML takes {1 << _WIDTHS[-1]}"
     if site.dtype != "F32":
         return f"it is {site.dtype}, expected F32"
-    if site.block is not None:
-        return "it has groups of consecutive weights, Core ML takes rows"
+    if site.block is not None and (site.block % math.prod(site.shape[1:]) or math.prod(site.shape) % site.block):
+        return f"its groups of {site.block} weights are not equally many whole rows"
     if length > 1 and site.shape[site.vector_axis] % length:
         return f"vectors of {length} do not divide its {site.shape[site.vector_axis]} rows"
     return ""
@@ -100,7 +100,8 @@ def palette(site: SharedTensor, book: Codebook) -> Palette:
     if length > 1:
         indices = np.ascontiguousarray(np.moveaxis(indices, -1, site.vector_axis))
     table = _table(site, book)
-    groups = [len(table) if axis == site.axis else 1 for axis in range(len(site.shape))]
+    along = site.axis or 0  # blocks are of rows
+    groups = [len(table) if axis == along else 1 for axis in range(len(site.shape))]
     dense = Palette(indices, _padded(table.reshape(*groups, *table.shape[1:])), site.vector_axis)
     return min(dense, _sparse(dense, codewords) or dense, key=lambda found: found.size)
 

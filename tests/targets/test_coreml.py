@@ -36,9 +36,7 @@ class Net(nn.Module):
         nn.init.normal_(self.norm.running_mean)  # type: ignore[arg-type]
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        grid = F.interpolate(
-            self.positions, (6, 16), mode="bicubic", antialias=True
-        )  # not one of coremltools' operators
+        grid = F.interpolate(self.positions, (6, 16), mode="bicubic", antialias=True)  # which coremltools has not
         logits: torch.Tensor = self.layer(self.norm(self.conv(images)).relu().mean((2, 3))) + grid.reshape(1, 96)
         return logits
 
@@ -92,10 +90,12 @@ def run(package: Path, image: torch.Tensor) -> NDArray[Any]:
     "rule",
     [
         Rule("*", scheme="kmeans", bits=4),
-        Rule("*", scheme="kmeans", bits=2, granularity="channel"),
+        Rule("*", scheme="kmeans", bits=2, channel_scale=True),
+        Rule("*", scheme="kmeans", bits=2, group_size=16),
+        Rule("*", scheme="kmeans", bits=2, vector=2),
         Rule("*", scheme="kmeans", bits=2, sparsity=0.9),
     ],
-    ids=["table", "rows", "sparse"],
+    ids=["table", "scales", "groups", "vectors", "sparse"],
 )
 def test_the_program_computes_our_logits(rule: Rule, tmp_path: Path) -> None:
     path = packed(tmp_path, rule)

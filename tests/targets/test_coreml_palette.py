@@ -21,15 +21,13 @@ def expand(found: Palette) -> NDArray[Any]:
         spread = np.zeros(found.mask.shape, np.uint8)
         spread[found.mask] = found.indices
     length = found.table.shape[-1]
-    shape = [
-        size * (length if length > 1 and axis == found.vector_axis else 1) for axis, size in enumerate(spread.shape)
-    ]
+    shape = [size * (length if axis == found.vector_axis else 1) for axis, size in enumerate(spread.shape)]
     weights = np.zeros(shape, np.float32)
     for place in np.ndindex(*shape):
-        at = tuple(i // length if length > 1 and axis == found.vector_axis else i for axis, i in enumerate(place))
+        at = tuple(i // length if axis == found.vector_axis else i for axis, i in enumerate(place))
         group = tuple(i * groups // size for i, groups, size in zip(at, found.table.shape, spread.shape, strict=False))
         if found.mask is None or found.mask[at]:
-            within = place[found.vector_axis] % length if length > 1 else 0
+            within = place[found.vector_axis] % length
             weights[place] = found.table[(*group, spread[at], within)]
     return weights
 
@@ -82,7 +80,8 @@ def test_many_zeros_are_a_mask() -> None:
     ("changes", "codewords", "length", "reason"),
     [
         ({}, 257, 1, "257 codewords, Core ML takes 256"),
-        ({"block": 8}, 4, 1, "it has groups of consecutive weights, Core ML takes rows"),
+        ({"block": 4}, 4, 1, "its groups of 4 weights are not equally many whole rows"),
+        ({"block": 24}, 4, 1, "its groups of 24 weights are not equally many whole rows"),
         ({"vector_axis": 1}, 4, 3, "vectors of 3 do not divide its 8 rows"),
         ({"dtype": "F16"}, 4, 1, "it is F16, expected F32"),
     ],
@@ -90,6 +89,14 @@ def test_many_zeros_are_a_mask() -> None:
 def test_what_stays_dense_has_a_reason(changes: dict[str, Any], codewords: int, length: int, reason: str) -> None:
     site = SharedTensor((16, 8), 0, indices(128, 4), **changes)
     assert why_dense(site, Table(normal(1, codewords, length))) == reason
+
+
+def test_groups_of_rows_have_tables_of_their_own() -> None:
+    book = Table(np.sort(normal(4, 3, 1), axis=1))
+    site = SharedTensor((8, 5, 2), 0, indices(80, 3), block=20, scale=normal(4))
+    found = palette(site, book)
+    assert found.table.shape == (4, 1, 1, 4, 1)
+    np.testing.assert_array_equal(expand(found), decode(site, book))
 
 
 def test_small_tensors_and_large_tables_do_not_gain() -> None:
