@@ -3,7 +3,7 @@
     python benchmarks/exports.py [FILE ...] [--repeat 9] [--threads 1]
 
 FILE is a packed file or zoo:NAME; without one, three checkpoints of the zoo. Targets whose packages are not installed
-are left out, and those that give no model; those that do not run here have no latency. Latency is that of one image. The
+are left out, and those that give no model; those that do not run here have no latency, which is that of one image. The
 row of a target that writes no file is its estimate, of weights alone. The table goes into docs/deploy.md.
 """
 
@@ -81,7 +81,7 @@ def estimated(packed: Path) -> dict[str, int]:
     found = {}
     for name in TARGETS:
         with contextlib.suppress(MissingError, UsageError):
-            found[name] = estimate(packed, name).total.coded
+            found[name] = estimate(packed, name).total.per_tensor
     return found
 
 

@@ -103,8 +103,8 @@ def _estimate(file: Path, target: str, settings: dict[str, Any], as_json: bool, 
         return
     head = ["layer", "shape", "int8 bytes", "coded", "bits a weight", "scales per channel"]
     rows = [
-        [each.site, "x".join(map(str, each.shape)), f"{each.uncoded:,}", f"{each.coded:,}",
-         f"{8 * each.coded / max(each.uncoded, 1):.2f}", f"{each.coded_per_channel:,}"]
+        [each.site, "x".join(map(str, each.shape)), f"{each.uncoded:,}", f"{each.per_tensor:,}",
+         f"{8 * each.per_tensor / max(each.uncoded, 1):.2f}", f"{each.per_channel:,}"]
         for each in (*found.layers, found.total)
     ]  # fmt: skip
     print_table([head, *rows])

@@ -16,15 +16,15 @@ class LayerEstimate:
         site: name of the tensor.
         shape: of the tensor.
         uncoded: of the weights in the runtime's number format, as a dense model has them before they are coded.
-        coded: of the weights by the runtime's own coder.
-        coded_per_channel: the same with a scale for each output channel, which takes shared values apart.
+        per_tensor: of the weights by the runtime's own coder, with one scale a tensor, which keeps equal weights equal.
+        per_channel: the same with a scale for each output channel, which takes them apart.
     """
 
     site: str
     shape: tuple[int, ...]
     uncoded: int
-    coded: int
-    coded_per_channel: int
+    per_tensor: int
+    per_channel: int
 
 
 @dataclass(frozen=True)
@@ -44,5 +44,5 @@ class Estimate:
     @property
     def total(self) -> LayerEstimate:
         """All layers together, of no shape."""
-        kinds = "uncoded", "coded", "coded_per_channel"
+        kinds = "uncoded", "per_tensor", "per_channel"
         return LayerEstimate("total", (), *(sum(getattr(layer, kind) for layer in self.layers) for kind in kinds))

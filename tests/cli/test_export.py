@@ -56,9 +56,9 @@ def test_an_estimate_is_a_table_and_writes_nothing(type_: Callable[..., Ran]) ->
     assert head.split()[:4] == ["layer", "shape", "int8", "bytes"]
     total = next(row for row in rows if row.startswith("total")).split()
     document = json.loads(type_("export", "zoo:test_resnet-tiny", "--to", "ethos-u", "--estimate", "--json")[1])
-    assert total[1:3] == [f"{document['total'][kind]:,}" for kind in ("uncoded", "coded")]
-    assert document["total"]["coded"] == sum(layer["coded"] for layer in document["layers"])
-    assert document["units"]["layers.coded"] == "bytes"
+    assert total[1:3] == [f"{document['total'][kind]:,}" for kind in ("uncoded", "per_tensor")]
+    assert document["total"]["per_tensor"] == sum(layer["per_tensor"] for layer in document["layers"])
+    assert document["units"]["layers.per_tensor"] == "bytes"
     assert not list(Path().iterdir())
     code, out, (line,) = type_("export", "zoo:test_resnet-tiny", "--to", "ethos-u")
     assert (code, out) == (2, "")

@@ -139,7 +139,7 @@ def test_what_writes_no_file_estimates_layers(name: str, packed_net: Path, tmp_p
     assert (found.target, found.limits) == (name, TARGETS[name].limits)
     assert [layer.site for layer in found.layers] == ["0.weight", "5.weight"]
     assert [layer.shape for layer in found.layers] == [(32, 3, 3, 3), (64, 128)]
-    assert found.total.coded == sum(layer.coded for layer in found.layers) < found.total.uncoded
+    assert found.total.per_tensor == sum(layer.per_tensor for layer in found.layers) < found.total.uncoded
     with pytest.raises(UsageError, match=f"target '{name}' writes no file: --estimate"):
         export_net(packed_net, name, tmp_path / "net")
     assert not list(tmp_path.iterdir())

@@ -39,9 +39,9 @@ def test_layers_are_about_as_large_as_by_the_coder_without_an_order(tmp_path: Pa
     for layer in found.layers:
         flat = np.rint(state[layer.site] / (np.abs(state[layer.site]).max() / 127)).astype(int).ravel().tolist()
         direct = len(mlw_codec.encode(flat))
-        assert layer.coded == pytest.approx(direct, rel=0.1)
+        assert layer.per_tensor == pytest.approx(direct, rel=0.1)
         assert layer.uncoded == len(flat)
-        assert layer.coded < 0.4 * layer.uncoded
+        assert layer.per_tensor < 0.4 * layer.uncoded
 
 
 def test_a_depthwise_layer_is_not_padded_to_eight_inputs(tmp_path: Path) -> None:
@@ -49,7 +49,7 @@ def test_a_depthwise_layer_is_not_padded_to_eight_inputs(tmp_path: Path) -> None
     module, packed = nn.Sequential(nn.Conv2d(256, 256, 5, groups=256)), tmp_path / "n.safetensors"
     pack_module(packed, module, 4)
     (layer,) = estimate(packed, "ethos-u").layers
-    assert 0.4 < layer.coded / layer.uncoded < 0.7
+    assert 0.4 < layer.per_tensor / layer.uncoded < 0.7
 
 
 def loaded(packed: Path) -> dict[str, torch.Tensor]:
