@@ -90,9 +90,9 @@ def run(package: Path, image: torch.Tensor) -> NDArray[Any]:
     "rule",
     [
         Rule("*", scheme="kmeans", bits=4),
-        Rule("*", scheme="kmeans", bits=2, channel_scale=True),
-        Rule("*", scheme="kmeans", bits=2, group_size=16),
-        Rule("*", scheme="kmeans", bits=2, vector=2),
+        pytest.param(Rule("*", scheme="kmeans", bits=2, channel_scale=True), marks=pytest.mark.slow),
+        pytest.param(Rule("*", scheme="kmeans", bits=2, group_size=16), marks=pytest.mark.slow),
+        pytest.param(Rule("*", scheme="kmeans", bits=2, vector=2), marks=pytest.mark.slow),
         Rule("*", scheme="kmeans", bits=2, sparsity=0.9),
     ],
     ids=["table", "scales", "groups", "vectors", "sparse"],
