@@ -64,13 +64,14 @@ class CoreMl(Target):
             return replace(found, table=found.table.astype(np.float16).astype(np.float32))
 
     def notes(self, model: PackedModel) -> tuple[str, ...]:
-        """Returns which shared weights are stored dense, a line for each reason; norms and biases are small."""
+        """Returns which shared weights are dense, a line for each reason, without small norms and biases; and rounding."""
         names: dict[str, list[str]] = {}
         for name, entry in model.file.sites.items():
             if len(entry.shape) > 1 and not _is_stack(name):
                 names.setdefault(why_dense(*_entry(model, name)), []).append(name)
         names.pop("", None)
-        return tuple(f"stored dense: {_some(found)}: {reason}" for reason, found in names.items())
+        rounded = ["tables and all other constants are rounded to float16"] if self.half else []
+        return *(f"stored dense: {_some(found)}: {reason}" for reason, found in names.items()), *rounded
 
     def usage(self, path: Path, packed: Path) -> str:
         """Returns the line of Python that gives the logits on a Mac."""

@@ -71,8 +71,8 @@ def run(package: Path, image: torch.Tensor) -> NDArray[Any]:
         elif op.op_type == "conv":
             values[name] = F.conv2d(given["x"], given["weight"], given["bias"])
         elif op.op_type == "batch_norm":
-            factors = [given[each] for each in ("mean", "variance", "gamma", "beta")]
-            values[name] = F.batch_norm(given["x"], *factors, eps=float(given["epsilon"]))
+            mean, variance, gamma, beta = (given[each] for each in ("mean", "variance", "gamma", "beta"))
+            values[name] = F.batch_norm(given["x"], mean, variance, gamma, beta, eps=float(given["epsilon"]))
         elif op.op_type == "relu":
             values[name] = given["x"].relu()
         elif op.op_type == "reduce_mean":
@@ -113,6 +113,7 @@ def test_half_rounds_tables_and_nothing_else(tmp_path: Path) -> None:
     full = compressor.export(path, "coreml", tmp_path / "full.mlpackage", model=Net(), inputs=IMAGES)
     half = compressor.export(path, "coreml", tmp_path / "half.mlpackage", model=Net(), inputs=IMAGES, half=True)
     assert half.exported < full.exported
+    assert half.notes == ("tables and all other constants are rounded to float16",)
     one, two = (sorted(read_palettes(done.path), key=lambda found: found.indices.size) for done in (full, half))
     for exact, rounded in zip(one, two, strict=True):
         np.testing.assert_array_equal(exact.indices, rounded.indices)

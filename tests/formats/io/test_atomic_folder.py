@@ -39,7 +39,7 @@ def test_an_existing_folder_needs_force_and_is_replaced_with_all_that_is_in_it(t
     (tmp_path / "net" / "old").write_text("mine")
     for act in (check_writable, lambda path, force, folder: write_folder_atomically(path, FILES, accept, force)):
         with pytest.raises(UsageError, match=r"net exists: .*--force"):
-            act(tmp_path / "net", False, True)  # type: ignore[operator]
+            act(tmp_path / "net", False, True)
     assert tree(tmp_path) == {"net/old": b"mine"}
     check_writable(tmp_path / "net", True, folder=True)
     write_folder_atomically(tmp_path / "net", FILES, accept, force=True)
