@@ -21,6 +21,10 @@ if TYPE_CHECKING:
 __all__ = ["export", "targets"]
 
 INDENT = "    "
+LEGEND = (
+    "bytes of the weights: uncoded, coded with one scale a tensor, which keeps equal weights equal, and with one a channel, "
+    "which does not; bits a weight as coded"
+)
 
 
 def _targets() -> Iterable[str]:
@@ -101,13 +105,14 @@ def _estimate(file: Path, target: str, settings: dict[str, Any], as_json: bool, 
         print_json({"target": found.target, "layers": [asdict(each) for each in found.layers],
                     "total": asdict(found.total), "limits": found.limits})  # fmt: skip
         return
-    head = ["layer", "shape", "int8 bytes", "coded", "bits a weight", "scales per channel"]
+    head = ["layer", "shape", "uncoded", "coded", "bits", "by channel"]
     rows = [
         [each.site, "x".join(map(str, each.shape)), f"{each.uncoded:,}", f"{each.per_tensor:,}",
          f"{8 * each.per_tensor / max(each.uncoded, 1):.2f}", f"{each.per_channel:,}"]
         for each in (*found.layers, found.total)
     ]  # fmt: skip
     print_table([head, *rows])
+    click.echo(fill(LEGEND, width(), subsequent_indent=INDENT))
     click.echo(fill(f"limits  {found.limits}", width(), subsequent_indent=INDENT))
 
 

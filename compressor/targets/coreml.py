@@ -64,7 +64,7 @@ class CoreMl(Target):
             return replace(found, table=found.table.astype(np.float16).astype(np.float32))
 
     def notes(self, model: PackedModel) -> tuple[str, ...]:
-        """Returns which shared weights, norms and biases apart, are stored dense, a line for each reason; and rounding."""
+        """Returns which shared weights are stored dense, a line for each reason, and whether all is rounded."""
         names: dict[str, list[str]] = {}
         for name, entry in model.file.sites.items():
             if len(entry.shape) > 1 and not _is_stack(name):

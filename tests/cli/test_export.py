@@ -53,7 +53,8 @@ def test_an_estimate_is_a_table_and_writes_nothing(type_: Callable[..., Ran]) ->
     code, out, err = type_("export", "zoo:test_resnet-tiny", "--to", "ethos-u", "--estimate")
     assert (code, err) == (0, [])
     head, *rows = out.splitlines()
-    assert head.split()[:4] == ["layer", "shape", "int8", "bytes"]
+    assert head.split() == ["layer", "shape", "uncoded", "coded", "bits", "by", "channel"]
+    assert max(map(len, [head, *rows[:17]])) <= 80
     total = next(row for row in rows if row.startswith("total")).split()
     document = json.loads(type_("export", "zoo:test_resnet-tiny", "--to", "ethos-u", "--estimate", "--json")[1])
     assert total[1:3] == [f"{document['total'][kind]:,}" for kind in ("uncoded", "per_tensor")]
