@@ -22,8 +22,8 @@ __all__ = ["export", "targets"]
 
 INDENT = "    "
 LEGEND = (
-    "bytes of the weights: uncoded, coded with one scale a tensor, which keeps equal weights equal, and with one a channel, "
-    "which does not; bits a weight as coded"
+    "bytes of the weights: uncoded, coded with one scale a tensor, which keeps equal weights equal, and with one a "
+    "channel, which does not; bits a weight as coded"
 )
 
 
