@@ -120,7 +120,6 @@ def test_half_rounds_tables_and_nothing_else(tmp_path: Path) -> None:
         np.testing.assert_array_equal(exact.table.astype(np.float16), rounded.table)
 
 
-@pytest.mark.slow
 def test_a_program_with_another_table_or_index_is_seen(tmp_path: Path) -> None:
     path, target = packed(tmp_path, Rule("*", scheme="kmeans", bits=4)), make_target("coreml", {})
     done = compressor.export(path, "coreml", model=Net(), inputs=IMAGES)
