@@ -16,7 +16,8 @@ UNITS = {
     "top1": SHARE, "top5": SHARE, "dense": BYTES, "file": BYTES, "indices": BYTES, "codebooks": BYTES,
     "codebook": BYTES, "untouched": BYTES, "header": BYTES, "checksums": BYTES, "overhead": BYTES, "gap_coded": BYTES,
     "size": BYTES, "least": BYTES, "predicted": BYTES, "bytes": BYTES, "dense_bytes": BYTES, "packed": BYTES,
-    "exported": BYTES, "dense_top1": SHARE, "deviation": SHARE, "low": SHARE, "high": SHARE,
+    "exported": BYTES, "uncoded": BYTES, "per_tensor": BYTES, "per_channel": BYTES,
+    "dense_top1": SHARE, "deviation": SHARE, "low": SHARE, "high": SHARE,
     "rate": "nats of an image a bit", "price": "nats of an image a bit",
 }  # fmt: skip
 """By key; what is inside an object with a unit, such as ``top1``, has that unit or is one of ``COUNTS``."""
