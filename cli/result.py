@@ -65,7 +65,8 @@ def show_result(result: Result, run: Run, codec: str, display: DisplayConfig, ow
         answer = styled(first, bold=True, fg="yellow" if result.missed else "green")
         click.echo("\n".join(["", answer, *more, "", styled(head, bold=True), rows]))
         if own_data is not None:
-            echo(f"For your own images (in IMAGES/train/CLASS and IMAGES/val/CLASS): {own_data}")
+            echo("For your own images (in IMAGES/train/CLASS and IMAGES/val/CLASS):")
+            click.echo(own_data)  # on a line of its own, to be copied
     if result.accuracy is not None and result.dense is not None:
         warn_of_loss(result.dense.top1 - result.accuracy.top1, run.source.config.name, run.target.flag is not None)
 
