@@ -114,7 +114,7 @@ def recognise(start: bytes) -> None:
         UnsupportedError: they are; the message names the kind.
     """
     kinds = (kind for magic, kind in _OTHER_KINDS.items() if start.startswith(magic))
-    text = "a text file" if start and all(32 <= byte < 127 or byte in b"\t\n\r" for byte in start) else None
+    text = "a text file" if len(start) > 8 and all(32 <= byte < 127 or byte in b"\t\n\r" for byte in start) else None
     if kind := next(kinds, text):
         raise UnsupportedError(f"this is {kind}, not a safetensors file and so no packed one; {_NEXT_STEP}")
 

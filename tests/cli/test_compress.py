@@ -30,7 +30,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def _here(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
     monkeypatch.setenv("TIMM_COMPRESSOR_CACHE", str(folder / "cache"))
-    monkeypatch.setenv("COLUMNS", "200")  # so that lines are whole; test_widths.py has narrow ones
 
 
 @pytest.fixture

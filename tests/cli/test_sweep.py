@@ -130,7 +130,10 @@ def test_a_file_has_grids(type_: Callable[..., Ran]) -> None:
         ("model = 'x'\n[options]\noutput = 'y'", "sweep.toml: unknown key 'output'."),
         ("model = 'x'\n[[grid]]\nbatch_size = [3]", "sweep.toml: unknown key 'batch_size'."),
         ("model = 'x'\n[[grid]]\nbits = ['four']", "sweep.toml: bits: 'four', expected a whole number at least 1"),
-        ("model = 'x'\n[options]\ncrop-mode = 'middle'", "sweep.toml: crop_mode: 'middle' is not one of"),
+        (
+            "model = 'x'\n[options]\ncrop-mode = 'middle'",
+            "sweep.toml: crop_mode: 'middle', expected center, squash or border",
+        ),
         ("model = 'x'\ngrid = 3", "sweep.toml: expected one table [options] and tables [[grid]]"),
         ("model = 'x'\n[[grid]]\nbits = [2, 2]", "two rows are bits2: leave out one"),
     ],

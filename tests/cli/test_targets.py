@@ -43,7 +43,7 @@ PRICED = "schemes with a price: learnt"
         (("--target-bits", "nan"), "--target-bits nan: expected a finite number above 0"),
         (("--rate", "inf"), "Invalid value for '--rate': 'inf', expected a number above 0 and at most 1"),
         (("--max-drop", "-1"), "Invalid value for '--max-drop': '-1', expected a number at least 0"),
-        (("--calibration", "noise"), "Invalid value for '--calibration': 'noise' is not one of 'data', 'synthetic'"),
+        (("--calibration", "noise"), "Invalid value for '--calibration': 'noise', expected data, synthetic or none"),
         (
             ("--calibration-memory", "lots"),
             "Invalid value for '--calibration-memory': 'lots' is no size: expected 250000",

@@ -39,14 +39,14 @@ def test_both_documents_are_read_and_classes_without_a_change_are_left_out(tmp_p
         ("{", r"0\.json: not JSON; expected what 'compress eval FILE --against DENSE --per-class --json' or"),
         ("[" * 100_000, r"0\.json: not JSON; expected"),
         ([], r"0\.json: expected what 'compress eval"),
-        ({"top1": {}}, r"0\.json: not what .* prints: content_sha256: Field required"),
+        ({"top1": {}}, r"0\.json: not what .* prints: content_sha256: is missing"),
         (
             {"content_sha256": "ab", "classes": [{"name": "cat", "images": 1, "packed": 1}]},
             r"prints: classes\.0\.dense",
         ),
         (
             {**EVALUATED, "classes": [{**ROW, "lost": -1}]},
-            r"classes\.0\.lost: Input should be greater than or equal to 0",
+            r"classes\.0\.lost: expected at least 0",
         ),
         ({**SENSITIVE, "model": None}, r"prints: model: "),
         ('{"model": {"name": "x"}, "sensitivity": [{"site": "a", "rate": 1, "measured": NaN}]}', r"finite number"),

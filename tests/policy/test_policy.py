@@ -50,7 +50,7 @@ def test_first_match_wins_and_schemes_are_inherited(model: nn.Module) -> None:
 def test_patterns_match_tensors_and_modules_above(model: nn.Module, match: str, hit: str) -> None:
     found = plans(Policy([Rule(match, scheme="kmeans", bits=3), Rule("*", scheme="learnt", bits=4)]), model)
     assert found[hit] == "kmeans codewords=8"
-    assert found["layer4.0.conv2.weight"] == "Learnt(codewords=16)"
+    assert found["layer4.0.conv2.weight"] == "learnt codewords=16"
 
 
 def test_types_narrow_a_rule(model: nn.Module) -> None:

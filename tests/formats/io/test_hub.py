@@ -91,7 +91,7 @@ def test_a_file_of_a_stranger_has_the_guards_of_any(small: Repository) -> None:
     small.commit({PACKED: bytes(damaged)})
     with pytest.raises(CompressorError, match=f"^{NAME}@{small.refs['main']}: "):
         compressor.load(NAME)
-    small.commit({PACKED: b"no such file"})
+    small.commit({PACKED: b"\x01 no such file"})
     with pytest.raises(FormatError, match=f"^{NAME}@{small.refs['main']}: "):
         compressor.load(NAME)
 
