@@ -24,9 +24,10 @@ import click
 import numpy as np
 import torch
 from codec_speed import decode_indices
-from nncodec_peer import NNCodec, default_folder
+from nncodec_peer import NNCodec
 from numpy.typing import NDArray
 from page import put
+from peer_environment import default_folder
 from post_training import Bench, args
 
 from compressor import Compressor

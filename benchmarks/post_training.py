@@ -1,12 +1,12 @@
-"""Post-training compression against NNCodec: bytes at equal top-1, with images, without any, and of weights alone.
+"""Post-training compression against its peers: bytes at equal top-1, with images, without any, and of weights alone.
 
     OMP_NUM_THREADS=1 python benchmarks/post_training.py --dense FOLDER [--minutes 30]
 
 Nothing is trained. Each row is appended to ``results/post_training.jsonl`` as soon as it is measured and is not
 measured again, so the run can be cut into slices. The tables between the markers of ``README.md`` are rewritten from
 all rows, and ``docs/figures/post_training.png`` is drawn where there is matplotlib (extra ``report``). The test images
-are used once per row. NNCodec needs an older numpy, so it is installed in an environment of its own (``--peer-env``, by
-default under ``~/.cache``), which is removed at the end unless ``--keep-env`` is given.
+are used once per row. NNCodec and coremltools are installed in environments of their own (in ``--peer-env``, by default
+``~/.cache/timm-compressor``), which are removed at the end unless ``--keep-env`` is given.
 """
 
 from __future__ import annotations
@@ -27,8 +27,10 @@ from typing import Any
 import click
 import timm
 import torch
-from nncodec_peer import NNCodec, default_folder
+from coremltools_peer import PALETTES, CoreMLTools
+from nncodec_peer import NNCodec
 from page import put
+from peer_environment import Coded, default_folder
 from post_training_page import draw, tables
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -47,6 +49,7 @@ NETS = "test_resnet", "mobilenetv3_small_050", "test_vit", "resnet18"
 IMAGES = 256
 QPS = range(-40, -14, 2)  # step sizes of NNCodec; 4 more are twice the step
 WEIGHT_QPS = range(-48, -8, 4)
+PALETTE_BITS = 2, 3, 4, 6, 8  # of an index of coremltools
 PRICES = {  # from the dense accuracy down to about 99 % of it, on the last 5,000 training images
     "test_resnet": (1e-8, 2.5e-8, 6e-8, 1.6e-7, 4e-7, 1e-6),
     "mobilenetv3_small_050": (1e-8, 2.5e-8, 6e-8, 1.6e-7, 4e-7, 1e-6),
@@ -91,6 +94,7 @@ def runs() -> Iterator[Run]:
         yield Run(net, "dense", 0)
         yield from (Run(net, "nncodec", qp) for qp in QPS)
         yield from (Run(net, "nncodec, weights alone", qp) for qp in WEIGHT_QPS)
+        yield from (Run(net, f"coremltools, {palette}", bits) for palette in PALETTES for bits in PALETTE_BITS)
         yield from (Run(net, "weights alone", price) for price in WEIGHT_PRICES)
         yield from (Run(net, "images", price) for price in PRICES[net])
         coarser = (factor * PRICES[net][-1] for factor in (2.5, 6.0))  # made images show less curvature
@@ -107,15 +111,16 @@ def runs() -> Iterator[Run]:
 
 
 class Bench:
-    """The data, the dense networks and the peer.
+    """The data, the dense networks and the peers.
 
     Args:
         dense: the folder of dense weights; None trains the dense networks when they are first needed.
         peer: NNCodec.
+        palettes: coremltools; None: no row of it is going to be measured.
     """
 
-    def __init__(self, dense: Path | None, peer: NNCodec) -> None:
-        self.folder, self.peer = dense, peer
+    def __init__(self, dense: Path | None, peer: NNCodec, palettes: CoreMLTools | None = None) -> None:
+        self.folder, self.peer, self.palettes = dense, peer, palettes
         self.data = load_data("fashion-mnist")
         self.scratch = tempfile.TemporaryDirectory()
 
@@ -154,6 +159,8 @@ class Bench:
             return {"file": self.weights(run.net).stat().st_size, **self.test(self.dense(run.net))}
         if run.method.startswith("nncodec"):
             return self.nncodec(run)
+        if run.method.startswith("coremltools"):
+            return self.coremltools(run)
         if run.method == "target" or run.method in PACKED_ALONE:
             return self.alone(run)
         return self.ours(run)
@@ -167,8 +174,21 @@ class Bench:
         row = {"file": coded.size, "cpu_seconds": round(coded.seconds, 2)}
         if alone:
             return row | compare(model.state_dict(), coded.state, only)
+        return row | self.decoded(model, coded)
+
+    def coremltools(self, run: Run) -> dict[str, Any]:
+        """Returns a row of coremltools."""
+        assert self.palettes is not None
+        palette = run.method.partition(", ")[2]
+        weights, bits = self.weights(run.net), int(run.setting)
+        coded = self.palettes.coded(run.net, args(run.net), weights, palette, bits, list(PALETTE_BITS))
+        row = {"file": coded.size, "cpu_seconds": round(coded.seconds, 2)}
+        return row | self.decoded(self.dense(run.net), coded)
+
+    def decoded(self, model: nn.Module, coded: Coded) -> dict[str, Any]:
+        """Returns top-1 of a network with the tensors that come out of a peer."""
         model.load_state_dict(model.state_dict() | coded.state)
-        return row | self.test(model)
+        return self.test(model)
 
     def ours(self, run: Run) -> dict[str, Any]:
         """Returns a row of a price, or of a scheme that has none."""
@@ -263,8 +283,10 @@ def resident(status: Path, name: str) -> int:
 @click.option("--minutes", default=float("inf"), help="Start no further row after this many minutes.")
 @click.option("--net", type=click.Choice(NETS), help="Only rows of this network.")
 @click.option("--method", help="Only this method.")
-@click.option("--peer-env", type=click.Path(path_type=Path), default=default_folder(), help="NNCodec's environment.")
-@click.option("--keep-env", is_flag=True, help="Leave NNCodec's environment there.")
+@click.option(
+    "--peer-env", type=click.Path(path_type=Path), default=default_folder(), help="Folder of the peers' environments."
+)
+@click.option("--keep-env", is_flag=True, help="Leave the environments there.")
 @click.option("--alone", hidden=True)
 def main(
     dense: Path | None,
@@ -281,11 +303,12 @@ def main(
         job = json.loads(alone)
         compress_alone(Run(**job.pop("run")), **job)
         return
-    peer = NNCodec(peer_env, keep_env)
+    peers = NNCodec(peer_env, keep_env), CoreMLTools(peer_env, keep_env)
     try:
-        rows = measure_all(Bench(dense, peer), net, method, time.perf_counter() + 60 * minutes)
+        rows = measure_all(Bench(dense, *peers), net, method, time.perf_counter() + 60 * minutes)
     finally:
-        peer.close()
+        for peer in peers:
+            peer.close()
     for name, table in tables(rows).items():
         put(f"post_training {name}", table)
     draw(rows, FIGURE)

@@ -22,8 +22,9 @@ LABELS = {"nncodec": "NNCodec", "images": "images", "synthetic": "no image"}
 
 
 def tables(rows: Rows) -> dict[str, str]:
-    """Returns the Markdown tables by name: summary, targets, weights and rows."""
-    return {"summary": summary(rows), "targets": targets(rows), "weights": weights(rows), "rows": all_rows(rows)}
+    """Returns the Markdown tables by name: summary, palettes, targets, weights and rows."""
+    parts = {"summary": summary, "palettes": palettes, "targets": targets, "weights": weights, "rows": all_rows}
+    return {name: table(rows) for name, table in parts.items()}
 
 
 def select(rows: Rows, net: str, method: str) -> Rows:
@@ -86,6 +87,23 @@ def summary(rows: Rows) -> str:
         lines.append(f"| {' | '.join(cells)} |")
     means = [mean(column) for column in columns.values()]
     return "\n".join([*lines, f"| geometric mean | | | {means[0]} | | {means[1]} |"])
+
+
+def palettes(rows: Rows) -> str:
+    """Returns our size over that of each kind of coremltools' palettes at equal quality, without any image and with."""
+    kinds = [method for method in dict.fromkeys(row["method"] for row in rows) if method.startswith("coremltools")]
+    pairs = [*product(("synthetic", "images"), kinds)]
+    names = [f"{LABELS[ours]} / {peer.partition(', ')[2]}" for ours, peer in pairs]
+    lines = [f"| network | {' | '.join(names)} |", "|---" + "|--:" * len(pairs) + "|"]
+    columns: dict[tuple[str, str], dict[str, float | None]] = {pair: {} for pair in pairs}
+    for net in nets(rows):
+        low = LEAST * select(rows, net, "dense")[0]["top1"]
+        for pair, column in columns.items():
+            compared = product(*(curves(rows, net, method) for method in pair))
+            ratios = [found for ours, peer in compared if (found := mean_ratio(ours, peer, low))]
+            column[net] = geometric_mean(ratios) if ratios else None
+        lines.append(f"| {' | '.join([net, *(ratio(column[net]) for column in columns.values())])} |")
+    return "\n".join([*lines, f"| geometric mean | {' | '.join(mean(column) for column in columns.values())} |"])
 
 
 def mean(column: dict[str, float | None]) -> str:

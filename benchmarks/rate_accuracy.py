@@ -24,8 +24,9 @@ from typing import Any
 import click
 import torch
 from fashion_mnist import train_dense
-from nncodec_peer import NNCodec, default_folder
+from nncodec_peer import NNCodec
 from page import put
+from peer_environment import default_folder
 from post_training import PRICES, Bench, args, sizes
 from rate_curves import mean_ratio
 from safetensors.torch import save_file
