@@ -21,7 +21,8 @@ import click
 import timm
 import torch
 from fashion_mnist import BATCH, DISTILL, LR
-from nncodec_peer import NNCodec, default_folder
+from nncodec_peer import NNCodec
+from peer_environment import default_folder
 from post_training import Bench, args, sizes
 from torch import nn
 

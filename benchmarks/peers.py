@@ -1,13 +1,13 @@
-"""Our files beside those of other tools: the same dense weights, epochs, batches and distillation; bytes of whole files.
+"""Our files beside those of other tools: equal dense weights, epochs, images and distillation, bytes of whole files.
 
     OMP_NUM_THREADS=1 python benchmarks/peers.py --dense FOLDER [--minutes 30] [--method DKM]
 
-Two kinds of peers: DKM (coremltools) and clustering (TensorFlow Model Optimization) share weights while they train, as
-ours do; NNCodec, coremltools' palettes and torchao compress what has been trained, so they get the dense network trained
-further for as many epochs. All see the same batches in the same order, half distilled from the dense network. Each tool
-is installed in an environment of its own (in ``--peer-env``), which is removed at the end unless ``--keep-env`` is given.
-Each row is appended to ``results/peers.jsonl`` as soon as it is measured and is not measured again, so the run can be cut
-into slices; ``results_page.py`` makes the pages of the rows. The test images are used once a row.
+DKM (coremltools) and clustering (TensorFlow Model Optimization) share weights while they train, as ours do. NNCodec,
+coremltools' palettes and torchao compress what has been trained, so they get the dense network trained further for as
+many epochs. All see the same images in the same order, half distilled from the dense network. Each tool is installed in
+an environment of its own (in ``--peer-env``), which is removed at the end unless ``--keep-env`` is given. Each row is
+appended to ``results/peers.jsonl`` as soon as it is measured and is not measured again, so the run can be cut into
+slices; ``results_page.py`` makes the pages of the rows. The test images are used once a row.
 """
 
 from __future__ import annotations

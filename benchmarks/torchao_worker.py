@@ -5,9 +5,9 @@
 The job names the network, its weights, the bits of a weight and a folder, into which BITS.zip and, for the weights that
 come out of it, BITS.safetensors are written.
 
-torchao quantises Linear layers. A convolution is given to it as the Linear layer of its matrix, so that its weights become
-what torchao makes of such a matrix. Its own files are pickles; BITS.zip has the same numbers in one deflated file, without
-names and shapes: integers of so many bits, scales in float16, and all else in float16.
+torchao quantises Linear layers. A convolution is given to it as the Linear layer of its matrix, so that its weights
+become what torchao makes of such a matrix. Its own files are pickles; BITS.zip has the same numbers in one deflated
+file, without names and shapes: integers of so many bits, scales in float16, and all else in float16.
 """
 
 from __future__ import annotations
@@ -42,9 +42,7 @@ def main() -> None:
 def quantised(model: nn.Module, bits: int, folder: Path) -> float:
     """Writes the files of one number of bits, and returns the seconds of the processor until the zip was written."""
     start, state, parts = time.process_time(), {}, []
-    shared = {
-        f"{name}.weight" for name, module in model.named_modules() if isinstance(module, (nn.Linear, nn.Conv2d))
-    }
+    shared = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, (nn.Linear, nn.Conv2d))}
     for name, tensor in model.state_dict().items():
         if not tensor.is_floating_point():
             continue  # the count of batches that BatchNorm has seen
