@@ -1,4 +1,4 @@
-"""coremltools' palettes, after training and while training, as peers of the benchmarks, in an environment of their own."""
+"""coremltools' palettes, after training and while training, as peers of the benchmarks, in their own environment."""
 
 from __future__ import annotations
 
