@@ -117,14 +117,14 @@ def draw(rows: Rows, dense: dict[str, float], path: Path) -> None:
     if made is None:
         return
     figure, panels = made
-    colours = {name: f"C{number % 10}" for number, name in enumerate(SERIES)}
+    colours = {name: f"C{number}" for number, name in enumerate(SERIES[:-1])} | {SERIES[-1]: "crimson"}  # C10 is C0
     for net, (left, right) in zip(NETS, panels, strict=True):
         top = 100 * dense[net]
         for axes in (left, right):
             axes.axhline(top, color="black", linewidth=1, label="dense")
             axes.set(ylim=(SHOWN * top, 1.008 * top), ylabel="top-1 %", title=f"{net}: {NETS[net]}")
             axes.grid(alpha=0.3, which="both")
-        for name in SERIES:
+        for name in (name for name in SERIES if mine(rows, net, name)):
             same = mine(rows, net, name)
             top1, marker = [100 * row["top1"] for row in same], "*" if name in OUTCOMES else "o"
             style = {"color": colours[name], "marker": marker, "ms": 5, "lw": 1.2}
@@ -137,5 +137,5 @@ def draw(rows: Rows, dense: dict[str, float], path: Path) -> None:
         left.xaxis.set_major_formatter(lambda number, _: f"{number:g}")
         right.set(xscale="log", xlabel="bytes of the file (log)")
         size_axis(right.xaxis)
-    panels[0][0].legend(fontsize=8, ncols=2, loc="lower right")
+        left.legend(fontsize=8, ncols=2, loc="lower right")
     save_figure(figure, path, points(rows, dense))

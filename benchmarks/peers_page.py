@@ -85,10 +85,8 @@ def least_files(rows: Rows, net: str, within: float) -> str:
     smallest = min(size for size, _ in found)
     listed = "; ".join(f"{name} {size:,} ({size / smallest:.1f})" for size, name in sorted(found))
     none = f" No row of these is so near: {', '.join(missing)}." if missing else ""
-    return (
-        f"`{net}`, at most {100 * within:g} point{'s' if within > 0.01 else ''} of top-1 below dense "
-        f"({100 * top1:.2f} %): smallest file of each tool in bytes, and how many times the smallest of all: {listed}.{none}"
-    )
+    start = f"`{net}`, at most {100 * within:g} point{'s' if within > 0.01 else ''} below dense ({100 * top1:.2f} %)"
+    return f"{start}: the smallest file of each tool, in bytes and in times the smallest of all: {listed}.{none}"
 
 
 def draw(rows: Rows, path: Path) -> None:
