@@ -15,7 +15,7 @@ from __future__ import annotations
 import copy
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -59,6 +59,7 @@ SETTINGS: dict[str, tuple[int, ...]] = {  # bits, unless the comment says otherw
 }
 TARGETS = {"mobilenetv3_small_050": (45_000, 100_000, 28_000)}
 RATES = {**LR, "mobilenetv3_small_050": 1e-3}  # of the zoo
+PALETTES = {"palettes": "tensor", "palettes of 8 channels": "groups"}  # as coremltools_peer.py calls them
 ONLY_SMALL = "DKM", "TFMOT"  # DKM takes minutes a batch for depthwise layers; TFMOT refuses to cluster those
 
 
@@ -136,7 +137,7 @@ class Comparison:
                 model.load_state_dict(load_file(self.trained_on(run)))
             row |= {"file": row["dense_file"], "cpu_seconds": round(time.process_time() - start)}
         else:
-            coded, model = self.peer(run.method)(run), self.bench.dense(run.net)
+            coded, model = self.coded(run), self.bench.dense(run.net)
             model.load_state_dict(model.state_dict() | coded.state)
             row |= {"file": coded.size, "cpu_seconds": round(coded.seconds)}
         validation = evaluate(model, self.bench.data.eval_loader(256, "validation")).top1
@@ -180,27 +181,20 @@ class Comparison:
         packed = second.finish(half_untouched=True)
         return second.model, packed
 
-    def peer(self, method: str) -> Callable[[Run], Coded]:
-        """Returns what codes a row of another tool."""
-        peers, bits = self.peers, lambda name: sorted(SETTINGS[name])
-        palettes = {"palettes": "tensor", "palettes of 8 channels": "groups"}
-        if method == "NNCodec":
-            return lambda run: peers.nncodec.coded(
-                run.net, args(run.net), self.trained_on(run), run.setting, list(QPS), []
-            )
-        if method in palettes:
-            return lambda run: peers.coremltools.coded(
-                run.net, args(run.net), self.trained_on(run), palettes[method], run.setting, bits(method)
-            )
-        if method == "torchao":
-            return lambda run: peers.torchao.coded(
-                run.net, args(run.net), self.trained_on(run), run.setting, bits(method)
-            )
-        if method == "DKM":
-            return lambda run: peers.coremltools.trained(
-                run.net, args(run.net), self.bench.weights(run.net), run.setting, self.training(run)
-            )
-        return lambda run: peers.tfmot.trained(self.bench.dense(run.net), run.net, run.setting, self.training(run))
+    def coded(self, run: Run) -> Coded:
+        """Returns a row's network as another tool has coded it."""
+        peers, settings = self.peers, list(SETTINGS[run.method])
+        if run.method == "DKM":
+            start = self.bench.weights(run.net)
+            return peers.coremltools.trained(run.net, args(run.net), start, run.setting, self.training(run))
+        if run.method == "TFMOT":
+            return peers.tfmot.trained(self.bench.dense(run.net), run.net, run.setting, self.training(run))
+        what = run.net, args(run.net), self.trained_on(run)
+        if run.method == "NNCodec":
+            return peers.nncodec.coded(*what, run.setting, settings, [])
+        if run.method == "torchao":
+            return peers.torchao.coded(*what, run.setting, settings)
+        return peers.coremltools.coded(*what, PALETTES[run.method], run.setting, settings)
 
     def batches(self, run: Run) -> DataLoader[Any]:
         """Returns the training batches of a row."""

@@ -86,6 +86,6 @@ def described(node: fx.Node, module: nn.Module | None) -> dict[str, Any]:
     raise ValueError(f"{node.target}: expected a layer of {[kind.__name__ for kind in (*SIZES, *PLAIN)]}, got {module}")
 
 
-def has_bias(module: nn.Module) -> bool:
+def has_bias(module: nn.Module | None) -> bool:
     """Returns whether a layer adds a bias."""
     return isinstance(getattr(module, "bias", None), torch.Tensor)

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torchao.quantization import IntxWeightOnlyConfig, PerAxis, PerGroup, quantize_
 
 GROUP = 32  # weights of an output channel that have a scale, where they have 4 bits
-DTYPES = {4: torch.int4, 8: torch.int8}
+DTYPES = {4: "int4", 8: "int8"}  # by name: torch does not tell type checkers of the first
 
 
 def main() -> None:
@@ -71,7 +71,7 @@ def integers(weights: Tensor, bits: int) -> tuple[Tensor, list[bytes]]:
     layer.weight.data = matrix.clone()
     grouped = bits == 4 and matrix.shape[1] % GROUP == 0
     granularity: Any = PerGroup(GROUP) if grouped else PerAxis(0)
-    quantize_(layer, IntxWeightOnlyConfig(weight_dtype=DTYPES[bits], granularity=granularity))
+    quantize_(layer, IntxWeightOnlyConfig(weight_dtype=getattr(torch, DTYPES[bits]), granularity=granularity))
     made: Any = layer.weight
     codes, scales = made.qdata, made.scale.reshape(len(matrix), -1).half()
     spread = scales.float().repeat_interleave(matrix.shape[1] // scales.shape[1], dim=1)
