@@ -35,6 +35,7 @@ EPOCHS = {"test_resnet": 1, "resnet18": 0}
 ALLOWED = (4, 16, 2, 256, 8, 3, 64, 32)  # the rows of the first ones come first
 BITS = (2, 4, 1, 8, 3, 6, 5)
 DELTAS = (0.02, 0.01, 0.05, 0.005)
+PRICED = 3  # times the learning rate is what shared weights learn at where a bit has a price: so all learn alike
 PRICES = {"test_resnet": (4e-7, 1e-7, 2.5e-8, 1.6e-6), "resnet18": (1.6e-8, 4e-9, 1e-9, 1e-7)}
 
 
@@ -123,7 +124,9 @@ def compressed(bench: Bench, run: Run) -> tuple[nn.Module, Packed]:
     )  # fmt: skip
     job.prepare(calibration=bench.images(run.seed) if priced or not EPOCHS[run.net] else None)
     if epochs := EPOCHS[run.net]:
-        job.finetune(bench.data.train_loader(BATCH, run.seed), epochs=epochs, lr=LR[run.net])
+        job.finetune(
+            bench.data.train_loader(BATCH, run.seed), epochs=epochs, lr=LR[run.net] / (PRICED if priced else 1)
+        )
     packed = job.finish(half_untouched=True, fold_norms=priced)
     return job.model, packed
 

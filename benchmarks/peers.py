@@ -59,6 +59,7 @@ SETTINGS: dict[str, tuple[int, ...]] = {  # bits, unless the comment says otherw
 }
 TARGETS = {"mobilenetv3_small_050": (45_000, 100_000, 28_000)}
 RATES = {**LR, "mobilenetv3_small_050": 1e-3}  # of the zoo
+PRICED = 3  # times the learning rate is what shared weights learn at where a bit has a price: so all learn alike
 PALETTES = {"palettes": "tensor", "palettes of 8 channels": "groups"}  # as coremltools_peer.py calls them
 ONLY_SMALL = "DKM", "TFMOT"  # DKM takes minutes a batch for depthwise layers; TFMOT refuses to cluster those
 
@@ -151,9 +152,9 @@ class Comparison:
             teacher=teacher, distill=DISTILL, temperature=TEMPERATURE, seed=run.seed, **options,
         )  # fmt: skip
 
-    def tuned(self, run: Run, job: Compressor, epochs: int) -> None:
-        """Trains a prepared job of ours."""
-        job.finetune(self.batches(run), epochs=epochs, lr=RATES[run.net])
+    def tuned(self, run: Run, job: Compressor, epochs: int, slower: float = 1) -> None:
+        """Trains a prepared job of ours, at a learning rate that is so many times lower."""
+        job.finetune(self.batches(run), epochs=epochs, lr=RATES[run.net] / slower)
 
     def learnt(self, run: Run) -> tuple[nn.Module, Packed]:
         """Shares 2^setting values a tensor."""
@@ -165,7 +166,7 @@ class Comparison:
     def to_size(self, run: Run) -> tuple[nn.Module, Packed]:
         """Shares values so that the file has a size."""
         job = self.job(run, None, target_size=run.setting).prepare(calibration=self.bench.images(run.seed))
-        self.tuned(run, job, run.epochs)
+        self.tuned(run, job, run.epochs, PRICED)
         packed = job.finish(half_untouched=True)
         return job.model, packed
 
