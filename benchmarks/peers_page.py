@@ -15,15 +15,15 @@ OURS = "to a size", "learnt", "Deep Compression"
 NAMES = {  # method: how the table calls it, what its setting is, when it shares or rounds
     "dense": ("dense", "", ""),
     "dense, trained on": ("dense, trained further", "", ""),
-    "to a size": ("ours, to a size", "bytes", "while training"),
-    "learnt": ("ours, `learnt`", "bits", "while training"),
-    "Deep Compression": ("Deep Compression, by our schemes", "% zeros", "while training"),
-    "DKM": ("DKM, coremltools", "bits", "while training"),
-    "TFMOT": ("clustering, TFMOT", "clusters", "while training"),
+    "to a size": ("ours to a size", "bytes", "while training"),
+    "learnt": ("ours with `learnt`", "bits", "while training"),
+    "Deep Compression": ("Deep Compression by our schemes", "% zeros", "while training"),
+    "DKM": ("DKM (coremltools)", "bits", "while training"),
+    "TFMOT": ("clustering (TFMOT)", "clusters", "while training"),
     "NNCodec": ("NNCodec", "qp", "after"),
-    "palettes": ("palettes, coremltools", "bits", "after"),
-    "palettes of 8 channels": ("palettes of 8 channels, coremltools", "bits", "after"),
-    "torchao": ("integers, torchao", "bits", "after"),
+    "palettes": ("palettes (coremltools)", "bits", "after"),
+    "palettes of 8 channels": ("palettes of 8 channels (coremltools)", "bits", "after"),
+    "torchao": ("integers (torchao)", "bits", "after"),
 }
 WITHIN = 0.01, 0.03  # of the dense top-1, in the reading
 SHOWN = 0.9  # of the dense top-1: the figure shows no less
