@@ -2,7 +2,9 @@
 
     python benchmarks/codec_speed.py [--model resnet34] [--repeat 7] [--threads 2] [--cpu] [--json FILE]
 
-The weights are the model's random weights, on 16 evenly spaced values over +-3 standard deviations of each tensor.
+The weights are the model's random weights, on 16 evenly spaced values over +-3 standard deviations of each tensor. In
+the rows "uneven" every row and column of a tensor has been multiplied by a factor of its own between 1/4 and 1, which
+the codec ``classes`` makes use of and the others do not.
 "Decode" is ``load_state_dict(file)`` and the copy into an existing model, which the dense load includes too.
 "Indices" decodes the index streams alone, one after the other in one thread. "First load" is ``load(file)`` in a new
 process that has imported torch and timm; it includes building the model and what the codec imports and compiles on
@@ -60,14 +62,23 @@ def median(act: Callable[[], object], repeat: int) -> float:
     return statistics.median(seconds)
 
 
-def to_content(model: nn.Module, name: str) -> Content:
-    """Returns the content of a packed file whose tensors of two or more dimensions share 16 evenly spaced values."""
+def to_content(model: nn.Module, name: str, uneven: bool = False) -> Content:
+    """Returns the content of a packed file whose tensors of two or more dimensions share 16 evenly spaced values.
+
+    Args:
+        model: the model.
+        name: what timm calls it.
+        uneven: whether rows and columns are multiplied by factors first.
+    """
+    rng = np.random.default_rng(0)
     sites: dict[str, SharedTensor] = {}
     books: list[Table] = []
     untouched: dict[str, RawTensor] = {}
     for key, tensor in model.state_dict().items():
         if tensor.ndim >= 2:
-            weights = tensor.numpy().reshape(-1)
+            factors = [4.0 ** -rng.random(size).astype(np.float32) for size in tensor.shape[:2]]
+            placed = np.multiply.outer(*factors).reshape(*tensor.shape[:2], *[1] * (tensor.ndim - 2))
+            weights = (tensor.numpy() * placed if uneven else tensor.numpy()).reshape(-1)
             spread = float(weights.std())
             book = Table.of(np.linspace(-3, 3, 16) * spread)
             nearest = np.clip(np.rint((weights / spread + 3) / 0.4), 0, 15).astype(np.uint8)
@@ -166,6 +177,9 @@ def measure(name: str, repeat: int) -> dict[str, dict[str, Any]]:
         for codec in [*sorted(name for name, codec in CODECS.items() if codec.general), "auto"]:
             rows[codec] = measure_codec(codec, content, model, Path(folder), repeat)
             rows[codec]["times dense"] = rows[codec]["decode ms"] / rows["dense"]["decode ms"]
+        uneven = to_content(model, name, uneven=True)
+        for codec in ("ans", "classes"):
+            rows[f"{codec}, uneven"] = measure_codec(codec, uneven, model, Path(folder), repeat)
         if importlib.util.find_spec("nncodec"):
             rows["nncodec"] = measure_nncodec(content, repeat)
     return rows

@@ -1,4 +1,4 @@
-"""coremltools' palettes as a peer of the benchmarks, in an environment of their own."""
+"""coremltools' palettes, after training and while training, as peers of the benchmarks, in their own environment."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PALETTES: dict[str, dict[str, Any]] = {
 
 
 class CoreMLTools(Peer):
-    """Post-training palettization by k-means, as coremltools does it for torch models."""
+    """Palettes as coremltools makes them for torch models: after training by k-means, or while training by DKM."""
 
     PACKAGE, VERSION = "coremltools", "9.0"
     WORKER = Path(__file__).with_name("coremltools_worker.py")
@@ -37,3 +37,16 @@ class CoreMLTools(Peer):
         """
         job = {"net": net, "args": args, "weights": str(weights), "bits": all_bits, "config": PALETTES[palette]}
         return self.read(self.done(f"{weights.stem}-{palette}", job), bits, "zip")
+
+    def trained(self, net: str, args: dict[str, Any], weights: Path, bits: int, training: dict[str, Any]) -> Coded:
+        """Returns a network that DKM has trained to a palette of 2^bits values a tensor.
+
+        Args:
+            net: name of the timm model.
+            args: of ``timm.create_model``.
+            weights: safetensors file of the state dict.
+            bits: of an index.
+            training: the file of the batches, and how to train, as ``peers.py`` has it.
+        """
+        job = {"net": net, "args": args, "weights": str(weights), "bits": [bits], "training": training}
+        return self.read(self.done(f"dkm-{bits}-{Path(training['batches']).stem}", job), bits, "zip")

@@ -1,9 +1,10 @@
-"""Shares a network's weights by coremltools' k-means; ``coremltools_peer.py`` runs this in an environment that has it.
+"""Shares a network's weights by coremltools' k-means or DKM; ``coremltools_peer.py`` runs this in an environment of it.
 
     python coremltools_worker.py JOB.json
 
 The job names the network, its weights, the bits of an index, coremltools' settings and a folder, into which BITS.zip
-and, for the weights that come out of it, BITS.safetensors are written.
+and, for the weights that come out of it, BITS.safetensors are written. A job that says how to train is done by DKM,
+with its defaults for all but the bits.
 
 coremltools codes no entropy: a model is a folder of files, and gets smaller as it is zipped. BITS.zip has all the
 numbers of the network in one file, as in such a model, but neither the program nor names and shapes: indices of so many
@@ -24,9 +25,15 @@ import coremltools  # noqa: F401 - sets up the logging that main() makes quiet
 import numpy as np
 import timm
 import torch
-from coremltools.optimize.torch.palettization import PostTrainingPalettizer, PostTrainingPalettizerConfig
+from coremltools.optimize.torch.palettization import (
+    DKMPalettizer,
+    DKMPalettizerConfig,
+    PostTrainingPalettizer,
+    PostTrainingPalettizerConfig,
+)
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.nn import functional
 
 
 def main() -> None:
@@ -36,16 +43,56 @@ def main() -> None:
     logging.disable(logging.WARNING)
     model = timm.create_model(job["net"], **job["args"])
     model.load_state_dict(load_file(job["weights"]))
-    print(json.dumps({bits: palettize(model, bits, job["config"], Path(job["folder"])) for bits in job["bits"]}))
+    print(json.dumps({bits: palettized(model, bits, job) for bits in job["bits"]}))
 
 
-def palettize(model: nn.Module, bits: int, config: dict[str, Any], folder: Path) -> float:
+def palettized(model: nn.Module, bits: int, job: dict[str, Any]) -> float:
     """Writes the files of one number of bits, and returns the seconds of the processor until the zip was written."""
-    start = time.process_time()
-    settings = PostTrainingPalettizerConfig.from_dict({"global_config": {"n_bits": bits, **config}})
-    shared = PostTrainingPalettizer(model, settings).compress().state_dict()
-    state, parts = {}, []
-    for name in model.state_dict():
+    start, names = time.process_time(), list(model.state_dict())
+    if "training" in job:
+        state = dkm(model, bits, job["training"])
+    else:
+        settings = PostTrainingPalettizerConfig.from_dict({"global_config": {"n_bits": bits, **job["config"]}})
+        state = PostTrainingPalettizer(model, settings).compress().state_dict()
+    decoded = zipped(names, state, bits, Path(job["folder"]) / f"{bits}.zip")
+    seconds = time.process_time() - start
+    save_file(decoded, Path(job["folder"]) / f"{bits}.safetensors")
+    return seconds
+
+
+def dkm(model: nn.Module, bits: int, training: dict[str, Any]) -> dict[str, Tensor]:
+    """Returns the state of a network that was trained with DKM from the first step to the last."""
+    batches, temperature = load_file(training["batches"]), training["temperature"]
+    images, labels, logits = (batches[name] for name in ("images", "labels", "logits"))
+    palettizer = DKMPalettizer(model, DKMPalettizerConfig.from_dict({"global_config": {"n_bits": bits}}))
+    trained = palettizer.prepare(inplace=True).train()
+    optimizer = torch.optim.AdamW(trained.parameters(), lr=training["lr"], weight_decay=0.0)
+    count = len(images) // training["epochs"]  # images of an epoch
+    starts = [
+        start for epoch in range(0, len(images), count) for start in range(epoch, epoch + count, training["batch"])
+    ]
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, len(starts))
+    for start in starts:
+        chosen = slice(start, min(start + training["batch"], (start // count + 1) * count))
+        palettizer.step()
+        output = trained(images[chosen])
+        student = functional.log_softmax(output / temperature, dim=1)
+        teacher = functional.log_softmax(logits[chosen] / temperature, dim=1)
+        distance = functional.kl_div(student, teacher, reduction="batchmean", log_target=True) * temperature**2
+        loss = (1 - training["distill"]) * functional.cross_entropy(output, labels[chosen])
+        optimizer.zero_grad()
+        (loss + training["distill"] * distance).backward()
+        optimizer.step()
+        schedule.step()
+    state: dict[str, Tensor] = palettizer.finalize(inplace=True).state_dict()
+    return state
+
+
+def zipped(names: list[str], shared: dict[str, Tensor], bits: int, path: Path) -> dict[str, Tensor]:
+    """Writes the numbers of a network as a zip, and returns its tensors as the numbers in the zip give them."""
+    state: dict[str, Tensor] = {}
+    parts: list[bytes] = []
+    for name in names:
         if not shared[name].is_floating_point():
             continue  # the count of batches that BatchNorm has seen
         module, _, parameter = name.rpartition(".")
@@ -57,11 +104,9 @@ def palettize(model: nn.Module, bits: int, config: dict[str, Any], folder: Path)
             scale = shared.get(f"{module}._COREML_/{parameter}/palettization_scale")
             state[name], content = split(shared[name], palette, scale, bits)
             parts += content
-    with zipfile.ZipFile(folder / f"{bits}.zip", "w", zipfile.ZIP_DEFLATED, compresslevel=9) as file:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as file:
         file.writestr("weight.bin", b"".join(parts))
-    seconds = time.process_time() - start
-    save_file({name: tensor.float().contiguous() for name, tensor in state.items()}, folder / f"{bits}.safetensors")
-    return seconds
+    return {name: tensor.float().contiguous() for name, tensor in state.items()}
 
 
 def split(weights: Tensor, palette: Tensor, scale: Tensor | None, bits: int) -> tuple[Tensor, list[bytes]]:

@@ -3,12 +3,14 @@
     python benchmarks/exports.py [FILE ...] [--repeat 9] [--threads 1]
 
 FILE is a packed file or zoo:NAME; without one, three checkpoints of the zoo. Targets whose packages are not installed
-are left out, and those that give no model. Latency is that of one image; the table goes into docs/deploy.md.
+are left out, and those that give no model; those that do not run here have no latency, which is that of one image. The
+row of a target that writes no file is its estimate, of weights alone. The table goes into docs/deploy.md.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import re
 import statistics
 import tempfile
@@ -22,9 +24,10 @@ from tabulate import tabulate
 
 import compressor
 from compressor.calibration.image_shape import image_shape
+from compressor.deployment.estimate import estimate
 from compressor.deployment.export import Exported
-from compressor.deployment.registry import make_target
-from compressor.formats.errors import MissingError
+from compressor.deployment.registry import TARGETS, make_target
+from compressor.formats.errors import MissingError, UsageError
 from compressor.model_zoo import packed_path
 
 FILES = ["zoo:test_resnet-balanced", "zoo:test_vit-balanced", "zoo:resnet18-tiny"]
@@ -57,16 +60,28 @@ RUNNERS: dict[str, Callable[[Path], Callable[[Any], object]]] = {
 }
 """How the file of a target is run."""
 
+NOT_RUN = ("coreml",)
+"""Targets whose files hold a model that only another machine runs."""
+
 
 def installed() -> list[str]:
-    """Returns the targets that run models, and whose packages are here."""
+    """Returns the targets that hold models, and whose packages are here."""
     found = []
-    for name in sorted(RUNNERS):
+    for name in sorted([*RUNNERS, *NOT_RUN]):
         try:
             make_target(name, {})
         except MissingError:
             continue
         found.append(name)
+    return found
+
+
+def estimated(packed: Path) -> dict[str, int]:
+    """Returns the bytes by the coders of targets that write no file, as far as these are here."""
+    found = {}
+    for name in TARGETS:
+        with contextlib.suppress(MissingError, UsageError):
+            found[name] = estimate(packed, name).total.per_tensor
     return found
 
 
@@ -79,7 +94,7 @@ def measure(file: str, repeat: int, folder: Path) -> list[list[str]]:
     }
     loaded = {mode: compressor.load(packed, weights=mode) for mode in ("dense", "packed")}
     models: dict[str, Callable[[Any], object]] = {**loaded}
-    models |= {name: RUNNERS[name](done[name].path) for name in names}
+    models |= {name: RUNNERS[name](done[name].path) for name in names if name in RUNNERS}
     shape = image_shape(loaded["dense"])
     assert shape is not None  # it is a timm model
     images, times = torch.randn(1, *shape), {name: list[float]() for name in models}
@@ -90,6 +105,7 @@ def measure(file: str, repeat: int, folder: Path) -> list[list[str]]:
                 times[name] += [taken] if turn else []
     first = done[names[0]]
     sizes = {"dense": first.dense, "packed": first.packed, **{name: done[name].exported for name in names}}
+    sizes |= estimated(packed)
     latency = {name: f"{1e3 * statistics.median(taken):.1f}" for name, taken in times.items()}
     cells = [[f"{size:,}", f"{100 * size / first.dense:.1f} %", latency.get(name, "")] for name, size in sizes.items()]
     return [[packed.stem, name, *row] for name, row in zip(sizes, cells, strict=True)]

@@ -33,16 +33,17 @@ HERE = Path(__file__).parent
 ZOO = HERE.parent / "model_zoo"
 SLICE = HERE.parent / "tests" / "data" / "fashion-mnist-200.safetensors"
 DATASET, SEED = "fashion-mnist", 0
-TAIL = "--batch-size 128 --untouched f16"
+TEACHER = "--teacher resnet18 --teacher-checkpoint resnet18-fashion-mnist.safetensors"
 PLANS = {  # model, and how it is compressed
-    "test_resnet-balanced": ("test_resnet", f"--recipe learnt4 --epochs 2 --lr 0.001 {TAIL}"),
+    "test_resnet-balanced": ("test_resnet", "--target-size 30KB --epochs 2"),
     "test_resnet-tiny": ("test_resnet", "--target-size 18KB --epochs 6"),
-    "test_vit-balanced": ("test_vit", f"--recipe learnt4 --epochs 2 --lr 0.0005 {TAIL}"),
+    "test_resnet-student": ("test_resnet", f"--target-size 18KB --epochs 4 {TEACHER}"),
+    "test_vit-balanced": ("test_vit", "--target-size 40KB --epochs 2"),
     "test_vit-tiny": ("test_vit", "--target-size 25KB --epochs 6"),
-    "mobilenetv3_small_050-balanced": ("mobilenetv3_small_050", f"--recipe learnt4 --epochs 1 --lr 0.001 {TAIL}"),
+    "mobilenetv3_small_050-balanced": ("mobilenetv3_small_050", "--target-size 45KB --epochs 2"),
     "mobilenetv3_small_050-tiny": ("mobilenetv3_small_050", "--target-size 28KB --epochs 6"),
-    "resnet18-balanced": ("resnet18", f"--recipe sparse90 --epochs 1 --lr 0.0003 {TAIL}"),
-    "resnet18-tiny": ("resnet18", f"--recipe tiny97 --epochs 3 --lr 0.0005 {TAIL}"),
+    "resnet18-balanced": ("resnet18", "--target-size 150KB --epochs 1"),
+    "resnet18-tiny": ("resnet18", "--target-size 75KB --epochs 6"),
 }
 HEAD = """\
 # The packed checkpoints that ship with the package: what each is, and the command that wrote it.
@@ -55,16 +56,25 @@ def weights_of(name: str) -> str:
     return f"{PLANS[name][0]}-{DATASET}.safetensors"
 
 
-def arguments(name: str, weights: Path | str | None, output: Path | str) -> list[str]:
-    """Returns the arguments with which ``compress`` writes a checkpoint."""
+def arguments(name: str, folder: Path | None, output: Path | str) -> list[str]:
+    """Returns the arguments with which ``compress`` writes a checkpoint.
+
+    Args:
+        name: of the checkpoint.
+        folder: of the dense weights; None: ``compress`` trains the dense networks, of model and teacher, itself.
+        output: where it is written.
+    """
     model, options = PLANS[name]
-    start = [] if weights is None else ["--checkpoint-path", str(weights)]
-    return [model, "--dataset", DATASET, *start, *options.split(), "--seed", str(SEED), "-o", str(output)]
+    start = [] if folder is None else ["--checkpoint-path", str(folder / weights_of(name))]
+    if folder is None:
+        options = options.partition(" --teacher-checkpoint")[0]
+    rest = [str(folder / one) if folder and one.endswith(f"-{DATASET}.safetensors") else one for one in options.split()]
+    return [model, "--dataset", DATASET, *start, *rest, "--seed", str(SEED), "-o", str(output)]
 
 
 def command(name: str, dense: Path | None) -> str:
     """Returns the command as the index records it, without the folders of this machine."""
-    return " ".join(["compress", *arguments(name, weights_of(name) if dense else None, f"{name}.safetensors")])
+    return " ".join(["compress", *arguments(name, Path() if dense else None, f"{name}.safetensors")])
 
 
 def sha256(path: Path) -> str:
@@ -167,7 +177,7 @@ def main(dense: Path | None, minutes: float, folder: Path, name: str | None, dev
             print("time is up: call again for the rest")
             break
         where = ["--device", device] if device else []
-        if code := run([*arguments(plan, dense / weights_of(plan) if dense else None, path), *where, "--force"]):
+        if code := run([*arguments(plan, dense, path), *where, "--force"]):
             raise SystemExit(code)
         path.with_name(f"{path.name}.summary.csv").unlink(missing_ok=True)
         entries[plan] = measure(plan, dense, path, data)

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 import click
 
 from compressor.cli.files import PackedPath, memory_option, open_packed
-from compressor.cli.show import print_json, print_table
+from compressor.cli.show import echo, print_json, print_table
 from compressor.formats.errors import IntegrityError, UsageError
+from compressor.formats.io.hub import pinned_name
 
 if TYPE_CHECKING:
     from compressor.cli.difference import Difference, Row
@@ -41,20 +42,30 @@ def verify(file: Path, wanted: str | None, max_memory: int | None, as_json: bool
         bad = [str(error) for error in packed.check()]
         checked = {"tensors": len(packed.sites) + len(packed.untouched), "codebooks": len(packed.book_entries)}
         sums = {"sha256": _sha256(packed), "content_sha256": packed.content_sha256()}
-        size = packed.source.size
+        size, name = packed.source.size, packed.label
     replaced = wanted is not None and wanted.lower() != sums["sha256"]
     if as_json:
         good = not bad and not replaced
-        print_json({"file": str(file), "good": good, "bytes": size, "checked": checked, **sums, "bad": bad})
+        print_json(
+            {
+                "file": str(file),
+                "hub": pinned_name(file),
+                "good": good,
+                "bytes": size,
+                "checked": checked,
+                **sums,
+                "bad": bad,
+            }
+        )
     elif bad:
         click.echo("\n".join(dict.fromkeys(bad)))  # parts with a checksum in common have the same line
     if replaced:
-        raise IntegrityError(f"{file}: its sha256 is {sums['sha256']}, expected {str(wanted).lower()}")
+        raise IntegrityError(f"{name}: its sha256 is {sums['sha256']}, expected {str(wanted).lower()}")
     if bad:
-        raise IntegrityError(f"{file}: {len(bad)} of {sum(checked.values())} parts are bad: fetch it again")
+        raise IntegrityError(f"{name}: {len(bad)} of {sum(checked.values())} parts are bad: fetch it again")
     if not as_json:
         parts = " and ".join(f"{count} {kind}" for kind, count in checked.items())
-        click.echo(f"{file}: good, {size:,} bytes, {parts} checked")
+        echo(f"{name}: good, {size:,} bytes, {parts} checked")
         print_table([[name.replace("_", " "), digest] for name, digest in sums.items()])
 
 
@@ -94,14 +105,15 @@ def _show(difference: Difference) -> None:
     """Prints a line for each tensor and each entry of the metadata that differs, and the totals."""
     if difference.rows:
         print_table(
-            [["tensor", "weights", "differ", "max |d|", "SQNR", "bytes", "what"], *map(_cells, difference.rows)]
+            [["tensor", "weights", "differ", "max |d|", "SQNR", "bytes", "what"], *map(_cells, difference.rows)],
+            spare=("weights", "max |d|"),
         )
     for path, (old, new) in difference.metadata.items():
-        click.echo(f"{path}  {'nothing' if old is None else old} -> {'nothing' if new is None else new}")
+        echo(f"{path}  {'nothing' if old is None else old} -> {'nothing' if new is None else new}")
     weights, differ = difference.weights
-    click.echo(f"{len(difference.rows)} of {difference.tensors} tensors and {differ:,} of {weights:,} weights differ")
+    echo(f"{len(difference.rows)} of {difference.tensors} tensors and {differ:,} of {weights:,} weights differ")
     sizes = (f"{kind} {old:,} -> {new:,}" for kind, (old, new) in difference.sizes.items())
-    click.echo("bytes  " + ", ".join(sizes))
+    echo("bytes  " + ", ".join(sizes))
 
 
 def _cells(row: Row) -> list[str]:

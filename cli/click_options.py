@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 import click
 
+from compressor.cli.values import Number, WholeNumber, Word
 from compressor.config_fields import ConfigField, config_fields
 
 __all__ = ["byte_size", "click_options", "from_values", "given_flags"]
@@ -77,12 +78,12 @@ def _default(one: ConfigField) -> str:
 
 def _click_type(one: ConfigField) -> Any:
     if one.choices:
-        return click.Choice(one.choices)
+        return Word(one.choices)
     if one.type is Path:
         return click.Path(path_type=Path)
     if one.type in (int, float) and one.bounds:
         least, most = (one.gt if one.ge is None else one.ge), (one.lt if one.le is None else one.le)
         limits: dict[str, Any] = {"min": least, "max": most}
         limits |= {"min_open": one.gt is not None, "max_open": one.lt is not None}
-        return click.IntRange(**limits) if one.type is int else click.FloatRange(**limits)
+        return WholeNumber(**limits) if one.type is int else Number(**limits)
     return one.type if one.type in (int, float) else str

@@ -61,4 +61,17 @@ def _run(model: str, **values: Any) -> None:
     run(request)
 
 
-compress = SectionedCommand("run", params=[MODEL, *OPTIONS], callback=_run, help="Compress a MODEL.")
+class CompressCommand(SectionedCommand):
+    """The command that is typed without its name."""
+
+    def format_usage(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Writes the usage as it is typed: the model stands for the command."""
+        formatter.write_usage(ctx.find_root().command_path, "MODEL [OPTIONS]")
+
+
+compress = CompressCommand(
+    "run",
+    params=[MODEL, *OPTIONS],
+    callback=_run,
+    help="Compress a timm MODEL. The commands beside this one: compress help",
+)

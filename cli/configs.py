@@ -13,12 +13,14 @@ from typing import Any
 from compressor.calibration.image_counts import DEFAULT_IMAGES, FEWEST_IMAGES
 from compressor.cli.click_options import byte_size, from_values, given_flags
 from compressor.cli.completion import codecs, completing, models
+from compressor.cli.files import PackedPath
 from compressor.cli.preprocessing import PreprocessingConfig
 from compressor.cli.sharing import SharingConfig
-from compressor.cli.spelling import check_names
+from compressor.cli.spelling import check_codec, check_models
 from compressor.cli.targets import TARGETS, TargetConfig
 from compressor.config_fields import config_field, config_fields
-from compressor.formats.errors import UsageError
+from compressor.data.built_in import check_name
+from compressor.formats.errors import MissingError, UsageError
 from compressor.training.config import TrainingConfig
 
 __all__ = [
@@ -74,9 +76,13 @@ class DataConfig:
         return self.name.rpartition("/")[2] or folder
 
     def check(self) -> None:
-        """Raises UsageError for options that contradict each other."""
+        """Raises UsageError for options that contradict each other, MissingError for data that are not there."""
         if self.dataset_download and not (self.dataset or "").startswith("torch/"):
             raise UsageError("--dataset-download needs --dataset torch/...")
+        if self.data_dir is not None and not self.data_dir.is_dir() and not self.dataset_download:
+            raise MissingError(f"--data-dir {self.data_dir}: no such folder")
+        if self.dataset is not None:
+            check_name(self.dataset, has_folder=self.data_dir is not None)
 
 
 @dataclass(frozen=True)
@@ -85,7 +91,9 @@ class ModelConfig:
 
     name: str
     pretrained: bool = config_field(False, "Start from timm's weights; without data no training follows.")
-    checkpoint_path: Path | None = config_field(None, "Start from these weights; without data no training follows.")
+    checkpoint_path: Path | None = config_field(
+        None, "Start from these weights; without data no training follows.", click={"type": PackedPath(path_type=Path)}
+    )
     from_scratch: bool = config_field(False, "Train weights and shared values together from random ones.")
     num_classes: int | None = config_field(None, "Classes of the head. [default: the data's]", ge=1)
     in_chans: int | None = config_field(None, "Channels of the images. [default: the data's]", ge=1)
@@ -128,7 +136,9 @@ class TeacherConfig:
         metavar="MODEL",
         click={"shell_complete": completing(models)},
     )
-    teacher_checkpoint: Path | None = config_field(None, "Its weights, packed or not. [default: trained and kept]")
+    teacher_checkpoint: Path | None = config_field(
+        None, "Its weights, packed or not. [default: trained and kept]", click={"type": PackedPath(path_type=Path)}
+    )
 
     @property
     def is_trained_here(self) -> bool:
@@ -198,9 +208,10 @@ class OutputConfig:
     log: str | None = config_field(None, "Note them in OUTPUT.tensorboard, too.", choices=("tensorboard",))
 
     def check(self) -> None:
-        """Raises UsageError for a file with the ending of another format."""
+        """Raises UsageError for a file with the ending of another format, or a codec that there is not."""
         if self.output is not None and self.output.suffix not in ("", ENDING):
             raise UsageError(f"-o {self.output}: a packed file ends in {ENDING}, name it {self.output.stem}{ENDING}")
+        check_codec(self.codec)
 
     @property
     def half_untouched(self) -> bool | None:
@@ -215,7 +226,9 @@ class GateConfig:
     require_top1: float | None = config_field(
         None, "Exit 5 below; the file is kept as OUTPUT.rejected.", ge=0, le=100, metavar="PERCENT"
     )
-    require_drop: float | None = config_field(None, "Likewise where top-1 falls by more.", metavar="POINTS")
+    require_drop: float | None = config_field(
+        None, "Likewise where top-1 falls by more.", ge=-100, le=100, metavar="POINTS"
+    )
     require_size: int | None = config_field(
         None, "Likewise for a larger file, as 1.5MB.", metavar="BYTES", click={"type": byte_size}
     )
@@ -286,7 +299,7 @@ class Request:
 
     def check(self) -> None:
         """Raises UsageError for options that contradict each other."""
-        check_names((self.model.name, self.teacher.teacher), self.sharing.scheme)
+        check_models((self.model.name, self.teacher.teacher))
         self.sharing.check()
         self.target.check()
         self.model.check()

@@ -12,7 +12,7 @@ import click
 
 from compressor.cli.compress import MODEL, OPTIONS, SectionedCommand
 from compressor.cli.configs import Request
-from compressor.cli.files import PackedPath, in_bytes, make_folder, memory_option, open_packed
+from compressor.cli.files import PackedPath, in_bytes, memory_option, open_packed
 from compressor.cli.preprocessing import PreprocessingConfig
 from compressor.config_fields import config_fields
 from compressor.formats.errors import UsageError
@@ -43,7 +43,7 @@ pack = SectionedCommand(
     "pack",
     params=[
         MODEL,
-        click.Option(["--checkpoint-path"], type=click.Path(path_type=Path), required=True, help="Its weights."),
+        click.Option(["--checkpoint-path"], type=PackedPath(path_type=Path), required=True, help="Its weights."),
         *(option for option in OPTIONS if option.name in WITHOUT_DATA),
     ],
     callback=_pack,
@@ -91,7 +91,7 @@ def _write_folder(
     file: Path, folder: Path, max_memory: int | None, force: bool, about: tuple[Mapping[str, Any], Mapping[str, Any]]
 ) -> None:
     """Writes weights and configuration into a folder; without the latter timm loads nothing, so it is written last."""
-    from compressor.formats.io.atomic import check_writable, write_atomically
+    from compressor.formats.io.atomic import check_writable, make_folder, write_atomically
     from compressor.models.local_dir import CONFIG, WEIGHTS, local_config
 
     config = json.dumps(local_config(*about), indent=2)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from compressor.cli.show import print_json, print_table, say
+from compressor.cli.values import WholeNumber
 
 if TYPE_CHECKING:
     from compressor.data.datasets import Dataset
@@ -22,7 +23,7 @@ def say_images(preprocessing: Any) -> None:
     """Prints how images are prepared, in a line."""
     from compressor.data.preprocessing import describe_preprocessing
 
-    say(f"{'images':{HEAD}}{describe_preprocessing(preprocessing)}")
+    say(f"{'images':{HEAD}}{describe_preprocessing(preprocessing)}", HEAD)
 
 
 def say_data(data: Dataset, folder: Path | None) -> None:
@@ -33,7 +34,7 @@ def say_data(data: Dataset, folder: Path | None) -> None:
         folder: of its files.
     """
     label = folder if folder is not None and data.name == "folder" else data.name
-    say(f"{'data':{HEAD}}{label}: {data.summary}")
+    say(f"{'data':{HEAD}}{label}: {data.summary}", HEAD)
 
 
 def look_at(data: Dataset, folder: Path | None, whole: bool | None = None) -> None:
@@ -64,7 +65,7 @@ def look_at(data: Dataset, folder: Path | None, whole: bool | None = None) -> No
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.option("--class-map", type=click.Path(path_type=Path), metavar="FILE",
               help="Text file with the name of a class a line, in their order.")  # fmt: skip
-@click.option("--max-bad-images", metavar="N", type=click.IntRange(0), default=0, show_default=True,
+@click.option("--max-bad-images", metavar="N", type=WholeNumber(0), default=0, show_default=True,
               help="Images that may be unreadable; all are listed in bad_images.txt.")  # fmt: skip
 @click.option("--all", "everything", is_flag=True, help="Show every class, not the first only.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead.")

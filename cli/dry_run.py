@@ -4,21 +4,23 @@ from __future__ import annotations
 
 from typing import Any
 
-import click
 import torch
 
 from compressor.cli.configs import OutputConfig
 from compressor.cli.search import check_above, least_size, target_of, vary_vectors
 from compressor.cli.setup import Run
-from compressor.cli.show import print_json, print_table
+from compressor.cli.show import echo, print_json, print_table
 from compressor.cli.weights import named_model
 from compressor.compressor import Compressor
 from compressor.formats.loader import build_model
+from compressor.lifecycle.description import describe_plan
 from compressor.lifecycle.step_memory import StepMemory, size_of
 from compressor.policy.policy import TensorPlan
 from compressor.sharing.sites import find_tensors
 
 __all__ = ["dry_run"]
+
+HEAD = 11  # columns before the text of a line
 
 
 def dry_run(run: Run, output: OutputConfig, as_json: bool) -> None:
@@ -48,15 +50,15 @@ def dry_run(run: Run, output: OutputConfig, as_json: bool) -> None:
         print_json(_document(run, rows, predicted))
         return
     shown = [[r["site"], "x".join(map(str, r["shape"])), f"{r['weights']:,}", r["plan"], r["rule"]] for r in rows]
-    print_table([["site", "shape", "weights", "plan", "rule"], *shown])
-    click.echo(vectors)
+    print_table([["site", "shape", "weights", "plan", "rule"], *shown], spare=("rule",))
+    echo(vectors, HEAD)
     if memory is not None:
-        click.echo(_memory_line(memory, run.recipe.stages[-1].training.batch_size))
+        echo(_memory_line(memory, run.recipe.stages[-1].training.batch_size), HEAD)
     when = "before training" if run.target.flag is None else f"for {run.target.command_line().strip()}, not searched"
     if least is not None:
-        click.echo(f"least      {least:,} bytes, with all weights zero")
+        echo(f"least      {least:,} bytes, with all weights zero", HEAD)
     after = "unknown" if size is None else f"{size:,} bytes ({dense / size:.1f}x)"
-    click.echo(f"predicted  {dense:,} -> {after} {when}; nothing was written")
+    echo(f"predicted  {dense:,} -> {after} {when}; nothing was written", HEAD)
 
 
 def _document(run: Run, rows: list[dict[str, Any]], predicted: dict[str, Any]) -> dict[str, Any]:
@@ -85,7 +87,7 @@ def _row(job: Compressor, plan: TensorPlan) -> dict[str, Any]:
         "site": plan.site.name,
         "shape": list(plan.site.tensor.shape),
         "weights": plan.site.tensor.numel(),
-        "plan": repr(plan.scheme) if plan.scheme else f"left alone: {plan.reason}",
+        "plan": describe_plan(plan),
         "rule": "" if plan.rule is None else job.policy.given[plan.rule].match,
     }
 

@@ -13,15 +13,17 @@ from compressor.cli.click_options import click_options, from_values
 from compressor.cli.data import say_data, say_images
 from compressor.cli.files import EVAL_BATCH, PackedPath, in_bytes, memory_option, open_packed, packed_file
 from compressor.cli.preprocessing import NumbersCommand, PreprocessingConfig
-from compressor.cli.show import accuracy_line, percent, print_json, print_table
+from compressor.cli.show import accuracy_line, class_rows, echo, percent, print_json, print_table
+from compressor.cli.values import WholeNumber
 from compressor.formats.errors import MissingError, UsageError
+from compressor.formats.io.hub import pinned_name
 
 if TYPE_CHECKING:
     from torch import nn
 
     from compressor.data.datasets import Dataset
     from compressor.report.provenance import Provenance
-    from compressor.training.measurement import Measurement
+    from compressor.training.detailed_evaluation import DetailedEvaluation
 
 __all__ = ["evaluate"]
 
@@ -30,9 +32,9 @@ __all__ = ["evaluate"]
 @packed_file
 @click.option("--dataset", help="Data set; by default the built-in one that the file was made with.")
 @click.option("--data-dir", type=click.Path(path_type=Path), help="Folder of its files.")
-@click.option("--batch-size", type=click.IntRange(1), default=EVAL_BATCH, show_default=True)
+@click.option("--batch-size", type=WholeNumber(1), default=EVAL_BATCH, show_default=True)
 @click.option("--device", help="cpu, cuda, cuda:1, mps ...  [default: a GPU if there is one]")
-@click.option("--max-bad-images", metavar="N", type=click.IntRange(0), default=0, show_default=True,
+@click.option("--max-bad-images", metavar="N", type=WholeNumber(0), default=0, show_default=True,
               help="Images that may be unreadable; all are listed in bad_images.txt.")  # fmt: skip
 @click.option("--against", type=PackedPath(path_type=Path), metavar="DENSE",
               help="Measure these weights of the same model, too: a checkpoint, or another packed file.")  # fmt: skip
@@ -59,14 +61,14 @@ def evaluate(
     from compressor import load
     from compressor.distributed.devices import find_device
     from compressor.report.provenance import read_provenance
-    from compressor.training.measurement import measure
+    from compressor.training.detailed_evaluation import measure
 
     asked = from_values(PreprocessingConfig, values)
     asked.check()
     where = find_device(device)
     with open_packed(file, max_memory) as packed:
         made, preprocessing = read_provenance(packed), dict(packed.preprocessing or {})
-        named = packed.model
+        named, content = packed.model, packed.content_sha256()
     in_chans = (named or {"args": {}})["args"].get("in_chans")
     data = _data(file, dataset, data_dir, made, preprocessing, max_bad_images, asked, in_chans)
     model = load(file, max_memory=in_bytes(max_memory))
@@ -76,7 +78,7 @@ def evaluate(
     say_images(data.preprocessing)
     loader = data.eval_loader(batch_size)
     before = None if dense is None else measure(dense.to(where), loader)
-    found = Found(file, named, data, made, measure(model.to(where), loader), before)
+    found = Found(file, content, named, data, made, measure(model.to(where), loader), before)
     if as_json:
         print_json(found.to_json(per_class))
     else:
@@ -93,6 +95,7 @@ class Found:
 
     Args:
         file: the packed file.
+        content: the SHA-256 of its content.
         model: name and arguments of its timm model.
         data: what it was measured on.
         made: how the file was made.
@@ -101,11 +104,12 @@ class Found:
     """
 
     file: Path
+    content: str
     model: Mapping[str, Any] | None
     data: Dataset
     made: Provenance
-    packed: Measurement
-    dense: Measurement | None
+    packed: DetailedEvaluation
+    dense: DetailedEvaluation | None
 
     @property
     def recorded(self) -> float | None:
@@ -125,6 +129,8 @@ class Found:
         more = {} if self.dense is None else {"dense": self.dense.top1}
         return {
             "file": str(self.file),
+            "content_sha256": self.content,
+            "hub": pinned_name(self.file),
             "model": self.model,
             "data": facts,
             "preprocessing": data.preprocessing,
@@ -137,36 +143,37 @@ class Found:
 
     def show(self, per_class: bool) -> None:
         """Prints the figures as text."""
-        from compressor.training.measurement import TOP
+        from compressor.training.detailed_evaluation import TOP
 
         recorded, result, dense = self.recorded, self.packed, self.dense
         same = {None: "", result.top1: "  as recorded in the file"}
         note = same.get(recorded, f"  recorded in the file: {recorded!r}")
-        click.echo(accuracy_line(result, dense, self.data.evaluated, self.made.seed) + note)
+        echo(accuracy_line(result, dense, self.data.evaluated, self.made.seed) + note)
         before = ("", "") if dense is None else (f"dense {percent(dense.top5)} -> ", f"dense {dense.loss:.4f} -> ")
         speed = f"{result.images_per_second:,.0f} images/s"
         top5 = f"top-5 {before[0]}{percent(result.top5)}  " if self.data.num_classes > TOP else ""
-        click.echo(f"{top5}loss {before[1]}{result.loss:.4f} nats  {speed}")
+        echo(f"{top5}loss {before[1]}{result.loss:.4f} nats  {speed}")
         if per_class:
-            rows = [[row["name"], f"{row['images']:,}", *map(percent, _shares(row))] for row in self._classes()]
-            print_table([["class", "images", *(["dense"] if dense is not None else []), "top-1"], *rows])
+            rows = [
+                [row["name"], f"{row['images']:,}", *map(percent, _shares(row)), *_changed(row)]
+                for row in self._classes()
+            ]
+            compared = dense is not None
+            heads = "class", "images", *(["dense"] * compared), "top-1", *(["lost", "gained"] * compared)
+            print_table([heads, *rows])
 
     def _classes(self) -> list[dict[str, Any]]:
-        """Returns a row for each class that has images."""
-        count = self.data.num_classes
-        names = self.data.classes or tuple(map(str, range(count)))
-        dense = [None] * count if self.dense is None else [right for _, right in self.dense.by_class(count)]
-        rows = zip(names, self.packed.by_class(count), dense, strict=True)
-        return [
-            {"name": name, "images": images, **({} if before is None else {"dense": before}), "packed": right}
-            for name, (images, right), before in rows
-            if images
-        ]
+        return class_rows(self.packed, self.dense, self.data.class_names)
 
 
 def _shares(row: dict[str, Any]) -> list[float]:
     """Returns the shares of the images of a class that are predicted right, before and after."""
     return [row[key] / row["images"] for key in ("dense", "packed") if key in row]
+
+
+def _changed(row: dict[str, Any]) -> list[str]:
+    """Returns how many images of a class only one of two models gets right."""
+    return [f"{row[key]:,}" for key in ("lost", "gained") if key in row]
 
 
 def _data(
@@ -182,7 +189,8 @@ def _data(
     """Loads the images to measure on, prepared as the file says, or as was asked for."""
     from compressor.cli.model_source import check_fixed
     from compressor.data.bad_images import BadImages
-    from compressor.data.datasets import BUILT_IN, load_data
+    from compressor.data.built_in import BUILT_IN
+    from compressor.data.datasets import load_data
     from compressor.data.preprocessing import resolve_preprocessing
 
     named = dataset if dataset is not None else ("" if data_dir is not None else None)

@@ -12,8 +12,9 @@ import click
 from click.shell_completion import CompletionItem
 
 from compressor.cli.completion import checkpoints, completing
-from compressor.cli.show import print_json, styled, width
-from compressor.formats.errors import FormatError, ResourceError, UsageError
+from compressor.cli.show import print_json, say, styled, width
+from compressor.cli.values import WholeNumber
+from compressor.formats.errors import FormatError, UsageError
 
 if TYPE_CHECKING:
     from compressor.formats.file.reader import PackedFile
@@ -23,7 +24,6 @@ __all__ = [
     "PackedPath",
     "in_bytes",
     "inspect",
-    "make_folder",
     "memory_option",
     "open_packed",
     "packed_file",
@@ -34,13 +34,22 @@ GIB = 1 << 30
 
 
 class PackedPath(click.Path):
-    """A packed file: a path, or zoo:NAME for a checkpoint that comes with the package; ./zoo:NAME is a file."""
+    """A packed file: a path, zoo:NAME for a checkpoint that comes with the package, or hf-hub:OWNER/NAME for the hub.
+
+    ./zoo:NAME and ./hf-hub:NAME are files.
+    """
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """Returns the path."""
+        """Returns the path; says which commit it is of where it comes from the hub."""
+        if not isinstance(value, str) or (ctx is not None and ctx.resilient_parsing):  # a shell that completes words
+            return super().convert(value, param, ctx)
+        from compressor.formats.io.hub import PREFIX, pinned_name
         from compressor.model_zoo import packed_path
 
-        return packed_path(value) if isinstance(value, str) else super().convert(value, param, ctx)
+        path = packed_path(value)
+        if value.startswith(PREFIX):
+            say(f"{pinned_name(path)}  {path.stat().st_size:,} bytes")
+        return path
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
         """Completes names of checkpoints, and paths."""
@@ -49,23 +58,13 @@ class PackedPath(click.Path):
 
 packed_file = click.argument("file", type=PackedPath(path_type=Path))
 memory_option = click.option(
-    "--max-memory", metavar="GIB", type=click.IntRange(1), help="Allow tensors of so many GiB, from a FILE you trust."
+    "--max-memory", metavar="GIB", type=WholeNumber(1), help="Allow tensors of so many GiB, from a FILE you trust."
 )
 
 
 def in_bytes(max_memory: int | None) -> int | None:
     """Returns the bytes of as many GiB; None, for what is believable, as it is."""
     return None if max_memory is None else max_memory * GIB
-
-
-def make_folder(folder: Path) -> None:
-    """Makes a folder, where it is not there yet; raises ResourceError where none can be made."""
-    if not folder.parent.is_dir():
-        raise ResourceError(f"folder {folder.parent} does not exist: make it first")
-    try:
-        folder.mkdir(exist_ok=True)
-    except OSError as exc:
-        raise ResourceError(f"folder {folder} cannot be made ({exc.strerror or exc})") from exc
 
 
 @contextmanager
@@ -87,7 +86,7 @@ def open_packed(path: Path, max_memory: int | None) -> Iterator[PackedFile]:
         allowed = in_bytes(max_memory) or believable_memory(size)
         if decoded > allowed:
             raise FormatError(
-                f"{path}: {size:,} bytes that decode to {decoded:,}, more than the {allowed:,} allowed; "
+                f"{packed.label}: {size:,} bytes that decode to {decoded:,}, more than the {allowed:,} allowed; "
                 f"if you trust the file: --max-memory {-(-decoded // GIB)}"
             )
         yield packed
@@ -112,5 +111,5 @@ def inspect(file: Path, everything: bool, as_json: bool, markdown: bool, max_mem
     elif markdown:
         click.echo(report.to_markdown())
     else:
-        head, _, rows = report.table(width(), everything).partition("\n")
+        head, _, rows = report.table(width(), everything, "--all").partition("\n")
         click.echo("\n".join([report.heading(width()), "", styled(head, bold=True), rows]))

@@ -28,6 +28,7 @@ from compressor.cli.evaluation import evaluate
 from compressor.cli.export import export, targets
 from compressor.cli.files import inspect
 from compressor.cli.init import init
+from compressor.cli.push import push
 from compressor.cli.report import report
 from compressor.cli.sensitivity import sensitivity
 from compressor.cli.show import Invocation, styled
@@ -103,7 +104,8 @@ def cli() -> None:
 
     With no data named, the built-in handwritten digits are used: compress resnet34 --scheme learnt --bits 4
 
-    For the FILE of a command, zoo:NAME is a checkpoint that comes with the package: compress zoo list
+    For the FILE of a command, zoo:NAME is a checkpoint that comes with the package: compress zoo list; and
+    hf-hub:OWNER/NAME one that was put on the Hugging Face hub by compress push.
     """
 
 
@@ -111,21 +113,23 @@ def cli() -> None:
 @click.argument("command", required=False, shell_complete=completing(lambda: cli.list_commands(click.Context(cli))))
 @click.pass_context
 def show_help(ctx: click.Context, command: str | None) -> None:
-    """Show this help, or that of a COMMAND."""
+    """Show this help, or that of a COMMAND; of compress MODEL itself: compress help MODEL."""
     root = ctx.find_root()
     if command is None:
         click.echo(cli.get_help(root))
         return
     _, found, _ = cli.resolve_command(root, [command])
-    if found is None or found.name == DefaultGroup.default:
-        raise click.UsageError(f"no command {command!r}: 'compress help' lists them")
+    is_default = found is None or found.name == DefaultGroup.default
+    if found is None or (is_default and command not in ("MODEL", DefaultGroup.default)):
+        hint = "'compress help' lists them, 'compress help MODEL' has the options of compress MODEL"
+        raise click.UsageError(f"no command {command!r}: {hint}")
     with click.Context(found, info_name=command, parent=root) as context:
         click.echo(found.get_help(context))
 
 
 cli.add_command(compress, DefaultGroup.default)
 COMMANDS = (
-    inspect, verify, diff, evaluate, pack, unpack, export, check_data, sensitivity, init, sweep, report, schemes,
+    inspect, verify, diff, evaluate, pack, unpack, export, push, check_data, sensitivity, init, sweep, report, schemes,
     targets, zoo, env,
     show_help,
 )  # fmt: skip
@@ -171,7 +175,7 @@ def run(arguments: list[str]) -> int:
         if isinstance(exc, MemoryError) or any(text in str(exc) for text in OUT_OF_MEMORY):
             return _say("out of memory; training and eval take less with a smaller --batch-size", 6)
         if "DataLoader worker (pid" in str(exc):
-            return _say(f"{one_line(exc).rstrip('. ')}: a process that opens pictures died; try --workers 0", 6)
+            return _say(f"{one_line(exc).rstrip('. ')}: a process that opens images died; try --workers 0", 6)
         hint = "this is a bug; please report it with the traceback that COMPRESS_DEBUG=1 shows"
         return _say(f"{type(exc).__name__}: {one_line(exc)} ({hint})", 1)
 

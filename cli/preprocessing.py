@@ -13,6 +13,7 @@ from typing import Any
 
 import click
 
+from compressor.cli.values import WholeNumber
 from compressor.config_fields import config_field
 from compressor.formats.errors import UsageError
 
@@ -60,7 +61,7 @@ class PreprocessingConfig:
         None,
         "Channels, height and width of the images.",
         metavar="C H W",
-        click={"type": click.IntRange(1), "nargs": 3},
+        click={"type": WholeNumber(1), "nargs": 3},
     )
     crop_pct: float | None = config_field(
         None, "Part of the resized image that is kept, in evaluation. [default: the model's]", ge=0.1, le=10

@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from compressor.cli.click_options import byte_size
-from compressor.cli.files import PackedPath, make_folder, memory_option, open_packed
-from compressor.cli.show import say
-from compressor.cli.sweep import DENSE
-from compressor.formats.errors import CompressorError, MissingError, ResourceError, UsageError
-from compressor.formats.io.atomic import check_not_input, check_writable, write_atomically
+from compressor.cli.files import PackedPath, memory_option
+from compressor.cli.show import json_text, say
+from compressor.cli.values import Word
+from compressor.formats.errors import ResourceError, UsageError
+from compressor.formats.io.atomic import check_not_input, check_writable, make_folder, write_atomically
+from compressor.wording import counted
 
 if TYPE_CHECKING:
-    from compressor.comparison.details import Details
+    from compressor.cli.report_files import Wanted
     from compressor.comparison.front import Bounds
     from compressor.comparison.page import Comparison
-    from compressor.comparison.points import Point
 
 __all__ = ["report"]
-
-MOST_DETAILS = 12  # files of a sweep that are shown one by one
 
 
 @click.command()
@@ -39,30 +37,48 @@ MOST_DETAILS = 12  # files of a sweep that are shown one by one
     help="The most bytes, as 450KB, or the least top-1, as 92%; drawn, and kept to by the choices.",
 )
 @click.option(
-    "--format", "kind", type=click.Choice(["html", "markdown", "latex", "csv"]), default="html", show_default=True,
-    help="A page, or the table of all configurations.",
+    "--format", "kind", type=Word(["html", "markdown", "latex", "csv", "json"]),
+    help="A page, or all configurations as a table or JSON. [default: html]",
 )  # fmt: skip
+@click.option(
+    "--measured", type=click.Path(path_type=Path), multiple=True, metavar="FILE.json",
+    help="What eval --against --per-class, or sensitivity, has printed with --json; may be repeated.",
+)  # fmt: skip
+@click.option("--runtimes", is_flag=True, help="Export each file to all runtimes and show the sizes: seconds for each.")
 @click.option("--png", "folder", type=click.Path(path_type=Path, file_okay=False), help="Folder for the pictures, too.")
 @click.option("--force", is_flag=True, help="Replace files that exist.")
+@click.option("--json", "as_json", is_flag=True, help="The same as --format json.")
 @memory_option
 def report(
     sources: tuple[Path, ...],
     output: Path | None,
     bounds: tuple[str, ...],
-    kind: str,
+    kind: str | None,
+    measured: tuple[Path, ...],
+    runtimes: bool,
     folder: Path | None,
     force: bool,
+    as_json: bool,
     max_memory: int | None,
 ) -> None:
     """Show packed FILEs, or those of a SWEEP, beside each other: accuracy against size, and what is in each file."""
+    from compressor.cli.report_files import compared
+
     limits = _bounds(bounds)
+    if as_json and kind not in (None, "json"):
+        raise UsageError(f"--json and --format {kind}: name one")
+    kind = "json" if as_json else kind or "html"
     target = Path("report.html") if output is None and kind == "html" else output
     if target is not None:
-        check_not_input(target, *sources)
+        check_not_input(target, *sources, *measured)
         check_writable(target, force)
     if folder is not None and not folder.parent.is_dir():
         raise ResourceError(f"folder {folder.parent} does not exist: make it first")
-    comparison = _comparison(sources, limits, max_memory, with_details=kind == "html" or folder is not None)
+    wanted = _wanted(measured, runtimes, max_memory) if kind == "html" or folder is not None else None
+    if wanted is None and (measured or runtimes):
+        flag = "--measured" if measured else "--runtimes"
+        raise UsageError(f"{flag} is for the page: leave it out with --format {kind}")
+    comparison = compared(sources, limits, max_memory, wanted)
     pictures = {} if folder is None else _pictures(comparison, folder, force)
     text = _text(comparison, kind)
     if folder is not None:  # all that may fail has been done
@@ -71,12 +87,18 @@ def report(
         click.echo(text, nl=False)
     else:
         write_atomically(target, text.encode(), force=force)
-        count = len(comparison.configurations)
-        say(f"{target}  {count} configuration{'' if count == 1 else 's'}, {len(text.encode()):,} bytes")
+        say(f"{target}  {counted(len(comparison.configurations), 'configuration')}, {len(text.encode()):,} bytes")
     if folder is not None:
         for path, content in pictures.items():
             write_atomically(path, content, force=force)
-        say(f"{folder}  {len(pictures)} pictures")
+        say(f"{folder}  {counted(len(pictures), 'picture')}")
+
+
+def _wanted(measured: Sequence[Path], runtimes: bool, max_memory: int | None) -> Wanted:
+    from compressor.cli.report_files import Wanted
+    from compressor.comparison.measured import read_measured
+
+    return Wanted(read_measured(measured), runtimes, max_memory)
 
 
 def _bounds(texts: Sequence[str]) -> Bounds:
@@ -102,11 +124,14 @@ def _share(text: str) -> float:
 
 
 def _text(comparison: Comparison, kind: str) -> str:
+    from compressor.comparison.document import document
     from compressor.comparison.page import page
     from compressor.comparison.tables import table_of_configurations, text_of
 
     if kind == "html":
         return page(comparison)
+    if kind == "json":
+        return f"{json_text(document(comparison))}\n"
     return text_of(table_of_configurations(comparison.configurations), kind)
 
 
@@ -116,78 +141,3 @@ def _pictures(comparison: Comparison, folder: Path, force: bool) -> dict[Path, b
     for path in pictures if folder.exists() else ():
         check_writable(path, force)
     return {path: picture.png() for path, picture in pictures.items()}
-
-
-def _comparison(sources: Sequence[Path], bounds: Bounds, max_memory: int | None, with_details: bool) -> Comparison:
-    from compressor.comparison.front import front
-    from compressor.comparison.page import Comparison
-    from compressor.comparison.points import configurations, told_apart
-
-    points = told_apart([point for source in dict.fromkeys(sources) for point in _points(source, max_memory)])
-    alone = [point for point in points if not point.options]
-    found = configurations(points)
-    if not with_details:
-        return Comparison(found, [], bounds)
-    groups = Comparison(found, [], bounds).groups.values()
-    rows = [one.best for group in groups for one in front(group) if one.best.options] if groups else []
-    left = [point for point in points if point.options and not groups]
-    shown = [point for point in [*alone, *rows[:MOST_DETAILS], *left[:MOST_DETAILS]] if point.path is not None]
-    hint = "The files that were named, and those of the front." if rows and alone else ""
-    hint = hint or ("Of each configuration of the front, the file of its first seed." if rows else "")
-    details = [(point, _details(point, max_memory)) for point in shown]
-    return Comparison(found, details, bounds, hint)
-
-
-def _points(source: Path, max_memory: int | None) -> Iterator[Point]:
-    """Yields a packed file, or all of a sweep."""
-    from compressor.comparison.points import point_of_entry, point_of_file
-    from compressor.sweep.ledger import Ledger
-
-    if not source.is_dir():
-        with open_packed(source, max_memory) as file:
-            yield point_of_file(source, file, _command_of_zoo(source))
-        return
-    ledger = Ledger(source)
-    entries = ledger.entries()
-    if not entries:
-        raise MissingError(f"{source}: no rows of a sweep in this folder: expected {ledger.path}, of 'compress sweep'")
-    data = ""
-    for entry in entries:
-        path = ledger.file_of(entry)
-        if not data and path.is_file():
-            with open_packed(path, max_memory) as file:
-                data = point_of_file(path, file).data
-    for entry in entries:
-        yield point_of_entry(entry, ledger.file_of(entry), data or "images of the sweep")
-
-
-def _command_of_zoo(path: Path) -> str | None:
-    """Returns the command that wrote a file that comes with the package; None for other files."""
-    from compressor.model_zoo import checkpoint, list_checkpoints
-    from compressor.model_zoo.index import INDEX
-
-    is_shipped = path.parent == INDEX.parent / "checkpoints" and path.stem in list_checkpoints()
-    return checkpoint(path.stem).command if is_shipped else None
-
-
-def _details(point: Point, max_memory: int | None) -> Details:
-    from compressor.comparison.details import Details
-
-    assert point.path is not None
-    with open_packed(point.path, max_memory) as file:
-        return Details.of(file, point.summary, _dense(point))
-
-
-def _dense(point: Point) -> dict[str, Any] | None:
-    """Returns the dense weights that a row of a sweep has started from, where they are kept."""
-    assert point.path is not None
-    path = point.path.parent.parent / DENSE
-    if not point.options or not path.is_file():
-        return None
-    from safetensors import SafetensorError
-    from safetensors.numpy import load_file
-
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError, TypeError) as exc:
-        raise CompressorError(f"{path}: {exc}") from exc

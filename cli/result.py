@@ -13,7 +13,7 @@ import click
 from compressor.cli.configs import DisplayConfig
 from compressor.cli.search import target_facts, target_line
 from compressor.cli.setup import Run
-from compressor.cli.show import WHOLE_WORDS, accuracy_line, flips, print_json, say, styled, width
+from compressor.cli.show import WHOLE_WORDS, accuracy_line, class_rows, echo, flips, print_json, say, styled, width
 from compressor.lifecycle.packed import Packed
 from compressor.report.report import Report
 from compressor.training.evaluation import Evaluation
@@ -55,16 +55,18 @@ def show_result(result: Result, run: Run, codec: str, display: DisplayConfig, ow
     if display.as_json:
         accuracy = None if result.accuracy is None else _accuracy(result.accuracy, result.dense)
         facts = {"file": str(result.path), "top1": accuracy, "missed": result.missed, "target": target}
-        print_json(facts | _training_facts(run) | report.to_dict())
+        classes = {"classes": _changed_classes(result, run)}
+        print_json(facts | classes | _training_facts(run) | report.to_dict())
     else:
         first, *more = (
             fill(line, width(), subsequent_indent="  ", **WHOLE_WORDS) for line in _answer(result, report, run, target)
         )
-        head, _, rows = report.table(width(), display.everything).partition("\n")
+        head, _, rows = report.table(width(), display.everything, "--all").partition("\n")
         answer = styled(first, bold=True, fg="yellow" if result.missed else "green")
         click.echo("\n".join(["", answer, *more, "", styled(head, bold=True), rows]))
         if own_data is not None:
-            click.echo(f"For your own images (in IMAGES/train/CLASS and IMAGES/val/CLASS): {own_data}")
+            echo("For your own images (in IMAGES/train/CLASS and IMAGES/val/CLASS):")
+            click.echo(own_data)  # on a line of its own, to be copied
     if result.accuracy is not None and result.dense is not None:
         warn_of_loss(result.dense.top1 - result.accuracy.top1, run.source.config.name, run.target.flag is not None)
 
@@ -107,6 +109,14 @@ def _training_facts(run: Run) -> dict[str, Any]:
         "history": run.history,
         "summary": str(run.logs.summary) if run.logs is not None and trained else None,
     }
+
+
+def _changed_classes(result: Result, run: Run) -> list[dict[str, Any]] | None:
+    """Returns the classes of which the packed model answers for any image otherwise; None where that is not known."""
+    if result.accuracy is None or result.dense is None or run.data is None:
+        return None
+    rows = class_rows(result.accuracy, result.dense, run.data.class_names)
+    return [row for row in rows if row["lost"] or row["gained"]]
 
 
 def _accuracy(packed: Evaluation, dense: Evaluation | None) -> dict[str, Any]:

@@ -40,12 +40,14 @@ from compressor.compressor import Compressor
 from compressor.distributed.collectives import broadcast_tensors, destroy, is_main_process, main_process_first
 from compressor.formats.errors import CompressorError
 from compressor.formats.io.locking import holding
+from compressor.lifecycle.description import describe_plan
 from compressor.lifecycle.packed import Packed
 from compressor.policy.recipe import Stage
 from compressor.training.compilation import compiled_model
 from compressor.training.evaluation import Evaluation, evaluate
 from compressor.training.loop import Epoch
 from compressor.training.mixup import make_mixup
+from compressor.wording import counted
 
 __all__ = ["run"]
 
@@ -171,8 +173,9 @@ def _shared(
     )
     shared = [plan for plan in job.plans if plan.scheme]
     weights = sum(plan.site.tensor.numel() for plan in shared)
-    schemes = ", ".join(sorted({repr(plan.scheme) for plan in shared}))
-    step.done(f"{len(shared)} tensors, {counts(weights)} weights  {price_line(work, stage, job, images) or schemes}")
+    schemes = ", ".join(sorted({describe_plan(plan) for plan in shared}))
+    size = f"{counted(len(shared), 'tensor')}, {counts(weights)} weights"
+    step.done(f"{size}  {price_line(work, stage, job, images) or schemes}")
     return job
 
 
@@ -204,7 +207,7 @@ def _finetuned(work: Run, stage: Stage, job: Compressor, output: OutputConfig, n
     packed = best.chosen(job, packed)
     best.clear()
     top1 = _evaluate(work, job.model, "validation").top1
-    step.done(f"{training.epochs} epoch{'' if training.epochs == 1 else 's'}  validation {percent(top1)}")
+    step.done(f"{counted(training.epochs, 'epoch')}  validation {percent(top1)}")
     return packed
 
 
@@ -219,7 +222,7 @@ def _say_before(work: Run, job: Compressor, step: Step, top1: float | None) -> N
     if top1 is None and work.has_dense_model and not is_resumed:
         top1 = _evaluate(work, job.model, "validation").top1
     if top1 is not None:
-        say(f"{step.head}before it: validation {percent(top1)}")
+        say(f"{step.head}before it: validation {percent(top1)}", len(step.head))
 
 
 def _on_epoch(work: Run, stage: Stage, step: Step, then: Callable[[], object]) -> Callable[[Epoch, float | None], None]:

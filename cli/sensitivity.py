@@ -14,8 +14,10 @@ import click
 from compressor.cli.compress import MODEL, OPTIONS, SectionedCommand
 from compressor.cli.configs import Request
 from compressor.cli.preprocessing import PreprocessingConfig
+from compressor.cli.values import Number
 from compressor.config_fields import config_fields
 from compressor.formats.errors import MissingError, UsageError
+from compressor.wording import counted
 
 if TYPE_CHECKING:
     from compressor.lifecycle.sensitivity import Sensitivity
@@ -32,8 +34,8 @@ SHARED = {
 def _sensitivity(
     model: str, prices: tuple[float, ...], csv_path: Path | None, plot: Path | None, **values: Any
 ) -> None:
-    _check(prices, csv_path, plot)
-    rows = _measure(Request.from_command_line(model, {**values, "dry_run": True, "rate": 1e-7}), prices)
+    _check(csv_path, plot)
+    named, rows = _measure(Request.from_command_line(model, {**values, "dry_run": True, "rate": 1e-7}), prices)
     if csv_path is not None:
         with csv_path.open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
@@ -41,16 +43,13 @@ def _sensitivity(
             writer.writerows([*row[:1], "x".join(map(str, row[1])), *row[2:]] for row in map(_values, rows))
     if plot is not None:
         _draw(rows, plot)
-    _show(rows, bool(values.get("as_json")))
+    _show(named, rows, bool(values.get("as_json")))
 
 
-def _check(prices: tuple[float, ...], csv_path: Path | None, plot: Path | None) -> None:
+def _check(csv_path: Path | None, plot: Path | None) -> None:
     """Refuses what would fail after the long work."""
     from compressor.formats.io.atomic import check_writable
 
-    for price in prices:
-        if not 0 < price <= 1:
-            raise UsageError(f"--price {price:g}: a price of a bit is above 0 and at most 1; useful are 1e-9 to 1e-6")
     for path in (csv_path, plot):
         if path is not None:
             check_writable(path, force=True)
@@ -62,7 +61,8 @@ def _values(row: Sensitivity) -> list[Any]:
     return list(asdict(row).values())
 
 
-def _measure(request: Request, prices: tuple[float, ...]) -> list[Sensitivity]:
+def _measure(request: Request, prices: tuple[float, ...]) -> tuple[dict[str, Any], list[Sensitivity]]:
+    """Returns the model as timm makes it, and the figures of its tensors."""
     request.check()
     from compressor.cli.search import training_images
     from compressor.cli.setup import set_up
@@ -78,15 +78,15 @@ def _measure(request: Request, prices: tuple[float, ...]) -> list[Sensitivity]:
     step = Step("2/2", "sensitivity")
     images = training_images(work, work.recipe.stages[-1]) if work.calibration == "data" else "synthetic"
     rows = list(sensitivity(model, images, prices or RATES, work.execution.seed, **request.target.measuring))
-    step.done(f"{len({row.site for row in rows})} tensors at {len(prices or RATES)} prices")
-    return rows
+    step.done(f"{counted(len({row.site for row in rows}), 'tensor')} at {counted(len(prices or RATES), 'price')}")
+    return {"name": work.source.named.architecture, "args": dict(work.source.args)}, rows
 
 
-def _show(rows: list[Sensitivity], as_json: bool) -> None:
+def _show(model: dict[str, Any], rows: list[Sensitivity], as_json: bool) -> None:
     from compressor.cli.show import print_json, print_table
 
     if as_json:
-        print_json({"sensitivity": [asdict(row) for row in rows]})
+        print_json({"model": model, "sensitivity": [asdict(row) for row in rows]})
         return
     header = ["site", "shape", "rate", "step", "bits", "predicted", "measured"]
     shown = [
@@ -129,9 +129,9 @@ sensitivity = SectionedCommand(
         *(option for option in OPTIONS if option.name in SHARED),
         click.Option(
             ["--price", "prices"],
-            type=float,
+            type=Number(0, 1, min_open=True),
             multiple=True,
-            help="Price of a bit; may be repeated. [default: 1e-8, 1e-7, 1e-6]",
+            help="Price of a bit, useful are 1e-9 to 1e-6; may be repeated. [default: 1e-8, 1e-7, 1e-6]",
         ),
         click.Option(["--csv", "csv_path"], type=click.Path(path_type=Path), help="Write the rows to this file."),
         click.Option(["--plot"], type=click.Path(path_type=Path), help="Draw them, as PNG or SVG."),

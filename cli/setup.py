@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 from compressor import model_zoo
-from compressor.checkpointing.manager import Checkpoints
+from compressor.checkpointing.manager import Checkpoints, checkpoints_in
 from compressor.checkpointing.serialization import checksum
-from compressor.cli.configs import DataConfig, ExecutionConfig, Request
+from compressor.cli.configs import DataConfig, ExecutionConfig, OutputConfig, Request
 from compressor.cli.logs import Logs
 from compressor.cli.model_source import (
     ModelSource,
@@ -29,8 +29,7 @@ from compressor.data.datasets import Dataset, load_data
 from compressor.data.preprocessing import resolve_preprocessing
 from compressor.distributed.collectives import is_main_process, main_process_first, raise_on_all
 from compressor.distributed.devices import find_device
-from compressor.formats.codecs.registry import CODECS
-from compressor.formats.errors import MissingError, UsageError, did_you_mean
+from compressor.formats.errors import MissingError, UsageError
 from compressor.formats.file.reader import PackedFile
 from compressor.formats.io.atomic import check_not_input, check_writable
 from compressor.formats.loader import build_model
@@ -157,14 +156,13 @@ def _checked(request: Request, device: torch.device) -> Run:
     teacher_named = None if request.teacher.teacher is None else find_model(request.teacher.teacher)
     _check_has_price(request)
     recipe = _recipe(request)
-    _check_codec(request.output.codec)
     _check_optimizers(recipe)
     check_backend(request.execution.torchcompile)
     output, writes = request.output_path(), is_main_process() and not request.display.dry_run
     inputs = request.model.checkpoint_path, request.teacher.teacher_checkpoint
     check_not_input(output, *filter(None, inputs))
     if writes:
-        check_writable(output, request.output.force)
+        _check_output(output, request.output)
     if (path := request.model.checkpoint_path) is not None and not path.is_file():
         raise MissingError(f"--checkpoint-path {path}: no such file")
     data = None if request.post_training else _load_data(request, named)
@@ -172,7 +170,9 @@ def _checked(request: Request, device: torch.device) -> Run:
     sketch = build_model(named.architecture, source.args)
     plans = [stage.policy.plan(sketch) for stage in recipe.stages]
     if request.has_price and not any(plan.scheme and plan.scheme.has_price for plan in plans[-1]):
-        raise UsageError(f"{request.target.flag}: nothing that the recipe shares last has a price of bits{_priced()}")
+        raise UsageError(
+            f"{request.target.flag}: nothing that the recipe shares last has a price of bits{_known_with_price()}"
+        )
     if request.output.fold_norms:
         check_foldable(sketch, [plan.site.name for plan in plans[-1] if plan.scheme])
     if data is not None:
@@ -185,6 +185,26 @@ def _checked(request: Request, device: torch.device) -> Run:
         source, recipe, data, request.execution, device, output, teacher=teacher, logs=logs, target=request.target,
         calibration=request.calibration, data_is_named=request.data.is_named,
     )  # fmt: skip
+
+
+def _check_output(output: Path, config: OutputConfig) -> None:
+    """Checks that the file can be written; one that exists says whether there is anything to resume."""
+    if config.resume and not config.force and output.exists():
+        if not checkpoints_in(_folder_of(output)):
+            raise MissingError(
+                f"nothing to resume: {output} is written and its run has ended. Leave out --resume and give another "
+                f"name, or train on from its weights with --checkpoint-path {output}"
+            )
+        raise UsageError(
+            f"{output} exists, and the run that --resume goes on with replaces it at its end: add --force, or move "
+            "the file away first"
+        )
+    check_writable(output, config.force)
+
+
+def _folder_of(output: Path) -> Path:
+    """Returns the folder of the checkpoints of a run."""
+    return output.with_name(f"{output.name}.checkpoints")
 
 
 def _checkpoints(request: Request, run: Run, data: Dataset) -> Checkpoints:
@@ -210,7 +230,7 @@ def _checkpoints(request: Request, run: Run, data: Dataset) -> Checkpoints:
         **({"target": request.target.arguments, "calibration": run.calibration} if request.has_price else {}),
     }
     return Checkpoints(
-        run.output.with_name(f"{run.output.name}.checkpoints"), about, minutes=output.checkpoint_minutes,
+        _folder_of(run.output), about, minutes=output.checkpoint_minutes,
         steps=output.checkpoint_steps, resume=output.resume, force=output.force,
     )  # fmt: skip
 
@@ -238,10 +258,12 @@ def _check_has_price(request: Request) -> None:
     sharing, flag = request.sharing, request.target.flag
     if fixed := sharing.fixed_by_price():
         raise UsageError(
-            f"{flag} finds the shared values by the price of bits: leave out {', '.join(fixed)}{_priced()}"
+            f"{flag} finds the shared values by the price of bits: leave out {', '.join(fixed)}{_known_with_price()}"
         )
     if sharing.recipe is None and not _has_price(scheme := sharing.rule(has_price=True)["scheme"]):
-        raise UsageError(f"{flag} and --scheme {scheme}, which has no price of bits: name another one{_priced()}")
+        raise UsageError(
+            f"{flag} and --scheme {scheme}, which has no price of bits: name another one{_known_with_price()}"
+        )
 
 
 def _has_price(scheme: str) -> bool:
@@ -249,16 +271,8 @@ def _has_price(scheme: str) -> bool:
     return any(setting.name == "rate" for setting in fields(SCHEMES.find(scheme)))  # type: ignore[arg-type]
 
 
-def _priced() -> str:
+def _known_with_price() -> str:
     return f"; schemes with a price: {', '.join(filter(_has_price, sorted(SCHEMES)))}"
-
-
-def _check_codec(codec: str) -> None:
-    """Checks the name of the codec, which is needed only at the end of the long work."""
-    if codec == "auto" or (codec in CODECS and CODECS[codec].general):
-        return
-    known = ["auto", *(name for name in sorted(CODECS) if CODECS[name].general)]
-    raise UsageError(f"--codec {codec}: no such codec.{did_you_mean(codec, known)} Known: {', '.join(known)}")
 
 
 def _check_optimizers(recipe: Recipe) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 from compressor.cli.click_options import given_flags
 from compressor.cli.completion import completing, recipes, schemes
+from compressor.cli.spelling import check_recipe, check_scheme
 from compressor.config_fields import config_field
 from compressor.formats.errors import UsageError
 
@@ -31,10 +32,12 @@ class SharingConfig:
         "How weights share values: see 'compress schemes'. [default: learnt, 4 bits]",
         click={"shell_complete": completing(schemes)},
     )
-    bits: int | None = config_field(None, "Bits of an index: 2^BITS shared values for most schemes.")
+    bits: int | None = config_field(None, "Bits of an index: 2^BITS shared values for most schemes.", ge=1)
     codewords: int | None = config_field(None, "Number of shared values, instead of --bits.", ge=1)
-    delta: float | None = config_field(None, "Largest relative distance of a weight to its value, for wfn.")
-    sparsity: float | None = config_field(None, "Share of weights that are pruned to zero, under any scheme.")
+    delta: float | None = config_field(None, "Largest relative distance of a weight to its value, for wfn.", gt=0)
+    sparsity: float | None = config_field(
+        None, "Share of weights that are pruned to zero, under any scheme.", ge=0, lt=1
+    )
     settings: tuple[str, ...] = config_field((), "A setting of the scheme.", metavar="KEY=VALUE", flags=("--set",))
     recipe: str | None = config_field(
         None,
@@ -44,11 +47,13 @@ class SharingConfig:
     )
 
     def check(self) -> None:
-        """Raises UsageError for options that contradict each other."""
+        """Raises UsageError for options that contradict each other, or the error for a name that nothing has."""
         if self.recipe is not None and (extra := given_flags(self, "scheme", "bits", *NUMBERS, "settings")):
             raise UsageError(f"--recipe says what is shared and how: leave out {', '.join(extra)}")
         if self.bits is not None and self.codewords is not None:
             raise UsageError("--bits and --codewords: name one")
+        check_scheme(self.scheme)
+        check_recipe(self.recipe)
 
     def rule(self, has_price: bool = False) -> dict[str, Any]:
         """Returns the one rule of the policy where there is no recipe, as keyword arguments of ``Rule``.

@@ -8,12 +8,13 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
-from textwrap import wrap
-from typing import TYPE_CHECKING, Any
+from textwrap import fill
+from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
@@ -30,7 +31,10 @@ __all__ = [
     "Invocation",
     "Step",
     "accuracy_line",
+    "class_rows",
     "counts",
+    "echo",
+    "json_text",
     "percent",
     "print_json",
     "print_table",
@@ -40,12 +44,28 @@ __all__ = [
 ]
 
 WHOLE_WORDS: dict[str, Any] = {"break_long_words": False, "break_on_hyphens": False}
+UNKNOWN = sys.maxsize  # columns of a stream that is no terminal
+LEAST, GAP = 16, 2  # columns of a terminal that a column of a table keeps where it is cut, and between them
 LINE, POSTFIX = 10.0, 1.0  # seconds between two lines, and between two readings of the loss for the bar
 
 
-def say(text: str) -> None:
-    """Prints a line on stderr."""
-    click.echo(text, err=True)
+def say(text: str, indent: int = 2) -> None:
+    """Prints text on stderr, in lines that break between words where the width is known.
+
+    Args:
+        text: of one line.
+        indent: columns before the lines after the first.
+    """
+    click.echo(_filled(text, _columns(sys.stderr, UNKNOWN), indent), err=True)
+
+
+def echo(text: str, indent: int = 2) -> None:
+    """Prints text on stdout, likewise; ``indent`` as for ``say``."""
+    click.echo(_filled(text, width(), indent))
+
+
+def _filled(text: str, columns: int, indent: int) -> str:
+    return fill(text, columns, subsequent_indent=" " * indent, **WHOLE_WORDS)
 
 
 @dataclass(frozen=True)
@@ -83,23 +103,56 @@ def styled(text: str, **style: Any) -> str:
 
 
 def print_json(document: Mapping[str, Any]) -> None:
-    """Prints one JSON document: what all have in common, the command and its time among it, and then its own keys."""
+    """Prints one JSON document, as ``json_text`` returns it."""
+    click.echo(json_text(document))
+
+
+def json_text(document: Mapping[str, Any]) -> str:
+    """Returns a JSON document: what all have in common, the command and its time among it, and then its own keys."""
     context = click.get_current_context(silent=True)
     invocation = None if context is None else context.find_object(Invocation)
     facts = {} if invocation is None else invocation.to_dict()
-    click.echo(json.dumps(with_units({**facts, **document}), indent=2, default=str))
+    return json.dumps(with_units({**facts, **document}), indent=2, default=str)
 
 
-def print_table(rows: Sequence[Sequence[Any]]) -> None:
-    """Prints rows in aligned columns."""
+def print_table(rows: Sequence[Sequence[Any]], spare: Collection[str] = ()) -> None:
+    """Prints rows in aligned columns, no wider than may be where the longest phrases can take several lines.
+
+    Args:
+        rows: of cells; the first is the head, where columns can be spared.
+        spare: heads of columns that are left out where all would be too wide.
+    """
     from tabulate import tabulate
 
-    click.echo(tabulate(rows, tablefmt="plain", disable_numparse=True))
+    columns = [[str(cell) for cell in column] for column in zip(*rows, strict=True)]
+    if _excess(columns) > 0:
+        columns = [column for column in columns if column[0] not in spare]
+    widths, excess = [max(map(len, column)) for column in columns], _excess(columns)
+    has_words = [any(" " in cell for cell in column) for column in columns]
+    for number in sorted(range(len(columns)), key=lambda number: (not has_words[number], -widths[number])):
+        cut = min(max(excess, 0), max(widths[number] - LEAST, 0))
+        if cut:  # tabulate's own way to cut cells takes 2,304 for a whole number of Python
+            columns[number] = [fill(cell, widths[number] - cut) for cell in columns[number]]
+            excess -= cut
+    click.echo(tabulate(list(zip(*columns, strict=True)), tablefmt="plain", disable_numparse=True))
+
+
+def _excess(columns: Sequence[Sequence[str]]) -> int:
+    """Returns by how many characters the columns of a table are wider than may be."""
+    return sum(max(map(len, column)) for column in columns) + GAP * (len(columns) - 1) - width()
 
 
 def width() -> int:
-    """Returns the columns that a table may take: those of the terminal, or 140 where there is none."""
-    return shutil.get_terminal_size((140, 24)).columns if sys.stdout.isatty() else 140
+    """Returns the columns that a table may take: those of the terminal or of ``COLUMNS``, or 140 where neither is."""
+    return _columns(sys.stdout, 140)
+
+
+def _columns(stream: TextIO, unknown: int) -> int:
+    """Returns the columns of a stream's terminal; elsewhere those that ``COLUMNS`` says, or ``unknown``."""
+    if stream.isatty() and not os.environ.get("COLUMNS"):
+        with suppress(OSError, ValueError):
+            return os.get_terminal_size(stream.fileno()).columns or unknown
+    return shutil.get_terminal_size((unknown, 24)).columns if os.environ.get("COLUMNS") else unknown
 
 
 class Step:
@@ -153,9 +206,8 @@ class Step:
 
     def _say(self, text: str) -> None:
         """Prints text after the head of the step; on a terminal, in lines that break between words."""
-        columns = shutil.get_terminal_size().columns if sys.stderr.isatty() else sys.maxsize
-        first, *more = wrap(f"{self.head}{text}", columns, subsequent_indent=" " * len(self.head), **WHOLE_WORDS)
-        say("\n".join([styled(self.head, fg="cyan") + first[len(self.head) :], *more]))
+        shown = _filled(f"{self.head}{text}", _columns(sys.stderr, UNKNOWN), len(self.head))
+        click.echo(styled(self.head, fg="cyan") + shown[len(self.head) :], err=True)
 
     def clock(self) -> str:
         """Returns minutes and seconds since the step began."""
@@ -203,3 +255,22 @@ def accuracy_line(packed: Evaluation, dense: Evaluation | None, split: str, seed
 def flips(packed: Evaluation, dense: Evaluation) -> tuple[int, int]:
     """Counts the images that only the dense model gets right, and those that only the packed one does."""
     return int((dense.correct & ~packed.correct).sum()), int((packed.correct & ~dense.correct).sum())
+
+
+def class_rows(packed: Evaluation, dense: Evaluation | None, names: Sequence[str]) -> list[dict[str, Any]]:
+    """Returns for each class that has images how many there are, and how many are right, lost and gained.
+
+    Args:
+        packed, dense: of two models on the same images; without ``dense``, nothing is compared.
+        names: of all classes.
+    """
+    count = len(names)
+    columns: dict[str, Sequence[Any]] = {"name": names, "images": packed.count(count)}
+    if dense is not None:
+        columns["dense"] = dense.count(count, dense.correct)
+    columns["packed"] = packed.count(count, packed.correct)
+    if dense is not None:
+        columns["lost"] = packed.count(count, dense.correct & ~packed.correct)
+        columns["gained"] = packed.count(count, packed.correct & ~dense.correct)
+    rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+    return [row for row in rows if row["images"]]

@@ -20,8 +20,7 @@ import click
 from compressor.cli.click_options import click_options, from_values
 from compressor.cli.compress import MODEL, SectionedCommand
 from compressor.cli.configs import Request
-from compressor.cli.files import make_folder
-from compressor.cli.show import percent, print_json, print_table, say
+from compressor.cli.show import echo, percent, print_json, print_table, say
 from compressor.cli.sweep_options import SWEEP_OPTIONS, Plan, SweepConfig, given, read_plan, words
 from compressor.config_fields import config_fields
 from compressor.formats.errors import (
@@ -32,9 +31,10 @@ from compressor.formats.errors import (
     UsageError,
     printable,
 )
-from compressor.formats.io.atomic import write_atomically
+from compressor.formats.io.atomic import make_folder, write_atomically
 from compressor.formats.io.locking import holding
 from compressor.report.interval import interval_text
+from compressor.wording import counted
 
 if TYPE_CHECKING:
     from compressor.sweep.grid import Row
@@ -45,7 +45,7 @@ __all__ = ["DENSE", "sweep"]
 
 SCHEMA_VERSION = 1
 DENSE, FACTS, UNTRAINED = "dense.safetensors", "sweep.json", "untrained"
-DIVERGENCES = "finalists.json"
+DIVERGENCES, PROCESSES = "finalists.json", "--processes-per-row"
 
 
 @click.pass_context
@@ -53,12 +53,15 @@ def _sweep(ctx: click.Context, /, model: str, **values: Any) -> None:
     own = from_values(SweepConfig, values)
     names = {one.name for one in config_fields(SweepConfig)}
     values = {name: value for name, value in values.items() if name not in names}
-    plan = read_plan(model, given(ctx, values))
+    plan = replace(read_plan(model, given(ctx, values)), processes=own.processes_per_row)
     request, *_ = (plan.request(row, dry_run=True) for row in plan.rows)  # which checks all of them
     folder = own.folder or Path(f"{request.model.label}-sweep")
     if own.finalists is not None and (request.post_training or request.model.from_scratch):
         what = "--from-scratch has no dense model" if request.model.from_scratch else "nothing is trained without data"
         raise UsageError(f"--finalists: {what}; leave it out")
+    device = request.execution.device or ""
+    if plan.processes > 1 and ":" in device:
+        raise UsageError(f"--device {device}: of several processes each has its own; leave it out, or name cpu")
     if own.dry_run:
         _show_plan(plan, folder, own.as_json)
         return
@@ -97,12 +100,13 @@ def _run(plan: Plan, folder: Path, own: SweepConfig) -> dict[Path, str]:
     with _undisturbed(folder, own.storage is not None), _stoppable():
         study = f"compress sweep {_facts(plan, folder)['id']}"
         ledger = Ledger(folder)
+        ledger.restore_table()
         done = len(ledger.recorded(plan.rows))
-        say(f"{len(plan.rows)} rows in {folder}, {done} of them done before")
+        say(f"{counted(len(plan.rows), 'row')} in {folder}, {done} of them done before")
         if done == len(plan.rows):
             return {}
         plan = replace(plan, fixed=_with_dense(plan, folder))
-        _divide_processors(own.jobs)
+        _divide_processors(own.jobs * plan.processes)
         failed: dict[Path, str] = {}
         if own.finalists is not None:
             plan, failed = _with_finalists(plan, Ledger(folder / UNTRAINED), own, f"{study} {UNTRAINED}")
@@ -156,7 +160,7 @@ def _with_finalists(plan: Plan, ledger: Ledger, own: SweepConfig, study: str) ->
 
     assert own.finalists is not None
     groups = {group[0].name: group for group in by_sharing(plan.rows)}
-    say(f"{len(groups)} configurations without training, to find {own.finalists} to train")
+    say(f"{counted(len(groups), 'configuration')} without training, to find {own.finalists} to train")
     first = replace(plan, rows=[untrained(group[0]) for group in groups.values()])
     failed = _work(first, ledger, own, study)
     entries = {entry.row: entry for entry in ledger.entries() if entry.row in groups}
@@ -193,7 +197,8 @@ def _facts(plan: Plan, folder: Path) -> dict[str, Any]:
     """
     from compressor.sweep.ledger import waiting_for
 
-    path, fixed, recipes = folder / FACTS, shlex.join([plan.model, *words(plan.fixed)]), _recipes(plan)
+    said = [plan.model, *words(plan.fixed), *([PROCESSES, str(plan.processes)] if plan.processes > 1 else [])]
+    path, fixed, recipes = folder / FACTS, shlex.join(said), _recipes(plan)
     with waiting_for(path.with_suffix(".lock")):
         facts = _noted(path) or {"schema_version": SCHEMA_VERSION, "id": secrets.token_hex(8), "fixed": fixed}
         if facts["fixed"] != fixed:
@@ -254,7 +259,9 @@ def _write_dense(run: Any, path: Path) -> None:
     from compressor.cli.show import Step
     from compressor.cli.weights import dense_model
 
-    model = dense_model(run.source, run.data, run.execution, None, lambda name: Step("dense", name))
+    model = dense_model(
+        run.source, run.data, run.execution, None, lambda name: Step("dense", name.removeprefix("dense "))
+    )
     state = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in model.state_dict().items()}
     write_atomically(path, save(state))
 
@@ -264,9 +271,11 @@ def _command(plan: Plan, ledger: Ledger, row: Row) -> RowCommand:
 
     output = str(ledger.rows / f"{row.name}.safetensors")
     arguments = [plan.model, *words(_values(plan, row))]
+    count = str(plan.processes)
+    several = ["torchrun", "--nproc-per-node", count, "-m", "compressor.cli"]
     return RowCommand(
-        shown=shlex.join(["compress", *arguments, "-o", output]),
-        arguments=[sys.executable, "-m", "compressor.cli.sweep_row", output, *arguments],
+        shown=shlex.join([*(several if plan.processes > 1 else ["compress"]), *arguments, "-o", output]),
+        arguments=[sys.executable, "-m", "compressor.cli.sweep_row", count, output, *arguments],
         log=_log(ledger, row.name),
     )
 
@@ -308,8 +317,10 @@ def _show_plan(plan: Plan, folder: Path, as_json: bool) -> None:
         rows = [{"row": row.name, "options": dict(row.options), "command": commands[row.name]} for row in plan.rows]
         print_json({"rows": rows})
         return
-    print_table([["row", "command, which starts from one dense model"], *commands.items()])
-    click.echo(f"{len(plan.rows)} rows; nothing was written")
+    click.echo("Each row, and its command, which starts from one dense model:")
+    for name, command in commands.items():
+        click.echo(f"{name}\n  {command}")  # in one line, to be copied
+    click.echo(f"{counted(len(plan.rows), 'row')}; nothing was written")
 
 
 def _show(ledger: Ledger, plan: Plan, as_json: bool) -> None:
@@ -320,7 +331,7 @@ def _show(ledger: Ledger, plan: Plan, as_json: bool) -> None:
         return
     heads = ["row", "bytes", "smaller", "top-1", "95 % interval", "dense"]
     print_table([heads, *map(_cells, entries)])
-    click.echo(f"rows: {ledger.path}; a page of them: compress report {shlex.quote(str(ledger.folder))}")
+    echo(f"rows: {ledger.path}; a page of them: compress report {shlex.quote(str(ledger.folder))}")
 
 
 def _cells(entry: Entry) -> list[str]:

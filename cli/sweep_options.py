@@ -41,6 +41,9 @@ class SweepConfig:
         flags=("-o", "--output"),
     )
     jobs: int = config_field(1, "Rows at once.", ge=1, metavar="N")
+    processes_per_row: int = config_field(
+        1, "Processes that train each row together, as torchrun starts them; all on this machine.", ge=1, metavar="N"
+    )
     finalists: int | None = config_field(
         None,
         "Train only so many configurations: those whose untrained files answer most like dense at their size.",
@@ -107,11 +110,13 @@ class Plan:
         model: to compress.
         fixed: options that all rows share, by name.
         rows: all of them.
+        processes: that train each row.
     """
 
     model: str
     fixed: Mapping[str, Any]
     rows: Sequence[Row]
+    processes: int = 1
 
     def request(self, row: Row, **more: Any) -> Request:
         """Returns what a row asks for, which is checked.

@@ -24,6 +24,7 @@ from compressor.models.baseline import create_model, train_baseline
 from compressor.models.checkpoint import ARRAYS, load_checkpoint, read_checkpoint
 from compressor.models.teacher import with_normalization
 from compressor.training.evaluation import evaluate
+from compressor.wording import counted
 
 __all__ = ["dense_model", "named_model", "teacher_model"]
 
@@ -94,7 +95,8 @@ def _trained_model(
             amp=execution.amp, checkpoints=checkpoints,
         )  # fmt: skip
     kept = "not kept" if baseline.path is None else f"{'reused from' if baseline.reused else 'kept in'} {baseline.path}"
-    step.done(f"{baseline.figures['epochs']} epochs  validation {percent(baseline.figures['validation_top1'])}  {kept}")
+    epochs, top1 = counted(int(baseline.figures["epochs"]), "epoch"), percent(baseline.figures["validation_top1"])
+    step.done(f"{epochs}  validation {top1}  {kept}")
     model = create_model(config.name, source.args, seed=execution.seed)
     model.load_state_dict(dict(baseline.state))
     return model

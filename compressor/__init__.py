@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from compressor.formats.loader import load, load_state_dict
     from compressor.policy.policy import Policy, Rule
     from compressor.policy.recipe import Recipe, Stage
+    from compressor.publishing.push import push_to_hub
     from compressor.sharing.registry import SCHEMES
 
 __version__ = "0.1.0"
@@ -28,6 +29,7 @@ __all__ = [
     "export",
     "load",
     "load_state_dict",
+    "push_to_hub",
 ]
 
 _MODULE_OF = {
@@ -40,6 +42,7 @@ _MODULE_OF = {
     "export": "compressor.deployment.export",
     "load": "compressor.formats.loader",
     "load_state_dict": "compressor.formats.loader",
+    "push_to_hub": "compressor.publishing.push",
 }
 
 

@@ -22,7 +22,7 @@ from compressor.formats.content import Codebook, SharedTensor
 from compressor.formats.errors import UsageError
 from compressor.lifecycle.convert import convert
 from compressor.lifecycle.coverage import warn_of_dense
-from compressor.lifecycle.description import describe_plans, plans_table
+from compressor.lifecycle.description import describe_plans, describe_progress, plans_table
 from compressor.lifecycle.finishing import Finishing
 from compressor.lifecycle.fitting import Fitting, check_target, policy_for
 from compressor.lifecycle.norms import check_foldable, minor_tensors
@@ -60,9 +60,8 @@ class Compressor:
     The constructor validates everything: rules, schemes, settings, weights.
 
     Args:
-        model: any module; a timm model is built again by its name when the packed file is loaded. One that has been
-            changed so that timm cannot build it is stored as any module, which a warning says. Of one that
-            ``torch.compile`` returned, the original module is taken.
+        model: any module; a timm model is built again by its name when the packed file is loaded, or stored as any
+            module where timm cannot, which a warning says. Of what ``torch.compile`` returned, the original is taken.
         policy: which tensors share values, and by which scheme; None: ``learnt`` for all, where a target is given.
         model_args: the arguments that ``timm.create_model`` built it with, beside its name; None: they are found.
         copy: work on a copy, at ``job.model``; otherwise on the model itself.
@@ -72,9 +71,11 @@ class Compressor:
         seed: of everything random in ``finetune``.
         preserve_sparsity: keep weights at zero that are zero now, such as those that an earlier stage has pruned.
         original: the weights by name, not copied, against which the report measures noise; None: those of the model.
-        from_scratch: the weights are random, or drawn in ``prepare`` where the model is on ``meta``; the teacher
-            "dense" is then none, for random weights teach nothing.
-        rate, target_size, target_bits, max_drop: at most one, see ``Target``; training keeps to what ``prepare`` meets.
+        from_scratch: the weights are random, or drawn in ``prepare`` where they are on ``meta``; "dense" is no teacher.
+        rate: price of a coded bit. One of this and the next three at most; ``prepare`` meets it, training holds it.
+        target_size: bytes of the file, at most.
+        target_bits: bits of the file for each shared weight, at most.
+        max_drop: points of top-1 that may be lost on ``prepare(val=...)``.
 
     Raises:
         PolicyError: the policy does not fit the model.
@@ -141,11 +142,10 @@ class Compressor:
         self.history = History()
 
     def __repr__(self) -> str:
-        done = f"{self.steps} of {self.total_steps} steps" if self.total_steps else "prepared" if self.groups else "new"
+        done = describe_progress(self.steps, self.total_steps, bool(self.groups), self._is_finished)
         return f"<Compressor: {describe_plans(self.plans)}; {done}>"
 
     def _repr_html_(self) -> str:
-        """Returns the plan of each tensor for a notebook."""
         return plans_table(self.plans)
 
     def prepare(
@@ -287,13 +287,13 @@ class Compressor:
             train_loader: of batches (inputs, targets); it, and not ``batch_size``, says how large they are.
             val: batches to evaluate on after each epoch; with ``max_drop``, those of ``prepare``.
             config: the options of the training, or its number of epochs; None: the defaults of ``TrainingConfig``.
-                ``distill`` and ``temperature`` are those of the constructor unless a whole config is given. Without a
-                teacher nothing is distilled.
+                ``distill`` and ``temperature`` are those of the constructor unless a whole config is given.
             on_epoch: called after each epoch, with top-1 on ``val``, 0 to 1, or None where there is no ``val``.
-            on_step, device, amp: see ``compressor.training.loop.train``.
+            on_step: called after each step.
+            device: where to train, such as "cuda:1", and where the model stays; None: the fastest there is.
+            amp: automatic mixed precision: bf16, or fp16 on a GPU without it.
             checkpoints: where the training is saved, and resumed from; see docs/resuming.md.
-            progress: whether a bar and a line for each epoch are shown on stderr; None: on a terminal or in a notebook,
-                where there is no ``on_step``. ``job.history`` has the same figures.
+            progress: whether stderr shows a bar and epochs; None: on a terminal or in a notebook, without ``on_step``.
             overrides: fields of ``TrainingConfig`` that win over ``config``: ``epochs``, ``lr``, ``opt`` ...;
                 ``mixup`` may also be a mixer of your own, such as ``timm.data.Mixup``, in place of all mixing.
 

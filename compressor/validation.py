@@ -15,6 +15,18 @@ from compressor.formats.errors import CompressorError
 
 __all__ = ["one_line_errors", "validate_config"]
 
+KINDS = {
+    "int": "a whole number", "int_from": "a whole number", "float": "a number", "finite": "a finite number",
+    "bool": "true or false", "string": "a text", "list": "a list", "tuple": "a list", "dict": "a table",
+    "mapping": "a table", "model": "a table", "dataclass": "a table",
+}  # fmt: skip
+"""What is expected, by the first words of the kind of a fault."""
+BOUNDS = {
+    "greater_than": ("gt", "a number above"), "greater_than_equal": ("ge", "at least"),
+    "less_than": ("lt", "a number below"), "less_than_equal": ("le", "at most"),
+}  # fmt: skip
+"""The name and the words of a bound."""
+
 
 @contextmanager
 def one_line_errors(
@@ -35,8 +47,25 @@ def one_line_errors(
     except ValidationError as exc:
         first = exc.errors()[0]
         place = describe(".".join(map(str, first["loc"])))
-        value = f", got {first['input']!r}" if show_value else ""
-        raise error(f"{place}: {first['msg']}{value}") from None
+        is_there = first["type"] not in ("missing", "extra_forbidden", "unexpected_keyword_argument")
+        value = f", got {first['input']!r}" if show_value and is_there else ""
+        raise error(f"{place}: {_expected(first)}{value}") from None
+
+
+def _expected(fault: Mapping[str, Any]) -> str:
+    """Returns what a value should have been, in words that need no Python."""
+    kind, context = fault["type"], fault.get("ctx", {})
+    if kind == "missing":
+        return "is missing"
+    if kind in ("extra_forbidden", "unexpected_keyword_argument"):
+        return "is not known"
+    if kind in BOUNDS:
+        name, words = BOUNDS[kind]
+        return f"expected {words} {context[name]:g}"
+    if kind == "literal_error":
+        return f"expected {context['expected']}"
+    what = KINDS.get(kind) or KINDS.get(kind.rpartition("_")[0])
+    return fault["msg"].removeprefix("Value error, ") if what is None else f"expected {what}"
 
 
 def validate_config(config: type, values: Mapping[str, Any], error: type[CompressorError]) -> dict[str, Any]:

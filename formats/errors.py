@@ -9,7 +9,7 @@
         - UnsupportedError: another kind of file, a newer version, an unknown codec; a file that is no checkpoint
     - MissingError (4): a model, weights or data that do not exist or do not fit
     - QualityError (5): a result that missed its gate
-    - ResourceError (6): memory, disk, permissions
+    - ResourceError (6): memory, disk, permissions, a hub or its token
     - InterruptionError (7): a run that was asked to stop and can be resumed
 
 Each message is one line: what is wrong, where (file, layer, option), the value, the expected value, the next step.
@@ -88,7 +88,7 @@ class QualityError(CompressorError):
 
 
 class ResourceError(CompressorError):
-    """Memory, disk space or permissions do not suffice."""
+    """Memory, disk space or permissions do not suffice, or the hub does not do what is asked."""
 
     exit_code = 6
 

@@ -55,7 +55,7 @@ def load(
     """Returns the model of a packed file, in eval mode.
 
     Args:
-        path: the file.
+        path: the file; a text ``hf-hub:OWNER/NAME`` or ``hf-hub:OWNER/NAME@REVISION`` for one on the Hugging Face hub.
         model: the module to load into; None, the default, builds the timm model that the file names, without
             downloading anything.
         weights: "dense" (default), or "packed" for inference with little memory: linear, convolution, embedding and
@@ -69,7 +69,8 @@ def load(
 
     Raises:
         UsageError: ``weights`` is neither "dense" nor "packed", or ``max_memory`` is no whole number of 1 or more.
-        MissingError: the file does not exist, timm has no such model, or its tensors are not those of the file.
+        MissingError: the file does not exist, there or here, timm has no such model, or its tensors are not those of
+            the file.
         FileError: the file is damaged, hostile or of another kind, or its tensors, or the buffers that its model
             computes, take more than ``max_memory``. Nothing has been decoded then.
     """

@@ -32,7 +32,7 @@ def load_state_dict(
     """Returns tensors of a packed file by name; only these are read and decoded.
 
     Args:
-        path: the file.
+        path: the file, as for ``load``.
         names: names of the tensors; None, the default, for all. An alias is the same tensor object as the tensor it
             is tied to.
         max_memory: the most bytes that all tensors of the file may take, for a file you trust; None, the default, for

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import compressor
 from compressor.formats.errors import IntegrityError, MissingError, did_you_mean
+from compressor.formats.io.hub import local_path
 
 if TYPE_CHECKING:
     from torch import nn
@@ -92,13 +93,14 @@ def checkpoint(name: str) -> Checkpoint:
 
 
 def packed_path(text: str) -> Path:
-    """Returns the file of ``zoo:NAME``; any other text is returned as a path.
+    """Returns the file of ``zoo:NAME``, or of ``hf-hub:OWNER/NAME``, fetched; any other text is returned as a path.
 
     Args:
-        text: ``zoo:NAME`` or a path.
+        text: ``zoo:NAME``, ``hf-hub:OWNER/NAME`` with or without ``@REVISION``, or a path.
 
     Raises:
         MissingError: there is no such checkpoint, or its file is missing from the installation.
+        CompressorError: as ``compressor.formats.io.hub.fetch``, for a file on the hub.
         IntegrityError: the file is not the one of the index.
 
     Example:
@@ -106,7 +108,7 @@ def packed_path(text: str) -> Path:
         ('test_resnet-tiny.safetensors', 'a/b.safetensors')
     """
     if not text.startswith(PREFIX):
-        return Path(text)
+        return local_path(text)
     entry = checkpoint(text.removeprefix(PREFIX))
     path = INDEX.parent / "checkpoints" / f"{entry.name}.safetensors"
     try:

@@ -15,6 +15,12 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when torch is first import
 pytest.register_assert_rewrite("tests.helpers")
 
 
+@pytest.fixture(autouse=True)
+def _wide(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have lines whole; tests/cli/test_widths.py has narrow ones."""
+    monkeypatch.setenv("COLUMNS", "400")
+
+
 @pytest.fixture
 def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Work in a fresh folder, where the cache is, too."""

@@ -16,7 +16,8 @@ ROOT = Path(__file__).resolve().parent.parent
 LAYERS = ["formats", "compressor", "model_zoo", "cli"]  # a layer imports itself and those before it
 LINES = 400
 PAGE = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
-ROOMS = dict(re.findall(r"^\| `([\w/.]+)` \| (.+) \|$", PAGE.split("## The way of a weight")[0], re.MULTILINE))
+TABLE = PAGE.partition("## The rooms")[2].partition("## The way of a weight")[0]
+ROOMS = dict(re.findall(r"^\| `([\w/.]+)` \| (.+) \|$", TABLE, re.MULTILINE))
 """Sentence by folder or file, each of which imports only those after it."""
 WITH_NAMES = {"compressor", "compressor/api", "model_zoo"}
 """Folders whose ``__init__.py`` offers public names."""

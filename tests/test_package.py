@@ -51,6 +51,7 @@ def test_public_names() -> None:
         "export",
         "load",
         "load_state_dict",
+        "push_to_hub",
     ]
     assert dir(compressor) == sorted(compressor.__all__)
     for name in compressor.__all__:

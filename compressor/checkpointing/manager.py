@@ -17,7 +17,7 @@ from compressor.distributed.collectives import main_process_first
 from compressor.distributed.devices import init_processes
 from compressor.formats.errors import IntegrityError, MissingError, ResourceError, UsageError
 
-__all__ = ["Checkpoints"]
+__all__ = ["Checkpoints", "checkpoints_in"]
 
 _log = logging.getLogger(__name__)
 KEPT = 2  # the newest checkpoints, in case the last one is damaged
@@ -122,7 +122,7 @@ class Checkpoints:
 
     def paths(self) -> list[Path]:
         """Returns the checkpoint files, oldest first."""
-        return sorted(self.folder.glob("[0-9]*-[0-9]*.safetensors"))
+        return checkpoints_in(self.folder)
 
     def due(self, step: int) -> bool:
         """Returns whether a checkpoint within an epoch is due after the given number of steps."""
@@ -247,6 +247,11 @@ class Checkpoints:
     def _delete(self, paths: list[Path]) -> None:
         for path in paths:
             path.unlink(missing_ok=True)
+
+
+def checkpoints_in(folder: Path) -> list[Path]:
+    """Returns the checkpoint files in a folder, oldest first; none where there is no such folder."""
+    return sorted(folder.glob("[0-9]*-[0-9]*.safetensors"))
 
 
 def _with_longer_stages(then: Mapping[str, Any], now: Mapping[str, Any], stage: int) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,9 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compressor.comparison.drawing import BLUE, GREY, ORANGE, TEAL, Picture
+from compressor.comparison.measured import TensorLoss
 from compressor.formats.file.entries import shown
 from compressor.formats.file.reader import PackedFile
+from compressor.report.class_flips import ClassFlips
 from compressor.report.report import Report
+from compressor.report.runtime_size import RuntimeSize
 from compressor.report.table import Row
 from compressor.report.weight_stats import Values
 
@@ -26,8 +30,10 @@ __all__ = ["Details", "Histogram"]
 
 WIDTH = 5.8  # inches
 MOST_TENSORS, MOST_HISTOGRAMS = 16, 3
-BINS = 80
+BINS, MOST_MARKS = 80, 5
+LEAST_SPAN = 0.01  # of a value, above and below the middle of a curve
 LONGEST = 30  # characters of a tensor's name
+COLORS = BLUE, ORANGE, TEAL, GREY  # of prices
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,27 +60,36 @@ class Details:
         report: of the file.
         histograms: of its largest tensors.
         epochs: figures of each epoch, by timm's columns; empty where there are none.
+        losses: what the model loses where one of its tensors alone is rounded; empty where that was not measured.
+        classes: of which other images are right than before; None where that is not known.
+        runtimes: sizes in the forms of other runtimes; empty where it was not exported.
     """
 
     report: Report
     histograms: Sequence[Histogram]
     epochs: Sequence[Mapping[str, float]]
+    losses: Sequence[TensorLoss] = ()
+    classes: Sequence[ClassFlips] | None = None
+    runtimes: Sequence[RuntimeSize] = ()
 
     @classmethod
-    def of(cls, file: PackedFile, summary: Path | None, dense: Mapping[str, NDArray[Any]] | None) -> Details:
+    def of(
+        cls, file: PackedFile, summary: Path | None, dense: Mapping[str, NDArray[Any]] | None, **measured: Any
+    ) -> Details:
         """Reads a file.
 
         Args:
             file: opened.
             summary: figures of its epochs; None: there are none.
             dense: the dense weights by name; None: they are not known.
+            measured: losses, classes and runtimes, where they are known.
         """
         report = Report.of(file)
         filled = (row for row in report.rows if row.weights)
         largest = sorted(filled, key=lambda row: -row.weights)[:MOST_HISTOGRAMS]
         sites = {shown(name): name for name in file.sites}
         histograms = [_histogram(file, sites[row.site], dense or {}) for row in largest if row.site in sites]
-        return cls(report, histograms, [] if summary is None else _epochs(summary))
+        return cls(report, histograms, [] if summary is None else _epochs(summary), **measured)
 
     def pictures(self) -> Iterator[Picture]:
         """Yields the pictures, those that there are figures for."""
@@ -86,6 +101,8 @@ class Details:
             yield _weights(self.histograms)
         if self.epochs:
             yield _training(self.epochs)
+        if measured := [row for row in rows if row.site in {one.site for one in self.losses}]:
+            yield _sensitivity(measured, self.losses)
 
     def _bytes(self, rows: Sequence[Row]) -> Picture:
         totals = self.report.totals
@@ -109,7 +126,7 @@ class Details:
             axis.set(xlabel="bytes of the file")
             axis.invert_yaxis()
             axis.xaxis.set_major_formatter("{x:,.0f}")
-            axis.xaxis.set_major_locator(_few_marks())
+            axis.xaxis.set_major_locator(_few_marks(3))  # numbers of many digits
             figure.legend(loc="outside upper left", ncols=4, handlelength=1, columnspacing=1)
 
         return Picture("bytes of the file by tensor and part", draw, (WIDTH, 1.4 + 0.27 * (len(rows) + 2)))
@@ -157,13 +174,41 @@ def _training(epochs: Sequence[Mapping[str, float]]) -> Picture:
     def draw(figure: Figure, axes: list[Axes]) -> None:
         for axis, (key, label) in zip(axes, curves, strict=True):
             places = [epoch["epoch"] + 1 for epoch in epochs if key in epoch]
-            axis.plot(places, [epoch[key] for epoch in epochs if key in epoch], "o-", color=BLUE, ms=4)
+            values = [epoch[key] for epoch in epochs if key in epoch]
+            axis.plot(places, values, "o-", color=BLUE, ms=4)
+            axis.set_ylim(*_span(values))
             axis.set_title(label, fontsize=12, loc="left")
             axis.xaxis.set_major_locator(_few_marks(integer=True))
             axis.set_xlim(0.5, epochs[-1]["epoch"] + 1.5)
         axes[-1].set(xlabel="epoch")
 
     return Picture("training", draw, (WIDTH, 0.5 + 1.8 * len(curves)), len(curves))
+
+
+def _sensitivity(rows: Sequence[Row], losses: Sequence[TensorLoss]) -> Picture:
+    """Draws the loss at each price, a color for each; a tensor that loses nothing has no point."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    prices = sorted({one.rate for one in losses})
+
+    def draw(figure: Figure, axes: list[Axes]) -> None:
+        (axis,) = axes
+        places = {row.site: place for place, row in enumerate(rows)}
+        for price, color in zip(prices, itertools.cycle(COLORS)):
+            found = {one.site: one.measured for one in losses if one.rate == price and one.measured > 0}
+            seen = [row.site for row in rows if row.site in found]
+            label = f"price {price:.0e}"
+            axis.plot([found[site] for site in seen], [places[site] for site in seen], "o", color=color, label=label)
+        axis.set_yticks(range(len(rows)), [_short(row.site) for row in rows])
+        axis.set(xscale="log", xlabel="divergence, nats an image")
+        axis.xaxis.set_major_locator(LogLocator(numticks=MOST_MARKS))
+        axis.xaxis.set_major_formatter("{x:g}")  # its own are of letters that are not read here
+        axis.xaxis.set_minor_formatter(NullFormatter())
+        axis.invert_yaxis()
+        figure.legend(loc="outside upper left", ncols=3, handlelength=1, columnspacing=1)
+
+    title = "sensitivity: each tensor alone rounded at a price of a bit"
+    return Picture(title, draw, (WIDTH, 1.4 + 0.27 * (len(rows) + 2)))
 
 
 LABELS = {
@@ -173,10 +218,21 @@ LABELS = {
 }
 
 
-def _few_marks(integer: bool = False) -> Any:
+def _span(values: Sequence[float]) -> tuple[float, float]:
+    """Returns the ends of a scale on which values that hardly differ look so.
+
+    >>> [round(end, 3) for end in _span([1.0, 1.0001])], _span([0.0, 10.0])
+    ([0.99, 1.01], (-1.0, 11.0))
+    """
+    middle, most = (max(values) + min(values)) / 2, max(values) - min(values)
+    half = max(0.6 * most, LEAST_SPAN * abs(middle)) or 1.0
+    return middle - half, middle + half
+
+
+def _few_marks(most: int = 5, integer: bool = False) -> Any:
     from matplotlib.ticker import MaxNLocator
 
-    return MaxNLocator(5, integer=integer)
+    return MaxNLocator(most, integer=integer)
 
 
 def _histogram(file: PackedFile, name: str, dense: Mapping[str, NDArray[Any]]) -> Histogram:

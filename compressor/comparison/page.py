@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any
@@ -15,8 +15,17 @@ from compressor.comparison.drawing import Picture
 from compressor.comparison.front import Bounds, Choice, by_configuration, choices
 from compressor.comparison.front_picture import front_picture
 from compressor.comparison.points import Configuration, Point
-from compressor.comparison.tables import IMAGES, table_of_configurations, table_of_tensors
+from compressor.comparison.tables import (
+    IMAGES,
+    MOST_CLASSES,
+    Table,
+    table_of_classes,
+    table_of_configurations,
+    table_of_runtimes,
+    table_of_tensors,
+)
 from compressor.formats.errors import MissingError
+from compressor.report.class_flips import ClassFlips
 from compressor.report.size_text import size_text
 
 __all__ = ["Comparison", "page"]
@@ -82,7 +91,7 @@ def page(comparison: Comparison) -> str:
     said = [] if len(comparison.groups) > 1 else [IMAGES, *(["model"] if len(models) == 1 else [])]  # in the headings
     return template.render(
         title=f"Compressed {', '.join(models[:3])}{' and others' if len(models) > 3 else ''}",
-        introduction=f"{count} packed {'file' if count == 1 else 'files'} of timm-compressor beside each other.",
+        introduction="A packed file of timm-compressor." if count == 1 else f"{count} packed files of timm-compressor.",
         groups=[_group(number, *group, comparison) for number, group in enumerate(comparison.groups.items())],
         table=table_of_configurations(comparison.configurations).without_empty_columns(said),
         files=[_file(number, point, details) for number, (point, details) in enumerate(comparison.details)],
@@ -138,13 +147,41 @@ def _card(title: str, reason: str, one: Configuration) -> Mapping[str, str]:
 
 
 def _file(number: int, point: Point, details: Details) -> Mapping[str, Any]:
-    totals = details.report.totals
-    parts = " + ".join(f"{name} {getattr(totals, name):,}" for name in PARTS)
     top1 = "" if point.top1 is None else f", top-1 {100 * point.top1:.2f} %"
     pictures = enumerate(details.pictures())
     return {
         "name": point.name, "line": f"{size_text(point.bytes, DIGITS)}{top1}", "command": point.command,
         "pictures": [{"title": one.title, "svg": one.svg(f"f{number}-{place}")} for place, one in pictures],
-        "table": table_of_tensors(details.report.rows),
-        "totals": f"{totals.file:,} bytes = {parts}; dense {totals.dense:,}. Entropy and coded in bits a weight.",
+        "tables": list(_tables(point, details)),
     }  # fmt: skip
+
+
+def _tables(point: Point, details: Details) -> Iterator[Mapping[str, str | Table]]:
+    """Yields the tables of a file with their titles and what is said below them."""
+    totals = details.report.totals
+    parts = " + ".join(f"{name} {getattr(totals, name):,}" for name in PARTS)
+    hint = f"{totals.file:,} bytes = {parts}; dense {totals.dense:,}. Entropy and coded in bits a weight."
+    yield {"title": "Tensors", "table": table_of_tensors(details.report.rows), "hint": hint}
+    if details.classes is not None:
+        yield {
+            "title": "Classes with other answers than before",
+            "table": table_of_classes(details.classes),
+            "hint": _said_of_classes(details.classes),
+        }
+    if details.runtimes:
+        yield {
+            "title": "Size for each runtime",
+            "table": table_of_runtimes(details.runtimes, point.bytes, point.dense_bytes),
+            "hint": "Each form was written with the default settings of 'compress export', run, and compared.",
+        }
+
+
+def _said_of_classes(classes: Sequence[ClassFlips]) -> str:
+    if not classes:
+        return "No image is answered otherwise: those that were right are right, those that were wrong are wrong."
+    lost, gained = (sum(getattr(one, key) for one in classes) for key in ("lost", "gained"))
+    more = f"The {MOST_CLASSES} of {len(classes)} classes with most of them. " if len(classes) > MOST_CLASSES else ""
+    return (
+        f"{more}Lost are images that the dense model gets right and the packed one does not, {lost:,} in all; "
+        f"gained is the reverse, {gained:,} in all."
+    )

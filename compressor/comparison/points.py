@@ -12,14 +12,25 @@ from typing import Any
 
 from compressor.formats.errors import printable
 from compressor.formats.file.reader import PackedFile
+from compressor.formats.io.hub import PREFIX, pinned_name
+from compressor.report.class_flips import ClassFlips
 from compressor.report.interval import wilson_interval
 from compressor.report.provenance import read_provenance
 from compressor.report.report import dense_size
 from compressor.sweep.ledger import Entry
 
-__all__ = ["Configuration", "Point", "configurations", "point_of_entry", "point_of_file", "told_apart"]
+__all__ = [
+    "Configuration",
+    "Point",
+    "configurations",
+    "point_of_entry",
+    "point_of_file",
+    "recipe_command",
+    "told_apart",
+]
 
 SEED = "seed"
+SHORTENED = 32  # digits of a commit's 40 that are not shown
 
 
 @dataclass(frozen=True)
@@ -38,6 +49,7 @@ class Point:
         path: of the file; None where it is there no more.
         summary: a CSV file with figures of each epoch; None where there is none.
         lost, gained: images that only the dense model, or only the packed one, gets right.
+        classes: of which there are such images; None where that is not known.
         source: the folder of the sweep that the row is of, or of the file alone.
     """
 
@@ -55,12 +67,13 @@ class Point:
     summary: Path | None = None
     lost: int | None = None
     gained: int | None = None
+    classes: tuple[ClassFlips, ...] | None = None
     source: Path = Path()
 
 
 @dataclass(frozen=True)
 class Configuration:
-    """The files that differ by their seeds alone; figures are means over them.
+    """The files that differ by their seeds alone, in the order of these; figures are means over them.
 
     Args:
         name: shown for it.
@@ -72,7 +85,7 @@ class Configuration:
 
     @property
     def best(self) -> Point:
-        """The file that stands for all: the first one."""
+        """The file that stands for all: that of the first seed."""
         return self.points[0]
 
     @property
@@ -105,7 +118,13 @@ def configurations(points: Iterable[Point]) -> list[Configuration]:
         options = tuple((key, str(value)) for key, value in point.options.items() if key != SEED)
         key = (point.source, point.data, point.model, options) if point.options else number
         groups.setdefault(key, []).append(point)
-    return [Configuration(_name(group), tuple(group)) for group in groups.values()]
+    return [Configuration(_name(group), tuple(sorted(group, key=_seed))) for group in groups.values()]
+
+
+def _seed(point: Point) -> float:
+    """Returns the seed of a row, which may have ended before those of lower seeds; 0 for what is no number."""
+    seed = point.options.get(SEED)
+    return seed if isinstance(seed, int | float) else 0
 
 
 def _name(group: list[Point]) -> str:
@@ -132,16 +151,17 @@ def point_of_file(path: Path, file: PackedFile, command: str | None = None, name
         path: of the file.
         file: opened.
         command: that made it; None: one that runs its recipe again is made up.
-        name: shown for it; None: that of the file.
+        name: shown for it; None: that of the file, or of its repository on the hub.
 
     Raises:
         FormatError: its provenance is not of the form that this program writes.
     """
     provenance = read_provenance(file)
-    data, top1 = provenance.data, provenance.top1
+    data, top1, pinned = provenance.data, provenance.top1, pinned_name(path)
+    own = path.name.removesuffix(".safetensors") if pinned is None else pinned[:-SHORTENED].removeprefix(PREFIX)
     model = printable(str((file.model or {}).get("name", "a module")))
     return Point(
-        name=printable(path.name.removesuffix(".safetensors") if name is None else name),
+        name=printable(own if name is None else name),
         model=model,
         bytes=file.source.size,
         dense_bytes=dense_size(file),
@@ -149,7 +169,7 @@ def point_of_file(path: Path, file: PackedFile, command: str | None = None, name
         n=0 if data is None or top1 is None else data.n,
         top1=None if top1 is None or data is None else top1.packed,
         dense_top1=None if top1 is None or data is None else top1.dense,
-        command=_command(path, file, model) if command is None else command,
+        command=recipe_command(pinned or str(path), file) if command is None else command,
         source=path.parent,
         path=path,
         summary=_beside(path),
@@ -170,6 +190,7 @@ def point_of_entry(entry: Entry, path: Path, data: str) -> Point:
         data=data if one.top1 is not None else "", n=one.n, top1=one.top1, dense_top1=one.dense_top1,
         command=printable(entry.command), source=path.parent.parent, options=entry.options,
         path=path if path.is_file() else None, summary=_beside(path), lost=one.lost, gained=one.gained,
+        classes=one.classes,
     )  # fmt: skip
 
 
@@ -179,12 +200,17 @@ def _beside(path: Path) -> Path | None:
     return summary if summary.is_file() else None
 
 
-def _command(path: Path, file: PackedFile, model: str) -> str:
-    """Returns a command that runs the recipe of a file again; "" where it has none."""
+def recipe_command(source: str, file: PackedFile) -> str:
+    """Returns a command that runs the recipe of a file again; "" where it has none.
+
+    Args:
+        source: by which the command names the file.
+        file: opened.
+    """
     if not file.recipe or not file.model:
         return ""
     provenance = read_provenance(file)
     data = "" if provenance.data is None else provenance.data.name
-    source = ["--dataset", data] if data else ["--data-dir", "IMAGES"] if provenance.data else ["--pretrained"]
-    words = ["compress", model, *source, "--recipe", str(path), "--seed", str(provenance.seed)]
+    images = ["--dataset", data] if data else ["--data-dir", "IMAGES"] if provenance.data else ["--pretrained"]
+    words = ["compress", file.model["name"], *images, "--recipe", source, "--seed", str(provenance.seed)]
     return printable(shlex.join(words))

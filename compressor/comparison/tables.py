@@ -8,7 +8,9 @@ from dataclasses import dataclass, replace
 
 from compressor.comparison.front import front
 from compressor.comparison.points import Configuration
+from compressor.report.class_flips import ClassFlips
 from compressor.report.csv_text import csv_text
+from compressor.report.runtime_size import RuntimeSize
 from compressor.report.table import Row
 
 __all__ = [
@@ -18,21 +20,26 @@ __all__ = [
     "Head",
     "Table",
     "TableRow",
+    "escaped",
+    "table_of_classes",
     "table_of_configurations",
+    "table_of_runtimes",
     "table_of_tensors",
     "text_of",
 ]
 
 FORMATS = "markdown", "latex", "csv"
+MOST_CLASSES = 30  # that are shown of a file
 IMAGES = "images of"  # the head of the column that says what top-1 was measured on
 
 
 @dataclass(frozen=True)
 class Head:
-    """The head of a column: its text, and whether there are numbers below."""
+    """The head of a column: its text, whether there are numbers below, or sentences, which take several lines."""
 
     text: str
     numeric: bool = True
+    is_prose: bool = False
 
 
 @dataclass(frozen=True)
@@ -136,6 +143,44 @@ def _tensor_cells(row: Row) -> list[Cell]:
     ]  # fmt: skip
 
 
+CLASS_HEADS = [
+    Head("class", False), Head("lost"), Head("gained"), Head("images"), Head("dense, %"), Head("packed, %"),
+]  # fmt: skip
+
+
+def table_of_classes(classes: Sequence[ClassFlips]) -> Table:
+    """Returns a row for each class of which images have changed, those with most of them first."""
+    ordered = sorted(classes, key=lambda one: -(one.lost + one.gained))
+    return Table(CLASS_HEADS, [TableRow(_class_cells(one)) for one in ordered[:MOST_CLASSES]])
+
+
+def _class_cells(one: ClassFlips) -> list[Cell]:
+    shares = (_percent(count / max(one.images, 1)) for count in (one.dense, one.packed))
+    counts = (Cell(f"{count:,}", count) for count in (one.lost, one.gained, one.images))
+    return [Cell(one.name), *counts, *shares]
+
+
+RUNTIME_HEADS = [Head("runtime", False), Head("bytes"), Head("of dense, %"), Head("what it is", False, True)]
+
+
+def table_of_runtimes(runtimes: Sequence[RuntimeSize], packed: int, dense: int) -> Table:
+    """Returns a row for each form of a file, smallest first, and last those that it could not be written in.
+
+    Args:
+        runtimes: forms for other runtimes.
+        packed, dense: bytes of the packed file, and of the dense one.
+    """
+    ours = RuntimeSize("packed", "This file.", packed), RuntimeSize("dense", "A .safetensors file of floats.", dense)
+    known = [(one.bytes, one) for one in (*ours, *runtimes) if one.bytes is not None]
+    written = [
+        [Cell(one.target), Cell(f"{size:,}", size), Cell(f"{100 * size / dense:.1f}", size), Cell(one.what)]
+        for size, one in sorted(known, key=lambda entry: entry[0])
+    ]
+    others = [one for one in runtimes if one.bytes is None]
+    missing = [[Cell(one.target), Cell("", math.inf), Cell("", math.inf), Cell(one.why_not)] for one in others]
+    return Table(RUNTIME_HEADS, [TableRow(cells) for cells in (*written, *missing)])
+
+
 def text_of(table: Table, kind: str) -> str:
     """Returns a table as text.
 
@@ -151,8 +196,8 @@ def text_of(table: Table, kind: str) -> str:
 
     shown = table.without_empty_columns()
     return tabulate(
-        [[_escaped(cell.text, kind) for cell in row.cells] for row in shown.rows],
-        [_escaped(head.text, kind) for head in shown.heads],
+        [[escaped(cell.text, kind) for cell in row.cells] for row in shown.rows],
+        [escaped(head.text, kind) for head in shown.heads],
         tablefmt="github" if kind == "markdown" else "latex_raw",
         colalign=["right" if head.numeric else "left" for head in shown.heads], disable_numparse=True,
     ) + "\n"  # fmt: skip
@@ -167,10 +212,10 @@ LATEX = {"\\": r"\textbackslash{}", **{one: f"\\{one}" for one in "&%$#_{}"}, "~
 LATEX |= {"^": r"\textasciicircum{}"}
 
 
-def _escaped(text: str, kind: str) -> str:
+def escaped(text: str, kind: str) -> str:
     r"""Returns a text in which nothing is a command of the format.
 
-    >>> _escaped("a_b|<c>", "markdown"), _escaped("a_b & 5%", "latex")
+    >>> escaped("a_b|<c>", "markdown"), escaped("a_b & 5%", "latex")
     ('a\\_b\\|&lt;c&gt;', 'a\\_b \\& 5\\%')
     """
     if kind == "latex":

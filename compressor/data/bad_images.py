@@ -24,13 +24,15 @@ class BadImages:
 
     Args:
         most: how many there may be, in all splits together.
-        path: the file that lists them, one per line, written when the first is found; None for no list.
+        path: the file that lists them, one per line, written when the first is found; None for no list. What it held
+            before is replaced, and a warning says so where that was not the same list.
     """
 
     def __init__(self, most: int = 0, path: Path | None = None) -> None:
         self.most, self.path = most, path
         self.splits: list[BadSplit] = []
         self._listed = 0
+        self._is_own = False  # whether the file is the list of this run
 
     def add_split(self, name: str, images: int) -> BadSplit:
         """Creates and returns the record of one split.
@@ -56,7 +58,7 @@ class BadImages:
             more = f" and {len(lines) - _SHOWN} more" if len(lines) > _SHOWN else ""
             where = "" if self.path is None else f"; all are in {self.path}"
             error = MissingError(
-                f"{len(lines)} of the pictures opened cannot be read, {self.most} may be: {'; '.join(lines[:_SHOWN])}"
+                f"{len(lines)} of the images opened cannot be read, {self.most} may be: {'; '.join(lines[:_SHOWN])}"
                 f"{more}{where}; repair or remove them, or allow them: --max-bad-images {len(lines)}"
             )
             error.shared = True
@@ -65,12 +67,16 @@ class BadImages:
     def _write(self, lines: list[str]) -> None:
         if self.path is None:
             return
+        content = "".join(f"{line}\n" for line in lines).encode(errors="replace")
         try:
-            write_atomically(self.path, "".join(f"{line}\n" for line in lines).encode(errors="replace"), force=True)
-        except ResourceError as exc:
+            if not self._is_own and self.path.is_file() and self.path.read_bytes() != content:
+                _log.warning("%s is replaced; it listed other images, or something else", self.path)
+            write_atomically(self.path, content, force=True)
+            self._is_own = True
+        except (ResourceError, OSError) as exc:
             _log.warning("%s", exc)
         if len(lines) <= self.most:
-            _log.warning("%s of the pictures opened cannot be read, left out; see %s", len(lines), self.path)
+            _log.warning("%s of the images opened cannot be read, left out; see %s", len(lines), self.path)
 
 
 class BadSplit:

@@ -22,14 +22,13 @@ from torch.utils.data import DataLoader, RandomSampler, default_collate
 from torch.utils.data import Dataset as TorchDataset
 
 from compressor.data.bad_images import BadImages
+from compressor.data.built_in import BUILT_IN, check_name
 from compressor.data.images import open_images
 from compressor.data.splits import ArraySplit, Batch, ImageSplit, SeededRandomSampler, collate_readable
-from compressor.formats.errors import MissingError, UsageError, did_you_mean
+from compressor.formats.errors import MissingError, UsageError
+from compressor.wording import counted
 
-__all__ = ["BUILT_IN", "FASHION_MNIST_DIR", "Dataset", "load_data"]
-
-BUILT_IN = ("digits", "fashion-mnist")
-"""Names of the data sets that are read here, of files that come with scikit-learn or Debian; timm opens all others."""
+__all__ = ["FASHION_MNIST_DIR", "Dataset", "load_data"]
 
 FASHION_MNIST_DIR = Path("/usr/share/datasets/fashion-mnist")
 """Where Debian's package dataset-fashion-mnist puts its files."""
@@ -86,7 +85,14 @@ class Dataset:
         """
         splits = {"train": self.train, "validation": self.validation, "test": self.test}
         counts = [f"{len(split):,} {name}" for name, split in splits.items() if split is not None]  # type: ignore[arg-type]
-        return "; ".join([f"{', '.join(counts)} images of {self.num_classes:,} classes", *self.notes])
+        return "; ".join(
+            [f"{', '.join(counts)} images of {counted(self.num_classes, 'class', 'classes')}", *self.notes]
+        )
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The names of the labels; their numbers where they have none."""
+        return self.classes or tuple(map(str, range(self.num_classes)))
 
     @property
     def evaluated(self) -> str:
@@ -181,11 +187,10 @@ def load_data(
         (1078, 359, 360, (1, 32, 32))
     """
     if augment and name in BUILT_IN:
-        raise UsageError(f"{', '.join(augment)}: for pictures; {name} is augmented in its own way")
+        raise UsageError(f"{', '.join(augment)}: for files of images; {name} is augmented in its own way")
     if class_map is not None and name in BUILT_IN:
         raise UsageError(f"--class-map {class_map}: for folders and hfds/..., {name} numbers its own classes")
-    if "/" not in name and data_dir is None and (hint := did_you_mean(name, BUILT_IN)) and name not in BUILT_IN:
-        raise MissingError(f"no data set {name!r}.{hint}")
+    check_name(name, has_folder=data_dir is not None)
     if name == "digits":
         return _digits()
     if name == "fashion-mnist":

@@ -8,6 +8,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from compressor.wording import counted
+
 __all__ = ["folder_notes", "listed"]
 
 _SHOWN = 5  # kinds of files, and classes, that a line names
@@ -55,11 +57,11 @@ def _notes(split: str, root: Path, images: Mapping[int, int], classes: Mapping[s
         yield f"left out of {split}: {shown} (only {', '.join(sorted(readable))} are read)"
     if unmapped:
         total, names = sum(unmapped.values()), listed(sorted(unmapped))
-        yield f"left out of {split}: {total:,} images of classes that are not in the class map: {names}"
+        yield f"left out of {split}: {counted(total, 'image')} of classes that are not in the class map: {names}"
     if empty:
         yield f"no image in {split} of {listed(sorted(empty))}"
     if stray := images[classes[""]] if "" in classes else 0:
-        yield f"{stray:,} images of {split} outside the folder of a class are a class of their own"
+        yield f"{counted(stray, 'image')} of {split} outside the folders of classes: taken for a class without a name"
 
 
 def listed(words: Iterable[str]) -> str:

@@ -32,11 +32,11 @@ def open_images(
 ) -> dict[str, Any]:
     """Returns the fields of a ``datasets.Dataset`` of images; takes and raises what ``datasets.load_data`` does."""
     if data_dir is not None and not Path(data_dir).is_dir():
-        raise MissingError(f"--data-dir {data_dir}: no such folder")
+        raise MissingError(f"{data_dir}: no such folder")
     preprocessing = resolve_preprocessing({}, config)
     size = preprocessing.pop("input_size")
     if size[0] not in (1, 3):
-        raise UsageError(f"--in-chans {size[0]}: pictures are opened with 1 channel or with 3")
+        raise UsageError(f"--in-chans {size[0]}: images are opened with 1 channel or with 3")
     mode = "L" if size[0] == 1 else "RGB"
     _check_class_map(class_map, name)
     sources = _sources(name, data_dir, mode, download, class_map)

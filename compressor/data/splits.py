@@ -21,7 +21,7 @@ __all__ = [
     "Batch",
     "ImageSplit",
     "SeededRandomSampler",
-    "check_pictures",
+    "check_readable",
     "collate_readable",
 ]
 
@@ -160,13 +160,13 @@ class ImageSplit(Dataset[Any]):
             raise UnreadableError("no image of a format that is known here") from exc
         except OSError as exc:
             if exc.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):  # not a fault of the image
-                raise ResourceError(f"picture {index} of the {self.bad.name} split: {exc.strerror}") from exc
+                raise ResourceError(f"image {index} of the {self.bad.name} split: {exc.strerror}") from exc
             raise UnreadableError(f"{type(exc).__name__}: {exc}") from exc
         except Exception as exc:  # on damaged files Pillow raises anything, from SyntaxError to struct.error
             raise UnreadableError(f"{type(exc).__name__}: {exc}") from exc
 
     def _why_unreadable(self, index: int) -> str:
-        name = self.source.filename(index) if hasattr(self.source, "filename") else f"picture {index}"
+        name = self.source.filename(index) if hasattr(self.source, "filename") else f"image {index}"
         try:
             self._open(index)
         except UnreadableError as exc:
@@ -192,12 +192,12 @@ def collate_readable(items: Sequence[tuple[Tensor, int]]) -> Batch:
     """
     readable = [item for item in items if item[1] != UNREADABLE]
     if not readable:
-        raise MissingError(f"none of the {len(items)} pictures of a batch can be read; is the data set damaged?")
+        raise MissingError(f"none of the {len(items)} images of a batch can be read; is the data set damaged?")
     images, labels = default_collate(readable)
     return images, labels
 
 
-def check_pictures(loader: Any) -> None:
+def check_readable(loader: Any) -> None:
     """Raises MissingError if a loader's data set has more unreadable images than allowed; see ``BadImages.check``."""
     split = getattr(loader, "dataset", None)
     if isinstance(split, ImageSplit):

@@ -53,7 +53,7 @@ class Shards:
         if self._without_image:
             kinds = ", ".join(f".{kind}" for kind in EXTENSIONS)
             count, first = len(self._without_image), self._without_image[0]
-            _log.warning("%s samples have a class and no picture (%s), as %s", count, kinds, first)
+            _log.warning("%s samples have a class and no image (%s), as %s", count, kinds, first)
 
     def _index(self, path: Path, shard: tarfile.TarFile) -> None:
         for key, files in _samples(path, shard):
@@ -102,7 +102,7 @@ def open_shards(folder: Path) -> dict[str, Shards]:
     splits = {split: Shards(paths) for split, paths in listed.items() if paths}
     for split in ("train", "validation"):
         if not splits.get(split):
-            raise MissingError(f"{folder}: no pictures for {split}; expected shards such as {split}-0000.tar")
+            raise MissingError(f"{folder}: no images for {split}; expected shards such as {split}-0000.tar")
     count = 1 + max(label for shards in splits.values() for _, label in shards.samples)
     for shards in splits.values():
         shards.class_to_idx = {str(label): label for label in range(count)}
@@ -158,4 +158,4 @@ def _check(path: Path, member: tarfile.TarInfo, kind: str, twice: bool) -> None:
         how = "its bytes; pack with tar --dereference --hard-dereference, without --sparse"
         raise MissingError(f"shard {path}: {member.name} is {what}, expected {how}")
     if twice:
-        raise MissingError(f"shard {path}: {member.name} is there twice; expected one picture and class of each name")
+        raise MissingError(f"shard {path}: {member.name} is there twice; expected one image and class of each name")

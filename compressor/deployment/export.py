@@ -14,7 +14,8 @@ from compressor.deployment.registry import make_target
 from compressor.deployment.target import Target
 from compressor.formats.errors import CompressorError, IntegrityError, UnsupportedError, UsageError, printable
 from compressor.formats.file.reader import PackedFile
-from compressor.formats.io.atomic import check_not_input, check_writable, write_atomically
+from compressor.formats.io.atomic import check_not_input, check_writable, write_atomically, write_folder_atomically
+from compressor.formats.io.hub import local_path, parse_name, pinned_name
 from compressor.formats.io.locking import holding
 from compressor.report.report import dense_size
 
@@ -35,10 +36,12 @@ class Exported:
         target: id of the target.
         dense: bytes of the plain ``.safetensors`` file of the same tensors.
         packed: bytes of the packed file.
-        exported: bytes of the file, and of its companions.
+        exported: bytes of the file, and of its companions; of a folder those of its files.
+        run: whether it was run; if not, it was read back.
         difference: the largest difference of logits from those of the packed file, over the largest logit; 0 where all
             tensors are equal bit for bit.
         limits: what the file can not do or not hold, in one line.
+        notes: what has become of this model in particular, such as tensors that are stored dense, a line each.
         usage: a line that runs or reads it.
     """
 
@@ -47,8 +50,10 @@ class Exported:
     dense: int
     packed: int
     exported: int
+    run: bool
     difference: float
     limits: str
+    notes: tuple[str, ...]
     usage: str
 
 
@@ -66,9 +71,10 @@ def export(
     """Writes a packed file for another runtime, runs what was written, and compares it.
 
     Args:
-        path: the packed file.
+        path: the packed file, as for ``compressor.load``.
         to: id of a target: ``compress targets`` lists them.
-        output: the file to write; None, the default, for one beside the packed file.
+        output: the file to write; None, the default, for one beside the packed file, or in this folder and called like
+            the repository where that is on the hub.
         force: whether an existing file is replaced.
         model: the module to load into, for a file that names no timm model.
         inputs: a batch of two or more inputs of the model; None, the default, for random images of the size it takes.
@@ -93,14 +99,16 @@ def export(
         0.0
     """
     target = make_target(to, settings)
-    source = Path(path)
+    if not target.writes:
+        raise UsageError(f"target {to!r} writes no file: --estimate (compressor.deployment.estimate) gives its sizes")
+    source = local_path(path)
     with PackedFile.open(source, max_memory) as file:
         packed = PackedModel(file, source, model, inputs, max_memory)
-        written = Path(output) if output is not None else source.parent / target.file_name(source.stem)
+        written = Path(output) if output is not None else _beside(source, target)
         paths = _paths(target, written)
         for each in paths.values():
             check_not_input(each, source)
-            check_writable(each, force)
+            check_writable(each, force, target.folder)
         with holding(written):
             size, difference = _write(target, packed, paths, force)
         return Exported(
@@ -109,18 +117,27 @@ def export(
             dense=dense_size(file),
             packed=file.source.size,
             exported=size,
+            run=target.runs,
             difference=difference,
             limits=target.limits,
+            notes=target.notes(packed),
             usage=target.usage(written, source),
         )
 
 
+def _beside(source: Path, target: Target) -> Path:
+    """Returns the path of a file beside the packed one, but of none in the hub's cache."""
+    if (pinned := pinned_name(source)) is None:
+        return source.parent / target.file_name(source.stem)
+    return Path(target.file_name(parse_name(pinned)[0].rpartition("/")[2]))
+
+
 def _paths(target: Target, written: Path) -> dict[str, Path]:
-    """Returns the paths of a target's files by their endings; raises UsageError where two could be one."""
-    if target.companions and written.suffix != target.suffix:
+    """Returns the paths of a target's files by their endings; raises UsageError where they could be another's."""
+    if (target.companions or target.folder) and written.suffix != target.suffix:
+        beside = f"{' and '.join(target.companions)} beside it" if target.companions else "a folder of that ending"
         raise UsageError(
-            f"{written} ends in {written.suffix!r}, expected {target.suffix!r}: "
-            f"target {target.id!r} writes {' and '.join(target.companions)} beside it"
+            f"{written} ends in {written.suffix!r}, expected {target.suffix!r}: target {target.id!r} writes {beside}"
         )
     return {target.suffix: written, **{ending: written.with_suffix(ending) for ending in target.companions}}
 
@@ -139,7 +156,11 @@ def _write(target: Target, packed: PackedModel, paths: Mapping[str, Path], force
         first, *others = endings
         write_atomically(paths[first], data[first], lambda path: write(others, {**written, first: path}), force)
 
-    write([*paths], {})
+    if target.folder:
+        (path,) = paths.values()
+        write_folder_atomically(path, data, lambda temporary: write([], {target.suffix: temporary}), force)
+    else:
+        write([*paths], {})
     return sum(map(len, data.values())), found[0]
 
 

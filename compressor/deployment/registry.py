@@ -1,4 +1,4 @@
-"""The export targets by id: the modules of ``targets/``, and those of other packages (see CONTRIBUTING.md)."""
+"""The export targets by id: the modules of ``targets/``, and those of other packages (see docs/plug-in-package.md)."""
 
 from __future__ import annotations
 

@@ -12,13 +12,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import ClassVar
 
+from compressor.deployment.layer_sizes import Estimate
 from compressor.deployment.packed_model import PackedModel
+from compressor.formats.errors import UsageError
+from compressor.formats.file.reader import PackedFile
 
 __all__ = ["Target"]
 
 
 class Target(ABC):
-    """Writes a packed model as one file for another runtime, and runs that file to compare it."""
+    """Writes a packed model as one file for another runtime, and runs that file, or reads it back, to compare it."""
 
     id: ClassVar[str]
     """The name that ``--to`` takes."""
@@ -28,6 +31,15 @@ class Target(ABC):
 
     companions: ClassVar[tuple[str, ...]] = ()
     """Endings of further files, which stand beside it and differ from it in their endings alone."""
+
+    folder: ClassVar[bool] = False
+    """Whether it is a folder that looks like a file, such as ``.mlpackage``; then it has no companions."""
+
+    writes: ClassVar[bool] = True
+    """Whether there is a file; if not, there is an ``estimate`` alone."""
+
+    runs: ClassVar[bool] = True
+    """Whether ``difference`` runs what was written; if not, it is read back and compared with the packed file."""
 
     packages: ClassVar[tuple[str, ...]] = ()
     """Import names of what it needs besides this package's own requirements."""
@@ -47,7 +59,7 @@ class Target(ABC):
 
     @abstractmethod
     def build(self, model: PackedModel) -> dict[str, bytes]:
-        """Returns the bytes of the file, and of its companions, by their endings.
+        """Returns the bytes of the file, and of its companions, by their endings; those of a folder by paths in it.
 
         Raises:
             UnsupportedError: this model cannot be written for this runtime.
@@ -55,15 +67,28 @@ class Target(ABC):
 
     @abstractmethod
     def difference(self, written: Mapping[str, Path], model: PackedModel) -> float:
-        """Runs what was written, and returns how far it is from the packed file.
+        """Runs what was written, or reads it back, and returns how far it is from the packed file.
 
         Args:
-            written: the paths of the files by the endings that they will have; now they have another.
+            written: the paths of the files, or the folder, by the endings that they will have; now they have another.
             model: what it was built from.
 
         Returns:
             The largest difference of logits, over the largest logit: see ``PackedModel.difference``.
         """
+
+    def notes(self, model: PackedModel) -> tuple[str, ...]:
+        """Returns what becomes of this model beyond the ``limits`` of all, a line each; by default nothing."""
+        del model
+        return ()
+
+    def estimate(self, file: PackedFile) -> Estimate:
+        """Returns what the weights of a packed file take by the runtime's own coder; by default there is none.
+
+        Raises:
+            UsageError: this target does not estimate.
+        """
+        raise UsageError(f"target {self.id!r} gives no estimate: without --estimate it writes the file")
 
     @abstractmethod
     def usage(self, path: Path, packed: Path) -> str:

@@ -54,7 +54,7 @@ def convert(
         for site in group.sites:
             tensor, master = tensors.get(site.name), group.master_weight(site)
             value = decode_tensor(tensor, books[tensor.book]) if tensor else group.weight(site, master)
-            if in_place and master.shape == value.shape:  # a virtual site has no memory
+            if in_place and not group.virtual:  # which has no memory
                 master.copy_(value)
             else:
                 values[site] = value

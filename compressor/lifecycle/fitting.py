@@ -64,7 +64,7 @@ def check_target(target: Target, plans: Sequence[TensorPlan]) -> None:
     """
     schemes = sorted({plan.scheme.id for plan in plans if plan.scheme})
     if target.is_given:
-        priced(plans, ANY_RATE)
+        plans_at(plans, ANY_RATE)
     if target.is_given and not any(plan.scheme and plan.scheme.has_price for plan in plans):
         raise PolicyError(f"a target needs a scheme with a price, such as learnt: {', '.join(schemes)} has none")
 
@@ -103,7 +103,7 @@ class Fitting:
         """
         if rate is not None:
             self._restore_dense()  # error feedback has changed them
-        plans = self.shared.plans if rate is None else priced(self.shared.plans, rate)
+        plans = self.shared.plans if rate is None else plans_at(self.shared.plans, rate)
         calibrator = self.measured.calibrator if measured and self.measured else None
         return fit_groups(plans, calibrator, self.preserve_sparsity, self.from_scratch, self.virtual)
 
@@ -256,7 +256,7 @@ class Fitting:
             restore(model, groups, masters)
 
 
-def priced(plans: Sequence[TensorPlan], rate: float) -> list[TensorPlan]:
+def plans_at(plans: Sequence[TensorPlan], rate: float) -> list[TensorPlan]:
     """Returns plans whose schemes have this price, where they have one."""
     return [
         replace(plan, scheme=plan.scheme.priced(rate)) if plan.scheme and plan.scheme.has_price else plan

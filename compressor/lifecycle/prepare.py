@@ -130,7 +130,7 @@ def check_zeros(plans: Sequence[TensorPlan], preserve_sparsity: bool) -> None:
         cannot = plan.scheme is not None and not plan.scheme.can_prune and not plan.site.tensor.is_meta
         if cannot and bool(_zeros(plan.site, preserve_sparsity).any()):
             why = "pruned weights" if preserve_sparsity else "a row of padding"
-            what = f"{plan.site.name} has {why}, and {plan.scheme!r} cannot fix single weights to zero"
+            what = f"{plan.site.name} has {why}, and {plan.scheme} cannot fix single weights to zero"
             raise PolicyError(f"{what}: change its settings, or ignore the tensor by a rule")
 
 

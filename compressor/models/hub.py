@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import ssl
 from collections.abc import Mapping
-from http.client import HTTPException
 from typing import Any
-from urllib.error import HTTPError, URLError
-from urllib.request import Request, urlopen
 
 import timm
 from huggingface_hub import constants, hf_hub_download
@@ -15,10 +11,10 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 from torch import nn
 
 from compressor.formats.errors import MissingError
+from compressor.formats.io.hub import is_reachable
 
-__all__ = ["create_pretrained", "is_reachable"]
+__all__ = ["create_pretrained"]
 
-TIMEOUT = 5  # seconds
 WEIGHTS = "model.safetensors", "pytorch_model.bin"  # the files timm looks for where a model names none, in order
 
 
@@ -71,16 +67,3 @@ def _cached_weights(name: str) -> str | None:
         except LocalEntryNotFoundError:
             continue
     return hf_hub_download(repository, last, revision=revision or None, local_files_only=True)
-
-
-def is_reachable() -> bool:
-    """Whether anything answers at the hub's address, in one try; through a proxy, where the environment names one."""
-    try:
-        with urlopen(Request(constants.ENDPOINT, method="HEAD"), timeout=TIMEOUT):
-            return True
-    except HTTPError:
-        return True
-    except URLError as exc:
-        return isinstance(exc.reason, ssl.SSLError)  # the client may know other certificates
-    except (OSError, HTTPException):  # nothing answers, or something that does not speak HTTP
-        return False

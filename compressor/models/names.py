@@ -14,7 +14,7 @@ from huggingface_hub import constants, hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
 from compressor.formats.errors import MissingError
-from compressor.models.hub import is_reachable
+from compressor.formats.io.hub import is_reachable
 from compressor.models.known_names import keep_names, no_such_model
 
 __all__ = ["NamedModel", "find_model"]

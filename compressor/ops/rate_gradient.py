@@ -15,7 +15,7 @@ from compressor.ops.parallel import Sliced, cache_chunks, on_processor, parallel
 if TYPE_CHECKING:
     from compressor.formats.jit.builder import Code
 
-__all__ = ["priced", "rate_gradient"]
+__all__ = ["rate_gradient", "with_rate_gradient"]
 
 MOST_SLOPES = 1 << 20  # more than any grid has
 
@@ -60,7 +60,7 @@ def _write_slopes(code: Code) -> None:
     code.give(0)
 
 
-class _Priced(Function):
+class _WithRateGradient(Function):
     @staticmethod
     def forward(ctx: Any, master: Tensor, cost: Tensor, slopes: Tensor, line: Tensor) -> Tensor:
         ctx.save_for_backward(master, slopes, line)
@@ -75,7 +75,7 @@ class _Priced(Function):
         return out, None, None, None
 
 
-def priced(master: Tensor, cost: Tensor, slopes: Tensor, line: Tensor) -> Tensor:
+def with_rate_gradient(master: Tensor, cost: Tensor, slopes: Tensor, line: Tensor) -> Tensor:
     """Returns the cost of coding weights, whose gradient is the slope of the code length at each.
 
     Args:
@@ -87,9 +87,9 @@ def priced(master: Tensor, cost: Tensor, slopes: Tensor, line: Tensor) -> Tensor
     Example:
         >>> master = torch.tensor([0.4, -1.6], requires_grad=True)
         >>> slopes, line = torch.tensor([-2.0, -1.0, 1.0, 2.0]), torch.tensor([1.0, -2.0])
-        >>> priced(master, torch.tensor(3.0), slopes, line).backward()
+        >>> with_rate_gradient(master, torch.tensor(3.0), slopes, line).backward()
         >>> master.grad.tolist()
         [1.0, -2.0]
     """
-    result: Tensor = _Priced.apply(master, cost, slopes, line)
+    result: Tensor = _WithRateGradient.apply(master, cost, slopes, line)
     return result

@@ -28,7 +28,8 @@ class Rule:
         match: a glob (``*`` matches dots too), or a regular expression after ``re:``. It is compared with the name of
             the tensor and the names of all modules above it. Norms, biases and position embeddings are matched only by
             a glob that spells out the last part of the tensor's name, such as ``*.norm1.weight``.
-        scheme: id of a scheme; None: the scheme of the policy's last rule, with its settings.
+        scheme: id of a scheme; or a scheme, whose settings a type checker knows, such as ``Learnt(codewords=16)``;
+            None: the scheme of the policy's last rule, with its settings.
         types: class names, one of which the tensor's module must be an instance of; empty: any.
         settings: settings of the scheme, or ``bits``; with any scheme also those of ``Pruning``, such as ``sparsity``.
 
@@ -39,6 +40,9 @@ class Rule:
     Example:
         >>> Rule("layer4", scheme="learnt", bits=2)
         Rule('layer4', scheme='learnt', bits=2)
+        >>> from compressor.schemes.kmeans import KMeans
+        >>> Rule("layer4", KMeans(codewords=4), sparsity=0.5)
+        Rule('layer4', scheme='kmeans', codewords=4, sparsity=0.5)
     """
 
     match: str
@@ -48,8 +52,11 @@ class Rule:
     settings: Mapping[str, Any]
 
     def __init__(
-        self, match: str = "*", scheme: str | None = None, *, types: Sequence[str] = (), **settings: Any
+        self, match: str = "*", scheme: str | Scheme | None = None, *, types: Sequence[str] = (), **settings: Any
     ) -> None:
+        if isinstance(scheme, Scheme):
+            settings = {**scheme.brief_settings, **settings}
+            scheme = scheme.id
         for name, value in (("match", match), ("scheme", scheme), ("types", tuple(types)), ("settings", settings)):
             object.__setattr__(self, name, value)
         object.__setattr__(self, "ignored", False)
@@ -152,8 +159,11 @@ class Policy:
         self.prunings = tuple(None if rule.ignored else _pruning_of(rule, rules[-1]) for rule in rules)
         for rule, scheme, pruning in zip(rules, self.schemes, self.prunings, strict=True):
             if pruning and scheme and not scheme.can_prune:
-                cannot = f"{scheme!r} cannot fix single weights to zero"
+                cannot = f"{scheme} cannot fix single weights to zero"
                 raise PolicyError(f"rule {rule.match!r} has sparsity, and {cannot}: leave it out, or change the scheme")
+
+    def __repr__(self) -> str:
+        return f"Policy({list(self.given)!r})"
 
     @property
     def rules(self) -> tuple[Rule, ...]:

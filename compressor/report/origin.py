@@ -12,6 +12,7 @@ from typing import Any
 
 from compressor.data.preprocessing import describe_preprocessing
 from compressor.formats.file.reader import PackedFile
+from compressor.formats.io.hub import PREFIX
 from compressor.report.interval import interval_text, wilson_interval
 from compressor.report.provenance import Provenance
 
@@ -31,12 +32,14 @@ class Origin:
         preprocessing: of its images, by the names of timm's ``pretrained_cfg``.
         recipe: the stages by which it was made, as a recipe's TOML has them.
         made: its provenance.
+        hub: ``hf-hub:OWNER/NAME@COMMIT`` of a file that was fetched from there; None for any other.
     """
 
     model: Mapping[str, Any] | None
     preprocessing: Mapping[str, Any]
     recipe: Mapping[str, Any]
     made: Provenance
+    hub: str | None = None
 
     @classmethod
     def of(cls, file: PackedFile, made: Provenance) -> Origin:
@@ -46,13 +49,15 @@ class Origin:
             file: the packed file.
             made: its provenance.
         """
-        return cls(file.model, dict(file.preprocessing or {}), dict(file.recipe or {}), made)
+        hub = file.label if file.label.startswith(PREFIX) else None
+        return cls(file.model, dict(file.preprocessing or {}), dict(file.recipe or {}), made, hub)
 
     def lines(self, width: int = 120) -> str:
         """Returns a line for each thing that the file says, none of them wider than ``width``."""
-        facts = [(name, text) for name, text in self._facts() if text]
         return "\n".join(
-            line for name, text in facts for line in wrap(f"{name:{HEAD}}{text}", width, subsequent_indent=" " * HEAD)
+            line
+            for name, text in self.facts().items()
+            for line in wrap(f"{name:{HEAD}}{text}", width, subsequent_indent=" " * HEAD)
         )
 
     def accuracy(self) -> str:
@@ -67,10 +72,15 @@ class Origin:
             f"95 % interval {interval}, as recorded when it was written"
         )
 
+    def facts(self) -> dict[str, str]:
+        """Returns a text for each thing that the file says, by a word for it."""
+        return {name: text for name, text in self._facts() if text}
+
     def _facts(self) -> Iterator[tuple[str, str]]:
         """Yields label and text; what the file does not say is ""."""
         prepared = self.preprocessing
         yield "model", _model(self.model)
+        yield "fetched", self.hub or ""
         stages = self.recipe.get("stage", [])
         yield "shared", "; ".join(_shared(stage) for stage in stages[-1:])
         yield "trained", "; then ".join(filter(None, map(_trained, stages)))

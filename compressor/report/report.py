@@ -24,7 +24,7 @@ from compressor.formats.file.reader import PackedFile
 from compressor.report.origin import Origin
 from compressor.report.provenance import Provenance, read_provenance, rule_of
 from compressor.report.schema import with_units
-from compressor.report.table import Row, html_table, markdown_table, text_table
+from compressor.report.table import Row, html_table, legend_of, markdown_table, text_table
 from compressor.report.weight_stats import MANY_ZEROS, Values, WeightSpace, entropy, gap_coded_bytes
 
 __all__ = ["Report", "Totals"]
@@ -32,11 +32,7 @@ __all__ = ["Report", "Totals"]
 FLOATING = ("F64", "F32", "F16", "BF16")
 DTYPE_ORDER = list(ITEM_SIZES)  # safetensors stores wide dtypes first
 UNNAMED = "a norm, position, bias or buffer; shared only by a rule that names it"
-LEGEND = (
-    "site: a tensor whose weights share values; entropy and coded in bits a weight; indices, codebook and overhead in "
-    "bytes; codewords: shared values, used and allowed; SQNR: squares of the weights over squares of their errors, at "
-    "0 dB as large; untouched: all tensors that share nothing"
-)
+UNTOUCHED = "untouched: all tensors that share nothing"
 MAX_ROWS, MAX_REASONS = 10, 4  # tensors, and reasons for tensors left alone, in a table that does not show everything
 WEIGHT_FIXING = "wfn"  # the scheme whose paper counts weights without zeros and down-sampling layers
 
@@ -138,6 +134,7 @@ class Report:
         """Returns all figures as JSON-ready values."""
         return {
             "model": self.origin.model,
+            "hub": self.origin.hub,
             "preprocessing": dict(self.origin.preprocessing) or None,
             "recipe": dict(self.origin.recipe) or None,
             "sites": [{**asdict(row), "shape": list(row.shape)} for row in self.rows],
@@ -152,23 +149,25 @@ class Report:
         """Returns the table of all tensors and the totals as Markdown."""
         return f"{markdown_table(self.rows)}\n\n{self.summary()}"
 
-    def table(self, width: int = 120, everything: bool = False) -> str:
+    def table(self, width: int = 120, everything: bool = False, how: str = "table(everything=True)") -> str:
         """Returns the table and the totals as text no wider than ``width``; columns are dropped until it fits.
 
         Args:
             width: the most characters of a line.
             everything: whether all tensors and details are shown rather than the largest tensors only.
+            how: by which the reader asks for everything.
         """
         largest = sorted(self.rows, key=lambda row: -row.indices)[: None if everything else MAX_ROWS]
         shown = [row for row in self.rows if row in largest]
-        more = [f"({len(self.rows) - len(shown)} more: --all)"] if len(shown) < len(self.rows) else []
+        more = [f"({len(self.rows) - len(shown)} more: {how})"] if len(shown) < len(self.rows) else []
         left = [f"left alone: {name}: {reason}" for name, reason in self.left.items()]
         if len(left) > MAX_REASONS and not everything:
-            left = [f"{len(left)} tensors left alone: --all says why"]
+            left = [f"{len(left)} tensors left alone: {how} says why"]
         notes = [line for note in [*more, *left] for line in wrap(note, width, subsequent_indent="  ")]
         details = [self.details(width)] if everything else []
-        legend = wrap(LEGEND, width, subsequent_indent="  ") if shown else []
-        return "\n".join([text_table(shown, width), *notes, *legend, self.summary(width), *details])
+        text, columns = text_table(shown, width)
+        legend = wrap("; ".join([*legend_of(columns), UNTOUCHED]), width, subsequent_indent="  ") if shown else []
+        return "\n".join([text, *notes, *legend, self.summary(width), *details])
 
     def summary(self, width: int = 120) -> str:
         """Returns the totals as text no wider than ``width``: the size of the file, its parts and its parameters."""

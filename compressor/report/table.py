@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from textwrap import fill
 
 from tabulate import tabulate
 
-__all__ = ["Row", "html_table", "markdown_table", "text_table"]
+__all__ = ["Row", "html_table", "legend_of", "markdown_table", "text_table"]
 
 
 @dataclass(frozen=True)
@@ -55,11 +56,20 @@ COLUMNS: dict[str, Callable[[Row], str]] = {
     "rule": lambda r: r.rule,
 }
 DROPPED_FIRST = ("codec", "scheme", "rule", "overhead", "codebook", "bits", "zeros", "shape", "codewords", "weights")
+LEGEND = {
+    ("site",): ": a tensor whose weights share values",
+    ("entropy", "coded"): " in bits a weight",
+    ("indices", "codebook", "overhead"): " in bytes",
+    ("codewords",): ": shared values, used and allowed",
+    ("SQNR",): ": squares of the weights over squares of their errors, at 0 dB as large",
+}
+"""What follows the names of some columns in a legend."""
+LEAST_SITE = 16  # columns of a name
 LEFT_ALIGNED = ("site", "shape", "scheme", "codec", "rule")
 
 
-def text_table(rows: Sequence[Row], width: int) -> str:
-    """Returns rows as plain text; columns are dropped, the least important first, until it fits ``width``.
+def text_table(rows: Sequence[Row], width: int) -> tuple[str, list[str]]:
+    """Returns rows as plain text, and its columns, of which the least important are dropped until it fits ``width``.
 
     Args:
         rows: the rows.
@@ -71,7 +81,25 @@ def text_table(rows: Sequence[Row], width: int) -> str:
         text = _table(rows, columns, "plain")
         if max(map(len, text.splitlines())) <= width:
             break
-    return text
+    else:  # of names as long as these only parts fit on a line
+        excess = max(map(len, text.splitlines())) - width
+        text = _table(rows, columns, "plain", max(max(len(row.site) for row in rows) - excess, LEAST_SITE))
+    return text, columns
+
+
+def legend_of(columns: Sequence[str]) -> list[str]:
+    """Returns what some columns of a table are, and their units, those that need no explanation left out.
+
+    Example:
+        >>> legend_of(["site", "shape", "indices", "SQNR"])[:2]
+        ['site: a tensor whose weights share values', 'indices in bytes']
+    """
+    legend = []
+    for explained, text in LEGEND.items():
+        if there := [name for name in explained if name in columns]:
+            *first, last = there
+            legend.append(f"{', '.join(first)} and {last}{text}" if first else f"{last}{text}")
+    return legend
 
 
 def markdown_table(rows: Sequence[Row]) -> str:
@@ -84,9 +112,11 @@ def html_table(rows: Sequence[Row]) -> str:
     return _table(rows, list(COLUMNS), "html")
 
 
-def _table(rows: Sequence[Row], columns: Sequence[str], form: str) -> str:
+def _table(rows: Sequence[Row], columns: Sequence[str], form: str, site_width: int | None = None) -> str:
     align = ["left" if column in LEFT_ALIGNED else "right" for column in columns]
     cells = [[COLUMNS[column](row) for column in columns] for row in rows]
+    if site_width is not None:
+        cells = [[fill(site, site_width), *others] for site, *others in cells]
     if form == "plain":  # the headers are an ordinary row, because tabulate pads real headers by two
         return tabulate([columns, *cells], tablefmt=form, colalign=align, disable_numparse=True)
     return tabulate(cells, columns, form, colalign=align if cells else None, disable_numparse=True)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from compressor.formats.content import Grid
 from compressor.ops.nearest import nearest
-from compressor.ops.rate_gradient import priced
+from compressor.ops.rate_gradient import with_rate_gradient
 from compressor.sharing.group_state import GroupState
 
 __all__ = ["STEPS_BETWEEN_COUNTS", "CodeLength", "is_priced", "lengths_of"]
@@ -161,7 +161,7 @@ class CodeLength:
         price, grid, (site,) = self.group.get_buffer(PRICE), self.group.get_buffer(GRID), self.group.sites
         cost, slopes = (price * self.group.get_buffer(BITS)).float(), price.float() * self.group.get_buffer(SLOPES)
         line = torch.stack([1 / grid[1], grid[0]]).float()
-        return priced(self.group.master_weight(site), cost, slopes, line)
+        return with_rate_gradient(self.group.master_weight(site), cost, slopes, line)
 
 
 def lengths_of(counts: Tensor) -> Tensor:

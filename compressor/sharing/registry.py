@@ -1,12 +1,11 @@
-"""The schemes by id: the modules of ``schemes/``, and those of other packages (see CONTRIBUTING.md)."""
+"""The schemes by id: the modules of ``schemes/``, and those of other packages (see docs/plug-in-package.md)."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
 from dataclasses import MISSING, asdict, fields
 from typing import Any, TypeVar, cast
-
-from pydantic import TypeAdapter
 
 from compressor.formats.errors import PolicyError, did_you_mean
 from compressor.formats.registry import Registry
@@ -30,14 +29,25 @@ def register(cls: type[S]) -> type[S]:
     scheme = cast(type[Scheme], cls)  # pydantic's decorator hides the base class from the type checker
     SCHEMES.register(scheme.id, scheme)
     scheme.__repr__ = _brief  # type: ignore[method-assign,assignment]
+    scheme.__init__ = _in_one_line(scheme.__init__, scheme.id)  # type: ignore[method-assign]
     return cls
 
 
+def _in_one_line(init: Callable[..., None], name: str) -> Callable[..., None]:
+    """Returns a constructor that refuses a wrong setting as a rule does, in one line."""
+
+    @functools.wraps(init)
+    def checked(self: Scheme, *args: Any, **settings: Any) -> None:
+        with one_line_errors(PolicyError, lambda setting: f"scheme {name!r}, setting {setting!r}"):
+            init(self, *args, **settings)
+
+    return checked
+
+
 def _brief(scheme: Scheme) -> str:
-    """Shows the first setting, and those that differ from their defaults."""
-    settings = fields(scheme)  # type: ignore[arg-type]
-    shown = [f for n, f in enumerate(settings) if n == 0 or getattr(scheme, f.name) != f.default]
-    return f"{type(scheme).__name__}({', '.join(f'{f.name}={getattr(scheme, f.name)!r}' for f in shown)})"
+    """Shows the settings that tell a scheme from others, as Python has them."""
+    settings = ", ".join(f"{name}={value!r}" for name, value in scheme.brief_settings.items())
+    return f"{type(scheme).__name__}({settings})"
 
 
 def make_scheme(name: str, settings: Mapping[str, Any]) -> Scheme:
@@ -66,9 +76,7 @@ def make_scheme(name: str, settings: Mapping[str, Any]) -> Scheme:
     given = dict(settings)
     if "bits" in given:
         given = {**cls.settings_for_bits(_whole(name, given.pop("bits"))), **given}
-    with one_line_errors(PolicyError, lambda setting: f"scheme {name!r}, setting {setting!r}"):
-        made: Scheme = TypeAdapter(cls).validate_python(given)
-    return made.checked()
+    return cls(**given).checked()
 
 
 def _whole(name: str, bits: Any) -> int:

@@ -26,6 +26,7 @@ from collections.abc import Mapping
 from dataclasses import fields, replace
 from typing import Any, ClassVar, Self
 
+from pydantic import ConfigDict
 from torch import Tensor
 
 from compressor.formats.codecs.base import Codec
@@ -40,6 +41,8 @@ __all__ = ["Scheme"]
 
 class Scheme(ABC):
     """The settings of a scheme and its five functions: ``fit``, ``weight``, ``on_step``, ``penalty``, ``export``."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")  # a misspelt setting is an error
 
     id: ClassVar[str]
     """The name that policies, recipes and the command line know it by."""
@@ -78,6 +81,17 @@ class Scheme(ABC):
         Training holds the size where ``fit`` begins a ``CodeLength``, and ``on_step`` and ``penalty`` call its own.
         """
         return any(one.name == "rate" for one in fields(self))  # type: ignore[arg-type]
+
+    @property
+    def brief_settings(self) -> dict[str, Any]:
+        """The settings that tell it from others: the first, and those that differ from their defaults."""
+        settings = fields(self)  # type: ignore[arg-type]
+        shown = (f.name for n, f in enumerate(settings) if n == 0 or getattr(self, f.name) != f.default)
+        return {name: getattr(self, name) for name in shown}
+
+    def __str__(self) -> str:
+        """Returns id and settings as a command line and a recipe have them, such as ``learnt codewords=16``."""
+        return " ".join([self.id, *(f"{name}={value}" for name, value in self.brief_settings.items())])
 
     def priced(self, rate: float) -> Self:
         """Returns the scheme with another price of a bit.

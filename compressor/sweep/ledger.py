@@ -27,6 +27,7 @@ __all__ = ["Entry", "Ledger", "waiting_for"]
 SCHEMA_VERSION = 1
 PAUSE = 0.05  # seconds between two looks at a lock
 LINES, TABLE, ROWS = "rows.jsonl", "rows.csv", "rows"
+NESTED = "classes"  # is a table of its own, and in the lines alone
 
 
 @dataclass(frozen=True)
@@ -138,8 +139,17 @@ class Ledger:
             if is_new:
                 self._add(entry.line().encode() + b"\n")
                 entries.append(entry)
-            write_atomically(self.folder / TABLE, _table(entries).encode(), force=True)
+            self._write_table(entries)
         return is_new
+
+    def restore_table(self) -> None:
+        """Writes the table anew: a process may have been killed after the last line, and before the table."""
+        with waiting_for(self.path):
+            if entries := self.entries():
+                self._write_table(entries)
+
+    def _write_table(self, entries: list[Entry]) -> None:
+        write_atomically(self.folder / TABLE, _table(entries).encode(), force=True)
 
     def _add(self, line: bytes) -> None:
         whole = sum(map(len, self._whole_lines(keep_ends=True)))
@@ -186,7 +196,7 @@ def waiting_for(path: Path, on_wait: Callable[[], None] = lambda: None) -> Itera
 def _table(entries: list[Entry]) -> str:
     """Returns the rows as CSV, a column for each option by which any of them differ."""
     options = list(dict.fromkeys(key for entry in entries for key in entry.options))
-    figures = [key for key in asdict(entries[0].outcome) if key not in options]
+    figures = [key for key in asdict(entries[0].outcome) if key not in (*options, NESTED)]
     rows: list[list[Any]] = [["row", *options, *figures, "seconds", "command"]]
     for entry in entries:
         outcome = {**asdict(entry.outcome), "missed": "; ".join(entry.outcome.missed)}

@@ -8,6 +8,8 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
+from compressor.report.class_flips import ClassFlips
+
 __all__ = ["Outcome"]
 
 Size = Annotated[int, Field(gt=0)]
@@ -32,6 +34,8 @@ class Outcome:
         seed: of everything random.
         summary: path of the figures of each epoch; None where nothing was trained.
         missed: a phrase for each gate that the file misses.
+        classes: those of which the packed model gets other images right than the dense one; None where no model was
+            compared.
     """
 
     model: str
@@ -50,6 +54,7 @@ class Outcome:
     seed: int = 0
     summary: str | None = None
     missed: tuple[str, ...] = ()
+    classes: tuple[ClassFlips, ...] | None = None
 
     @classmethod
     def of(cls, document: Mapping[str, Any]) -> Outcome:
@@ -65,4 +70,10 @@ class Outcome:
             dense_top1=accuracy.get("dense"), low=accuracy.get("low"), high=accuracy.get("high"),
             lost=accuracy.get("lost"), gained=accuracy.get("gained"), rate=(document.get("target") or {}).get("rate"),
             seed=document["seed"], summary=document.get("summary"), missed=tuple(document.get("missed", ())),
+            classes=_classes(document),
         )  # fmt: skip
+
+
+def _classes(document: Mapping[str, Any]) -> tuple[ClassFlips, ...] | None:
+    rows = document.get("classes")
+    return None if rows is None else tuple(ClassFlips(**row) for row in rows)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import subprocess
 import tempfile
 import time
@@ -18,6 +17,7 @@ from compressor.sweep.grid import Row
 from compressor.sweep.leases import Leases
 from compressor.sweep.ledger import Entry, Ledger
 from compressor.sweep.outcome import Outcome
+from compressor.sweep.watched import Watched
 
 __all__ = ["RowCommand", "Worker"]
 
@@ -50,25 +50,21 @@ class _Running:
         self.row, self.command, self.started = row, command, time.monotonic()
         self.is_stopped = False
         self.output: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 (closed when the row has ended)
-        watched, self._alive = os.pipe()
         try:
             with command.log.open("wb") as log:
-                self.process = subprocess.Popen(
-                    [*command.arguments, str(watched)], stdin=subprocess.DEVNULL, stdout=self.output, stderr=log,
-                    pass_fds=(watched,), start_new_session=True,
-                )  # fmt: skip
+                self.watched = Watched(command.arguments, self.output, log)
         except OSError:
-            self.close()
+            self.output.close()
             raise
-        finally:
-            os.close(watched)
+
+    @property
+    def process(self) -> subprocess.Popen[bytes]:
+        return self.watched.process
 
     def stop(self) -> None:
         """Lets the process know that it must end; it saves how far it has come."""
         self.is_stopped = True
-        if self._alive >= 0:
-            os.close(self._alive)
-            self._alive = -1
+        self.watched.let_go()
 
     def close(self) -> None:
         self.stop()

@@ -27,7 +27,7 @@ class TrainingConfig:
         0.0003
         >>> TrainingConfig(lr=-1)
         Traceback (most recent call last):
-        compressor.formats.errors.UsageError: lr: Input should be greater than or equal to 0, got -1
+        compressor.formats.errors.UsageError: lr: expected at least 0, got -1
     """
 
     batch_size: int = config_field(64, "Images of a batch.", ge=2)

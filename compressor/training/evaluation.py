@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from compressor.data.batches import check_batch
 from compressor.data.distributed_sampler import shard_for_evaluation
-from compressor.data.splits import UNREADABLE, check_pictures
+from compressor.data.splits import UNREADABLE, check_readable
 from compressor.distributed.collectives import all_reduce_sum
 from compressor.formats.errors import MissingError, UsageError
 from compressor.report.interval import wilson_interval
@@ -21,7 +21,7 @@ from compressor.training.out_of_memory import predict
 
 __all__ = ["Evaluation", "evaluate"]
 
-_LEFT_OUT = 2  # in place of 0 or 1, for an image that could not be read
+_LEFT_OUT = -(1 << 31)  # in place of a class and whether it was predicted, for an image that could not be read
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,9 +30,11 @@ class Evaluation:
 
     Args:
         correct: bool[n], whether the class of each image was predicted; of each position, where images have several.
+        labels: int32[n], the classes.
     """
 
     correct: Tensor
+    labels: Tensor
 
     @property
     def n(self) -> int:
@@ -48,11 +50,17 @@ class Evaluation:
     def interval(self) -> tuple[float, float]:
         """The 95 % interval of top-1, by Wilson's score.
 
-        >>> low, high = Evaluation(torch.ones(360, dtype=torch.bool)).interval
+        >>> low, high = Evaluation(torch.ones(360, dtype=torch.bool), torch.zeros(360)).interval
         >>> round(low, 4), round(high, 4)
         (0.9894, 1.0)
         """
         return wilson_interval(self.top1, self.n)
+
+    def count(self, classes: int, chosen: Tensor | None = None) -> list[int]:
+        """Returns for each class the number of its images, or of those among them that are chosen by a bool[n]."""
+        labels = self.labels if chosen is None else self.labels[chosen]
+        counts: list[int] = torch.bincount(labels, minlength=classes).tolist()
+        return counts
 
 
 @torch.no_grad()
@@ -72,15 +80,18 @@ def evaluate(model: nn.Module, loader: Iterable[Any]) -> Evaluation:
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     with eval_mode(model), cached_weights():
         results = _results(model, loader, device)
-    check_pictures(loader)
-    correct = results[results != _LEFT_OUT]
-    if not len(correct):
+    check_readable(loader)
+    there = results[results != _LEFT_OUT]
+    if not len(there):
         raise MissingError("the data set to evaluate on is empty")
-    return Evaluation(correct.bool())
+    return Evaluation((there & 1).bool(), there >> 1)
 
 
 def _results(model: nn.Module, loader: Iterable[Any], device: torch.device) -> Tensor:
-    """Returns whether the class of each image was predicted, in order: uint8[n] on the CPU, 0, 1 or ``_LEFT_OUT``."""
+    """Returns twice the class of each image, plus 1 where it was predicted, in order, or ``_LEFT_OUT``: int32[n].
+
+    One number for both, because processes gather them; on the CPU.
+    """
 
     def results(batch: Any) -> Tensor:
         check_batch(batch)
@@ -88,13 +99,13 @@ def _results(model: nn.Module, loader: Iterable[Any], device: torch.device) -> T
         if not targets.ndim:
             raise UsageError("the loader to evaluate on gives single items: make batches, DataLoader(data, batch_size)")
         classes = targets.cpu()
-        correct: Tensor = (predict(model, inputs, device) == classes).to(torch.uint8)
-        return correct.masked_fill(classes == UNREADABLE, _LEFT_OUT)
+        both: Tensor = 2 * classes + (predict(model, inputs, device) == classes)
+        return both.masked_fill(classes == UNREADABLE, _LEFT_OUT).to(torch.int32)
 
     if (shares := shard_for_evaluation(loader)) is None:
-        return torch.cat([torch.zeros(0, dtype=torch.uint8), *(results(batch).reshape(-1) for batch in loader)])
+        return torch.cat([torch.zeros(0, dtype=torch.int32), *(results(batch).reshape(-1) for batch in loader)])
     own_batches, positions, images = shares
-    gathered = torch.zeros(images, dtype=torch.uint8, device=device)
+    gathered = torch.zeros(images, dtype=torch.int32, device=device)
     for position, batch in zip(positions, own_batches, strict=True):
         gathered[position] = results(batch).to(device)
     all_reduce_sum([gathered])  # each process has filled its own positions, and left the others 0

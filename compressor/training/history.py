@@ -9,6 +9,8 @@ from typing import Any, overload
 from tabulate import tabulate
 
 from compressor.training.loop import Epoch
+from compressor.training.progress_bar import percent
+from compressor.wording import counted
 
 __all__ = ["History"]
 
@@ -17,6 +19,7 @@ HEADS = {
     "fixed": "fixed", "changed": "indices changed", "price": "price of a bit", "size": "bytes",
     "target_size": "target",
 }  # fmt: skip
+SHARES = ("top1", "fixed", "changed")  # 0 to 1
 
 
 class History(Sequence[dict[str, Any]]):
@@ -33,8 +36,8 @@ class History(Sequence[dict[str, Any]]):
         >>> history[-1]["top1"], len(history)
         (0.75, 1)
         >>> print(history)
-          epoch    loss    learning rate    top-1
-              1     0.5              0.1     0.75
+          epoch    loss    learning rate  top-1
+              1     0.5              0.1  75.0 %
     """
 
     def __init__(self) -> None:
@@ -70,7 +73,7 @@ class History(Sequence[dict[str, Any]]):
         return self._table("plain")
 
     def __repr__(self) -> str:
-        return f"<History of {len(self)} epochs>\n{self}" if self._rows else "<History of no epochs>"
+        return f"<History of {counted(len(self), 'epoch')}>\n{self}" if self._rows else "<History of no epochs>"
 
     def _repr_html_(self) -> str:
         """Returns a table for a notebook."""
@@ -79,5 +82,10 @@ class History(Sequence[dict[str, Any]]):
     def _table(self, form: str) -> str:
         """Returns the columns that have a figure in any row."""
         columns = [key for key in HEADS if any(row.get(key) is not None for row in self._rows)]
-        rows = [[row.get(key) for key in columns] for row in self._rows]
+        rows = [[_shown(key, row.get(key)) for key in columns] for row in self._rows]
         return tabulate(rows, [HEADS[key] for key in columns], form, floatfmt=".4g", missingval="")
+
+
+def _shown(key: str, value: float | None) -> float | str | None:
+    """Returns a figure as a table has it: shares in percent."""
+    return percent(value) if key in SHARES and value is not None else value

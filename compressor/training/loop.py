@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 
 from compressor.checkpointing.progress import TrainingProgress, remaining_batches
 from compressor.data.distributed_sampler import shard_loader
-from compressor.data.splits import check_pictures
+from compressor.data.splits import check_readable
 from compressor.distributed.devices import find_device
 from compressor.distributed.replicas import ReplicaSync
 from compressor.formats.errors import ResourceError
@@ -127,7 +127,7 @@ def train(
                 progress = roll_back(checkpointer, optimizer, schedule, progress, exc)
                 continue
             replicas.broadcast()
-            check_pictures(checkpointer.loader)
+            check_readable(checkpointer.loader)
             if on_epoch is not None:
                 with precision.autocast(cache_enabled=False), nullcontext() if ema is None else ema.in_place():
                     on_epoch(_epoch(progress, config.epochs, optimizer))

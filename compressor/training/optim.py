@@ -141,7 +141,7 @@ def make_optimizer(
     except (ValueError, AssertionError, NotImplementedError) as error:  # timm checks arguments by assert
         names = (opt, [str(one) for one in list_optimizers()]), (sched, SCHEDULES)
         hint = "".join(did_you_mean(name, known) for name, known in names if name not in known)
-        raise UsageError(f"optimiser {opt!r} with schedule {sched!r}: {error}{hint}") from None
+        raise UsageError(f"opt {opt!r} with sched {sched!r}: {str(error).rstrip('.')}.{hint}") from None
 
 
 def use_fused_kernels(optimizer: Optimizer) -> None:

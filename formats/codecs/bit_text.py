@@ -12,7 +12,7 @@ from compressor.formats.errors import FormatError
 
 __all__ = ["BitReader", "fixed", "golomb", "golomb_bits", "to_bytes"]
 
-_BLOCK = 512  # bytes that are turned into text at a time
+_BLOCK = 64  # bytes that are turned into text at a time
 _LONGEST = 24  # zeros before a code's first one
 
 
@@ -77,7 +77,8 @@ class BitReader:
     def number(self, width: int) -> int:
         """Returns a number of ``width`` bits."""
         start, self._at = self._at, self._at + width
-        self._demand(self._at)
+        if self._at > len(self._text):
+            self._demand(self._at)
         return int(self._text[start : self._at] or "0", 2)
 
     def golombs(self, count: int, order: int) -> list[int]:

@@ -40,18 +40,18 @@ def split_chunks(
     stored = count if last_size else count - 1
     if len(data) < 4 * stored:
         raise FormatError(f"{what}: {len(data)} bytes, expected the sizes of {stored} chunks")
-    sizes = np.frombuffer(data[: 4 * stored], "<u4").astype(np.int64)
-    expected = int(4 * stored + 4 * lanes * count + 2 * sizes.sum())
-    if not last_size and len(data) > expected:
-        sizes = np.append(sizes, (len(data) - expected) // 2)
-        expected += 2 * int(sizes[-1])
+    sizes = np.frombuffer(data[: 4 * stored], "<u4").tolist()
+    expected = 4 * stored + 4 * lanes * count + 2 * sum(sizes)
+    if not last_size:
+        sizes.append(max(0, len(data) - expected) // 2)
+        expected += 2 * sizes[-1]
     if len(data) != expected:
         raise FormatError(f"{what}: {len(data)} bytes after the frequencies, expected {expected}")
     chunks = []
     position = 4 * stored
-    for size in [*sizes.tolist(), 0][:count]:
+    for size in sizes:
         states = np.frombuffer(data[position : position + 4 * lanes], "<u4").astype(np.int64)
-        if (states < LOW).any():
+        if states.min() < LOW:
             raise FormatError(f"{what}: a state below {LOW}")
         position += 4 * lanes
         chunks.append((states, np.frombuffer(data[position : position + 2 * size], "<u2")))

@@ -15,7 +15,13 @@ from numpy.typing import NDArray
 from compressor.formats.codecs.base import Stream
 from compressor.formats.codecs.bit_text import BitReader, to_bytes
 from compressor.formats.codecs.chunks import CHUNK, lanes_for, split_chunks
-from compressor.formats.codecs.cost_tables import CostTables, choose_tables, read_tables, write_tables
+from compressor.formats.codecs.cost_tables import (
+    CostTables,
+    choose_tables,
+    frequencies_of,
+    read_tables,
+    write_tables,
+)
 from compressor.formats.codecs.frequencies import FRACTION, code_lengths, decoding_table
 from compressor.formats.codecs.kernels import LOW, bit_patterns, rans_decode, rans_encode
 from compressor.formats.codecs.rans import RansCodec
@@ -206,22 +212,21 @@ class StreamReader:
         if self._precision > _PRECISIONS[-1]:
             raise FormatError(f"precision {self._precision}, expected at most {_PRECISIONS[-1]}")
         self._stream = stream
-        stored = [size if self.tables > 1 and size > 1 else 0 for size in stream.axes]
-        self._axes = [(size, self._frequencies(bits, 1, self.tables) if size else None) for size in stored]
-        self._of_indices = self._frequencies(bits, self.tables, stream.codewords)
+        self._axes = [axis for axis, size in enumerate(stream.axes) if self.tables > 1 and size > 1]
+        parts = [(read_tables(bits, 1, self.tables), self.tables) for _ in self._axes]
+        parts.append((read_tables(bits, self.tables, stream.codewords), stream.codewords))
+        self._frequencies = frequencies_of(parts, self._precision)
         self.head_size = bits.finish()
         self._chunks = split_chunks(
             data[self.head_size :], -(-stream.count // CHUNK), self._lanes, "chunks", last_size=False
         )
 
-    def _frequencies(self, bits: BitReader, tables: int, symbols: int) -> Ints:
-        return read_tables(bits, tables, symbols).frequencies(symbols, self._precision)
-
     def decode(self, values: NDArray[Any]) -> NDArray[Any]:
         """Returns the value of each index, of the dtype of ``values``[K]."""
         output = allocate(self._stream.count, values.dtype)
-        table = decoding_table(self._of_indices, values)
-        classes, used = self._read_classes(*self._chunks[0])
+        of_indices = self._frequencies[len(self._axes) :, : self._stream.codewords]
+        table = decoding_table(of_indices, values)
+        classes, used = self._read_classes(*self._chunks[0], values.itemsize)
         for number, (states, words) in enumerate(self._chunks):
             start, chunk = number * CHUNK, output[number * CHUNK : (number + 1) * CHUNK]
             choices = classes.choices(start, start + len(chunk)) if self.tables > 1 else None
@@ -234,17 +239,20 @@ class StreamReader:
     def classes(self) -> Classes:
         """Returns the classes of rows, columns and positions."""
         states, words = self._chunks[0]
-        return self._read_classes(states.copy(), words)[0]
+        return self._read_classes(states.copy(), words, 1)[0]
 
-    def _read_classes(self, states: Ints, words: NDArray[np.uint16]) -> tuple[Classes, int]:
-        """Returns the classes, which the first chunk begins with, and the number of words they take."""
+    def _read_classes(self, states: Ints, words: NDArray[np.uint16], item_bytes: int) -> tuple[Classes, int]:
+        """Returns the classes, which the first chunk begins with, and the number of words they take.
+
+        They are read as items of the size of the values that follow, so that one kernel is compiled for both.
+        """
         axes, used = [*Classes.none(self._stream.axes).axes], 0
-        for number, (size, frequencies) in enumerate(self._axes):
-            if frequencies is not None:
-                found = np.empty(size, np.uint8)
-                table = decoding_table(frequencies, np.arange(self.tables, dtype=np.uint8))
-                used += rans_decode(found, states, table, words[used:], self._precision)
-                axes[number] = found.astype(np.int64)
+        if self._axes:
+            of_classes = self._frequencies[: len(self._axes), : self.tables]
+            tables = decoding_table(of_classes, np.arange(self.tables, dtype=np.uint8)).reshape(len(self._axes), -1)
+        for axis, table in zip(self._axes, tables if self._axes else (), strict=True):
+            axes[axis] = np.empty(self._stream.axes[axis], f"u{item_bytes}")
+            used += rans_decode(axes[axis], states, table, words[used:], self._precision)
             if used > len(words):
                 raise FormatError(f"chunk 0: its {len(words)} words do not hold the classes")
         return Classes(self.tables, (axes[0], axes[1], axes[2])), used

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +18,7 @@ from compressor.formats.codecs.bit_text import BitReader, fixed, golomb, golomb_
 from compressor.formats.codecs.frequencies import FRACTION, fixed_log2
 from compressor.formats.errors import FormatError
 
-__all__ = ["CostTables", "choose_tables", "read_tables", "write_tables"]
+__all__ = ["CostTables", "choose_tables", "frequencies_of", "read_tables", "write_tables"]
 
 Ints = NDArray[np.int64]
 
@@ -48,29 +49,15 @@ class CostTables:
 
     def costs(self, codewords: int) -> Ints:
         """Returns int64[T, K], the costs in eighths of a bit; ``_UNUSED`` for a frequency of 0."""
-        return _costs(self.tables, self.unit, self.centre, codewords)
+        return _costs([(self, codewords)])
 
     def most_used(self, codewords: int) -> int:
         """Returns the number of codewords with a cost, in the table that has most."""
         return int((self.costs(codewords) < _UNUSED).sum(1).max())
 
     def frequencies(self, codewords: int, precision: int) -> Ints:
-        """Returns int64[T, K], the frequencies of each table, which sum to 2**``precision``.
-
-        Every codeword with a cost gets one slot. The other slots are shared out by the weights 2**-cost: the codewords
-        up to each one together get as many as their weights are of all weights, rounded down.
-
-        Raises:
-            FormatError: a table has more codewords than slots, or a cost that cannot be.
-        """
-        costs = self.costs(codewords)
-        used = (costs < _UNUSED).astype(np.int64)
-        shared = (1 << precision) - used.sum(1, keepdims=True)
-        if (shared < 0).any():
-            raise FormatError(f"a table of frequencies has more codewords than its {1 << precision} slots")
-        sums = np.cumsum(_weights(costs), 1)
-        ends: Ints = sums * shared // sums[:, -1:]
-        return np.diff(ends, prepend=0, axis=1) + used
+        """Returns int64[T, K], the frequencies of each table; see ``frequencies_of``."""
+        return frequencies_of([(self, codewords)], precision)
 
 
 @dataclass(frozen=True)
@@ -108,54 +95,96 @@ class List:
         ends = 2 * (codewords - 1).bit_length()
         return 4 + ends + int(golomb_bits(_folded(np.array(self.steps, np.int64)), order).sum())
 
+    def costs(self, unit: int) -> list[int]:
+        """Returns the costs from the first codeword to the last in eighths of a bit; FormatError for one out of range.
 
-def _costs(tables: Sequence[Curve | List], unit: int, centre: int, codewords: int) -> Ints:
-    """Returns int64[T, K], the costs of codewords in eighths of a bit; all curves are computed at once."""
-    lengths = np.array([len(table.increments) if isinstance(table, Curve) else 0 for table in tables])
-    increments = np.zeros((len(tables), max(1, int(lengths.max()))), np.int64)
-    for row, table in zip(increments, tables, strict=True):
-        if isinstance(table, Curve):
-            row[: len(table.increments)] = table.increments
-    distances = np.abs(np.arange(codewords) - centre)
-    near = distances <= 1 << int(lengths.max()) >> 1
-    costs = np.full((len(tables), codewords), _UNUSED)
-    costs[:, near] = _curve_costs(increments, unit, distances[near])
-    costs[distances > (1 << lengths >> 1)[:, None]] = _UNUSED
-    lists = [(number, table) for number, table in enumerate(tables) if isinstance(table, List)]
-    if lists:
-        costs[[number for number, _ in lists]] = _list_costs([table for _, table in lists], unit, centre, codewords)
+        Args:
+            unit: q.
+        """
+        centre, above, below = self.steps[0], self.steps[: self.above + 1], self.steps[self.above + 1 :]
+        costs = [*[*accumulate((centre, *below))][:0:-1], *accumulate(above)]
+        most = _UNUSED >> 3 - unit
+        if min(costs) < 0 or max(costs) > most or min(costs) == most:
+            raise FormatError("a table of frequencies has a cost out of range, or none")
+        return [cost << 3 - unit for cost in costs]
+
+
+def frequencies_of(parts: Sequence[tuple[CostTables, int]], precision: int) -> Ints:
+    """Returns the frequencies of all tables of some parts, one table below the other, which sum to 2**``precision``.
+
+    Every codeword with a cost gets one slot. The other slots are shared out by the weights 2**-cost: the codewords up
+    to each one together get as many as their weights are of all weights, rounded down.
+
+    Args:
+        parts: tables, each with the number of their codewords.
+        precision: P.
+
+    Returns:
+        int64[T, K] for T tables of all parts and the largest number K; codewords beyond those of a part get 0.
+
+    Raises:
+        FormatError: a table has more codewords than slots, or a cost that cannot be.
+    """
+    costs = _costs(parts)
+    used = costs < _UNUSED
+    shared = (1 << precision) - used.sum(1, keepdims=True)
+    if shared.min() < 0:
+        raise FormatError(f"a table of frequencies has more codewords than its {1 << precision} slots")
+    sums = np.cumsum(_WEIGHTS[costs], 1)
+    ends = sums * shared // sums[:, -1:]
+    frequencies: Ints = ends + used
+    frequencies[:, 1:] -= ends[:, :-1]
+    return frequencies
+
+
+def _costs(parts: Sequence[tuple[CostTables, int]]) -> Ints:
+    """Returns int64[T, K], the costs of codewords in eighths of a bit, of all tables of some parts at once."""
+    tables = [table for part, _ in parts for table in part.tables]
+    numbers = np.array([(part.unit, part.centre, count) for part, count in parts for _ in part.tables])
+    units, centres, counts = numbers[:, :1], numbers[:, 1:2], numbers[:, 2:]
+    codewords = np.arange(max(count for _, count in parts))
+    by_distance = _curve_costs(_increments(tables), units, len(codewords))
+    reach = [1 << len(table.increments) >> 1 if isinstance(table, Curve) else 0 for table in tables]
+    by_distance[codewords > np.array(reach)[:, None]] = _UNUSED
+    costs: Ints = by_distance[np.arange(len(tables))[:, None], np.abs(codewords - centres)]
+    costs[codewords >= counts] = _UNUSED
+    for row, table, (unit, centre, _) in zip(costs, tables, numbers.tolist(), strict=True):
+        if isinstance(table, List):
+            row[centre - table.below : centre + table.above + 1] = table.costs(unit)
     return costs
 
 
-def _list_costs(lists: Sequence[List], unit: int, centre: int, codewords: int) -> Ints:
-    """Returns int64[T, K], the costs of T lists in eighths of a bit; FormatError for one out of range."""
-    steps, listed = np.zeros((len(lists), codewords), np.int64), np.zeros((len(lists), codewords), bool)
-    for row, inside, table in zip(steps, listed, lists, strict=True):
-        first, end = centre - table.below, centre + table.above + 1
-        row[centre:end], row[first:centre] = table.steps[: end - centre], table.steps[end - centre :][::-1]
-        inside[first:end] = True
-    above, below = np.cumsum(steps[:, centre:], 1), np.cumsum(steps[:, :centre][:, ::-1], 1)[:, ::-1]
-    costs, most = np.concatenate([below + steps[:, centre, None], above], 1), _UNUSED >> 3 - unit
-    costs[~listed] = most
-    if (costs < 0).any() or (costs > most).any() or (costs == most).all(1).any():
-        raise FormatError("a table of frequencies has a cost out of range, or none")
-    return costs << 3 - unit
+def _increments(tables: Sequence[Curve | List]) -> Ints:
+    """Returns int64[T, n], the increments of curves; zeros behind them, and for lists."""
+    rows = [table.increments if isinstance(table, Curve) else () for table in tables]
+    most = max(1, *map(len, rows))
+    return np.array([row + (0,) * (most - len(row)) for row in rows], np.int64)
 
 
-def _curve_costs(increments: Ints, unit: int, distances: Ints) -> Ints:
-    """Returns int64[T, D], the costs at D distances of T curves with int64[T, n] increments, in eighths of a bit."""
+_DISTANCES = np.arange(1 << 14)  # all that there are between codewords
+_AFTER = np.frexp(np.maximum(_DISTANCES - 1, 0))[1].astype(np.int64) + 1  # the knot that follows, at 2**(this - 1)
+_SHIFT = np.maximum(_AFTER - 2, 0)  # log2 of the distance between that knot and the one before
+_ALONG = np.where(_AFTER > 1, _DISTANCES - (1 << _SHIFT), _DISTANCES)  # the distance from the one before
+
+
+def _curve_costs(increments: Ints, units: Ints | int, distances: int) -> Ints:
+    """Returns the costs of curves in eighths of a bit, int64[T, distances]: at the distances 0, 1, 2, ...
+
+    Args:
+        increments: int64[T, n] of T curves; beyond the last knot the cost stays the same.
+        units: q of each, int64[T, 1], or of all.
+        distances: how many.
+    """
     knots = np.zeros((len(increments), increments.shape[1] + 1), np.int64)
-    np.cumsum(increments << 3 - unit, 1, out=knots[:, 1:])
-    after = np.frexp(np.maximum(distances - 1, 0))[1] + 1  # the knot that follows: distance 2**(after - 1)
-    shift = np.maximum(after - 2, 0)
-    along = np.where(after > 1, distances - (1 << shift), distances)
-    before = knots[:, after - 1]
-    costs: Ints = np.minimum(before + ((knots[:, after] - before) * along >> shift), _MOST)
+    np.cumsum(increments << 3 - units, 1, out=knots[:, 1:])
+    after = _AFTER[:distances]
+    before = knots.take(after - 1, 1, mode="clip")
+    rise = knots.take(after, 1, mode="clip") - before
+    costs: Ints = np.minimum(before + (rise * _ALONG[:distances] >> _SHIFT[:distances]), _MOST)
     return costs
 
 
-def _weights(costs: Ints) -> Ints:
-    return np.where(costs < _UNUSED, _EIGHTHS[costs & 7] << 15 >> (costs >> 3), 0)
+_WEIGHTS = np.append(_EIGHTHS[np.arange(_UNUSED) & 7] << 15 >> (np.arange(_UNUSED) >> 3), 0)  # of each cost
 
 
 # -- writing and reading
@@ -193,7 +222,7 @@ def read_tables(bits: BitReader, count: int, codewords: int) -> CostTables:
         below, above = bits.number(width), bits.number(width)
         if below > centre or centre + above >= codewords:
             raise FormatError("a table of frequencies goes beyond the codewords")
-        tables.append(List(below, above, tuple(_unfolded(np.array(bits.golombs(below + above + 1, order))).tolist())))
+        tables.append(List(below, above, tuple(map(_unfolded, bits.golombs(below + above + 1, order)))))
     if centre >= codewords:
         raise FormatError("the centre of the frequencies is none of the codewords")
     return CostTables(centre, unit, order, tuple(tables))
@@ -204,8 +233,8 @@ def _folded(numbers: Ints) -> Ints:
     return np.where(numbers < 0, -2 * numbers - 1, 2 * numbers)
 
 
-def _unfolded(numbers: Ints) -> Ints:
-    return np.where(numbers & 1, -(numbers + 1 >> 1), numbers >> 1)
+def _unfolded(number: int) -> int:
+    return -(number + 1 >> 1) if number & 1 else number >> 1
 
 
 # -- choosing
@@ -245,8 +274,8 @@ def _choose(histograms: Ints, centre: int, unit: int) -> tuple[CostTables, int]:
 
 def _coded_bits(tables: Sequence[Curve | List], histograms: Ints, centre: int, unit: int) -> Ints:
     """Returns int64[T], the bits of the indices that each table codes."""
-    costs = _costs(tables, unit, centre, histograms.shape[1])
-    return _bits(costs, histograms, _weights(costs).sum(1))
+    costs = CostTables(centre, unit, 0, tuple(tables)).costs(histograms.shape[1])
+    return _bits(costs, histograms, _WEIGHTS[costs].sum(1))
 
 
 def _bits(costs: Ints, histograms: Ints, sums: Ints) -> Ints:
@@ -295,7 +324,7 @@ def _fit_curves(histograms: Ints, centre: int, unit: int) -> list[Curve | List]:
     distances = distances[: (1 << widest >> 1) + 1]
     folded, places = folded[:, : len(distances)], places[: len(distances)]
     within = distances <= (1 << lengths >> 1)[:, None]
-    fit = _Fit(folded, np.where(within, places, 0), distances, unit)
+    fit = _Fit(folded, np.where(within, places, 0), unit)
     increments = fit.improved(fit.start(widest))
     return [Curve(tuple(row[:length].tolist())) for row, length in zip(increments, lengths, strict=True)]
 
@@ -307,13 +336,11 @@ class _Fit:
     Args:
         counts: int64[T, D].
         places: int64[T, D], the number of codewords at each distance that a curve gives a cost.
-        distances: int64[D].
         unit: q.
     """
 
     counts: Ints
     places: Ints
-    distances: Ints
     unit: int
 
     def start(self, increments: int) -> Ints:
@@ -341,5 +368,5 @@ class _Fit:
         return increments
 
     def _bits(self, increments: Ints) -> Ints:
-        costs = _curve_costs(increments, self.unit, self.distances)
-        return _bits(costs, self.counts, (_weights(costs) * self.places).sum(1))
+        costs = _curve_costs(increments, self.unit, self.counts.shape[1])
+        return _bits(costs, self.counts, (_WEIGHTS[costs] * self.places).sum(1))

@@ -224,9 +224,9 @@ def decoding_table(frequencies: NDArray[np.int64], values: NDArray[Any]) -> NDAr
         values: the value of each of the K codewords.
     """
     flat = frequencies.reshape(-1)
-    values_of_owners = np.tile(bit_patterns(values).astype(np.int64), len(flat) // len(values))
-    first_slots = np.cumsum(flat) - flat
-    owners = (flat << 48) + values_of_owners - (first_slots << 32)  # less the position that their first slot adds
-    slots: NDArray[np.int64] = np.arange(flat.sum()) << 32
+    ends = np.cumsum(flat)
+    owners = ((frequencies << 48) + bit_patterns(values)).reshape(-1)
+    owners -= ends - flat << 32  # the position that their first slot adds
+    slots: NDArray[np.int64] = np.arange(ends[-1]) << 32
     slots += np.repeat(owners, flat)
     return slots.view(np.uint64)

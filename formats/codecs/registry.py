@@ -1,4 +1,4 @@
-"""The codecs by id: the modules of this folder, and those of other packages (see CONTRIBUTING.md)."""
+"""The codecs by id: the modules of this folder, and those of other packages (see docs/plug-in-package.md)."""
 
 from __future__ import annotations
 

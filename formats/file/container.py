@@ -40,7 +40,7 @@ MAX_HEADER = 16 << 20
 MAX_DEPTH = 24
 """Most levels of nested objects and lists in JSON."""
 
-_NEXT_STEP = "pack it with `compress pack MODEL --checkpoint-path FILE`, or train with `compress MODEL`"
+_NEXT_STEP = "expected one that `compress MODEL` wrote; `compress pack MODEL --checkpoint-path FILE` packs a checkpoint"
 _OTHER_KINDS = {
     b"PK\x03\x04": "a zip archive (perhaps a .pth checkpoint)",
     b"\x80\x02": "a pickle (perhaps a .pth checkpoint)",
@@ -50,6 +50,8 @@ _OTHER_KINDS = {
     b"GGUF": "a GGUF file",
     b"\x89HDF": "an HDF5 file",
     b"\x1f\x8b": "a gzip file",
+    b"\x89PNG": "an image (PNG)",
+    b"\xff\xd8\xff": "an image (JPEG)",
 }
 
 
@@ -105,12 +107,16 @@ def framed(header: Mapping[str, Any]) -> bytes:
 def recognise(start: bytes) -> None:
     """Checks that the first bytes of a file are not those of another kind of file.
 
+    Args:
+        start: up to nine bytes, of which the last is not that of a safetensors header.
+
     Raises:
         UnsupportedError: they are; the message names the kind.
     """
-    for magic, kind in _OTHER_KINDS.items():
-        if start.startswith(magic):
-            raise UnsupportedError(f"this is {kind}, not a packed file; {_NEXT_STEP}")
+    kinds = (kind for magic, kind in _OTHER_KINDS.items() if start.startswith(magic))
+    text = "a text file" if len(start) > 8 and all(32 <= byte < 127 or byte in b"\t\n\r" for byte in start) else None
+    if kind := next(kinds, text):
+        raise UnsupportedError(f"this is {kind}, not a safetensors file and so no packed one; {_NEXT_STEP}")
 
 
 def read_json(text: str | bytes, what: str) -> Any:

@@ -94,10 +94,12 @@ def read_opening(source: Source) -> Opening:
     if start[8:] != b"{":  # without this, the length field of a 640-byte header (80 02) passes for a pickle
         recognise(start)
     if source.size < 8:
-        raise FormatError(f"{source.size} bytes, too short for a packed file")
+        what = "an empty file" if not source.size else f"{source.size} bytes, too short for a packed file"
+        raise FormatError(f"{what}: fetch or write it again")
     length = struct.unpack("<Q", start[:8])[0]
     if length > min(MAX_HEADER, source.size - 8):
-        raise FormatError(f"header of {length:,} bytes in a file of {source.size:,}: not a packed file, or cut")
+        kind = "not a packed file, or cut" if start[8:] == b"{" else "not a safetensors file, and so no packed one"
+        raise FormatError(f"header of {length:,} bytes in a file of {source.size:,}: {kind}")
     start = bytes(source.read(0, 8 + length))
     text, data = start[8:], source.size - 8 - length
     header, notes = read_header(text)

@@ -43,6 +43,7 @@ from compressor.formats.file.memory import allowed_memory
 from compressor.formats.file.metadata import parse_metadata
 from compressor.formats.file.opening import read_opening
 from compressor.formats.file.source import FileSource, MemorySource, Source
+from compressor.formats.io.hub import local_path, pinned_name
 
 __all__ = ["PackedFile", "Sizes"]
 
@@ -138,14 +139,19 @@ class PackedFile:
     def open(cls, path: str | os.PathLike[str], max_memory: int | None = None) -> Self:
         """Opens a file on disk; all reads use one descriptor, even if the file at the path is replaced.
 
+        Args:
+            path: of the file; a text ``hf-hub:OWNER/NAME`` or ``hf-hub:OWNER/NAME@REVISION`` for one on the hub.
+            max_memory: as the class.
+
         Raises:
             MissingError: there is no such file.
-            ResourceError: it cannot be opened or read.
-            FileError: as the class.
+            ResourceError: it cannot be opened, read or fetched.
+            FileError: as the class, or it is too large to be fetched.
         """
-        source = FileSource(path)
+        found = local_path(path)
+        source = FileSource(found)
         try:
-            return cls(source, os.fspath(path), max_memory)
+            return cls(source, pinned_name(found) or os.fspath(found), max_memory)
         except BaseException:
             source.close()
             raise

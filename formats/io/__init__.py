@@ -1,1 +1,1 @@
-"""Atomic writing and locking of files on disk, and memory for decoded data."""
+"""Files on disk and on the hub: atomic writing, locking, fetching, and memory for decoded data."""

@@ -8,15 +8,16 @@ import os
 import platform
 import re
 import secrets
+import shutil
 import stat
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from compressor.formats.errors import ResourceError, UsageError
 from compressor.formats.io.locking import sweep_locks
 
-__all__ = ["check_not_input", "check_writable", "write_atomically"]
+__all__ = ["check_not_input", "check_writable", "make_folder", "write_atomically", "write_folder_atomically"]
 
 _ATTEMPTS = 3
 _UNSUPPORTED = {errno.ENOSYS, errno.EXDEV, errno.EINVAL, errno.ENOTSUP}  # of file systems without rename or fsync
@@ -26,18 +27,19 @@ _MACHINE = f"{zlib.crc32(platform.node().encode()):08x}"
 _TEMPORARY = re.compile(rf"\.timm-compressor-{_MACHINE}-(\d+)-[0-9a-f]{{16}}\.tmp")
 
 
-def check_writable(path: str | os.PathLike[str], force: bool) -> None:
+def check_writable(path: str | os.PathLike[str], force: bool, folder: bool = False) -> None:
     """Checks, before long work, that a file can be written, by creating and removing a temporary file beside it.
 
     Args:
         path: the file that is to be written.
         force: whether it may exist.
+        folder: whether it is to be a folder, for ``write_folder_atomically``; False, the default, for a file.
 
     Raises:
         UsageError: it exists and ``force`` is not set.
-        ResourceError: it is not a regular file, or its folder does not exist or cannot be written.
+        ResourceError: it is not a regular file, or not a folder, or its folder does not exist or cannot be written.
     """
-    target = _target(path, force)
+    target = _target(path, force, folder)
     descriptor, temporary = _create_beside(target)
     os.close(descriptor)
     temporary.unlink(missing_ok=True)
@@ -57,6 +59,16 @@ def check_not_input(path: str | os.PathLike[str], *inputs: str | os.PathLike[str
         with contextlib.suppress(OSError):  # a file that does not exist is not the other one
             if os.path.samefile(path, each):
                 raise UsageError(f"{path} is the file that is read, and is never replaced: give another name")
+
+
+def make_folder(folder: Path) -> None:
+    """Makes a folder, where it is not there yet; raises ResourceError where none can be made."""
+    if not folder.parent.is_dir():
+        raise ResourceError(f"folder {folder.parent} does not exist: make it first")
+    try:
+        folder.mkdir(exist_ok=True)
+    except OSError as exc:
+        raise ResourceError(f"folder {folder} cannot be made ({exc.strerror or exc})") from exc
 
 
 def write_atomically(
@@ -104,20 +116,84 @@ def write_atomically(
         temporary.unlink(missing_ok=True)
 
 
-def _target(path: str | os.PathLike[str], force: bool) -> Path:
-    """Returns the path after following links, and checks that a file may be written there."""
+def write_folder_atomically(
+    path: str | os.PathLike[str],
+    files: Mapping[str, bytes],
+    verify: Callable[[Path], None],
+    force: bool = False,
+) -> None:
+    """Writes a temporary folder beside ``path``, verifies it and renames it.
+
+    As ``write_atomically``; a folder that is replaced is away for as long as it takes to rename another.
+
+    Args:
+        path: the folder.
+        files: the bytes of its files, by their paths in it.
+        verify: a function that is called with the path of the temporary folder, and raises an error where it is wrong.
+        force: whether an existing folder is replaced, with all that is in it; by default it is an error.
+
+    Raises:
+        UsageError: the folder exists and ``force`` is not set.
+        ResourceError: the folder around it does not exist, or disk space or permissions do not suffice.
+    """
+    target = _target(path, force, folder=True)
+    _remove_stale(target.parent)
+    _check_space(target, sum(map(len, files.values())))
+    temporary = target.parent / _temporary_name()
+    try:
+        with _resource_errors(target):
+            for name, data in files.items():
+                (temporary / name).parent.mkdir(parents=True, exist_ok=True)
+                with open(temporary / name, "xb") as file:
+                    file.write(data)
+                    file.flush()
+                    os.fsync(file.fileno())
+        verify(temporary)
+        with _resource_errors(target):
+            _rename_folder(temporary, target, force)
+            _sync_folder(target.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _rename_folder(temporary: Path, target: Path, force: bool) -> None:
+    """Gives a folder its name; what had it is moved away, and removed only after that, or moved back."""
+    if not force or not target.exists():
+        try:
+            os.rename(temporary, target)  # which replaces an empty folder, and no other
+        except OSError as error:
+            if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+                raise UsageError(f"{target} was created by another process in the meantime: left unchanged") from error
+            raise
+        return
+    old = target.parent / _temporary_name()
+    os.rename(target, old)
+    try:
+        os.rename(temporary, target)
+    except OSError:
+        os.rename(old, target)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _target(path: str | os.PathLike[str], force: bool, folder: bool = False) -> Path:
+    """Returns the path after following links, and checks that a file, or a folder, may be written there."""
     with _resource_errors(Path(path)):
         target = Path(os.path.realpath(path))
         try:
             mode = target.stat().st_mode
         except FileNotFoundError:
             return target
-    if not stat.S_ISREG(mode):
-        kind = "a folder" if stat.S_ISDIR(mode) else "not a regular file"
-        raise ResourceError(f"{path} is {kind}, expected the name of a file to write")
+    if not (stat.S_ISDIR if folder else stat.S_ISREG)(mode):
+        kind = "a folder" if stat.S_ISDIR(mode) else "a file" if stat.S_ISREG(mode) else "not a regular file"
+        raise ResourceError(f"{path} is {kind}, expected the name of a {'folder' if folder else 'file'} to write")
     if not force:
         raise UsageError(f"{path} exists: give another name, or --force (force=True) to replace it")
     return target
+
+
+def _temporary_name() -> str:
+    return f".timm-compressor-{_MACHINE}-{os.getpid()}-{secrets.token_hex(8)}.tmp"
 
 
 def _create_beside(target: Path) -> tuple[int, Path]:
@@ -125,7 +201,7 @@ def _create_beside(target: Path) -> tuple[int, Path]:
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     with _resource_errors(target):
         for attempt in range(1, _ATTEMPTS + 1):
-            temporary = target.parent / f".timm-compressor-{_MACHINE}-{os.getpid()}-{secrets.token_hex(8)}.tmp"
+            temporary = target.parent / _temporary_name()
             try:
                 return os.open(temporary, flags, 0o666), temporary  # less the bits of the umask
             except FileExistsError:
@@ -172,7 +248,8 @@ def _remove_stale(folder: Path) -> None:
         for entry in os.listdir(folder):
             match = _TEMPORARY.fullmatch(entry)
             if match and not _is_running(int(match[1])):
-                (folder / entry).unlink(missing_ok=True)
+                stale = folder / entry
+                shutil.rmtree(stale) if stale.is_dir() and not stale.is_symlink() else stale.unlink(missing_ok=True)
 
 
 def _is_running(process: int) -> bool:

@@ -68,7 +68,7 @@ def test_a_run_without_data(digits_file: Path, type_: Any) -> None:
     ]  # fmt: skip
     assert "reused from" in finished[0]
     assert f"{digits_file.stat().st_size:,} bytes, reopened and verified" in finished[3]
-    empty, smaller, accuracy, load, _, *table, split, _, last = out.splitlines()
+    empty, smaller, accuracy, load, _, *table, split, _, _, last = out.splitlines()
     assert not empty
     assert load == "load it as a timm model: compressor.load('test_resnet-digits-learnt4.safetensors')"
     assert table[0].startswith("site ")
@@ -81,7 +81,7 @@ def test_a_run_without_data(digits_file: Path, type_: Any) -> None:
     assert "  95 % interval [" in accuracy
     assert "lost, " in accuracy
     assert accuracy.endswith("seed 0")
-    assert last.endswith("compress test_resnet --pretrained --data-dir IMAGES --scheme learnt --bits 4")
+    assert last == ("compress test_resnet --pretrained --data-dir IMAGES --scheme learnt --bits 4")
 
 
 def test_the_same_seed_gives_the_same_bytes(digits_file: Path, type_: Any) -> None:
@@ -140,7 +140,7 @@ def test_dry_run_writes_nothing(folder: Path, type_: Any) -> None:
     before = sorted(folder.iterdir())
     out, _ = type_("--dry-run", "test_resnet", "--recipe", "mixed3")
     assert sorted(folder.iterdir()) == before
-    assert "Learnt(codewords=8)" in out
+    assert "learnt codewords=8" in out
     assert "ignored by rule 1" in out
     assert "predicted  " in out.splitlines()[-1]
     document = json.loads(type_("test_resnet", "--dry-run", "--json")[0])
@@ -242,7 +242,14 @@ def test_help_shows_the_help_of_a_command(type_: Any, capsys: pytest.CaptureFixt
     assert "--bits" in shared
     assert "--epochs" not in out
     assert run(["help", "resnet34"]) == 2
-    assert "no command 'resnet34'" in capsys.readouterr().err
+    assert "no command 'resnet34': 'compress help' lists them, 'compress help MODEL' has" in capsys.readouterr().err
+
+
+def test_the_command_without_a_name_is_shown_as_it_is_typed(type_: Any) -> None:
+    texts = {type_(*words)[0] for words in (("help", "MODEL"), ("help", "run"), ("test_resnet", "--help"))}
+    (text,) = texts
+    assert text.startswith("Usage: compress MODEL [OPTIONS]\n\n  Compress a timm MODEL.")
+    assert "--epochs" in text
 
 
 def test_no_model_is_taken_for_a_misspelt_command() -> None:

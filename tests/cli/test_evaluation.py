@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import save_file
 
 from compressor import Compressor, Policy, Rule
+from compressor.formats.file.reader import PackedFile
 from tests.helpers.file_commands import Ran, type_
 from tests.helpers.pictures import CLASSES, write_folder
 
@@ -53,12 +54,18 @@ def test_figures_against_dense_weights_class_by_class(type_: Callable[..., Ran],
     assert lines[0].startswith("top-1 on 12 validation images  dense ")
     assert lines[1].startswith("loss dense ")
     assert lines[1].endswith(" images/s"), "of three classes, all are among the best five"
-    assert [line.split()[:2] for line in lines[2:]] == [["class", "images"], *([name, "4"] for name in CLASSES)]
+    assert lines[2].split() == ["class", "images", "dense", "top-1", "lost", "gained"]
+    assert [line.split()[:2] for line in lines[3:]] == [[name, "4"] for name in CLASSES]
     code, out, _ = type_(*words, "--json")
     document = json.loads(out)
     assert document["loss"]["dense"] != document["loss"]["packed"]
     assert sum(row["packed"] for row in document["classes"]) == round(12 * document["top1"]["packed"])
     assert sum(row["dense"] for row in document["classes"]) == round(12 * document["top1"]["dense"])
+    assert [row["packed"] - row["dense"] for row in document["classes"]] == [
+        row["gained"] - row["lost"] for row in document["classes"]
+    ]
+    with PackedFile.open(packed) as file:
+        assert document["content_sha256"] == file.content_sha256()
     _, out, _ = type_(*words[:4], "--against", str(packed), "--json")
     document = json.loads(out)
     assert document["loss"]["dense"] == document["loss"]["packed"]

@@ -48,6 +48,24 @@ def test_what_it_says_to_run_runs(timm_file: Path, type_: Callable[..., Ran]) ->
     assert all(np.array_equal(arrays[name], tensor.numpy()) for name, tensor in state.items())
 
 
+def test_an_estimate_is_a_table_and_writes_nothing(type_: Callable[..., Ran]) -> None:
+    pytest.importorskip("ethosu", reason="needs the extra [ethos-u]")
+    code, out, err = type_("export", "zoo:test_resnet-tiny", "--to", "ethos-u", "--estimate")
+    assert (code, err) == (0, [])
+    head, *rows = out.splitlines()
+    assert head.split() == ["layer", "shape", "uncoded", "coded", "bits", "by", "channel"]
+    assert max(map(len, [head, *rows[:17]])) <= 80
+    total = next(row for row in rows if row.startswith("total")).split()
+    document = json.loads(type_("export", "zoo:test_resnet-tiny", "--to", "ethos-u", "--estimate", "--json")[1])
+    assert total[1:3] == [f"{document['total'][kind]:,}" for kind in ("uncoded", "per_tensor")]
+    assert document["total"]["per_tensor"] == sum(layer["per_tensor"] for layer in document["layers"])
+    assert document["units"]["layers.per_tensor"] == "bytes"
+    assert not list(Path().iterdir())
+    code, out, (line,) = type_("export", "zoo:test_resnet-tiny", "--to", "ethos-u")
+    assert (code, out) == (2, "")
+    assert line.startswith("error: target 'ethos-u' writes no file: --estimate")
+
+
 @pytest.mark.parametrize(
     ("words", "code", "message"),
     [
@@ -61,6 +79,16 @@ def test_what_it_says_to_run_runs(timm_file: Path, type_: Callable[..., Ran]) ->
             ("zoo:test_resnet-tiny", "--to", "reader", "--dense"),
             2,
             "target 'reader' has no setting 'dense'. It has none.",
+        ),
+        (
+            ("zoo:test_resnet-tiny", "--to", "reader", "--half"),
+            2,
+            "target 'reader' has no setting 'half'. It has none.",
+        ),
+        (
+            ("zoo:test_resnet-tiny", "--to", "reader", "--estimate"),
+            2,
+            "target 'reader' gives no estimate: without --estimate it writes the file",
         ),
         (("none.safetensors", "--to", "reader"), 4, "none.safetensors: no such file, expected a packed file"),
         (("zoo:test_resnet-tiny", "--to", "reader", "-o", "no/reader.py"), 6, "folder "),

@@ -115,7 +115,7 @@ def test_what_is_printed_is_of_validation_and_what_is_judged_of_test(
         del model
         split = "validation" if loader.dataset is data.validation else "test"
         seen.append(split)
-        return Evaluation(torch.arange(10) < (9 if split == "validation" else 4))
+        return Evaluation(torch.arange(10) < (9 if split == "validation" else 4), torch.zeros(10, dtype=torch.int32))
 
     monkeypatch.setattr("compressor.cli.run.evaluate", evaluate)
     said = runs(0, "--force", "--require-top1", "40")
@@ -165,7 +165,7 @@ def half_right(model: nn.Module, loader: Any) -> Evaluation:
     """Judges by the number of values of the first layer: dense models have many, and are right nine times of ten."""
     del loader
     first: Any = next(model.parameters())
-    return Evaluation(torch.arange(10) < (9 if len(first.unique()) > 16 else 5))
+    return Evaluation(torch.arange(10) < (9 if len(first.unique()) > 16 else 5), torch.zeros(10, dtype=torch.int32))
 
 
 @pytest.mark.parametrize(

@@ -45,11 +45,11 @@ def save_bird(path: Path, number: int, seed: int) -> None:
 
 
 def write_birds(folder: Path) -> None:
-    """Writes 300 images, and two files that are none that timm reads."""
+    """Writes 2,000 images, and two files that are none that timm reads."""
     for number, name in enumerate(CLASSES):
-        for index in range(60):
-            split = "val" if index < 20 else "train"
-            save_bird(folder / split / name / str(index), number, index + 100 * number)
+        for index in range(400):
+            split = "val" if index < 80 else "train"
+            save_bird(folder / split / name / str(index), number, index + 400 * number)
     Image.new("RGB", (40, 40)).save(folder / "train" / "crow" / "odd.webp")
     (folder / "train" / "crow" / "notes.txt").write_text("seen at noon")
 
@@ -72,7 +72,7 @@ def train_own(path: Path) -> nn.Module:
     torch.manual_seed(0)
     raw, model = (timm.create_model(MODEL, num_classes=len(CLASSES)) for _ in range(2))
     optimizer = torch.optim.AdamW(model.parameters(), 2e-3)
-    for _ in range(5):
+    for _ in range(2):
         for images, labels in batches("train", 25):
             optimizer.zero_grad()
             functional.cross_entropy(model.train()(images), labels).backward()
@@ -89,8 +89,8 @@ def test_from_own_images_and_weights_to_a_colleague(type_: Callable[..., Ran]) -
     write_birds(Path("own"))
     code, out, err = type_("check-data", "own")
     assert code == 0
-    assert "own: 200 train, 100 validation images of 5 classes; left out of train: 1 .webp, 1 .txt" in err[0]
-    assert [line.split() for line in out.splitlines()[1:]] == [[name, "40", "20"] for name in CLASSES]
+    assert "own: 1,600 train, 400 validation images of 5 classes; left out of train: 1 .webp, 1 .txt" in err[0]
+    assert [line.split() for line in out.splitlines()[1:]] == [[name, "320", "80"] for name in CLASSES]
 
     dense = train_own(Path("mine.pth.tar"))
     right = answers(dense)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,8 +14,10 @@ import numpy as np
 import pytest
 
 from compressor.formats.content import SharedTensor
+from compressor.formats.file.reader import PackedFile
 from compressor.formats.file.writer import write
 from compressor.model_zoo import checkpoint, packed_path
+from compressor.report.class_flips import ClassFlips
 from compressor.sweep.ledger import Entry, Ledger
 from compressor.sweep.outcome import Outcome
 from tests.helpers.file_commands import Ran, small, type_
@@ -96,7 +99,7 @@ def test_a_shared_tensor_may_have_no_weights(type_: Callable[..., Ran], words: l
         assert "NaN" not in shown
 
 
-def sweep(folder: Path) -> Ledger:
+def sweep(folder: Path, classes: tuple[ClassFlips, ...] | None = None) -> Ledger:
     """A sweep of two configurations, one with two seeds, whose files are those of the zoo."""
     ledger = Ledger(folder)
     ledger.rows.mkdir(parents=True)
@@ -107,7 +110,9 @@ def sweep(folder: Path) -> Ledger:
         outcome = Outcome(
             "test_resnet", f"elsewhere/{row}.safetensors", entry.bytes, 1_509_760, entry.parameters, 10_000
         )
-        outcome = replace(outcome, top1=top1, dense_top1=0.9318, low=0.9, high=0.95, lost=10, gained=5 + seed)
+        outcome = replace(
+            outcome, top1=top1, dense_top1=0.9318, low=0.9, high=0.95, lost=10, gained=5 + seed, classes=classes
+        )
         ledger.append(Entry(row, {"bits": bits, "seed": seed}, f"compress test_resnet --seed {seed}", 1.0, outcome))
     return ledger
 
@@ -147,7 +152,48 @@ def test_the_page_of_a_sweep_shows_the_files_of_its_front(type_: Callable[..., R
     page = Path("page.html").read_text(encoding="utf-8")
     assert page.count("<details") == 1
     assert "92.00 ± 1.41 %" not in page  # below the bound
-    assert "<pre>compress test_resnet --seed 0</pre>" in page
+    assert "<pre><span>compress</span> <span>test_resnet</span> <span>--seed</span> <span>0</span></pre>" in page
+
+
+def test_what_was_measured_is_shown_with_the_file_and_the_model_it_is_of(
+    type_: Callable[..., Ran], tmp_path: Path
+) -> None:
+    pytest.importorskip("matplotlib", reason="needs the extra report")
+    with PackedFile.open(packed_path(TINY)) as file:
+        content = file.content_sha256()
+    row = {"name": "Sandal", "images": 1_000, "dense": 990, "packed": 985, "lost": 8, "gained": 3}
+    Path("eval.json").write_text(json.dumps({"content_sha256": content, "classes": [row]}))
+    loss = {"site": "fc.weight", "rate": 1e-7, "measured": 0.25}
+    Path("loss.json").write_text(json.dumps({"model": {"name": "test_resnet"}, "sensitivity": [loss]}))
+    words = "--measured", "eval.json", "--measured", "loss.json"
+    code, _, _ = type_("report", TINY, *words)
+    page = Path("report.html").read_text(encoding="utf-8")
+    assert code == 0
+    assert "<td>Sandal</td>" in page
+    assert "sensitivity: each tensor alone" in page
+    code, _, (line,) = type_("report", LARGER, *words, "-o", "other.html")
+    wanted = "error: --measured eval.json: of a packed file that is not shown one by one; name it as FILE"
+    assert (code, line) == (2, wanted)
+    code, _, (line,) = type_("report", "zoo:resnet18-tiny", *words[2:], "-o", "other.html")
+    wanted = "error: --measured loss.json: of the model test_resnet; those of the files shown: resnet18"
+    assert (code, line) == (2, wanted)
+    assert not Path("other.html").exists()
+    code, _, (line,) = type_("report", TINY, *words, "-o", "eval.json", "--force")
+    assert code == 2
+    assert "eval.json" in line
+    assert json.loads(Path("eval.json").read_text())["classes"] == [row]
+    code, _, (line,) = type_("report", TINY, *words, "--format", "csv")
+    assert (code, line) == (2, "error: --measured is for the page: leave it out with --format csv")
+
+
+def test_the_classes_of_a_row_are_shown(type_: Callable[..., Ran], tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib", reason="needs the extra report")
+    ledger = sweep(tmp_path / "sweep", (ClassFlips("Ankle boot", 1_000, 960, 955, 9, 4),))
+    assert [
+        key for key in ledger.folder.joinpath("rows.csv").read_text().splitlines()[0].split(",") if "class" in key
+    ] == []
+    assert type_("report", "sweep", "-o", "page.html")[0] == 0
+    assert "<td>Ankle boot</td>" in Path("page.html").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(

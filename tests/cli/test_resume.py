@@ -149,7 +149,8 @@ def test_a_run_that_ended_goes_on_with_more_epochs(runs: Runs) -> None:
 
     runs(0, "--keep-checkpoints", "--epochs", "1")
     assert kept() == ["01-0000000000.safetensors", "01-0000000006.safetensors"]
-    assert runs.refused(2, "--resume", "--epochs", "2").startswith("out exists: ")
+    refused = runs.refused(2, "--resume", "--epochs", "2")
+    assert refused.startswith("out exists, and the run that --resume goes on with replaces it at its end: add --force")
     said = runs(0, "--resume", "--epochs", "2", "--force")
     assert "Resuming stage 1 of 1 after step 6, from out.checkpoints" in said
     assert "epoch 2 of 2" in said

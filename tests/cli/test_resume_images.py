@@ -51,7 +51,7 @@ def test_a_killed_data_worker(runs: Runs, pictures: Path) -> None:
     said = runs.refused(6, "--checkpoint-steps", "1", at=7, act=kill)
     assert re.fullmatch(
         r"DataLoader worker \(pid(\(s\))? [\d, ]+\) (is killed by signal: Killed|exited unexpectedly): a process that "
-        r"opens pictures died; try --workers 0",
+        r"opens images died; try --workers 0",
         said,
     )
     # The loader may find out a step later: a batch was ready.
@@ -66,7 +66,7 @@ def test_grey_images(runs: Runs, pictures: Path) -> None:
     with PackedFile.open(OUT) as file:
         known = dict(file.preprocessing or {})
     assert (known["input_size"], len(known["mean"]), len(known["std"])) == ([1, 32, 32], 1, 1)
-    assert runs.refused(2, "--in-chans", "4", "--force") == "--in-chans 4: pictures are opened with 1 channel or with 3"
+    assert runs.refused(2, "--in-chans", "4", "--force") == "--in-chans 4: images are opened with 1 channel or with 3"
 
 
 @pytest.mark.slow

@@ -111,6 +111,15 @@ def test_nothing_to_resume(runs: Runs) -> None:
     assert "no data to train on for --resume: name --dataset or --data-dir" in runs.capsys.readouterr().err
 
 
+def test_a_run_that_has_ended_is_not_resumed(runs: Runs) -> None:
+    OUT.write_bytes(b"the file of that run")
+    said = runs.refused(4, "--resume")
+    assert said.startswith("nothing to resume: out is written and its run has ended. Leave out --resume and give ")
+    assert said.endswith("train on from its weights with --checkpoint-path out")
+    assert "force" not in said, "which would throw the file away"
+    assert not FOLDER.exists()
+
+
 def test_an_interrupted_run_is_not_overwritten(runs: Runs) -> None:
     killed(runs, 9)
     line = "out.checkpoints holds a run that was interrupted: go on with --resume, or begin anew with --force"
@@ -160,11 +169,11 @@ def refused(path: Path, state: object) -> None:
 @pytest.mark.parametrize(
     ("option", "said"),
     [
-        (("--mixup", "-1"), "'--mixup': -1.0 is not in the range x>=0."),
-        (("--cutmix", "inf"), "cutmix: Input should be a finite number, got inf"),
-        (("--smoothing", "1"), "'--smoothing': 1.0 is not in the range 0<=x<1."),
-        (("--layer-decay", "0"), "'--layer-decay': 0.0 is not in the range 0<x<=1."),
-        (("--model-ema-decay", "1"), "'--model-ema-decay': 1.0 is not in the range 0<=x<1."),
+        (("--mixup", "-1"), "'--mixup': '-1', expected a number at least 0"),
+        (("--cutmix", "inf"), "cutmix: expected a finite number, got inf"),
+        (("--smoothing", "1"), "'--smoothing': '1', expected a number at least 0 and below 1"),
+        (("--layer-decay", "0"), "'--layer-decay': '0', expected a number above 0 and at most 1"),
+        (("--model-ema-decay", "1"), "'--model-ema-decay': '1', expected a number at least 0 and below 1"),
     ],
 )
 def test_shares_that_are_none(runs: Runs, option: tuple[str, str], said: str) -> None:

@@ -20,7 +20,7 @@ WORDS = ["sensitivity", "test_resnet", "--checkpoint-path", "w.safetensors", "--
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--price", "5"], "--price 5: a price of a bit is above 0 and at most 1"),
+        (["--price", "5"], "Invalid value for '--price': '5', expected a number above 0 and at most 1"),
         (["--calibration", "none"], "--calibration none: sensitivity is measured on images"),
         (["--calibration-memory", "0"], "--calibration-memory 0: expected at least 1 byte"),
         (["--csv", "nowhere/rows.csv"], "nowhere"),

@@ -31,6 +31,18 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (("resnet43",), 4, f"timm {timm.__version__} has no model 'resnet43'. Did you mean 'resnet34'?"),
         (("resnet18", "--teacher", "resnet43"), 4, "has no model 'resnet43'. Did you mean 'resnet34'?"),
         (("resnet18.none", "--scheme", "lernt"), 2, "no scheme 'lernt'. Did you mean 'learnt'? Known schemes: dense, "),
+        (("resnet18", "--codec", "zip"), 2, "--codec zip: no such codec. Known: auto (the smallest), ans, bits, "),
+        (("resnet18", "--codec", "hufman"), 2, "--codec hufman: no such codec. Did you mean 'huffman'? Known: auto "),
+        (("resnet18", "--recipe", "mixd3"), 4, "no recipe 'mixd3'. Did you mean 'mixed3'? Shipped recipes: "),
+        (("resnet18", "--recipe", "zoo:resnet18-tny"), 4, "Did you mean 'resnet18-tiny'?"),
+        (("resnet18", "--dataset", "digts"), 4, "no data set 'digts'. Did you mean 'digits'?"),
+        (("resnet18", "--crop-mode", "centre"), 2, "expected center, squash or border. Did you mean 'center'?"),
+        (("resnet18", "--untouched", "f8"), 2, "Invalid value for '--untouched': 'f8', expected f32 or f16."),
+        (("resnet18", "--log", "tensorbord"), 2, "expected tensorboard. Did you mean 'tensorboard'?"),
+        (("resnet18", "--bits", "four"), 2, "'--bits': 'four', expected a whole number at least 1"),
+        (("resnet18", "--lr", "fast"), 2, "'--lr': 'fast', expected a number at least 0"),
+        (("resnet18", "--sparsity", "1"), 2, "'--sparsity': '1', expected a number at least 0 and below 1"),
+        (("report", "a", "--format", "htm"), 2, "expected html, markdown, latex, csv or json. Did you mean 'html'?"),
     ],
 )
 def test_a_misspelt_name_is_answered_without_torch(words: tuple[str, ...], code: int, said: str) -> None:

@@ -129,8 +129,11 @@ def test_a_file_has_grids(type_: Callable[..., Ran]) -> None:
         ("model = 'x'\n[options]\nepoch = 3", "sweep.toml: unknown key 'epoch'. Did you mean 'epochs'?"),
         ("model = 'x'\n[options]\noutput = 'y'", "sweep.toml: unknown key 'output'."),
         ("model = 'x'\n[[grid]]\nbatch_size = [3]", "sweep.toml: unknown key 'batch_size'."),
-        ("model = 'x'\n[[grid]]\nbits = ['four']", "sweep.toml: bits: 'four' is not a valid integer."),
-        ("model = 'x'\n[options]\ncrop-mode = 'middle'", "sweep.toml: crop_mode: 'middle' is not one of"),
+        ("model = 'x'\n[[grid]]\nbits = ['four']", "sweep.toml: bits: 'four', expected a whole number at least 1"),
+        (
+            "model = 'x'\n[options]\ncrop-mode = 'middle'",
+            "sweep.toml: crop_mode: 'middle', expected center, squash or border",
+        ),
         ("model = 'x'\ngrid = 3", "sweep.toml: expected one table [options] and tables [[grid]]"),
         ("model = 'x'\n[[grid]]\nbits = [2, 2]", "two rows are bits2: leave out one"),
     ],
@@ -146,12 +149,12 @@ def test_a_file_that_cannot_be_is_refused(type_: Callable[..., Ran], text: str, 
 @pytest.mark.parametrize(
     ("options", "code", "message"),
     [
-        (["--bits", "2,four"], 2, "Invalid value for '--bits': 'four' is not a valid integer."),
+        (["--bits", "2,four"], 2, "Invalid value for '--bits': 'four', expected a whole number at least 1"),
         (["--bits", "2,3", "--codewords", "5"], 2, "row bits2-codewords5: --bits and --codewords: name one"),
         (["--scheme", "learnt,lernt"], 2, "row lernt: "),
         (["--scheme", "learnt,wfn", "--bits", "3"], 2, "row wfn-bits3: "),
         (["--recipe", "mixed3,none.toml"], 4, "row none.toml: --recipe none.toml: cannot be read"),
-        (["--rate", "1e-7,2"], 2, "Invalid value for '--rate': 2.0 is not in the range 0<x<=1."),
+        (["--rate", "1e-7,2"], 2, "Invalid value for '--rate': '2', expected a number above 0 and at most 1"),
         (["--target-size", "20KB", "--scheme", "learnt,wfn"], 2, "row wfn-target-size20000: "),
         (["-o", "no/folder"], 6, "folder no does not exist: make it first"),
         (["--bits", "2", "--dataset", "nonsense"], 4, "nonsense"),
@@ -166,6 +169,22 @@ def test_what_any_row_would_refuse_is_refused_before(
     assert (got, out) == (code, "")
     assert message in line
     assert set(os.listdir()) <= {"cache"}  # of names of models
+
+
+def test_the_processes_of_a_row_are_part_of_a_sweep(type_: Callable[..., Ran]) -> None:
+    words = "sweep", "test_resnet", "--bits", "2", "-o", "s", "--processes-per-row"
+    code, out, _ = type_(*words, "2", "--dry-run", "--json")
+    command = "torchrun --nproc-per-node 2 -m compressor.cli test_resnet --bits 2 -o s/rows/bits2.safetensors"
+    assert (code, plan(out)["bits2"]["command"]) == (0, command)
+    code, _, lines = type_(*words, "2", "--device", "cuda:1")
+    wanted = "--device cuda:1: of several processes each has its own; leave it out, or name cpu"
+    assert (code, lines) == (2, [f"error: {wanted}"])
+    Path("s").mkdir()
+    facts = {"schema_version": 1, "id": "x", "fixed": "test_resnet --processes-per-row 3"}
+    Path("s/sweep.json").write_text(json.dumps(facts))
+    code, _, (line,) = type_(*words, "2")
+    assert code == 2
+    assert "of 'test_resnet --processes-per-row 3', not of 'test_resnet --processes-per-row 2'" in line
 
 
 def test_a_folder_of_another_sweep_is_refused(type_: Callable[..., Ran]) -> None:
@@ -199,7 +218,7 @@ def test_a_recipe_that_was_edited_is_refused(type_: Callable[..., Ran]) -> None:
     command = ["sweep", "test_resnet", "--recipe", "recipe.toml", "-o", "s"]
     for _ in range(2):
         code, _, lines = type_(*command)
-        assert (code, lines) == (0, ["1 rows in s, 1 of them done before"])
+        assert (code, lines) == (0, ["1 row in s, 1 of them done before"])
     Path("recipe.toml").write_text(RECIPE + "# a comment\n")
     code, _, (line,) = type_(*command)
     wanted = "recipe.toml has changed since s was begun with it: give another folder with -o"
@@ -290,6 +309,12 @@ def test_what_a_run_prints_is_read(type_: Callable[..., Ran], monkeypatch: pytes
     assert found.low is not None
     assert found.high is not None
     assert found.low <= found.top1 <= found.high
+    assert found.classes is not None
+    assert (sum(one.lost for one in found.classes), sum(one.gained for one in found.classes)) == (
+        found.lost,
+        found.gained,
+    )
+    assert all(one.packed - one.dense == one.gained - one.lost for one in found.classes)
 
 
 class Commands:
@@ -326,7 +351,7 @@ def test_a_row_goes_on_where_there_is_something_to_go_on_from(
         Path("out.safetensors.checkpoints", checkpoint).touch()
     reading, writing = os.pipe()  # stays open
     with pytest.raises(SystemExit) as ended:
-        sweep_row.run_row(["out.safetensors", "tiny", "--bits", "2", str(reading)])
+        sweep_row.run_row(["1", "out.safetensors", "tiny", "--bits", "2", str(reading)])
     assert os.fstat(writing)
     assert ended.value.code == codes[-1]
     base = ["tiny", "--bits", "2", "-o", "out.safetensors", "--json", "--force"]
@@ -340,7 +365,7 @@ def test_a_row_that_another_worker_has_recorded_is_not_run_again(monkeypatch: py
     ledger.append(Entry("bits2", {}, "compress", 1.0, Outcome("tiny", "s/rows/bits2.safetensors", 10, 80, 20)))
     reading, writing = os.pipe()
     with pytest.raises(SystemExit) as ended:
-        sweep_row.run_row(["s/rows/bits2.safetensors", "tiny", "--bits", "2", str(reading)])
+        sweep_row.run_row(["1", "s/rows/bits2.safetensors", "tiny", "--bits", "2", str(reading)])
     assert os.fstat(writing)
     assert (ended.value.code, commands.said) == (7, [])
 
@@ -377,3 +402,29 @@ def test_a_sweep_that_is_killed_and_begun_again_has_each_row_once_and_one_dense_
     assert "2 of them done before" in again.stderr
     assert run(["report", "s", "--format", "csv", "-o", "table.csv"]) == 0
     assert Path("table.csv").read_text().count("\n") == 2  # heads, and the mean over seeds
+
+
+@pytest.mark.slow
+def test_a_row_of_two_processes_is_killed_and_goes_on_to_the_file_of_its_command(own_folder: Path) -> None:
+    options = "--bits 2 --device cpu --baseline-epochs 1 --epochs 1 --batch-size 32 --calibration none"
+    command = f"sweep test_resnet {options} --processes-per-row 2 --checkpoint-steps 5 -o s"
+    words = [sys.executable, "-m", "compressor", *command.split()]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    worker = subprocess.Popen(words, env=environment)
+    row = own_folder / "s" / "rows" / "bits2-calibrationnone-epochs1.safetensors"
+    while not any(row.with_name(f"{row.name}.checkpoints").glob("01-*.safetensors")):
+        assert worker.poll() is None
+        time.sleep(0.02)
+    os.kill(worker.pid, signal.SIGKILL)
+    worker.wait()
+    done = subprocess.run(words, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "Resuming stage 1" in row.with_suffix(".log").read_text()
+    (line,) = (own_folder / "s" / "rows.jsonl").read_text().splitlines()
+    shown = shlex.split(json.loads(line)["command"])
+    assert shown[:5] == ["torchrun", "--nproc-per-node", "2", "-m", "compressor.cli"]
+    alone = subprocess.run([sys.executable, *shown[3:-1], "alone.safetensors"], env=environment, check=False)
+    by_hand = [sys.executable, "-m", "torch.distributed.run", "--standalone", *shown[1:-1], "two.safetensors"]
+    two = subprocess.run(by_hand, env=environment, check=False)
+    assert (alone.returncode, two.returncode) == (0, 0)
+    assert row.read_bytes() == Path("two.safetensors").read_bytes() != Path("alone.safetensors").read_bytes()

@@ -66,7 +66,7 @@ def test_files_that_differ_by_their_seed_alone_are_one_configuration() -> None:
     first = Point("b2-seed0", "net", 100, DENSE, "d", 360, 0.90, options={"bits": 2, "seed": 0})
     second = Point("b2-seed1", "net", 120, DENSE, "d", 360, 0.94, options={"bits": 2, "seed": 1})
     other = Point("b3-seed0", "net", 150, DENSE, "d", 360, 0.95, options={"bits": 3, "seed": 0})
-    pair, single = configurations([first, other, second])
+    pair, single = configurations([second, other, first])  # as they have ended
     assert (pair.name, pair.points) == ("b2", (first, second))
     assert pair.bytes == 110
     assert pair.top1 is not None

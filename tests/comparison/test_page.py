@@ -16,11 +16,14 @@ pytest.importorskip("matplotlib", reason="needs the extra report")
 
 from compressor.comparison.details import Details
 from compressor.comparison.front import Bounds
+from compressor.comparison.measured import TensorLoss
 from compressor.comparison.page import Comparison, page
 from compressor.comparison.points import Configuration, Point, configurations, point_of_file
 from compressor.formats.file.reader import PackedFile
 from compressor.formats.file.writer import write
 from compressor.model_zoo import checkpoint, packed_path
+from compressor.report.class_flips import ClassFlips
+from compressor.report.runtime_size import RuntimeSize
 from tests.helpers.file_commands import small
 
 # Without a blank, which would part the names of tensors.
@@ -64,7 +67,12 @@ def evil_page(tmp_path_factory: pytest.TempPathFactory) -> str:
     options = {"recipe": EVIL, "seed": 0}
     point = Point(EVIL, EVIL, 100, 200, EVIL, 10, 0.5, 0.6, f"compress {EVIL}", options, path, summary)
     with PackedFile.open(path) as file:
-        details = Details.of(file, summary, {f"{EVIL}one.weight": np.ones((8, 8), np.float32)})
+        details = Details.of(
+            file, summary, {f"{EVIL}one.weight": np.ones((8, 8), np.float32)},
+            losses=[TensorLoss(f"{EVIL}one.weight", 1e-7, 0.5), TensorLoss("not here", 1e-7, 0.0)],
+            classes=(ClassFlips(EVIL, 4, 3, 2, 2, 1),),
+            runtimes=[RuntimeSize(EVIL, EVIL, 30), RuntimeSize("x", "", None, EVIL)],
+        )  # fmt: skip
     return page(Comparison([Configuration(EVIL, (point,))], [(point, details)], Bounds()))
 
 
@@ -116,10 +124,33 @@ def test_the_page_has_figures_choices_and_commands(zoo_page: str) -> None:
     assert f"{entry.bytes:,}" in zoo_page
     assert f"{100 * entry.top1:.2f} %" in zoo_page
     assert "<h3>Quality, balanced, compact</h3>" in zoo_page  # the other file is beyond the bound
-    assert "<pre>compress test_resnet-tiny</pre>" in zoo_page
+    assert "<pre><span>compress</span> <span>test_resnet-tiny</span></pre>" in zoo_page
     assert zoo_page.count("<svg ") == 2 + 3  # the front, wide and narrow; of one file its bytes, bits and weights
     assert "prefers-color-scheme: dark" in zoo_page
     assert "#010203" not in zoo_page  # the ink of pictures is that of the page
+
+
+def test_what_was_measured_of_a_file_is_shown(tmp_path: Path) -> None:
+    write(path := tmp_path / "a.safetensors", small())
+    classes = [ClassFlips(f"class {number}", 10, 9, 9 - number % 2, number % 2, 0) for number in range(40)]
+    losses = [TensorLoss("three.weight", price, price * 1e4) for price in (1e-7, 1e-6)]
+    runtimes = [RuntimeSize("a runtime", "What it is.", 2_000), RuntimeSize("another", "", None, "needs something")]
+    with PackedFile.open(path) as file:
+        point = point_of_file(path, file)
+        details = Details.of(file, None, None, losses=losses, classes=classes, runtimes=runtimes)
+        text = page(Comparison(configurations([point]), [(point, details)], Bounds()))
+        none = Details.of(file, None, None, classes=())
+        plain = page(Comparison(configurations([point]), [(point, none)], Bounds()))
+    assert "<figcaption>sensitivity: each tensor alone rounded at a price of a bit</figcaption>" in text
+    assert text.count("<td>class ") == 30
+    assert "The 30 of 40 classes with most of them. Lost are images" in text
+    assert "20 in all; gained is the reverse, 0 in all." in text
+    sizes = {"a runtime": 2_000, "packed": path.stat().st_size, "dense": point.dense_bytes, "another": 1 << 40}
+    assert sorted(sizes, key=lambda name: text.index(f"<td>{name}</td>")) == sorted(sizes, key=lambda name: sizes[name])
+    assert '<td class="prose">needs something</td>' in text
+    assert "No image is answered otherwise" in plain
+    assert "sensitivity" not in plain
+    assert "runtime" not in plain
 
 
 def test_the_same_files_give_the_same_page(zoo_page: str) -> None:

@@ -85,9 +85,14 @@ def test_damaged_images_are_left_out_and_listed(what: str, folder: Path, caplog:
     assert line.startswith("validation: ")
     assert "1.png " in line
     assert "Error: " in line or line.endswith("1.png no image of a format that is known here")
-    assert "1 of the pictures opened cannot be read, left out; see" in caplog.text
-    with pytest.raises(MissingError, match=r"1 of the pictures opened cannot be read, 0 may be.*--max-bad-images 1"):
+    assert "1 of the images opened cannot be read, left out; see" in caplog.text
+    with pytest.raises(MissingError, match=r"1 of the images opened cannot be read, 0 may be.*--max-bad-images 1"):
         evaluate(Bright(), opened(folder).eval_loader(4))
+    assert "replaced" not in caplog.text, "the list is the same"
+    Path("bad_images.txt").write_text("a list of another folder")
+    evaluate(Bright(), opened(folder, most=1).eval_loader(4))
+    assert "bad_images.txt is replaced; it listed other images, or something else" in caplog.text
+    assert Path("bad_images.txt").read_text() == f"{line}\n"
 
 
 @pytest.mark.parametrize("what", UNUSUAL)
@@ -99,7 +104,7 @@ def test_unusual_images_are_read(what: str, folder: Path) -> None:
 
 def test_an_image_that_would_fill_the_memory(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 36 * 36 // 3)
-    with pytest.raises(MissingError, match=r"4 of the pictures opened cannot be read.*DecompressionBombError"):
+    with pytest.raises(MissingError, match=r"4 of the images opened cannot be read.*DecompressionBombError"):
         evaluate(Bright(), opened(folder).eval_loader(4))
 
 
@@ -127,7 +132,7 @@ def test_training_leaves_them_out(folder: Path) -> None:
     for number in range(4):
         (folder / "train" / "dog" / f"{number}.png").write_bytes(b"")
         (folder / "train" / "cat" / f"{number}.png").write_bytes(b"")
-    with pytest.raises(MissingError, match="none of the 3 pictures of a batch"):
+    with pytest.raises(MissingError, match="none of the 3 images of a batch"):
         next(iter(data.train_loader(3, 0)))
 
 
@@ -137,7 +142,7 @@ def test_too_many_open_files_are_no_fault_of_a_picture(folder: Path, monkeypatch
 
     data = opened(folder)
     monkeypatch.setattr(Image, "open", refuse)
-    with pytest.raises(ResourceError, match="picture 3 of the validation split: Too many open files"):
+    with pytest.raises(ResourceError, match="image 3 of the validation split: Too many open files"):
         data.validation[3]
 
 
@@ -161,7 +166,7 @@ def test_the_command(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (folder / "val" / "cat" / "0.png").write_bytes(JPEG[:300])
     assert run(words) == 4
     error = capsys.readouterr().err.splitlines()[-1]
-    assert "2 of the pictures opened cannot be read, 0 may be: train: " in error, "both, before any training"
+    assert "2 of the images opened cannot be read, 0 may be: train: " in error, "both, before any training"
     assert run([*words, "--max-bad-images", "2", "--force"]) == 0
     assert "top-1 on 3 validation images" in capsys.readouterr().out
     assert len(Path("bad_images.txt").read_text().splitlines()) == 2

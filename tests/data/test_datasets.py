@@ -199,7 +199,10 @@ def test_augmentation_is_timms(folder: Path) -> None:
     ("words", "said"),
     [
         (("--data-dir", ".", "--aa", "rnd-m9"), "{'auto_augment': 'rnd-m9'}: timm makes no augmentation of it"),
-        (("--aa", "rand-m9", "--reprob", "0.5"), "auto_augment, re_prob: for pictures; digits is augmented in its own"),
+        (
+            ("--aa", "rand-m9", "--reprob", "0.5"),
+            "auto_augment, re_prob: for files of images; digits is augmented in its own",
+        ),
         (("--pretrained", "--aa", "rand-m9"), "no data to train on for --aa: name --dataset or --data-dir"),
     ],
 )

@@ -42,7 +42,7 @@ def test_all_bad_images_are_counted_at_once(folder: Path) -> None:
     (folder / "val" / "cow" / "1.png").write_bytes(b"no picture")
     whole = (folder / "train" / "bee" / "2.png").read_bytes()
     (folder / "train" / "bee" / "2.png").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(MissingError, match=r"^3 of the pictures opened cannot be read, 0 may be: ") as error:
+    with pytest.raises(MissingError, match=r"^3 of the images opened cannot be read, 0 may be: ") as error:
         scan_images(opened(folder))
     for name in ("train: ant/0.png ", "train: bee/2.png ", "validation: cow/1.png ", "--max-bad-images 3"):
         assert name in str(error.value)
@@ -63,14 +63,14 @@ def test_of_very_many_images_the_headers_are_read(kind: str, folder: Path, monke
     save_picture(folder / "train" / "ant" / f"cut.{kind}", size=(100, 100))
     whole = (folder / "train" / "ant" / f"cut.{kind}").read_bytes()
     (folder / "train" / "ant" / f"cut.{kind}").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(MissingError, match="1 of the pictures"):
+    with pytest.raises(MissingError, match="1 of the images"):
         scan_images(opened(folder))
     monkeypatch.setattr(scan, "MOST_WHOLE", 15)  # there are 16
     scan_images(opened(folder))
-    with pytest.raises(MissingError, match="1 of the pictures"):
+    with pytest.raises(MissingError, match="1 of the images"):
         scan_images(opened(folder), whole=True)
     (folder / "val" / "ant" / "0.png").write_bytes(b"")
-    with pytest.raises(MissingError, match="1 of the pictures"):
+    with pytest.raises(MissingError, match="1 of the images"):
         scan_images(opened(folder))
 
 
@@ -103,7 +103,7 @@ def test_images_outside_the_folder_of_a_class(folder: Path) -> None:
         save_picture(folder / split / "stray.png")
     data = opened(folder)
     assert data.num_classes == 4
-    assert data.notes[0] == "1 images of train outside the folder of a class are a class of their own"
+    assert data.notes[0] == "1 image of train outside the folders of classes: taken for a class without a name"
     (folder / "val" / "stray.png").unlink()
     with pytest.raises(MissingError, match="different classes: images outside the folder of a class"):
         opened(folder)

@@ -80,7 +80,7 @@ def test_a_data_set_of_them(own: Path) -> None:
 def test_splits_as_timms_info_says(own: Path) -> None:
     for path in list(own.iterdir()):
         path.rename(own / path.name.replace("train", "a").replace("val", "b"))
-    with pytest.raises(MissingError, match=r"no pictures for train; expected shards such as train-0000\.tar"):
+    with pytest.raises(MissingError, match=r"no images for train; expected shards such as train-0000\.tar"):
         open_shards(own)
     files = {"train": ["own-a-0001.tar", "own-a-0000.tar"], "validation": ["own-b-0000.tar"]}
     info = {split: {"filenames": names, "num_samples": 1, "shard_lengths": [1]} for split, names in files.items()}
@@ -116,7 +116,7 @@ def test_keys_and_kinds(tmp_path: Path) -> None:
 def test_a_class_without_a_picture_is_told_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     write_shard(tmp_path / "s.tar", {"1.png": PNG, "1.cls": b"0", "2.1.png": PNG, "2.cls": b"0", "3.cls": b"1"})
     assert len(Shards([tmp_path / "s.tar"])) == 1
-    assert caplog.messages == ["2 samples have a class and no picture (.jpg, .jpeg, .png, .webp, .ppm), as s.tar/2"]
+    assert caplog.messages == ["2 samples have a class and no image (.jpg, .jpeg, .png, .webp, .ppm), as s.tar/2"]
 
 
 @pytest.mark.parametrize("name", ["7.png", "7.cls"])
@@ -183,7 +183,7 @@ def test_damaged_pictures_are_counted_and_listed(own: Path) -> None:
         ({"1.png": PNG, "1.cls": b"cat"}, "1 has the class b'cat', expected a number from 0"),
         ({"1.png": PNG, "1.cls": b"-1"}, "1 has the class b'-1', expected"),
         ({"1.png": PNG, "1.cls": b"9" * 30}, "1 has the class b'999"),
-        ({"1.txt": b"", "1.cls": b"1"}, "own: no pictures for validation"),
+        ({"1.txt": b"", "1.cls": b"1"}, "own: no images for validation"),
     ],
 )
 def test_shards_that_cannot_be(says: Says, own: Path, files: dict[str, bytes], line: str) -> None:
@@ -199,7 +199,7 @@ def test_files_that_are_no_shards(says: Says, own: Path) -> None:
     shard.write_bytes(whole[:1600])
     assert "(unexpected end of data); a plain .tar is expected" in says(4, "test_resnet", *DATA)
     shard.unlink()
-    assert "no pictures for validation; expected shards such as validation-0000.tar" in says(4, "test_resnet", *DATA)
+    assert "no images for validation; expected shards such as validation-0000.tar" in says(4, "test_resnet", *DATA)
     assert "name the folder of its shards with --data-dir" in says(4, "test_resnet", "--dataset", "wds/own")
 
 

@@ -5,14 +5,17 @@ from __future__ import annotations
 from dataclasses import fields
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from compressor.deployment.estimate import estimate
 from compressor.deployment.export import Exported, export
 from compressor.deployment.registry import TARGETS, describe, make_target
+from compressor.deployment.target import Target
 from compressor.formats.errors import IntegrityError, UsageError
 from tests.helpers.file_commands import pack_module
 
@@ -21,13 +24,16 @@ def installed(name: str) -> bool:
     return all(find_spec(package) is not None for package in TARGETS[name].packages)
 
 
-every_target = pytest.mark.parametrize(
-    "name",
-    [
+def parameters(writes: bool) -> list[Any]:
+    """Returns the targets that write files, or those that do not; those that are not installed are skipped."""
+    return [
         pytest.param(name, marks=() if installed(name) else pytest.mark.skip(f"needs {TARGETS[name].install}"))
         for name in sorted(TARGETS)
-    ],
-)
+        if TARGETS[name].writes == writes
+    ]
+
+
+every_target = pytest.mark.parametrize("name", parameters(writes=True))
 
 
 def net() -> nn.Module:
@@ -70,12 +76,19 @@ def exported(packed_net: Path, tmp_path_factory: pytest.TempPathFactory) -> dict
     return Written()
 
 
+def within(path: Path) -> list[Path]:
+    """Returns a file, or the files of a folder."""
+    return sorted(each for each in path.rglob("*") if each.is_file()) if path.is_dir() else [path]
+
+
 @every_target
 def test_it_is_written_run_and_compared(name: str, exported: dict[str, Exported], packed_net: Path) -> None:
     done, target = exported[name], TARGETS[name]()
     assert done.path.suffix == target.suffix
     files = [done.path, *map(done.path.with_suffix, target.companions)]
-    assert done.exported == sum(path.stat().st_size for path in files) > 0
+    assert done.path.is_dir() == target.folder
+    assert done.exported == sum(path.stat().st_size for file in files for path in within(file)) > 0
+    assert done.run == target.runs
     assert {*done.path.parent.glob(f"{done.path.stem}.*")} >= {*files}
     assert (done.target, done.packed) == (name, packed_net.stat().st_size)
     assert 0 <= done.difference <= target.tolerance <= 1e-3
@@ -87,13 +100,13 @@ def test_it_is_written_run_and_compared(name: str, exported: dict[str, Exported]
 def test_it_is_the_same_again(name: str, exported: dict[str, Exported], packed_net: Path, tmp_path: Path) -> None:
     again = export_net(packed_net, name, tmp_path / f"again{TARGETS[name].suffix}")
     for ending in (TARGETS[name].suffix, *TARGETS[name].companions):
-        written = again.path.with_suffix(ending), exported[name].path.with_suffix(ending)
-        assert written[0].read_bytes() == written[1].read_bytes()
+        written = within(again.path.with_suffix(ending)), within(exported[name].path.with_suffix(ending))
+        assert [path.read_bytes() for path in written[0]] == [path.read_bytes() for path in written[1]]
 
 
 @every_target
 def test_it_says_nothing_of_this_machine(name: str, exported: dict[str, Exported]) -> None:
-    data = exported[name].path.read_bytes()
+    data = b"".join(path.read_bytes() for path in within(exported[name].path))
     for path in (Path(__file__).resolve().parents[2], Path(np.__file__).parent):
         assert str(path).encode() not in data
 
@@ -102,12 +115,33 @@ def test_it_says_nothing_of_this_machine(name: str, exported: dict[str, Exported
 def test_what_computes_something_else_is_not_written(
     name: str, exported: dict[str, Exported], packed_net: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    data = exported[name].path.read_bytes()
+    data = within(exported[name].path)[0].read_bytes()
     endings = TARGETS[name].suffix, *TARGETS[name].companions
     monkeypatch.setattr(TARGETS[name], "build", lambda self, model: dict.fromkeys(endings, data))
     monkeypatch.setattr(TARGETS[name], "difference", lambda self, written, model: float("nan"))
     with pytest.raises(IntegrityError, match="differs by nan"):
         export_net(packed_net, name, tmp_path / f"out{TARGETS[name].suffix}")
+    assert not list(tmp_path.iterdir())
+
+
+@every_target
+def test_where_there_is_no_estimate_it_says_what_to_do(name: str, packed_net: Path) -> None:
+    if TARGETS[name].estimate is Target.estimate:
+        with pytest.raises(UsageError, match=f"target '{name}' gives no estimate: without --estimate it writes"):
+            estimate(packed_net, name)
+    else:
+        assert estimate(packed_net, name).layers
+
+
+@pytest.mark.parametrize("name", parameters(writes=False))
+def test_what_writes_no_file_estimates_layers(name: str, packed_net: Path, tmp_path: Path) -> None:
+    found = estimate(packed_net, name)
+    assert (found.target, found.limits) == (name, TARGETS[name].limits)
+    assert [layer.site for layer in found.layers] == ["0.weight", "5.weight"]
+    assert [layer.shape for layer in found.layers] == [(32, 3, 3, 3), (64, 128)]
+    assert found.total.per_tensor == sum(layer.per_tensor for layer in found.layers) < found.total.uncoded
+    with pytest.raises(UsageError, match=f"target '{name}' writes no file: --estimate"):
+        export_net(packed_net, name, tmp_path / "net")
     assert not list(tmp_path.iterdir())
 
 

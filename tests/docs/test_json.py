@@ -12,10 +12,15 @@ from typing import Any
 
 import pytest
 
+from compressor.cli.about import PACKAGES
+from compressor.cli.main import cli
 from compressor.report.schema import SCHEMA_VERSION, with_units
 from tests.helpers.file_commands import MODEL, Ran, timm_file, type_
+from tests.helpers.pictures import write_folder
 
 __all__ = ["timm_file", "type_"]  # the fixtures
+
+pytestmark = pytest.mark.usefixtures("one_worker")
 
 TEXT = (Path(__file__).resolve().parents[2] / "docs" / "json.md").read_text(encoding="utf-8")
 SECTIONS = dict(re.findall(r"^## (.*?)\n(.*?)(?=^## |\Z)", TEXT, re.DOTALL | re.MULTILINE))
@@ -46,8 +51,8 @@ def test_what_all_documents_have(type_: Callable[..., Ran], timm_file: Path) -> 
 def test_what_inspect_says(type_: Callable[..., Ran], timm_file: Path) -> None:
     found = json.loads(type_("inspect", str(timm_file), "--json")[1])
     assert found.keys() - COMMON == keys("`compress MODEL`") - {
-        "missed", "target", "history", "summary", "teacher", "seed"
-    } | {"file", "model", "preprocessing", "recipe"}  # fmt: skip
+        "classes", "missed", "target", "history", "summary", "teacher", "seed"
+    } | {"file", "hub", "model", "preprocessing", "recipe"}  # fmt: skip
     assert found["model"]["name"] == MODEL
     (row,) = re.findall(r"^\| `sites` \| (.*) \|$", TEXT, re.MULTILINE)[:1]
     for key in found["sites"][0]:
@@ -66,6 +71,56 @@ def test_a_model_has_one_form(type_: Callable[..., Ran], timm_file: Path, comman
     found = json.loads(out)
     assert found["model"] == {"name": MODEL, "args": {"num_classes": 10, "in_chans": 1}}
     assert found["recipe"]["stage"][0]["rule"][0]["codewords"] == 4
+
+
+OTHERS: dict[str, tuple[str, ...]] = {
+    "--dry-run": (MODEL, "--dry-run"),
+    "eval": ("eval", "own.safetensors", "--dataset", "digits", "--per-class"),
+    "verify": ("verify", "own.safetensors"),
+    "sweep": ("sweep", MODEL, "--bits", "2,3", "--dry-run"),
+    "report": ("report", "own.safetensors"),
+    "export": ("export", "own.safetensors", "--to", "reader"),
+    "targets": ("targets",),
+    "check-data": ("check-data", "images"),
+    "schemes": ("schemes",),
+    "zoo list": ("zoo", "list"),
+    "diff": ("diff", "own.safetensors", "own.safetensors"),
+    "env": ("env",),
+}
+WITHOUT = {
+    "sweep": {"folder"}, "--dry-run": {"model", "preprocessing", "recipe"}, "eval": {"model", "preprocessing"},
+    "export": {"layers", "total"},
+}  # fmt: skip
+"""Keys that only a sweep that ran has, or an estimate; and those that are described above, for several commands."""
+
+
+def described(command: str) -> tuple[set[str], str]:
+    """Returns the keys of a document that the page names for a command, and the whole text."""
+    (text,) = re.findall(rf"^\| `{command}` \| (.*) \|$", SECTIONS["The others"], re.MULTILINE)
+    return set(re.findall(r"`([a-z0-9_]+)`", re.sub(r"\([^()]*\)", "", text))), text
+
+
+@pytest.mark.parametrize("command", OTHERS)
+def test_the_keys_of_every_command(command: str, type_: Callable[..., Ran], timm_file: Path, own_folder: Path) -> None:
+    (own_folder / "own.safetensors").write_bytes(timm_file.read_bytes())
+    if command == "check-data":
+        write_folder(own_folder / "images", {"train": 1, "val": 1})
+    code, out, err = type_(*OTHERS[command], "--json")
+    assert code == 0, err
+    found = json.loads(out)
+    keys, text = described(command)
+    shared = COMMON | {"file", "hub", "top1"} | WITHOUT.get(command, set())
+    packages = set(found["versions"]) | {name for name in found if name in PACKAGES}
+    assert found.keys() - shared - packages == keys - shared
+    rows = next((value for value in found.values() if isinstance(value, list) and value and type(value[0]) is dict), [])
+    for key in {key for row in rows for key in row} if command not in ("zoo list", "check-data") else ():
+        assert re.search(rf"\b{key}\b", text), key
+
+
+def test_every_command_with_a_document_is_on_the_page() -> None:
+    with_json = {name for name, one in cli.commands.items() if any("--json" in option.opts for option in one.params)}
+    on_page = {name for name in OTHERS if not name.startswith("-")} | {"run", "pack", "inspect", "sensitivity", "push"}
+    assert with_json | {"zoo list"} == on_page
 
 
 def test_units_are_those_of_the_keys() -> None:

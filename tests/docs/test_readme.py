@@ -11,7 +11,6 @@ import pytest
 
 from compressor import Recipe
 from compressor.cli.main import cli
-from compressor.formats import errors
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -62,10 +61,3 @@ def test_options_and_commands_exist() -> None:
         assert not isinstance(command, click.Group) or words[2] in command.commands
         known = {option for parameter in command.params for option in parameter.opts}
         assert {word for word in words if word.startswith("--")} <= known
-
-
-def test_exit_codes_are_those_of_the_errors() -> None:
-    rows = re.findall(r"^\| ([\d, ]+) \|", README, re.MULTILINE)
-    stated = {int(code) for row in rows for code in row.split(",")}
-    raised = {getattr(errors, name).exit_code for name in errors.__all__ if name.endswith("Error")}
-    assert stated == raised | {0, 129, 130, 143}

@@ -25,7 +25,8 @@ from safetensors.torch import load, save
 from compressor import Compressor, Policy, Rule
 from compressor.cli.main import run
 from compressor.formats.errors import PolicyError
-from compressor.models.hub import create_pretrained, is_reachable
+from compressor.formats.io.hub import is_reachable
+from compressor.models.hub import create_pretrained
 from tests.faults.test_damaged_files import Says, says
 
 __all__ = ["says"]  # the fixture
@@ -113,7 +114,7 @@ def test_which_errors_mean_that_the_hub_is_unreachable(
     monkeypatch: pytest.MonkeyPatch, error: Exception, there: bool
 ) -> None:
     """Whatever it answers: the hub's client may have a token, or know other certificates."""
-    monkeypatch.setattr("compressor.models.hub.urlopen", Mock(side_effect=error))
+    monkeypatch.setattr("compressor.formats.io.hub.urlopen", Mock(side_effect=error))
     assert is_reachable() is there
 
 
@@ -191,5 +192,5 @@ def test_unknown_model(says: Says) -> None:
 def test_bits_out_of_range(says: Says) -> None:
     for scheme, bits in (("learnt", "17"), ("learnt", "0"), ("fixed", "1"), ("ttq", "3"), ("inq", "1")):
         said = says(2, MODEL, "--scheme", scheme, "--bits", bits)
-        assert said.startswith(f"error: scheme '{scheme}'"), said
-        assert f"got {bits}" in said
+        assert said.startswith((f"error: scheme '{scheme}'", "error: Invalid value for '--bits'")), said
+        assert f"got {bits}" in said or f"'{bits}', expected" in said

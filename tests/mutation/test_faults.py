@@ -13,7 +13,8 @@ LEAST = 120
 ROOMS = {
     "cli/": 10, "model_zoo/": 3, "compressor/api/": 5, "compressor/checkpointing/": 5, "compressor/clustering/": 5,
     "compressor/data/": 5, "compressor/deployment/": 5, "compressor/distributed/": 5, "compressor/lifecycle/": 5,
-    "compressor/models/": 5, "compressor/ops/": 5, "compressor/policy/": 5, "compressor/report/": 5,
+    "compressor/models/": 5, "compressor/ops/": 5, "compressor/policy/": 5, "compressor/publishing/": 5,
+    "compressor/report/": 5,
     "compressor/schemes/": 30, "compressor/sharing/": 5, "compressor/sweep/": 5, "compressor/targets/": 5,
     "compressor/training/": 20, "formats/codecs/": 10, "formats/file/": 20, "formats/inference/": 5, "formats/io/": 5,
     "formats/jit/": 5,

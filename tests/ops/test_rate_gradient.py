@@ -13,7 +13,7 @@ from hypothesis.extra.numpy import arrays
 from torch import Tensor
 
 from compressor.formats.jit import cache
-from compressor.ops.rate_gradient import priced, rate_gradient
+from compressor.ops.rate_gradient import rate_gradient, with_rate_gradient
 
 finite = st.floats(-(2.0**20), 2.0**20, width=32)
 
@@ -77,7 +77,9 @@ def test_it_is_the_gradient_of_the_length_between_levels() -> None:
         cells = exact.floor().long()
         return float((lengths[cells] + (exact - cells) * (lengths[cells + 1] - lengths[cells])).sum())
 
-    cost = priced(master, torch.tensor(7.0), (lengths.diff() / step).float(), torch.tensor([1 / step, float(least)]))
+    cost = with_rate_gradient(
+        master, torch.tensor(7.0), (lengths.diff() / step).float(), torch.tensor([1 / step, float(least)])
+    )
     assert cost.item() == 7.0
     (3 * cost).backward()
     assert master.grad is not None
@@ -88,7 +90,7 @@ def test_it_is_the_gradient_of_the_length_between_levels() -> None:
 
 def test_the_gradient_of_the_network_is_added_to_it() -> None:
     master = torch.tensor([0.3, -0.3], requires_grad=True)
-    cost = priced(master, torch.tensor(0.0), torch.tensor([-2.0, 2.0]), torch.tensor([1.0, -1.0]))
+    cost = with_rate_gradient(master, torch.tensor(0.0), torch.tensor([-2.0, 2.0]), torch.tensor([1.0, -1.0]))
     (5 * master.sum() + cost).backward()
     assert master.grad is not None
     assert master.grad.tolist() == [7.0, 3.0]

@@ -32,9 +32,9 @@ def test_default_sites_are_weights_of_linear_and_conv(model: nn.Module) -> None:
 def test_first_match_wins_and_schemes_are_inherited(model: nn.Module) -> None:
     policy = Policy([Rule("fc", bits=8), Rule.ignore("conv1"), Rule("*", scheme="kmeans", bits=4)])
     found = plans(policy, model)
-    assert found["fc.weight"] == "KMeans(codewords=256)"
+    assert found["fc.weight"] == "kmeans codewords=256"
     assert found["conv1.0.weight" if "conv1.0.weight" in found else "conv1.weight"] == "ignored by rule 2 (conv1)"
-    assert found["layer1.0.conv1.weight"] == "KMeans(codewords=16)"
+    assert found["layer1.0.conv1.weight"] == "kmeans codewords=16"
 
 
 @pytest.mark.parametrize(
@@ -49,13 +49,13 @@ def test_first_match_wins_and_schemes_are_inherited(model: nn.Module) -> None:
 )
 def test_patterns_match_tensors_and_modules_above(model: nn.Module, match: str, hit: str) -> None:
     found = plans(Policy([Rule(match, scheme="kmeans", bits=3), Rule("*", scheme="learnt", bits=4)]), model)
-    assert found[hit] == "KMeans(codewords=8)"
-    assert found["layer4.0.conv2.weight"] == "Learnt(codewords=16)"
+    assert found[hit] == "kmeans codewords=8"
+    assert found["layer4.0.conv2.weight"] == "learnt codewords=16"
 
 
 def test_types_narrow_a_rule(model: nn.Module) -> None:
     found = plans(Policy([Rule("*", "kmeans", types=["Linear"], bits=8), Rule("*", scheme="learnt", bits=4)]), model)
-    assert [name for name, plan in found.items() if plan.startswith("KMeans")] == ["fc.weight"]
+    assert [name for name, plan in found.items() if plan.startswith("kmeans ")] == ["fc.weight"]
 
 
 def test_other_tensors_are_shared_only_when_spelt_out() -> None:

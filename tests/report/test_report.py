@@ -82,6 +82,24 @@ def test_tables_fit_the_width(packed: tuple[Compressor, Packed], width: int) -> 
     assert "ignored by rule 2 (conv1)" in report.table(width, everything=True)
 
 
+def test_the_legend_is_that_of_the_columns_shown(packed: tuple[Compressor, Packed]) -> None:
+    report = packed[1].report()
+    wide, narrow = report.table(200), report.table(70)
+    assert "indices, codebook and overhead in bytes; codewords: shared values" in " ".join(wide.split())
+    assert "codewords" not in narrow
+    assert "overhead" not in narrow
+    assert "indices in bytes" in " ".join(narrow.split())
+
+
+def test_what_is_left_out_is_asked_for_as_the_reader_can(packed: tuple[Compressor, Packed]) -> None:
+    report = packed[1].report()
+    hidden = len(report.rows) - 10
+    assert hidden > 0
+    assert f"({hidden} more: table(everything=True))" in str(report)
+    assert f"({hidden} more: --all)" in report.table(120, how="--all")
+    assert "--all" not in str(report)
+
+
 def test_json_and_markdown(packed: tuple[Compressor, Packed]) -> None:
     report = packed[1].report()
     said = json.loads(report.to_json())

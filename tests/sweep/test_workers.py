@@ -181,3 +181,47 @@ def test_of_three_workers_on_one_journal_one_is_killed_and_every_row_is_there_on
     by_others = [name for output in outputs[1:] for name in output]
     assert taken in by_others  # taken over
     assert len(by_others) == len(set(by_others))
+
+
+# A worker that is killed when the process of its row has ended: before the line of the row, or between line and table.
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+from compressor.sweep import ledger
+from compressor.sweep.grid import rows_of
+from compressor.sweep.leases import SoleLeases
+from compressor.sweep.workers import Worker
+from tests.sweep.test_workers import command
+folder, shared = Path(sys.argv[2]), sys.argv[4] == "shared"
+def kill(*_, **__):
+    os.kill(os.getpid(), signal.SIGKILL)
+holder, name = {"line": (ledger.Ledger, "_add"), "table": (ledger, "write_atomically")}.get(sys.argv[3], (None, ""))
+if holder is not None:
+    setattr(holder, name, kill)
+leases = SoleLeases()
+if shared:
+    from compressor.sweep.shared_leases import SharedLeases
+    leases = SharedLeases(str(folder / "journal.log"), "a sweep", interval=0.2)
+ledger.Ledger(folder).restore_table()
+sys.exit(len(Worker(ledger.Ledger(folder), leases, lambda row: command(folder, row)).run(rows_of([{"bits": [1, 2]}]))))
+"""
+
+
+@pytest.mark.parametrize("leases", ["sole", "shared"])
+@pytest.mark.parametrize(("before", "runs"), [("line", 2), ("table", 1)])
+def test_a_worker_that_is_killed_between_the_end_of_a_row_and_its_record(
+    tmp_path: Path, leases: str, before: str, runs: int
+) -> None:
+    if leases == "shared":
+        pytest.importorskip("optuna", reason="needs the extra sweep")
+    words = [sys.executable, "-c", KILLED, str(Path(__file__).parents[2]), str(tmp_path)]
+    killed = subprocess.run([*words, before, leases], timeout=120, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert recorded(tmp_path) == (["bits1"] if before == "table" else [])
+    assert not (tmp_path / "rows.csv").exists()
+    assert subprocess.run([*words, "never", leases], timeout=120, check=False).returncode == 0
+    assert recorded(tmp_path) == ["bits1", "bits2"]
+    assert sorted((tmp_path / "started").read_text().split()) == ["bits1"] * runs + ["bits2"]
+    table = (tmp_path / "rows.csv").read_text().splitlines()
+    assert sorted(line.split(",")[0] for line in table) == ["bits1", "bits2", "row"]

@@ -48,7 +48,7 @@ def test_a_field_that_is_added_is_a_key_of_a_recipe() -> None:
     recipe = Recipe.from_toml(f"[[stage]]\nclip_grad = 3\n{RULE}")
     assert recipe.to_dict()["stage"][0]["clip_grad"] == 3.0
     assert Recipe.from_dict(recipe.to_dict()) == recipe
-    with pytest.raises(PolicyError, match="stage 1, clip_grad: Input should be greater than or equal to 0, got -1"):
+    with pytest.raises(PolicyError, match="stage 1, clip_grad: expected at least 0, got -1"):
         Recipe.from_toml(f"[[stage]]\nclip_grad = -1\n{RULE}")
 
 
@@ -131,10 +131,10 @@ def test_a_callback_computes_in_full_precision() -> None:
         ({"config": 0}, "epochs must be at least 1, got 0; without training go on with finish()"),
         ({"config": TrainingConfig(epochs=0)}, "epochs must be at least 1, got 0; without training go on with finish"),
         ({"grad_accum": 0}, "grad_accum must be at least 1, got 0"),
-        ({"config": 2.0}, "epochs: Input should be a valid integer, got 2.0"),
-        ({"config": "2"}, "epochs: Input should be a valid integer, got '2'"),
-        ({"lr": -1}, "lr: Input should be greater than or equal to 0, got -1"),
-        ({"epochs": "two"}, "epochs: Input should be a valid integer, got 'two'"),
+        ({"config": 2.0}, "epochs: expected a whole number, got 2.0"),
+        ({"config": "2"}, "epochs: expected a whole number, got '2'"),
+        ({"lr": -1}, "lr: expected at least 0, got -1"),
+        ({"epochs": "two"}, "epochs: expected a whole number, got 'two'"),
         (
             {"mixup": make_mixup(1.0, 0.0, 0.0, 3), "cutmix": 1.0},
             "mixup is a mixer of your own, which does all of the",

@@ -14,7 +14,7 @@ from compressor.training.evaluation import Evaluation, evaluate
     ("right", "images", "low", "high"), [(8, 10, 0.4902, 0.9433), (0, 10, 0.0, 0.2775), (90, 100, 0.8256, 0.9448)]
 )
 def test_the_interval_is_wilsons(right: int, images: int, low: float, high: float) -> None:
-    found = Evaluation(torch.arange(images) < right)
+    found = Evaluation(torch.arange(images) < right, torch.zeros(images))
     assert (found.n, found.top1) == (images, right / images)
     assert found.interval == pytest.approx((low, high), abs=5e-5)
 
@@ -25,6 +25,7 @@ def test_dropout_is_off_and_the_mode_is_restored(training: bool) -> None:
     inputs = torch.eye(4)
     found = evaluate(model, [(inputs[:3], torch.tensor([0, 1, 0])), (inputs[3:], torch.tensor([3]))])
     assert found.correct.tolist() == [True, True, False, True]
+    assert found.labels.tolist() == [0, 1, 0, 3]
     assert model.training is training
     assert model[0].training is training
 

@@ -80,7 +80,7 @@ def test_a_job_describes_itself() -> None:
     model = nn.Sequential(nn.Linear(8, 16), nn.Linear(16, 3), nn.Linear(3, 3))
     policy = Policy([Rule("1", bits=2), Rule.ignore("2"), Rule("*", scheme="kmeans", bits=1)])
     job = Compressor(model, policy, teacher=None)
-    shared = "2 tensors with 176 weights by KMeans(codewords=2) of 1, KMeans(codewords=4) of 1, 1 left alone"
+    shared = "2 tensors with 176 weights by kmeans codewords=2 of 1, kmeans codewords=4 of 1, 1 left alone"
     assert repr(job) == f"<Compressor: {shared}; new>"
     assert repr(job.prepare()) == f"<Compressor: {shared}; prepared>"
     job.finetune(loader(), epochs=1, lr=0.0)

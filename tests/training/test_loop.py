@@ -59,7 +59,7 @@ def test_evaluation_keeps_the_mode_and_counts() -> None:
     result = evaluate(model, loader())
     assert model.training
     assert result.n == 20
-    low, high = Evaluation(torch.tensor([True, False])).interval
+    low, high = Evaluation(torch.tensor([True, False]), torch.zeros(2)).interval
     assert low == pytest.approx(0.0945, abs=1e-3)
     assert high == pytest.approx(0.9055, abs=1e-3)
     with pytest.raises(MissingError, match="empty"):

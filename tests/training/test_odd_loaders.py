@@ -111,7 +111,7 @@ def test_a_data_set_to_evaluate_on_is_no_loader() -> None:
 
 def test_optimisers_of_second_order() -> None:
     job = prepared()
-    with pytest.raises(UsageError, match=r"^optimiser 'adahessian' with .*: it needs second derivatives, which"):
+    with pytest.raises(UsageError, match=r"^opt 'adahessian' with .*: it needs second derivatives, which"):
         job.finetune(good(), epochs=1, opt="adahessian")
     assert job.steps == 0
 

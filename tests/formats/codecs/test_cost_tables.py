@@ -10,7 +10,15 @@ from numpy.typing import NDArray
 
 from compressor.formats.codecs import cost_tables
 from compressor.formats.codecs.bit_text import BitReader, golomb, to_bytes
-from compressor.formats.codecs.cost_tables import CostTables, Curve, List, choose_tables, read_tables, write_tables
+from compressor.formats.codecs.cost_tables import (
+    CostTables,
+    Curve,
+    List,
+    choose_tables,
+    frequencies_of,
+    read_tables,
+    write_tables,
+)
 from compressor.formats.codecs.frequencies import FRACTION, code_lengths, fixed_log2
 from compressor.formats.errors import FormatError
 from tests.helpers import slow_ans
@@ -90,6 +98,21 @@ def test_frequencies_worked_by_hand() -> None:
     assert tables.frequencies(3, 4).tolist() == [[7, 4, 5]]
 
 
+def test_tables_of_several_parts_stand_one_below_the_other() -> None:
+    """Each has the frequencies that it has alone, whatever centre, unit and number of codewords the others have."""
+    parts = [
+        (CostTables(2, 1, 0, (Curve((3, 2)),)), 4),
+        (CostTables(0, 3, 1, (Curve(()), List(0, 1, (8, -3)))), 2),
+        (CostTables(30, 0, 2, (List(30, 9, (1,) * 10 + (0,) * 30), Curve((1,) * 6))), 40),
+    ]
+    found = frequencies_of(parts, 9)
+    assert found.shape == (5, 40)
+    alone = [table.frequencies(codewords, 9) for table, codewords in parts]
+    rows = [[*row, *[0] * (40 - len(row))] for one in alone for row in one.tolist()]
+    assert found.tolist() == rows
+    assert (found.sum(1) == 512).all()
+
+
 def test_every_codeword_may_take_the_one_slot_it_has() -> None:
     tables = CostTables(0, 0, 0, (List(0, 255, (0,) * 256),))
     assert tables.frequencies(256, 8).tolist() == [[1] * 256]
@@ -129,7 +152,8 @@ def test_any_increments_stay_whole_numbers_in_range() -> None:
 
 def test_weights_are_powers_of_two() -> None:
     exact = 2.0 ** (31 - np.arange(128) / 8)
-    assert np.abs(cost_tables._weights(np.arange(128)) / exact - 1).max() < 2e-5
+    assert np.abs(cost_tables._WEIGHTS[:128] / exact - 1).max() < 2e-5
+    assert cost_tables._WEIGHTS[128:].tolist() == [0]
 
 
 def test_logarithms_of_large_numbers_are_the_same_everywhere() -> None:

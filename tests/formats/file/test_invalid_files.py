@@ -114,9 +114,13 @@ def test_check_lists_every_bad_part(version: int) -> None:
         assert len(file.check()) >= 4
 
 
-@pytest.mark.parametrize("data", [b"", b"\0", bytes(7)])
+@pytest.mark.parametrize("data", [b"\0", bytes(7), b"a text"])
 def test_too_short(data: bytes) -> None:
     refuse(data, FormatError, "too short")
+
+
+def test_an_empty_file_is_called_so() -> None:
+    refuse(b"", FormatError, "an empty file")
 
 
 @pytest.mark.parametrize("length", [1 << 63, (1 << 64) - 1, (16 << 20) + 1, 5000])

@@ -30,7 +30,8 @@ from compressor.cli.evaluation import _check_head, _data
 from compressor.cli.files import open_packed
 from compressor.cli.preprocessing import PreprocessingConfig
 from compressor.data import datasets
-from compressor.data.datasets import BUILT_IN, Dataset, _digits
+from compressor.data.built_in import BUILT_IN
+from compressor.data.datasets import Dataset, _digits
 from compressor.formats.codecs.registry import CODECS
 from compressor.formats.content import Content, RawTensor, SharedTensor, Table
 from compressor.formats.errors import FileError, MissingError, UsageError

@@ -11,33 +11,32 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from compressor.data.splits import UNREADABLE, check_pictures
+from compressor.data.splits import UNREADABLE, check_readable
 from compressor.formats.errors import MissingError
 from compressor.training.evaluation import Evaluation
 from compressor.training.modes import eval_mode
 from compressor.training.out_of_memory import predict
 
-__all__ = ["TOP", "Measurement", "measure"]
+__all__ = ["TOP", "DetailedEvaluation", "measure"]
 
 TOP = 5
 """Classes among which the right one may be, for top-5."""
 
 
 @dataclass(frozen=True, eq=False)
-class Measurement(Evaluation):
+class DetailedEvaluation(Evaluation):
     """How a model answers for each image of a data set.
 
     Args:
         correct: bool[n], whether the class of each image was predicted.
+        labels: int64[n], the classes.
         in_top5: bool[n], whether it was among the five classes with the highest scores.
         losses: float32[n], cross-entropy in nats.
-        labels: int64[n], the classes.
         seconds: that it took, reading the images included.
     """
 
     in_top5: Tensor
     losses: Tensor
-    labels: Tensor
     seconds: float
 
     @property
@@ -55,15 +54,9 @@ class Measurement(Evaluation):
         """The number of images that were read and classified in a second."""
         return self.n / max(self.seconds, 1e-9)
 
-    def by_class(self, classes: int) -> list[tuple[int, int]]:
-        """Returns for each class the number of its images, and of those that were predicted right."""
-        images = torch.bincount(self.labels, minlength=classes)
-        right = torch.bincount(self.labels[self.correct], minlength=classes)
-        return list(zip(images.tolist(), right.tolist(), strict=True))
-
 
 @torch.no_grad()
-def measure(model: nn.Module, loader: Iterable[Any]) -> Measurement:
+def measure(model: nn.Module, loader: Iterable[Any]) -> DetailedEvaluation:
     """Measures a model on a data set, in eval mode and in one process; images that cannot be read are left out.
 
     Args:
@@ -83,15 +76,15 @@ def measure(model: nn.Module, loader: Iterable[Any]) -> Measurement:
                 scores = predict(model, inputs[there], device, lambda output: output.float())
                 parts.append(_figures(scores, targets[there]))
     seconds = time.perf_counter() - started
-    check_pictures(loader)
+    check_readable(loader)
     if not parts:
         raise MissingError("the data set to evaluate on is empty")
-    correct, in_top5, losses, labels = (torch.cat(part) for part in zip(*parts, strict=True))
-    return Measurement(correct, in_top5, losses, labels, seconds)
+    correct, labels, in_top5, losses = (torch.cat(part) for part in zip(*parts, strict=True))
+    return DetailedEvaluation(correct, labels, in_top5, losses, seconds)
 
 
 def _figures(scores: Tensor, targets: Tensor) -> tuple[Tensor, ...]:
-    """Returns for each image whether its class is the best, and among the five best, its loss, and its class."""
+    """Returns for each image whether its class is the best, its class, whether it is in the top five, and the loss."""
     best = scores.topk(min(TOP, scores.shape[1]), dim=1).indices
     losses = functional.cross_entropy(scores, targets, reduction="none")
-    return scores.argmax(dim=1) == targets, (best == targets[:, None]).any(1), losses, targets
+    return scores.argmax(dim=1) == targets, targets, (best == targets[:, None]).any(1), losses

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from compressor.data.splits import UNREADABLE
 from compressor.formats.errors import MissingError
+from compressor.training.detailed_evaluation import measure
 from compressor.training.evaluation import evaluate
-from compressor.training.measurement import measure
 
 
 def batches(count: int, classes: int) -> list[tuple[Tensor, Tensor]]:
@@ -33,9 +33,11 @@ def test_figures_are_those_of_a_slow_twin(classes: int) -> None:
     assert found.loss == pytest.approx(sum(losses) / 40, rel=1e-5)
     assert found.n == 40
     assert torch.equal(found.correct, evaluate(nn.Identity(), data).correct)
-    for number, (images, right) in enumerate(found.by_class(classes)):
+    other = evaluate(nn.Identity(), data)
+    counts = zip(found.count(classes), other.count(classes), found.count(classes, other.correct), strict=True)
+    for number, (images, same, right) in enumerate(counts):
         own = [rank for rank, (_, label) in zip(above, rows, strict=True) if label == number]
-        assert (images, right) == (len(own), sum(rank == 0 for rank in own))
+        assert (images, same, right) == (len(own), len(own), sum(rank == 0 for rank in own))
     assert found.images_per_second > 0
 
 

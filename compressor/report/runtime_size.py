@@ -1,0 +1,24 @@
+"""How many bytes a packed file takes in the form of another runtime."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+__all__ = ["RuntimeSize"]
+
+
+@dataclass(frozen=True)
+class RuntimeSize:
+    """The size of one export.
+
+    Args:
+        target: id of the target of the export.
+        what: the target writes, in a sentence.
+        bytes: of the file and of its companions; None where it could not be written.
+        why_not: why it could not be written; "" where it was.
+    """
+
+    target: str
+    what: str
+    bytes: int | None
+    why_not: str = ""
