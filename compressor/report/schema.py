@@ -15,8 +15,8 @@ UNITS = {
     "entropy": BITS, "coded": BITS, "sqnr": "dB", "zeros": SHARE, "fixed": SHARE, "changed": SHARE,
     "top1": SHARE, "top5": SHARE, "dense": BYTES, "file": BYTES, "indices": BYTES, "codebooks": BYTES,
     "codebook": BYTES, "untouched": BYTES, "header": BYTES, "checksums": BYTES, "overhead": BYTES, "gap_coded": BYTES,
-    "size": BYTES, "target_size": BYTES, "least": BYTES, "predicted": BYTES, "bytes": BYTES, "dense_bytes": BYTES, "packed": BYTES,
-    "exported": BYTES, "uncoded": BYTES, "per_tensor": BYTES, "per_channel": BYTES,
+    "size": BYTES, "target_size": BYTES, "least": BYTES, "predicted": BYTES, "bytes": BYTES, "dense_bytes": BYTES,
+    "packed": BYTES, "exported": BYTES, "uncoded": BYTES, "per_tensor": BYTES, "per_channel": BYTES,
     "dense_top1": SHARE, "deviation": SHARE, "low": SHARE, "high": SHARE,
     "rate": "nats of an image a bit", "price": "nats of an image a bit",
 }  # fmt: skip
