@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import nn
 
@@ -19,9 +19,10 @@ __all__ = ["DropControl", "TopOneDrop", "next_share", "shrinking"]
 
 _log = logging.getLogger(__name__)
 
-SMALLEST = 0.1  # of the bytes of indices before training, if every epoch allows it: about what training gains
-LEAST_SHARE = 0.5  # of the bytes of indices that one epoch keeps at least
+SMALLEST = 0.4  # of the bytes of indices before training, if every epoch allows it: about what training gains
+LEAST_SHARE = 0.65  # of the bytes of indices that one epoch keeps at least
 SLACK = 0.1  # of the dense model's errors, by which a drop at the beginning of a training may be an over-estimate
+MOST_SLACK = 4.0  # times that, beyond which it is none
 CLOSE = 0.03  # a logarithm: bytes that the price is left to correct, and not the grid
 GLIDE = 3.0  # times, by which grids become coarser at most in the time of integration of the price
 COARSENED_UNTIL = 0.75  # of the training
@@ -59,6 +60,8 @@ class DropControl(SizeControl):
         dense: top-1 of the dense model on the validation images, 0 to 1.
     """
 
+    highest: ClassVar[float] = 30.0  # no size has been promised, and late in a training few weights follow a price
+
     def __init__(
         self,
         groups: Sequence[Group],
@@ -70,7 +73,7 @@ class DropControl(SizeControl):
         dense: float,
     ) -> None:
         super().__init__(groups, size, size, size_of, coded, measure)
-        self.allowed, self.dense, self.is_held = allowed, dense, False
+        self.allowed, self.dense, self.most, self.is_held = allowed, dense, size, False
 
     def drop(self, top1: float) -> float:
         """Returns the points that top-1 is below that of the dense model."""
@@ -120,9 +123,10 @@ class DropControl(SizeControl):
             return
         rest = self.lengths[0].rest
         size = (max if share > 1 else min)(self.predicted, self.target)
-        self._note_target(rest + share * max(size - rest, 1))
+        wanted = min(rest + share * max(size - rest, 1), self.most)  # at which post-training was within the drop
+        self._note_target(wanted)
         if share > 1:  # at once: finer grids harm nothing, and bring back a network that has lost its weights
-            missing = max(self.predicted - rest, 1) / (share * max(size - rest, 1))
+            missing = max(self.predicted - rest, 1) / max(wanted - rest, 1)
             self._rescale(max(missing ** (1 / BYTES_BY_STEP), 1 / GLIDE))
         self._note_error()
 
@@ -154,7 +158,7 @@ def shrinking(epochs: int) -> float:
 
     Example:
         >>> [round(shrinking(epochs), 2) for epochs in (1, 4, 10, 30)]
-        [0.5, 0.5, 0.72, 0.89]
+        [0.65, 0.74, 0.88, 0.96]
     """
     moves = (2 * epochs + 2) // 3  # before the first epoch, and after those of the first two thirds
     return float(max(SMALLEST ** (1 / moves), LEAST_SHARE))
@@ -165,7 +169,7 @@ def next_share(drop: float, allowed: float, slack: float, done: int, epochs: int
 
     A drop in the middle of a training is an over-estimate, for accuracy rises as the learning rate falls. So some slack
     is allowed, in proportion to the epochs that are left. Within it the target falls, in the first two thirds of the
-    training; beyond twice as much it rises, by the root of what it falls by.
+    training; beyond four times as much it rises, by the root of what it falls by.
 
     Args:
         drop: points of top-1, as measured now.
@@ -174,10 +178,10 @@ def next_share(drop: float, allowed: float, slack: float, done: int, epochs: int
         done, epochs: how many are done, and of all.
 
     Example:
-        >>> [round(next_share(drop, 0.5, 0.8, 2, 4), 2) for drop in (0.3, 0.9, 1.0, 1.4)]
-        [0.5, 0.5, 1.0, 1.41]
+        >>> [round(next_share(drop, 0.5, 0.8, 2, 4), 2) for drop in (0.3, 0.9, 1.0, 2.2)]
+        [0.74, 0.74, 1.0, 1.16]
     """
     left = slack * (1 - done / epochs)
-    if drop > allowed + 2 * left:
+    if drop > allowed + MOST_SLACK * left:
         return 1 / math.sqrt(shrinking(epochs))
     return shrinking(epochs) if drop <= allowed + left and 3 * done < 2 * epochs else 1.0

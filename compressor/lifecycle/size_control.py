@@ -6,6 +6,7 @@ import logging
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import ClassVar
 
 from compressor.lifecycle.settling import settle
 from compressor.lifecycle.target import AIM, NEAR
@@ -20,7 +21,7 @@ _log = logging.getLogger(__name__)
 INTEGRAL_TIME = 0.05  # of the training: the time in which a lasting error changes the price as much as a new one does
 GAIN = 8.0  # change of the price for a change of the size, both relative: bytes follow a price slowly, and by less
 MOST_CHANGE = 0.7  # of the logarithm of the price, between two counts
-HIGHEST, LOWEST = 1e4, 0.03  # times the first price
+LOWEST = 0.03  # times the first price
 MEASURED = 20  # times in a training that the file is made, to see what it takes: predictions drift from it
 LOOSE = 0.25  # of the first price: below it, a file that is too small is so for another reason
 REFINED_UNTIL = 0.5  # of the training, so that weights can follow their grid
@@ -58,6 +59,9 @@ class SizeControl:
     Optimization", NeurIPS 2022; the proportional term after Sohrabi, Ramirez, Zhang, Lacoste-Julien, Gallego-Posada,
     "On PI Controllers for Updating Lagrange Multipliers in Constrained Optimization", ICML 2024.
     """
+
+    highest: ClassVar[float] = 1e4
+    """The highest price, over the first one."""
 
     def __init__(
         self,
@@ -144,7 +148,7 @@ class SizeControl:
         error, before = self._error, self.lengths[0].error
         change = GAIN * (error - before + STEPS_BETWEEN_COUNTS / integral_steps * error)
         price = self.price * math.exp(min(max(change, -MOST_CHANGE), MOST_CHANGE))
-        price = min(max(price, LOWEST * self.first_price), HIGHEST * self.first_price)
+        price = min(max(price, LOWEST * self.first_price), self.highest * self.first_price)
         for length in self.lengths:
             length.reprice(price, error)
 

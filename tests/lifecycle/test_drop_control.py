@@ -70,12 +70,12 @@ def steps(control: DropControl) -> list[float]:
 def slow_shares(drops: list[float], allowed: float, errors: float, epochs: int) -> list[float]:
     """Returns by which shares the target changes, before the first epoch and after each but the last."""
     times = [done for done in range(epochs) if done < epochs * 2 / 3]
-    fall = max(math.pow(0.1, 1 / len(times)), 0.5)
+    fall = max(math.pow(0.4, 1 / len(times)), 0.65)
     shares = [fall]
     for done in range(1, epochs):
         drop, over = drops[done - 1], 0.1 * errors * (epochs - done) / epochs
-        if drop - allowed > 2 * over:
-            shares.append(fall**-0.5)
+        if drop - allowed > 4 * over:
+            shares.append(min(fall**-0.5, 1 / math.prod(shares)))
         elif drop - allowed > over or done not in times:
             shares.append(1.0)
         else:
@@ -88,8 +88,8 @@ def slow_shares(drops: list[float], allowed: float, errors: float, epochs: int) 
     [
         ([0.0, 0.0, 0.0], "--="),  # signs: before it, and after each epoch but the last
         ([0.0] * 6, "----=="),
-        ([5.0] * 6, "-+++++"),
-        ([1.2, 1.2, 1.2, 1.2, 0.9, 0.4], "--==++"),
+        ([5.0] * 6, "-++==="),  # no larger than post-training
+        ([1.2, 1.2, 1.2, 1.2, 0.9, 0.4], "--===="),
         ([0.0, 2.9, 0.7], "--+"),
         ([9.0], "-"),
     ],
@@ -116,7 +116,7 @@ def test_what_training_frees_by_itself_is_kept() -> None:
     rest = control.lengths[0].rest
     set_bits(control, rest + 0.3 * (SIZE - rest))
     after(Epoch(1, 4, loss=1.0), 0.9)
-    assert control.lengths[0].target - rest == pytest.approx(0.15 * (SIZE - rest), rel=1e-2)
+    assert control.lengths[0].target - rest == pytest.approx(0.3 * 0.4 ** (1 / 3) * (SIZE - rest), rel=1e-2)
 
 
 def test_grids_become_coarser_little_by_little_until_the_file_is_as_small_as_it_should_be() -> None:
@@ -139,12 +139,14 @@ def test_where_top1_has_fallen_too_far_grids_become_finer_at_once() -> None:
     control = control_of()
     after = control.following(None, VAL, 4)
     assert after is not None
+    fallen = control.target
+    set_bits(control, fallen)
     before, price = steps(control), control.price
     after(Epoch(3, 4, loss=1.0), 0.8)
-    finer = 2 ** (-0.5 / 0.7)
+    finer = 0.4 ** (0.5 / 3 / 0.7)
     assert steps(control) == pytest.approx([finer * step for step in before], rel=1e-5)
     assert control.price == pytest.approx(price * finer**2)
-    assert control.target > SIZE
+    assert fallen < control.target < SIZE
 
 
 def test_a_file_within_the_drop_beats_a_smaller_one_beyond_it() -> None:
@@ -164,7 +166,8 @@ def test_a_training_makes_the_file_smaller_and_keeps_top1(dense: nn.Sequential) 
     job = trained(dense, 6.0, epochs=4)
     found = job.search
     assert found is not None
-    assert [row["target_size"] < found.size for row in job.history] == [True] * 4
+    targets = [row["target_size"] for row in job.history]
+    assert min(targets) < max(targets) <= found.size
     packed = job.finish()
     assert len(packed.to_bytes()) < len(before.to_bytes())
     assert 100 * (evaluate(dense, VAL).top1 - evaluate(job.model, VAL).top1) <= 6.0
