@@ -53,7 +53,7 @@ def zoo_page() -> str:
         with PackedFile.open(path) as file:
             points.append(point_of_file(path, file, f"compress {name}"))
             details.append((points[-1], Details.of(file, None, None)))
-    return page(Comparison(configurations(points), details[:1], Bounds(size=100_000)))
+    return page(Comparison(configurations(points), details[:1], Bounds(size=40_000)))
 
 
 @pytest.fixture(scope="module")

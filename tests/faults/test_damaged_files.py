@@ -109,7 +109,7 @@ def huffman(place: int | slice, value: bytes) -> bytes:
 FAULTS: dict[str, tuple[Callable[[], bytes], type[Exception], str]] = {
     "empty file": (lambda: b"", FormatError, "an empty file"),
     "text": (lambda: b"just a note\n", UnsupportedError, "this is a text file, not a safetensors file"),
-    "short text": (lambda: b"a note", UnsupportedError, "this is a text file, not a safetensors file"),
+    "short text": (lambda: b"a note", FormatError, "6 bytes, too short"),
     "an image": (lambda: b"\x89PNG" + bytes(99), UnsupportedError, "this is an image (PNG), not a safetensors file"),
     "noise": (lambda: bytes(range(1, 99)), FormatError, "not a safetensors file, and so no packed one"),
     "seven bytes": (lambda: bytes(7), FormatError, "7 bytes, too short"),
