@@ -148,9 +148,13 @@ def test_with_a_drop_the_file_becomes_smaller_and_a_resumed_run_ends_in_the_same
 def test_with_a_drop_the_smallest_file_within_it_is_delivered(drops: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
     values, sizes, real = iter((1.0, 1.0, 1.0, -0.5, -0.5, -0.5)), list[int](), Packed.to_bytes
     monkeypatch.setattr("compressor.cli.so_far.evaluate", lambda *_: SimpleNamespace(top1=next(values)))
-    monkeypatch.setattr(
-        Packed, "to_bytes", lambda packed, codec: sizes.append(len(data := real(packed, codec))) or data
-    )
+
+    def noted(packed: Packed, codec: str) -> bytes:
+        data = real(packed, codec)
+        sizes.append(len(data))
+        return data
+
+    monkeypatch.setattr(Packed, "to_bytes", noted)
     said = drops(0, "--json")
     (line,) = [line for line in said.splitlines() if line.startswith("the file is the best so far")]
     assert line == f"the file is the best so far: {min(sizes[:3]):,} bytes, validation 100.0 %"

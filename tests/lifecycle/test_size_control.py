@@ -19,6 +19,7 @@ from compressor.formats.content import Grid
 from compressor.lifecycle.size_control import SizeControl
 from compressor.policy.policy import Policy, Rule
 from compressor.sharing.code_length import BITS, STEPS_BETWEEN_COUNTS, CodeLength
+from compressor.sharing.group import Group
 from compressor.training.loop import Epoch
 
 TARGET = 4_000
@@ -167,10 +168,12 @@ def test_where_the_price_has_no_grip_grids_become_finer_until_half_the_training(
             length.reprice(price, math.log(900 / 993))
         control.on_step(steps, 800)
         assert [length.grid < grid for length, grid in zip(control.lengths, first, strict=True)] == [finer, finer]
-    steps = [length.grid[1] / grid[1] for length, grid in zip(control.lengths, first, strict=True)]
-    assert steps == pytest.approx([0.9 ** (1 / 0.7)] * 2)
+    factors = [length.grid[1] / grid[1] for length, grid in zip(control.lengths, first, strict=True)]
+    assert factors == pytest.approx([0.9 ** (1 / 0.7)] * 2)
     assert control.predicted > 900
-    books = [book for length in control.lengths for book in length.group.scheme.export(length.group).books]
+    exported = [group.scheme.export(group) for length in control.lengths if isinstance(group := length.group, Group)]
+    books = [book for shared in exported for book in shared.books]
+    assert len(books) == len(first)
     assert all(isinstance(book, Grid) for book in books), "three numbers each"
 
 
