@@ -65,7 +65,8 @@ def table(rows: Rows) -> str:
 def reading(rows: Rows) -> str:
     """Returns the smallest file of each tool that loses at most so much, and how many times ours it is."""
     parts = [one for net in nets(rows) for within in WITHIN if (one := least_files(rows, net, within))]
-    return "\n\n".join(parts) or "No row has been measured yet."
+    told = {one.partition(": ")[2]: one for one in reversed(parts)}  # the same files once, for the least loss
+    return "\n\n".join(reversed(told.values())) or "No row has been measured yet."
 
 
 def least_files(rows: Rows, net: str, within: float) -> str:
