@@ -10,7 +10,7 @@ __all__ = ["keep_freed_memory", "return_freed_memory"]
 
 TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3  # glibc's M_TRIM_THRESHOLD and M_MMAP_THRESHOLD, parameters of ``mallopt``
 LARGEST_TRIM, LARGEST_MMAP = (1 << 31) - 1, 1 << 25  # bytes, the largest that each accepts
-RETURNED = 1 << 23  # bytes: blocks of so many, such as the moments of large layers: returning smaller ones cost a third of the time
+RETURNED = 1 << 23  # bytes, as of the moments of large layers: to return smaller blocks cost a fifth of the time
 
 
 def keep_freed_memory() -> bool:
