@@ -6,8 +6,10 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from compressor.deployment.estimate import estimate
 from compressor.deployment.export import export
 from compressor.deployment.registry import TARGETS, describe, make_target
+from compressor.deployment.target import Target
 from compressor.formats.errors import CompressorError
 from compressor.report.runtime_size import RuntimeSize
 
@@ -19,7 +21,8 @@ def runtime_sizes(
 ) -> Iterator[RuntimeSize]:
     """Exports a packed file to each target, with its default settings, and yields the sizes; nothing is kept.
 
-    A target that lacks a package here, or that cannot take the model, says so in place of a size.
+    A target that lacks a package here, or that cannot take the model, says so in place of a size. Of one that writes no
+    file it is the estimate, of the weights alone, with one scale a tensor.
 
     Args:
         path: of the packed file.
@@ -31,8 +34,15 @@ def runtime_sizes(
         try:
             target = make_target(name, {})
             on_target(name)
-            with tempfile.TemporaryDirectory() as folder:
-                output = Path(folder, target.file_name(path.stem))
-                yield RuntimeSize(name, what, export(path, name, output, max_memory=max_memory).exported)
+            yield RuntimeSize(name, what, _size(path, target, max_memory))
         except CompressorError as exc:
             yield RuntimeSize(name, what, None, str(exc))
+
+
+def _size(path: Path, target: Target, max_memory: int | None) -> int:
+    """Returns the bytes of an export, which is not kept, or of an estimate."""
+    if not target.writes:
+        return estimate(path, target.id, max_memory).total.per_tensor
+    with tempfile.TemporaryDirectory() as folder:
+        output = Path(folder, target.file_name(path.stem))
+        return export(path, target.id, output, max_memory=max_memory).exported

@@ -8,6 +8,7 @@ import pytest
 
 import compressor.formats
 from compressor.deployment import registry, sizes
+from compressor.deployment.estimate import estimate
 from compressor.deployment.registry import TARGETS
 from compressor.formats.file.writer import write
 from compressor.model_zoo import packed_path
@@ -42,3 +43,10 @@ def test_every_target_is_tried(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
     monkeypatch.setattr(registry, "find_spec", lambda _: None)
     write(path := tmp_path / "a.safetensors", small())
     assert [one.target for one in sizes.runtime_sizes(path)] == sorted(TARGETS)
+
+
+def test_where_no_file_is_written_the_estimate_is_the_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("ethosu", reason="needs the extra ethos-u")
+    only(monkeypatch, "ethos-u")
+    (found,) = sizes.runtime_sizes(path := packed_path("zoo:test_resnet-tiny"))
+    assert found.bytes == sum(layer.per_tensor for layer in estimate(path, "ethos-u").layers) > 0
