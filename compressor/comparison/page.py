@@ -21,6 +21,7 @@ from compressor.comparison.tables import (
     Table,
     table_of_classes,
     table_of_configurations,
+    table_of_layers,
     table_of_runtimes,
     table_of_tensors,
 )
@@ -172,8 +173,12 @@ def _tables(point: Point, details: Details) -> Iterator[Mapping[str, str | Table
         yield {
             "title": "Size for each runtime",
             "table": table_of_runtimes(details.runtimes, point.bytes, point.dense_bytes),
-            "hint": "Each form was written with the default settings of 'compress export', run, and compared.",
+            "hint": "Each form was written with the default settings of 'compress export', and run or read back; where no "
+            "file is written the size is an estimate, of the weights alone.",
         }
+    for one in details.runtimes:
+        if one.layers:
+            yield {"title": f"Layers for {one.target}", "table": table_of_layers(one), "hint": one.what}
 
 
 def _said_of_classes(classes: Sequence[ClassFlips]) -> str:

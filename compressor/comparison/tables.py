@@ -23,6 +23,7 @@ __all__ = [
     "escaped",
     "table_of_classes",
     "table_of_configurations",
+    "table_of_layers",
     "table_of_runtimes",
     "table_of_tensors",
     "text_of",
@@ -160,6 +161,7 @@ def _class_cells(one: ClassFlips) -> list[Cell]:
     return [Cell(one.name), *counts, *shares]
 
 
+LAYER_HEADS = [Head("layer", False), Head("bytes before"), Head("coded"), Head("bits a weight")]
 RUNTIME_HEADS = [Head("runtime", False), Head("bytes"), Head("of dense, %"), Head("what it is", False, True)]
 
 
@@ -179,6 +181,18 @@ def table_of_runtimes(runtimes: Sequence[RuntimeSize], packed: int, dense: int) 
     others = [one for one in runtimes if one.bytes is None]
     missing = [[Cell(one.target), Cell("", math.inf), Cell("", math.inf), Cell(one.why_not)] for one in others]
     return Table(RUNTIME_HEADS, [TableRow(cells) for cells in (*written, *missing)])
+
+
+def table_of_layers(runtime: RuntimeSize) -> Table:
+    """Returns a row for each layer whose bytes a runtime's own coder was asked for."""
+    return Table(
+        LAYER_HEADS,
+        [
+            TableRow([Cell(name), Cell(f"{before:,}", before), Cell(f"{coded:,}", coded),
+                      Cell(f"{8 * coded / max(before, 1):.2f}", coded / max(before, 1))])
+            for name, before, coded in runtime.layers
+        ],
+    )  # fmt: skip
 
 
 def text_of(table: Table, kind: str) -> str:

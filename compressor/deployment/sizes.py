@@ -34,15 +34,17 @@ def runtime_sizes(
         try:
             target = make_target(name, {})
             on_target(name)
-            yield RuntimeSize(name, what, _size(path, target, max_memory))
+            yield _size(path, target, what, max_memory)
         except CompressorError as exc:
             yield RuntimeSize(name, what, None, str(exc))
 
 
-def _size(path: Path, target: Target, max_memory: int | None) -> int:
+def _size(path: Path, target: Target, what: str, max_memory: int | None) -> RuntimeSize:
     """Returns the bytes of an export, which is not kept, or of an estimate."""
     if not target.writes:
-        return estimate(path, target.id, max_memory).total.per_tensor
+        found = estimate(path, target.id, max_memory)
+        layers = [(layer.site, layer.uncoded, layer.per_tensor) for layer in found.layers]
+        return RuntimeSize(target.id, what, found.total.per_tensor, layers=layers)
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder, target.file_name(path.stem))
-        return export(path, target.id, output, max_memory=max_memory).exported
+        return RuntimeSize(target.id, what, export(path, target.id, output, max_memory=max_memory).exported)

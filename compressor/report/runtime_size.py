@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 __all__ = ["RuntimeSize"]
@@ -16,9 +17,11 @@ class RuntimeSize:
         what: the target writes, in a sentence.
         bytes: of the file and of its companions; None where it could not be written.
         why_not: why it could not be written; "" where it was.
+        layers: name, bytes before coding, and coded bytes of each layer, where they are estimated and no file is written.
     """
 
     target: str
     what: str
     bytes: int | None
     why_not: str = ""
+    layers: Sequence[tuple[str, int, int]] = ()

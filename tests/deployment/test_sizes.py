@@ -49,4 +49,6 @@ def test_where_no_file_is_written_the_estimate_is_the_size(monkeypatch: pytest.M
     pytest.importorskip("ethosu", reason="needs the extra ethos-u")
     only(monkeypatch, "ethos-u")
     (found,) = sizes.runtime_sizes(path := packed_path("zoo:test_resnet-tiny"))
-    assert found.bytes == sum(layer.per_tensor for layer in estimate(path, "ethos-u").layers) > 0
+    layers = estimate(path, "ethos-u").layers
+    assert found.bytes == sum(layer.per_tensor for layer in layers) > 0
+    assert found.layers == [(layer.site, layer.uncoded, layer.per_tensor) for layer in layers]
