@@ -173,8 +173,8 @@ def _tables(point: Point, details: Details) -> Iterator[Mapping[str, str | Table
         yield {
             "title": "Size for each runtime",
             "table": table_of_runtimes(details.runtimes, point.bytes, point.dense_bytes),
-            "hint": "Each form was written with the default settings of 'compress export', and run or read back; where no "
-            "file is written the size is an estimate, of the weights alone.",
+            "hint": "Each form was written with the default settings of 'compress export', and run or read back; where "
+            "no file is written the size is an estimate, of the weights alone.",
         }
     for one in details.runtimes:
         if one.layers:

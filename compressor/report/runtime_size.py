@@ -17,7 +17,7 @@ class RuntimeSize:
         what: the target writes, in a sentence.
         bytes: of the file and of its companions; None where it could not be written.
         why_not: why it could not be written; "" where it was.
-        layers: name, bytes before coding, and coded bytes of each layer, where they are estimated and no file is written.
+        layers: name, bytes before coding and after it, of each layer, where no file is written and they are estimated.
     """
 
     target: str
