@@ -65,19 +65,14 @@ def report(
     from compressor.cli.report_files import compared
 
     limits = _bounds(bounds)
-    if as_json and kind not in (None, "json"):
-        raise UsageError(f"--json and --format {kind}: name one")
-    kind = "json" if as_json else kind or "html"
+    kind = _format(kind, as_json)
     target = Path("report.html") if output is None and kind == "html" else output
     if target is not None:
         check_not_input(target, *sources, *measured)
         check_writable(target, force)
     if folder is not None and not folder.parent.is_dir():
         raise ResourceError(f"folder {folder.parent} does not exist: make it first")
-    wanted = _wanted(measured, runtimes, max_memory) if kind == "html" or folder is not None else None
-    if wanted is None and (measured or runtimes):
-        flag = "--measured" if measured else "--runtimes"
-        raise UsageError(f"{flag} is for the page: leave it out with --format {kind}")
+    wanted = _wanted(measured, runtimes, max_memory, "" if folder else kind)
     comparison = compared(sources, limits, max_memory, wanted)
     pictures = {} if folder is None else _pictures(comparison, folder, force)
     text = _text(comparison, kind)
@@ -88,17 +83,29 @@ def report(
     else:
         write_atomically(target, text.encode(), force=force)
         say(f"{target}  {counted(len(comparison.configurations), 'configuration')}, {len(text.encode()):,} bytes")
+    for path, content in pictures.items():
+        write_atomically(path, content, force=force)
     if folder is not None:
-        for path, content in pictures.items():
-            write_atomically(path, content, force=force)
         say(f"{folder}  {counted(len(pictures), 'picture')}")
 
 
-def _wanted(measured: Sequence[Path], runtimes: bool, max_memory: int | None) -> Wanted:
+def _format(kind: str | None, as_json: bool) -> str:
+    """Returns what ``--format`` and ``--json`` ask for together."""
+    if as_json and kind not in (None, "json"):
+        raise UsageError(f"--json and --format {kind}: name one")
+    return "json" if as_json else kind or "html"
+
+
+def _wanted(measured: Sequence[Path], runtimes: bool, max_memory: int | None, kind: str) -> Wanted | None:
+    """Returns what is shown of files one by one; None where a table alone is asked for, by its ``kind``."""
     from compressor.cli.report_files import Wanted
     from compressor.comparison.measured import read_measured
 
-    return Wanted(read_measured(measured), runtimes, max_memory)
+    if kind in ("", "html"):
+        return Wanted(read_measured(measured), runtimes, max_memory)
+    if flag := "--measured" if measured else "--runtimes" if runtimes else "":
+        raise UsageError(f"{flag} is for the page: leave it out with --format {kind}")
+    return None
 
 
 def _bounds(texts: Sequence[str]) -> Bounds:

@@ -6,10 +6,7 @@ import json
 import math
 import os
 import shlex
-import signal
-import subprocess
 import sys
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -21,7 +18,6 @@ from safetensors.torch import load_file, save_file
 
 from compressor.cli import sweep_row
 from compressor.cli.compress import compress
-from compressor.cli.main import run
 from compressor.cli.sweep_options import SINGLE, words
 from compressor.formats.errors import UsageError
 from compressor.formats.io.locking import holding
@@ -368,63 +364,3 @@ def test_a_row_that_another_worker_has_recorded_is_not_run_again(monkeypatch: py
         sweep_row.run_row(["1", "s/rows/bits2.safetensors", "tiny", "--bits", "2", str(reading)])
     assert os.fstat(writing)
     assert (ended.value.code, commands.said) == (7, [])
-
-
-@pytest.mark.slow
-def test_a_sweep_that_is_killed_and_begun_again_has_each_row_once_and_one_dense_model(own_folder: Path) -> None:
-    """Two seeds of one model: the training of the second is under way when its worker is killed."""
-    options = "--bits 2 --seed 0,1 --baseline-epochs 1 --epochs 1 --batch-size 32 --calibration none"
-    command = f"sweep test_resnet {options} --checkpoint-steps 5 -o s"
-    words = [sys.executable, "-m", "compressor", *command.split()]
-    folder, environment = own_folder / "s", {**os.environ, "PYTHONPATH": str(ROOT)}
-    worker = subprocess.Popen(words, env=environment)
-    lines, second = (
-        folder / "rows.jsonl",
-        folder / "rows" / "bits2-calibrationnone-epochs1-seed1.safetensors.checkpoints",
-    )
-    while not lines.exists() or not any(second.glob("0*")):
-        assert worker.poll() is None
-        time.sleep(0.05)
-    os.kill(worker.pid, signal.SIGKILL)
-    worker.wait()
-    done = subprocess.run(words, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "2 rows in s, 1 of them done before" in done.stderr
-    rows = [json.loads(line) for line in lines.read_text().splitlines()]
-    assert [row["options"]["seed"] for row in rows] == [0, 1]
-    assert len({row["outcome"]["dense_top1"] for row in rows}) == 1
-    assert "Resuming stage 1" in (folder / "rows" / "bits2-calibrationnone-epochs1-seed1.log").read_text()
-    for row in rows:
-        assert (folder / "rows" / f"{row['row']}.safetensors").stat().st_size == row["outcome"]["bytes"]
-        assert "--checkpoint-path s/dense.safetensors --dataset digits" in row["command"]
-    again = subprocess.run(words, env=environment, capture_output=True, text=True)
-    assert (again.returncode, lines.read_text().count("\n")) == (0, 2)
-    assert "2 of them done before" in again.stderr
-    assert run(["report", "s", "--format", "csv", "-o", "table.csv"]) == 0
-    assert Path("table.csv").read_text().count("\n") == 2  # heads, and the mean over seeds
-
-
-@pytest.mark.slow
-def test_a_row_of_two_processes_is_killed_and_goes_on_to_the_file_of_its_command(own_folder: Path) -> None:
-    options = "--bits 2 --device cpu --baseline-epochs 1 --epochs 1 --batch-size 32 --calibration none"
-    command = f"sweep test_resnet {options} --processes-per-row 2 --checkpoint-steps 5 -o s"
-    words = [sys.executable, "-m", "compressor", *command.split()]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    worker = subprocess.Popen(words, env=environment)
-    row = own_folder / "s" / "rows" / "bits2-calibrationnone-epochs1.safetensors"
-    while not any(row.with_name(f"{row.name}.checkpoints").glob("01-*.safetensors")):
-        assert worker.poll() is None
-        time.sleep(0.02)
-    os.kill(worker.pid, signal.SIGKILL)
-    worker.wait()
-    done = subprocess.run(words, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "Resuming stage 1" in row.with_suffix(".log").read_text()
-    (line,) = (own_folder / "s" / "rows.jsonl").read_text().splitlines()
-    shown = shlex.split(json.loads(line)["command"])
-    assert shown[:5] == ["torchrun", "--nproc-per-node", "2", "-m", "compressor.cli"]
-    alone = subprocess.run([sys.executable, *shown[3:-1], "alone.safetensors"], env=environment, check=False)
-    by_hand = [sys.executable, "-m", "torch.distributed.run", "--standalone", *shown[1:-1], "two.safetensors"]
-    two = subprocess.run(by_hand, env=environment, check=False)
-    assert (alone.returncode, two.returncode) == (0, 0)
-    assert row.read_bytes() == Path("two.safetensors").read_bytes() != Path("alone.safetensors").read_bytes()
