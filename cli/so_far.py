@@ -86,7 +86,9 @@ class BestSoFar:
         return packed
 
     def _rank_of(self, job: Compressor, packed: Packed, top1: float) -> tuple[float, ...]:
-        return self._rank(job, top1, main_process_first(lambda: len(packed.to_bytes(self.codec))))
+        is_ranked_by_size = isinstance(job.control, DropControl)  # to pack takes seconds
+        size = main_process_first(lambda: len(packed.to_bytes(self.codec))) if is_ranked_by_size else 0
+        return self._rank(job, top1, size)
 
     def _rank(self, job: Compressor, top1: float, size: int) -> tuple[float, ...]:
         """Returns how good a file is, to be compared with others of the job; a negative top-1 stands for none."""
