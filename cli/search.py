@@ -44,7 +44,7 @@ __all__ = [
 
 _log = logging.getLogger(__name__)
 # As long as what is noted in files: prices that are found have four digits.
-LONG_RATE, LONG_TOP1 = 1.234e-07, 0.9305555555555556
+LONG_RATE, LONG_TOP1, LONG_EPOCHS = 1.234e-07, 0.9305555555555556, 999
 
 
 def calibration_input(work: Run, stage: Stage, job: Compressor) -> Tensor | Literal["synthetic"] | None:
@@ -98,7 +98,8 @@ def file_options(work: Run, output: OutputConfig) -> FileOptions:
         output: has the codec.
     """
     policy = work.recipe.stages[-1].policy
-    notes: dict[str, Any] = {"recipe": with_rules(work.recipe, policy.priced(LONG_RATE)).to_dict()}
+    recipe = with_rules(work.recipe, policy.priced(LONG_RATE))
+    notes: dict[str, Any] = {"recipe": Recipe(tuple(map(_with_long_epochs, recipe.stages))).to_dict()}
     if work.data is not None:
         count = len(work.data.eval_loader(1).dataset)  # type: ignore[arg-type]
         notes["data"] = {"name": work.data.name, "version": work.data.version, "split": work.data.evaluated, "n": count}
@@ -106,6 +107,12 @@ def file_options(work: Run, output: OutputConfig) -> FileOptions:
     notes |= {"amp": True} if work.execution.amp else {}
     notes |= {"teacher": work.teacher_name} if work.teacher_name else {}
     return FileOptions(output.codec, output.half_untouched, output.fold_norms, notes)
+
+
+def _with_long_epochs(stage: Stage) -> Stage:
+    """Returns a stage whose epochs, if it has any, are a number of its own: a resumed run may be given more."""
+    training = replace(stage.training, epochs=LONG_EPOCHS) if stage.training.epochs else stage.training
+    return replace(stage, training=training)
 
 
 def with_rules(recipe: Recipe, policy: Policy) -> Recipe:

@@ -192,8 +192,8 @@ def _check_output(output: Path, config: OutputConfig) -> None:
     if config.resume and not config.force and output.exists():
         if not checkpoints_in(_folder_of(output)):
             raise MissingError(
-                f"nothing to resume: {output} is written and its run has ended. Leave out --resume and give another "
-                f"name, or train on from its weights with --checkpoint-path {output}"
+                f"nothing to resume: {output} is written and its run has ended, without --keep-checkpoints. Leave out "
+                f"--resume and give another name, or train on from its weights with --checkpoint-path {output}"
             )
         raise UsageError(
             f"{output} exists, and the run that --resume goes on with replaces it at its end: add --force, or move "

@@ -110,6 +110,16 @@ def test_a_damaged_best_file_is_replaced(runs: Runs) -> None:
     assert top1_of(BEST) > 0
 
 
+@pytest.mark.parametrize("epochs", [5, 12])
+def test_a_run_that_ended_goes_on_with_more_epochs(runs: Runs, epochs: int) -> None:
+    """The price that post-training has found is part of the run, so the number of epochs must not change it."""
+    runs(0, "--keep-checkpoints")
+    said = runs(0, "--resume", "--epochs", f"{epochs}", "--force")
+    assert "Resuming stage 1 of 1 after step 24" in said
+    assert f"epoch {epochs} of {epochs}" in said
+    assert 0.97 * TARGET <= OUT.stat().st_size <= TARGET
+
+
 def test_a_full_disk_does_not_end_the_training(
     runs: Runs, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
