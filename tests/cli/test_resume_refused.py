@@ -114,7 +114,9 @@ def test_nothing_to_resume(runs: Runs) -> None:
 def test_a_run_that_has_ended_is_not_resumed(runs: Runs) -> None:
     OUT.write_bytes(b"the file of that run")
     said = runs.refused(4, "--resume")
-    assert said.startswith("nothing to resume: out is written and its run has ended, without --keep-checkpoints. Leave out --resume ")
+    assert said.startswith(
+        "nothing to resume: out is written and its run has ended, without --keep-checkpoints. Leave out --resume "
+    )
     assert said.endswith("train on from its weights with --checkpoint-path out")
     assert "force" not in said, "which would throw the file away"
     assert not FOLDER.exists()
