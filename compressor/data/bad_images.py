@@ -58,7 +58,7 @@ class BadImages:
             more = f" and {len(lines) - _SHOWN} more" if len(lines) > _SHOWN else ""
             where = "" if self.path is None else f"; all are in {self.path}"
             error = MissingError(
-                f"{len(lines)} of the images opened cannot be read, {self.most} may be: {'; '.join(lines[:_SHOWN])}"
+                f"{len(lines)} of the images opened cannot be read, {self.most} allowed: {'; '.join(lines[:_SHOWN])}"
                 f"{more}{where}; repair or remove them, or allow them: --max-bad-images {len(lines)}"
             )
             error.shared = True

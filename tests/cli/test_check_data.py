@@ -38,7 +38,7 @@ def test_bad_images_are_named_however_many_there_are(
     Path("own/val/bee/1.png").write_bytes(whole[: len(whole) // 2])
     code, out, err = type_("check-data", "own")
     assert (code, out, len(err)) == (4, "", 2)
-    assert err[1].startswith("error: 1 of the images opened cannot be read, 0 may be: validation: bee/1.png ")
+    assert err[1].startswith("error: 1 of the images opened cannot be read, 0 allowed: validation: bee/1.png ")
     assert type_("check-data", "own", "--max-bad-images", "1")[0] == 0
 
 

@@ -86,7 +86,7 @@ def test_damaged_images_are_left_out_and_listed(what: str, folder: Path, caplog:
     assert "1.png " in line
     assert "Error: " in line or line.endswith("1.png no image of a format that is known here")
     assert "1 of the images opened cannot be read, left out; see" in caplog.text
-    with pytest.raises(MissingError, match=r"1 of the images opened cannot be read, 0 may be.*--max-bad-images 1"):
+    with pytest.raises(MissingError, match=r"1 of the images opened cannot be read, 0 allowed.*--max-bad-images 1"):
         evaluate(Bright(), opened(folder).eval_loader(4))
     assert "replaced" not in caplog.text, "the list is the same"
     Path("bad_images.txt").write_text("a list of another folder")
@@ -166,7 +166,7 @@ def test_the_command(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (folder / "val" / "cat" / "0.png").write_bytes(JPEG[:300])
     assert run(words) == 4
     error = capsys.readouterr().err.splitlines()[-1]
-    assert "2 of the images opened cannot be read, 0 may be: train: " in error, "both, before any training"
+    assert "2 of the images opened cannot be read, 0 allowed: train: " in error, "both, before any training"
     assert run([*words, "--max-bad-images", "2", "--force"]) == 0
     assert "top-1 on 3 validation images" in capsys.readouterr().out
     assert len(Path("bad_images.txt").read_text().splitlines()) == 2
