@@ -2,8 +2,8 @@
 
     python benchmarks/results_page.py
 
-A test fails where the page or a figure is not what the rows say, so run it after ``allowed_weights.py`` and
-``peers.py``. Published numbers are those of ``literature.toml``.
+A test fails where the page or a figure is not what the rows say, so run it after ``rate_accuracy.py``,
+``post_training.py``, ``allowed_weights.py`` and ``peers.py``. Published numbers are those of ``literature.toml``.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from typing import Any
 import allowed_weights_page
 import click
 import peers_page
+import post_training_page
+import sizes_page
 from page import put
 
 __all__ = ["FIGURES", "PAGE", "figures", "parts"]
@@ -40,7 +42,9 @@ def dense_top1() -> dict[str, float]:
 def parts() -> dict[str, str]:
     """Returns the generated parts of the page by the names of their markers."""
     allowed, peers, dense = rows_of("allowed_weights"), rows_of("peers"), dense_top1()
-    made = {"peers": peers_page.table(peers), "peers reading": peers_page.reading(peers), "literature": literature()}
+    made = {"sizes": sizes_page.table(rows_of("rate_accuracy"))}
+    made["post_training summary"] = post_training_page.tables(rows_of("post_training"))["summary"]
+    made |= {"peers": peers_page.table(peers), "peers reading": peers_page.reading(peers), "literature": literature()}
     for net in allowed_weights_page.NETS:
         made[f"allowed_weights {net}"] = allowed_weights_page.table(allowed, net)
         made[f"allowed_weights {net} outcomes"] = allowed_weights_page.outcomes(allowed, net)
@@ -53,6 +57,7 @@ def figures() -> dict[str, Any]:
     return {
         "allowed_weights.png": allowed_weights_page.points(rows_of("allowed_weights"), dense_top1()),
         "peers.png": peers_page.points(rows_of("peers")),
+        "sizes.png": sizes_page.points(rows_of("rate_accuracy"), rows_of("post_training")),
     }
 
 
@@ -72,6 +77,7 @@ def main() -> None:
         put(name, text, PAGE)
     allowed_weights_page.draw(rows_of("allowed_weights"), dense_top1(), FIGURES / "allowed_weights.png")
     peers_page.draw(rows_of("peers"), FIGURES / "peers.png")
+    sizes_page.draw(rows_of("rate_accuracy"), rows_of("post_training"), FIGURES / "sizes.png")
 
 
 if __name__ == "__main__":

@@ -30,7 +30,8 @@ def page(monkeypatch: pytest.MonkeyPatch) -> Any:
     import results_page  # type: ignore[import-not-found, unused-ignore]
 
     yield results_page
-    for name in ("results_page", "allowed_weights_page", "peers_page", "figures", "page"):
+    parts = ("allowed_weights_page", "peers_page", "post_training_page", "rate_curves", "sizes_page", "figures", "page")
+    for name in ("results_page", *parts):
         sys.modules.pop(name, None)
 
 
@@ -46,6 +47,15 @@ def test_figures_show_the_rows(page: Any) -> None:
         assert f"figures/{name}" in TEXT
         with Image.open(page.FIGURES / name) as picture:
             assert picture.info[NOTE] == digest(points), f"{name}: run benchmarks/results_page.py"
+
+
+def test_the_readme_takes_its_figure_and_ratios_from_the_page(page: Any) -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert set(re.findall(r"docs/figures/(.+?)\)", readme)) == {"sizes.png"} <= set(page.figures())
+    low, high = re.findall(r"such files take ([\d.]+) to ([\d.]+)\s+of\s+the bytes of NNCodec's", readme)[0]
+    rows = page.parts()["post_training summary"].splitlines()[2:-1]
+    ratios = sorted(float(row.split("|")[4].split()[0]) for row in rows)
+    assert [low, high] == [f"{ratio:.2f}" for ratio in (ratios[0], ratios[-1])]
 
 
 def test_no_row_was_measured_twice() -> None:
