@@ -105,9 +105,9 @@ def flattening(rows: Rows, net: str) -> str:
             factors.append(by[256]["file"] / by[16]["file"])
     if not gains:
         return ""
-    by = f"{min(gains):+.2f}" if len(gains) == 1 else f"{min(gains):+.2f} to {max(gains):+.2f}"
+    change = f"{min(gains):+.2f}" if len(gains) == 1 else f"{min(gains):+.2f} to {max(gains):+.2f}"
     times = f"{min(factors):.1f}" if len(factors) == 1 else f"{min(factors):.1f} to {max(factors):.1f}"
-    return f" From 16 to 256 values top-1 changes by {by} points, and the file takes {times} times the bytes."
+    return f" From 16 to 256 values top-1 changes by {change} points, and the file takes {times} times the bytes."
 
 
 def draw(rows: Rows, dense: dict[str, float], path: Path) -> None:
