@@ -6,12 +6,12 @@ The weights are the model's random weights, on 16 evenly spaced values over +-3 
 the rows "uneven" every row and column of a tensor has been multiplied by a factor of its own between 1/4 and 1, which
 the codec ``classes`` makes use of and the others do not.
 "Decode" is ``load_state_dict(file)`` and the copy into an existing model, which the dense load includes too.
-"Indices" decodes the index streams alone, one after the other in one thread. "First load" is ``load(file)`` in a new
-process that has imported torch and timm; it includes building the model and what the codec imports and compiles on
-first use. The row "create_model" is timm's construction of the model with its random initialisation: it separates a
-slow machine from a slow load. Where ``nncodec`` (ISO NNC) is installed, its arithmetic coder codes the same indices,
-counted from the middle codeword. ``--cpu`` measures processor time instead of wall time (except for the first load),
-for a machine that has other work.
+"Indices" decodes the index streams alone, one after the other in one thread, with all codecs in turn in each
+repetition. "First load" is ``load(file)`` in a new process that has imported torch and timm; it includes building the
+model and what the codec imports and compiles on first use. The row "create_model" is timm's construction of the model
+with its random initialisation: it separates a slow machine from a slow load. Where ``nncodec`` (ISO NNC) is
+installed, its arithmetic coder codes the same indices, counted from the middle codeword. ``--cpu`` measures processor
+time instead of wall time (except for the first load), for a machine that has other work.
 """
 
 from __future__ import annotations
@@ -105,9 +105,7 @@ def decode_indices(path: Path) -> None:
 def measure_codec(codec: str, content: Content, model: nn.Module, folder: Path, repeat: int) -> dict[str, Any]:
     """Returns the sizes and times of one codec on the whole model."""
     path = folder / f"{codec}.safetensors"
-    weights = sum(int(np.prod(site.shape)) for site in content.sites.values())
     pack = median(lambda: write(path, content, codec, force=True), 1)
-    indices = median(lambda: decode_indices(path), repeat)
     command = [sys.executable, "-c", FIRST_LOAD, str(path), str(torch.get_num_threads())]
     firsts = [float(subprocess.run(command, capture_output=True, check=True).stdout) for _ in range(repeat)]
     with PackedFile.open(path) as file:
@@ -116,11 +114,28 @@ def measure_codec(codec: str, content: Content, model: nn.Module, folder: Path, 
         "bytes": path.stat().st_size,
         "index bytes": index_bytes,
         "pack and verify s": pack,
-        "indices M/s": weights / indices / 1e6,
         "decode ms": 1e3 * median(lambda: fill(model, path), repeat),
         "load ms": 1e3 * median(lambda: load(path), repeat),
         "first load ms": 1e3 * statistics.median(firsts),
     }
+
+
+def index_speeds(paths: dict[str, Path], content: Content, repeat: int) -> dict[str, float]:
+    """Returns how many millions of indices a second each file's streams decode at.
+
+    Args:
+        paths: packed files of one content, by row.
+        content: it.
+        repeat: how often each is decoded, in turn, so that a change of the machine's speed meets all of them.
+    """
+    weights = sum(int(np.prod(site.shape)) for site in content.sites.values())
+    seconds: dict[str, list[float]] = {name: [] for name in paths}
+    for _ in range(repeat + 1):
+        for name, path in paths.items():
+            start = clock()
+            decode_indices(path)
+            seconds[name].append(clock() - start)
+    return {name: weights / statistics.median(times[1:]) / 1e6 for name, times in seconds.items()}
 
 
 def measure_nncodec(content: Content, repeat: int) -> dict[str, Any]:
@@ -174,12 +189,16 @@ def measure(name: str, repeat: int) -> dict[str, dict[str, Any]]:
         loading = median(lambda: model.load_state_dict(safetensors.torch.load_file(dense)), repeat)
         rows["create_model"] = {"load ms": 1e3 * median(lambda: timm.create_model(name), repeat)}
         rows["dense"] = {"bytes": dense.stat().st_size, "decode ms": 1e3 * loading}
-        for codec in [*sorted(name for name, codec in CODECS.items() if codec.general), "auto"]:
-            rows[codec] = measure_codec(codec, content, model, Path(folder), repeat)
-            rows[codec]["times dense"] = rows[codec]["decode ms"] / rows["dense"]["decode ms"]
-        uneven = to_content(model, name, uneven=True)
-        for codec in ("ans", "classes"):
-            rows[f"{codec}, uneven"] = measure_codec(codec, uneven, model, Path(folder), repeat)
+        codecs = [*sorted(name for name, codec in CODECS.items() if codec.general), "auto"]
+        for ending, uneven, chosen in (("", False, codecs), (", uneven", True, ["ans", "classes"])):
+            coded, place = to_content(model, name, uneven), Path(folder) / f"files{ending}"
+            place.mkdir()
+            for codec in chosen:
+                row = measure_codec(codec, coded, model, place, repeat)
+                rows[f"{codec}{ending}"] = row | {"times dense": row["decode ms"] / rows["dense"]["decode ms"]}
+            paths = {f"{codec}{ending}": place / f"{codec}.safetensors" for codec in chosen}
+            for row_name, speed in index_speeds(paths, coded, repeat).items():
+                rows[row_name]["indices M/s"] = speed
         if importlib.util.find_spec("nncodec"):
             rows["nncodec"] = measure_nncodec(content, repeat)
     return rows
