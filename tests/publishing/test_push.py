@@ -97,20 +97,10 @@ Change = Callable[[FakeHub, pytest.MonkeyPatch], None]
 @pytest.mark.parametrize(
     ("name", "change", "kind", "message"),
     [
-        (
-            "me/small",
-            no_token,
-            ResourceError,
-            "^hf-hub:me/small: no token is set: set HF_TOKEN, or run 'hf auth",
-        ),
+        ("me/small", no_token, ResourceError, "^hf-hub:me/small: no token is set: set HF_TOKEN, or run 'hf auth"),
         ("me/small", wrong_token, ResourceError, "^hf-hub:me/small: the hub refuses what the token asks for: .*401"),
         ("you/small", nothing, ResourceError, "^hf-hub:you/small: the hub refuses .*You have no right to write here"),
-        (
-            "me/small",
-            offline,
-            ResourceError,
-            "^hf-hub:me/small: HF_HUB_OFFLINE is set: nothing is pushed; .*folder$",
-        ),
+        ("me/small", offline, ResourceError, "^hf-hub:me/small: HF_HUB_OFFLINE is set: nothing is pushed; .*folder$"),
         ("me/small", away, ResourceError, "^hf-hub:me/small: http://127.0.0.1:9 cannot be reached: nothing is pushed"),
         ("me/small", out_of_order, ResourceError, "^hf-hub:me/small: HfHubHTTPError: .*418"),
         ("small", nothing, UsageError, "^'small' names no repository: expected hf-hub:OWNER/NAME"),
