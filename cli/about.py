@@ -7,6 +7,7 @@ import platform
 import sys
 from collections.abc import Callable
 from dataclasses import asdict
+from itertools import takewhile
 from textwrap import fill
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -110,7 +111,7 @@ def zoo_list(as_json: bool) -> None:
     """List the recipes, for compress MODEL --recipe NAME, and the checkpoints, for zoo:NAME in place of a FILE."""
     from compressor.model_zoo import checkpoint, list_checkpoints, list_recipes, recipe_text
 
-    recipes = {name: recipe_text(name).splitlines()[0].lstrip("# ") for name in list_recipes()}
+    recipes = {name: _summary(recipe_text(name)) for name in list_recipes()}
     checkpoints = [checkpoint(name) for name in list_checkpoints()]
     if as_json:
         figures = [{**asdict(entry), "bits_per_weight": entry.bits_per_weight} for entry in checkpoints]
@@ -125,6 +126,17 @@ def zoo_list(as_json: bool) -> None:
     heads = ["checkpoint", "bytes", "bits/weight", "dense", "top-1", "95 %", "measured on"]
     kept = len(heads) if columns >= WIDE else 5
     print_table([row[:kept] for row in (heads, *map(_cells, checkpoints))])
+
+
+def _summary(recipe: str) -> str:
+    r"""Returns the first sentence of the comment that a recipe begins with.
+
+    >>> _summary("# Four values. Not run\n# here.\n[[stage]]\n# more")
+    'Four values.'
+    """
+    lines = takewhile(lambda line: line.startswith("#"), recipe.splitlines())
+    text = " ".join(line.lstrip("# ") for line in lines)
+    return text[: text.index(". ") + 1] if ". " in text else text
 
 
 def _cells(entry: Checkpoint) -> list[str]:

@@ -104,10 +104,15 @@ def diff(a: Path, b: Path, max_memory: int | None, as_json: bool) -> None:
 def _show(difference: Difference) -> None:
     """Prints a line for each tensor and each entry of the metadata that differs, and the totals."""
     if difference.rows:
+        heads = ["tensor", "weights", "differ", "max |d|", "SQNR", "bytes", "what"]
+        alike = len(difference.rows) > 1 and len({row.what for row in difference.rows}) == 1
+        kept = len(heads) - alike  # what is the same in all rows stands once, below
         print_table(
-            [["tensor", "weights", "differ", "max |d|", "SQNR", "bytes", "what"], *map(_cells, difference.rows)],
+            [row[:kept] for row in (heads, *map(_cells, difference.rows))],
             spare=("weights", "max |d|"),
         )
+        if alike:
+            echo(f"each differs in {', '.join(difference.rows[0].what)}")
     for path, (old, new) in difference.metadata.items():
         echo(f"{path}  {'nothing' if old is None else old} -> {'nothing' if new is None else new}")
     weights, differ = difference.weights

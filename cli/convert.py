@@ -78,7 +78,7 @@ def unpack(file: Path, output: Path, force: bool, max_memory: int | None) -> Non
     with open_packed(file, max_memory) as packed:
         model, preprocessing = packed.model, dict(packed.preprocessing or {})
     if not is_folder:
-        _write_weights(file, output, max_memory, force)
+        _write_weights(_tensors(file, max_memory), output, force)
         click.echo(_how_to_load(model, preprocessing, output))
         return
     if model is None:
@@ -95,14 +95,23 @@ def _write_folder(
     from compressor.models.local_dir import CONFIG, WEIGHTS, local_config
 
     config = json.dumps(local_config(*about), indent=2)
+    tensors = _tensors(file, max_memory)  # before there is a folder, which a damaged file would leave empty
     make_folder(folder)
     check_writable(folder / CONFIG, force)
-    _write_weights(file, folder / WEIGHTS, max_memory, force)
+    _write_weights(tensors, folder / WEIGHTS, force)
     write_atomically(folder / CONFIG, config.encode(), force=force)
 
 
-def _write_weights(file: Path, output: Path, max_memory: int | None, force: bool) -> None:
-    """Writes the tensors of a packed file as an ordinary safetensors file."""
+def _tensors(file: Path, max_memory: int | None) -> dict[str, Tensor]:
+    """Returns the tensors of a packed file; a tied one under each of its names, for timm asks for all of them."""
+    from compressor.formats.loader import load_state_dict
+
+    state = load_state_dict(file, max_memory=in_bytes(max_memory))
+    return {name: tensor.clone().contiguous() for name, tensor in state.items()}
+
+
+def _write_weights(tensors: Mapping[str, Tensor], output: Path, force: bool) -> None:
+    """Writes tensors as an ordinary safetensors file."""
     from compressor.formats.io.atomic import check_writable, write_atomically
     from compressor.formats.io.locking import holding
 
@@ -110,11 +119,6 @@ def _write_weights(file: Path, output: Path, max_memory: int | None, force: bool
     click.get_current_context().with_resource(holding(output))
     from safetensors.torch import save
 
-    from compressor.formats.loader import load_state_dict
-
-    # A tied tensor is written under each of its names: timm asks for all of them, and ties them itself.
-    state = load_state_dict(file, max_memory=in_bytes(max_memory))
-    tensors = {name: tensor.clone().contiguous() for name, tensor in state.items()}
     data = save(tensors, {"format": "pt"})
     write_atomically(output, data, verify=lambda written: _verify(written, tensors), force=force)
     click.echo(f"{output}  {len(data):,} bytes, reopened and verified")

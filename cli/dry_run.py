@@ -10,6 +10,7 @@ from compressor.cli.configs import OutputConfig
 from compressor.cli.search import check_above, least_size, target_of, vary_vectors
 from compressor.cli.setup import Run
 from compressor.cli.show import echo, print_json, print_table
+from compressor.cli.targets import TargetConfig
 from compressor.cli.weights import named_model
 from compressor.compressor import Compressor
 from compressor.formats.loader import build_model
@@ -37,7 +38,7 @@ def dry_run(run: Run, output: OutputConfig, as_json: bool) -> None:
     policy = run.recipe.stages[-1].policy
     # from_scratch: random indices have the size of the file before training, and take no time
     job = Compressor(model, policy, model_args=run.source.args, teacher=None, from_scratch=True)
-    rows = [_row(job, plan) for plan in job.plans]
+    rows = [_row(job, plan, run.target) for plan in job.plans]
     vectors = _vectors_line(job)
     memory = _memory(run, job.prepare())
     report = job.finish(half_untouched=output.half_untouched, fold_norms=output.fold_norms).report(output.codec)
@@ -82,14 +83,22 @@ def _shared_weights(job: Compressor) -> int:
     return sum(plan.site.tensor.numel() for plan in job.plans if plan.scheme)
 
 
-def _row(job: Compressor, plan: TensorPlan) -> dict[str, Any]:
+def _row(job: Compressor, plan: TensorPlan, target: TargetConfig) -> dict[str, Any]:
     return {
         "site": plan.site.name,
         "shape": list(plan.site.tensor.shape),
         "weights": plan.site.tensor.numel(),
-        "plan": describe_plan(plan),
+        "plan": _plan(plan, target),
         "rule": "" if plan.rule is None else job.policy.given[plan.rule].match,
     }
+
+
+def _plan(plan: TensorPlan, target: TargetConfig) -> str:
+    """Returns what becomes of a tensor; where a target decides on the values, by which."""
+    text = describe_plan(plan)
+    if plan.scheme is None or not plan.scheme.has_price or target.flag is None:
+        return text
+    return text.replace(f"{plan.scheme}", f"{plan.scheme.id} {target.command_line().strip()}")
 
 
 def _vectors_line(job: Compressor) -> str:

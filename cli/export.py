@@ -15,6 +15,7 @@ from compressor.cli.completion import completing
 from compressor.cli.files import in_bytes, memory_option, open_packed, packed_file
 from compressor.cli.show import echo, percent, print_json, print_table, width
 from compressor.cli.values import WholeNumber
+from compressor.formats.errors import UsageError
 
 if TYPE_CHECKING:
     from compressor.deployment.export import Exported
@@ -67,6 +68,8 @@ def export(
     from compressor.deployment.registry import make_target
     from compressor.model_zoo.index import INDEX
 
+    if estimate and output is not None:
+        raise UsageError(f"-o {output}: --estimate writes no file, leave it out")
     given = {"dense": dense or None, "opset": opset, "half": half or None}
     settings: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     name = make_target(target, settings).file_name(file.stem)  # a wrong name is said before a file is opened
@@ -85,9 +88,12 @@ def export(
 
 
 def _show(done: Exported) -> None:
+    from compressor.deployment.registry import TARGETS
+
     equal = f"logits within {done.difference:.1e} of the largest" if done.difference else "equal bit for bit"
     how = "run" if done.run else "read back"
-    echo(f"{done.path}  {done.exported:,} bytes, {how} and compared: {equal}")
+    beside = "".join(f" and {ending}" for ending in TARGETS[done.target].companions)
+    echo(f"{done.path}{beside}  {done.exported:,} bytes, {how} and compared: {equal}")
     rows = [("dense", done.dense), ("packed", done.packed), (done.target, done.exported)]
     print_table([[name, f"{size:,} bytes", f"{percent(size / done.dense)} of dense"] for name, size in rows])
     if done.exported >= done.dense:

@@ -116,17 +116,18 @@ def _bounds(texts: Sequence[str]) -> Bounds:
         key = "top1" if text.strip().endswith("%") else "size"
         if key in found:
             raise UsageError(f"--bound {text}: there is one of that kind already")
-        found[key] = byte_size(text) if key == "size" else _share(text)
+        try:
+            found[key] = byte_size(text) if key == "size" else _share(text)
+        except (click.BadParameter, ValueError):
+            raise UsageError(f"--bound {text}: expected a size, as 450KB, or a top-1, as 92%") from None
     return Bounds(**found)
 
 
 def _share(text: str) -> float:
-    try:
-        percent = float(text.strip().removesuffix("%"))
-    except ValueError:
-        percent = -1.0
+    """Returns a top-1 in per cent as a share; raises ValueError for what is none."""
+    percent = float(text.strip().removesuffix("%"))
     if not 0 <= percent <= 100:
-        raise UsageError(f"--bound {text}: expected a size, as 450KB, or a top-1, as 92%")
+        raise ValueError(text)
     return percent / 100
 
 

@@ -83,7 +83,7 @@ def _measure(request: Request, prices: tuple[float, ...]) -> tuple[dict[str, Any
 
 
 def _show(model: dict[str, Any], rows: list[Sensitivity], as_json: bool) -> None:
-    from compressor.cli.show import print_json, print_table
+    from compressor.cli.show import echo, print_json, print_table
 
     if as_json:
         print_json({"model": model, "sensitivity": [asdict(row) for row in rows]})
@@ -94,8 +94,8 @@ def _show(model: dict[str, Any], rows: list[Sensitivity], as_json: bool) -> None
          f"{r.measured:.2e}"]
         for r in rows
     ]  # fmt: skip
-    print_table([header, *shown])
-    click.echo("bits of an index; loss of one image that the curvature predicts, and measured divergence, in nats")
+    print_table([header, *shown], spare=("shape",))
+    echo("bits of an index; loss of one image that the curvature predicts, and measured divergence, in nats")
 
 
 def _draw(rows: list[Sensitivity], path: Path) -> None:

@@ -164,7 +164,9 @@ def _checked(request: Request, device: torch.device) -> Run:
     if writes:
         _check_output(output, request.output)
     if (path := request.model.checkpoint_path) is not None and not path.is_file():
-        raise MissingError(f"--checkpoint-path {path}: no such file")
+        raise MissingError(
+            f"--checkpoint-path {path}: {'a folder, expected a file' if path.is_dir() else 'no such file'}"
+        )
     data = None if request.post_training else _load_data(request, named)
     source = model_source(request, named, data)
     sketch = build_model(named.architecture, source.args)

@@ -73,7 +73,8 @@ class TargetConfig:
             raise UsageError(f"{' and '.join(flags)}: name one")
         for flag, value in zip(flags, self.arguments.values(), strict=True):
             if not math.isfinite(value) or (value == 0 and self.max_drop is None):
-                raise UsageError(f"{flag} {value:g}: expected a finite number above 0")
+                least = "of at least" if self.max_drop is not None else "above"
+                raise UsageError(f"{flag} {value:g}: expected a finite number {least} 0")
         if self.calibration_memory == 0:
             raise UsageError("--calibration-memory 0: expected at least 1 byte, better 200MB or more")
         if self.calibration_memory is not None and self.calibration == "none":

@@ -55,8 +55,8 @@ class Number(click.FloatRange):
 def _refuse(
     bounded: WholeNumber | Number, value: Any, what: str, param: click.Parameter | None, ctx: click.Context | None
 ) -> NoReturn:
-    least = [] if bounded.min is None else [f" {'above' if bounded.min_open else 'at least'} {bounded.min:g}"]
-    most = [] if bounded.max is None else [f" {'below' if bounded.max_open else 'at most'} {bounded.max:g}"]
+    least = [] if bounded.min is None else [f" {'above' if bounded.min_open else 'at least'} {bounded.min:.12g}"]
+    most = [] if bounded.max is None else [f" {'below' if bounded.max_open else 'at most'} {bounded.max:.12g}"]
     bounded.fail(f"{value!r}, expected {what}{' and'.join(least + most)}", param, ctx)
 
 

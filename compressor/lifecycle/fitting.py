@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import reprlib
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
@@ -49,8 +50,10 @@ def policy_for(policy: Policy | None, target: Target) -> Policy:
     """Returns the policy, or ``learnt`` for everything where only a target is given.
 
     Raises:
-        UsageError: neither is given.
+        UsageError: neither is given, or the policy is something else.
     """
+    if not isinstance(policy, Policy | None):
+        raise UsageError(f"policy: expected a Policy, got {reprlib.repr(policy)}: write Policy([Rule('*', 'learnt')])")
     if policy is None and not target.is_given:
         raise UsageError("policy: name the rules, or give rate, target_size, target_bits or max_drop")
     return Policy([Rule("*", scheme="learnt", rate=ANY_RATE)]) if policy is None else policy

@@ -58,7 +58,7 @@ def read_checkpoint(path: Path, pickles: bool) -> Checkpoint:
         FileError: a packed file that is damaged.
     """
     if not path.is_file():
-        raise MissingError(f"{path}: no such file")
+        raise MissingError(f"{path}: {'a folder, expected a file' if path.is_dir() else 'no such file'}")
     try:
         with safetensors.safe_open(path, "pt") as file:
             packed = KEY in (file.metadata() or {})
@@ -112,8 +112,10 @@ def _unpickled(path: Path) -> dict[str, Tensor]:
     """Returns the tensors of a file of torch.save, those of timm's trainings or under a single other key included."""
     try:
         loaded: Any = timm.models.load_state_dict(str(path))
-    except (EOFError, RuntimeError, ValueError, TypeError, AttributeError) as exc:
-        reason = _reason(" ".join(str(exc).split()))
+    except (MemoryError, OSError):
+        raise
+    except Exception as exc:  # bytes that are no pickle can be instructions of one, and fail in any way
+        reason = _reason(" ".join(f"{exc}".split()))
         raise UnsupportedError(f"{path}: damaged, or no checkpoint ({reason})") from exc
     parts = [value for value in loaded.values() if isinstance(value, Mapping) and _has_tensors(value)]
     state = parts[0] if len(parts) == 1 and not _has_tensors(loaded) else loaded

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
+import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
@@ -60,6 +61,8 @@ class Rule:
         for name, value in (("match", match), ("scheme", scheme), ("types", tuple(types)), ("settings", settings)):
             object.__setattr__(self, name, value)
         object.__setattr__(self, "ignored", False)
+        if not isinstance(match, str):
+            raise PolicyError(f"a rule begins with a pattern of names, such as '*': got {reprlib.repr(match)}")
         if match.startswith("re:"):
             _compile(match)
         if scheme is not None:  # an inherited scheme is known only where all rules of a policy are
@@ -154,6 +157,10 @@ class Policy:
     def __init__(self, rules: Sequence[Rule]) -> None:
         if not rules:
             raise PolicyError("a policy needs at least one rule, such as Rule('*', scheme='learnt', bits=4)")
+        if wrong := [rule for rule in rules if not isinstance(rule, Rule)]:
+            raise PolicyError(
+                f"a policy is a list of rules, Policy([Rule('*', 'learnt')]): got {reprlib.repr(wrong[0])}"
+            )
         self.given = tuple(rules)
         self.schemes = tuple(None if rule.ignored else _scheme_of(rule, rules[-1]) for rule in rules)
         self.prunings = tuple(None if rule.ignored else _pruning_of(rule, rules[-1]) for rule in rules)

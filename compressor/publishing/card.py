@@ -74,7 +74,7 @@ def _introduction(report: Report, base_model: str | None) -> str:
     base = f" It was made from [{base_model}](https://huggingface.co/{base_model})." if base_model else ""
     return (
         f"{what} whose weights share a few values: {totals.dense:,} bytes of dense weights are {totals.file:,} bytes "
-        f"here, {totals.ratio:.1f} times less.{base} The file is one of {LIBRARY} {compressor.__version__}, which "
+        f"here, {totals.ratio:.1f} times smaller.{base} The file is one of {LIBRARY} {compressor.__version__}, which "
         "loads it as an ordinary PyTorch model."
     )
 
@@ -124,8 +124,11 @@ compress export {PREFIX}{repository} --to onnx
 def _made(report: Report, command: str) -> str:
     facts: Mapping[str, str] = report.origin.facts()
     told = "\n".join(f"- {name}: {_text(text)}" for name, text in facts.items() if name not in TOLD)
-    again = f"\n\nThe recipe is in the file. This runs it again:\n\n```sh\n{command}\n```" if command else ""
-    return told + again
+    again = (
+        "\n\nThe recipe is in the file. This runs it again, on dense weights that it trains by its defaults unless "
+        f"`--checkpoint-path` names others:\n\n```sh\n{command}\n```"
+    )
+    return told + (again if command else "")
 
 
 def _tensors(report: Report) -> str:

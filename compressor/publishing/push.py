@@ -78,9 +78,9 @@ def push_to_hub(
         ...     list(push_to_hub(packed_path("zoo:test_resnet-tiny"), "me/small", folder=folder).files)
         ['packed.safetensors', 'config.json', 'bytes.png', 'README.md']
     """
-    own, base = _checked(repository), None if base_model is None else _checked(base_model)
+    own, base = _checked("repository", repository), base_model and _checked("base model", base_model)
     if folder is not None and private:
-        raise UsageError("a folder is not private (private=True): it is for a repository on the hub")
+        raise UsageError("a folder is not private: that is for a repository on the hub")
     source = local_path(path)
     with PackedFile.open(source, max_memory) as file:
         target = _Repository(own, private) if folder is None else _Folder(Path(folder), source)
@@ -88,9 +88,12 @@ def push_to_hub(
         return target.write(repository_files(file, own, base), force)
 
 
-def _checked(name: str) -> str:
+def _checked(what: str, name: str) -> str:
     """Returns ``OWNER/NAME``, with or without ``hf-hub:`` before it; a revision is not for what is pushed."""
-    repository, revision = parse_name(name)
+    try:
+        repository, revision = parse_name(name)
+    except UsageError:
+        raise UsageError(f"{name!r} is no name of a {what}: expected OWNER/NAME") from None
     if "@" in name:
         raise UsageError(f"{name}: leave out @{revision}, the repository is meant as a whole")
     return repository

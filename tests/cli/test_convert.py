@@ -99,6 +99,14 @@ def test_unpack_of_a_damaged_file_writes_nothing(type_: Callable[..., Ran]) -> N
     assert sorted(path.name for path in Path().iterdir()) == ["f.safetensors"]
 
 
+def test_unpack_of_a_damaged_file_makes_no_folder(timm_file: Path, type_: Callable[..., Ran]) -> None:
+    data = bytearray(timm_file.read_bytes())
+    data[-200] ^= 1
+    Path("damaged.safetensors").write_bytes(data)
+    assert type_("unpack", "damaged.safetensors", "-o", "folder")[0] == 3
+    assert not Path("folder").exists()
+
+
 def test_unpack_reads_back_what_it_wrote(timm_file: Path, type_: Callable[..., Ran], monkeypatch: Any) -> None:
     monkeypatch.setattr("safetensors.torch.save", lambda tensors, _: wrong(tensors))
     code, _, err = type_("unpack", str(timm_file), "-o", "dense.safetensors")

@@ -90,6 +90,11 @@ def test_an_estimate_is_a_table_and_writes_nothing(type_: Callable[..., Ran]) ->
             2,
             "target 'reader' gives no estimate: without --estimate it writes the file",
         ),
+        (
+            ("zoo:test_resnet-tiny", "--to", "ethos-u", "--estimate", "-o", "x.txt"),
+            2,
+            "-o x.txt: --estimate writes no file, leave it out",
+        ),
         (("none.safetensors", "--to", "reader"), 4, "none.safetensors: no such file, expected a packed file"),
         (("zoo:test_resnet-tiny", "--to", "reader", "-o", "no/reader.py"), 6, "folder "),
     ],

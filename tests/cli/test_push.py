@@ -50,7 +50,8 @@ def test_push_says_what_it_has_done(hub: FakeHub, type_: Callable[..., Ran]) -> 
     ("words", "expected", "message"),
     [
         (("me/small", "--private", "--folder", "out"), 2, "error: a folder is not private"),
-        (("small",), 2, "error: 'small' names no repository: expected "),
+        (("small",), 2, "error: 'small' is no name of a repository: expected OWNER/NAME"),
+        (("me/small", "--base-model", "foo"), 2, "error: 'foo' is no name of a base model: expected OWNER/NAME"),
         (("me/small",), 6, "error: hf-hub:me/small: no token is set: set HF_TOKEN, or run 'hf auth login'"),
     ],
 )

@@ -201,7 +201,7 @@ def test_the_classes_of_a_row_are_shown(type_: Callable[..., Ran], tmp_path: Pat
     [
         (["empty"], 4, "empty: no rows of a sweep in this folder: expected empty/rows.jsonl, of 'compress sweep'"),
         (["none.safetensors"], 4, "none.safetensors"),
-        ([TINY, "--bound", "much"], 2, "'much' is no size: expected 250000, 250KB, 1.5MB or 1MiB"),
+        ([TINY, "--bound", "much"], 2, "--bound much: expected a size, as 450KB, or a top-1, as 92%"),
         ([TINY, "--bound", "120%"], 2, "--bound 120%: expected a size, as 450KB, or a top-1, as 92%"),
         ([TINY, "--bound", "9%", "--bound", "8%"], 2, "--bound 8%: there is one of that kind already"),
         ([TINY, "-o", "no/report.html"], 6, "/no does not exist: make it first"),

@@ -255,6 +255,10 @@ def test_schemes_without_a_price_are_refused(target: dict[str, Any]) -> None:
 def test_no_policy_and_no_target_are_refused() -> None:
     with pytest.raises(UsageError, match=r"^policy: name the rules, or give rate, target_size, target_bits or max_dro"):
         job_of()
+    with pytest.raises(
+        UsageError, match=r"^policy: expected a Policy, got \[Rule\('\*', scheme='learnt'\)\]: write Policy"
+    ):
+        job_of([Rule("*", "learnt")])  # type: ignore[arg-type]
     with pytest.raises(UsageError, match=r"^rate and target_size: ask for one$"):
         job_of(rate=1e-7, target_size=100)
 

@@ -137,3 +137,5 @@ def test_what_torch_advises_is_not_repeated() -> None:
         assert refused(f"{number}.pth").startswith(f"{number}.pth: damaged, or no checkpoint (")
     Path("words.pth").write_text("not a checkpoint")
     assert refused("words.pth").startswith("words.pth: damaged, or no checkpoint (")
+    Path("table.pth").write_text("epoch,train_loss\n0,2.25\n")  # instructions of a pickle that pop from an empty list
+    assert refused("table.pth").startswith("table.pth: damaged, or no checkpoint (")

@@ -127,7 +127,7 @@ def test_files_that_are_no_checkpoint(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("pickle.pth", "named.safetensors", "cut.safetensors"):
         assert refused(name).startswith(f"{name}: damaged, or no safetensors file (")
     assert refused("none.safetensors") == "none.safetensors: no such file"
-    assert refused(".") == ".: no such file"
+    assert refused(".") == ".: a folder, expected a file"
 
 
 def test_damaged_packed_file() -> None:

@@ -103,6 +103,7 @@ def test_what_a_rule_refuses_at_once(scheme: str, settings: dict[str, Any], mess
         ([Rule("fc", bitz=4), Rule("*", scheme="learnt")], "'learnt' has no setting 'bitz'. Did you mean 'bits'?"),
         ([Rule("*", bits=4)], "names no scheme"),
         ([], "at least one rule"),
+        ("x", "a policy is a list of rules, .*: got 'x'"),
     ],
 )
 def test_what_a_policy_refuses(rules: list[Rule], message: str) -> None:
@@ -126,6 +127,11 @@ def test_rules_that_do_not_fit_the_model(model: nn.Module, rules: list[Rule], me
 def test_nothing_to_share() -> None:
     with pytest.raises(PolicyError, match="nothing to share: no weights of two or more"):
         Policy([Rule("*", scheme="learnt", bits=4)]).plan(nn.BatchNorm2d(4))
+
+
+def test_a_rule_without_a_pattern_is_refused() -> None:
+    with pytest.raises(PolicyError, match=r"begins with a pattern of names, such as '\*': got 3"):
+        Rule(3)  # type: ignore[arg-type]
 
 
 def test_a_broken_regular_expression_is_refused() -> None:

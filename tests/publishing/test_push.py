@@ -103,7 +103,7 @@ Change = Callable[[FakeHub, pytest.MonkeyPatch], None]
         ("me/small", offline, ResourceError, "^hf-hub:me/small: HF_HUB_OFFLINE is set: nothing is pushed; .*folder$"),
         ("me/small", away, ResourceError, "^hf-hub:me/small: http://127.0.0.1:9 cannot be reached: nothing is pushed"),
         ("me/small", out_of_order, ResourceError, "^hf-hub:me/small: HfHubHTTPError: .*418"),
-        ("small", nothing, UsageError, "^'small' names no repository: expected hf-hub:OWNER/NAME"),
+        ("small", nothing, UsageError, "^'small' is no name of a repository: expected OWNER/NAME$"),
         ("me/small@v1", nothing, UsageError, "^me/small@v1: leave out @v1, the repository is meant as a whole$"),
     ],
 )
