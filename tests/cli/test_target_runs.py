@@ -193,7 +193,7 @@ def test_the_recipe_in_the_file_has_the_price(runs: Runs) -> None:
 def test_a_dry_run_searches_nothing(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("compressor.lifecycle.fitting.Fitting.search", None)
     assert run([*runs.words, "--target-size", "6KB", "--dry-run"]) == 0
-    head, first, *_, least, last = runs.capsys.readouterr().out.splitlines()
+    _, first, *_, least, last = runs.capsys.readouterr().out.splitlines()
     assert "learnt --target-size 6KB" in first
     assert last == "predicted  14,576 -> 6,000 bytes (2.4x) for --target-size 6KB, not searched; nothing was written"
     assert int(least.removeprefix("least      ").removesuffix(" bytes, with all weights zero").replace(",", "")) > LEAST
