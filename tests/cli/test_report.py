@@ -127,7 +127,7 @@ def test_a_sweep_is_read_wherever_it_is_and_seeds_are_averaged(type_: Callable[.
     assert named["bits2"]["gained"] == "5.5"
     assert named["bits2"]["images of"] == named["test_resnet-tiny"]["images of"] == "fashion-mnist, test"
     worth = {name: row["worth having"] for name, row in named.items()}
-    assert worth == {"bits2": "no", "bits4-seed0": "yes", "test_resnet-tiny": "yes"}  # which has 92.81
+    assert worth == {"bits2": "no", "bits4-seed0": "yes", "test_resnet-tiny": "yes"}  # which is the smallest
 
 
 def test_two_sweeps_and_two_files_of_one_name_stay_apart(type_: Callable[..., Ran], tmp_path: Path) -> None:

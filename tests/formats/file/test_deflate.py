@@ -71,12 +71,10 @@ def test_metadata_take_fewer_bytes_than_by_zlib(name: str) -> None:
     assert len(deflate(text)) < len(deflated(text)) < len(text) / 4
 
 
-def test_same_bytes_on_every_machine() -> None:
-    """Figures of the machine that this was written on."""
-    digest = hashlib.sha256()
-    for name in list_checkpoints():
-        digest.update(deflate(text_of((CHECKPOINTS / f"{name}.safetensors").read_bytes())))
-    assert digest.hexdigest() == "8a66814f5cdb53a60992f9e344e1933835a4055e23e96ed814655faff63aff86"
+@pytest.mark.parametrize("name", list_checkpoints())
+def test_same_bytes_as_on_the_machine_that_wrote_the_file(name: str) -> None:
+    data = (CHECKPOINTS / f"{name}.safetensors").read_bytes()
+    assert deflate(text_of(data)) in data
 
 
 def test_the_dictionary_is_that_of_the_format() -> None:
