@@ -110,7 +110,7 @@ def _tensors(file: Path, max_memory: int | None) -> dict[str, Tensor]:
     return {name: tensor.clone().contiguous() for name, tensor in state.items()}
 
 
-def _write_weights(tensors: Mapping[str, Tensor], output: Path, force: bool) -> None:
+def _write_weights(tensors: dict[str, Tensor], output: Path, force: bool) -> None:
     """Writes tensors as an ordinary safetensors file."""
     from compressor.formats.io.atomic import check_writable, write_atomically
     from compressor.formats.io.locking import holding

@@ -73,12 +73,12 @@ def evaluate(
     data = _data(file, dataset, data_dir, made, preprocessing, max_bad_images, asked, in_chans)
     model = load(file, max_memory=in_bytes(max_memory))
     _check_head(model, data)
-    dense = None if against is None else _against(against, file, in_bytes(max_memory))
+    compared, dense = ("", None) if against is None else _against(against, file, in_bytes(max_memory))
     say_data(data, data_dir)
     say_images(data.preprocessing)
     loader = data.eval_loader(batch_size)
     before = None if dense is None else measure(dense.to(where), loader)
-    found = Found(file, content, named, data, made, measure(model.to(where), loader), before)
+    found = Found(file, content, named, data, made, measure(model.to(where), loader), before, compared)
     if as_json:
         print_json(found.to_json(per_class))
     else:
@@ -101,6 +101,7 @@ class Found:
         made: how the file was made.
         packed: its figures.
         dense: those of the weights to compare with; None without any.
+        compared: what these are: "dense", or another packed file.
     """
 
     file: Path
@@ -110,6 +111,7 @@ class Found:
     made: Provenance
     packed: DetailedEvaluation
     dense: DetailedEvaluation | None
+    compared: str
 
     @property
     def recorded(self) -> float | None:
@@ -148,8 +150,9 @@ class Found:
         recorded, result, dense = self.recorded, self.packed, self.dense
         same = {None: "", result.top1: "  as recorded in the file"}
         note = same.get(recorded, f"  recorded in the file: {recorded!r}")
-        echo(accuracy_line(result, dense, self.data.evaluated, self.made.seed) + note)
-        before = ("", "") if dense is None else (f"dense {percent(dense.top5)} -> ", f"dense {dense.loss:.4f} -> ")
+        echo(accuracy_line(result, dense, self.data.evaluated, self.made.seed, self.compared) + note)
+        start = f"{self.compared} "
+        before = ("", "") if dense is None else (f"{start}{percent(dense.top5)} -> ", f"{start}{dense.loss:.4f} -> ")
         speed = f"{result.images_per_second:,.0f} images/s"
         top5 = f"top-5 {before[0]}{percent(result.top5)}  " if self.data.num_classes > TOP else ""
         echo(f"{top5}loss {before[1]}{result.loss:.4f} nats  {speed}")
@@ -158,8 +161,8 @@ class Found:
                 [row["name"], f"{row['images']:,}", *map(percent, _shares(row)), *_changed(row)]
                 for row in self._classes()
             ]
-            compared = dense is not None
-            heads = "class", "images", *(["dense"] * compared), "top-1", *(["lost", "gained"] * compared)
+            both = dense is not None
+            heads = "class", "images", *([self.compared] * both), "top-1", *(["lost", "gained"] * both)
             print_table([heads, *rows])
 
     def _classes(self) -> list[dict[str, Any]]:
@@ -212,8 +215,11 @@ def _check_head(model: Any, data: Dataset) -> None:
         raise MissingError(f"the file's model tells {classes} classes apart, {data.name} has {data.num_classes}")
 
 
-def _against(path: Path, file: Path, max_memory: int | None) -> nn.Module:
-    """Returns the model of a packed file with the weights of another file, packed or not, or of a folder of timm's."""
+def _against(path: Path, file: Path, max_memory: int | None) -> tuple[str, nn.Module]:
+    """Returns the model of a packed file with the weights of another file, packed or not, or of a folder of timm's.
+
+    Before it stands what the weights are called.
+    """
     from compressor import load
     from compressor.formats.errors import FileError
     from compressor.models.checkpoint import load_checkpoint, read_checkpoint
@@ -224,7 +230,8 @@ def _against(path: Path, file: Path, max_memory: int | None) -> nn.Module:
     model = load(file, max_memory=max_memory)
     cfg: Any = model.pretrained_cfg
     try:
-        load_checkpoint(read_checkpoint(path, pickles=True), model, cfg["architecture"], "expected {expected}")
+        checkpoint = read_checkpoint(path, pickles=True)
+        load_checkpoint(checkpoint, model, cfg["architecture"], "expected {expected}")
     except (FileError, MissingError) as exc:
         raise type(exc)(f"--against {exc}") from exc
-    return model
+    return "dense" if checkpoint.model is None else path.stem, model

@@ -241,9 +241,17 @@ def counts(number: float) -> str:
     return f"{number:g}"
 
 
-def accuracy_line(packed: Evaluation, dense: Evaluation | None, split: str, seed: int) -> str:
-    """Returns a line with top-1 before and after, n, the 95 % interval, the images lost and gained, and the seed."""
-    before = f"dense {percent(dense.top1)} -> " if dense is not None else ""
+def accuracy_line(packed: Evaluation, dense: Evaluation | None, split: str, seed: int, compared: str = "dense") -> str:
+    """Returns a line with top-1 before and after, n, the 95 % interval, the images lost and gained, and the seed.
+
+    Args:
+        packed: of the packed file.
+        dense: of what it is compared with; None: nothing.
+        split: of the data, that was evaluated.
+        seed: of the run.
+        compared: what it is compared with.
+    """
+    before = f"{compared} {percent(dense.top1)} -> " if dense is not None else ""
     line = f"top-1 on {packed.n:,} {split} images  {before}packed file {percent(packed.top1)}"
     line += f"  95 % interval {interval_text(*packed.interval)}"
     if dense is not None:

@@ -107,4 +107,8 @@ def test_against_a_checkpoint_that_ships_and_against_a_folder(type_: Callable[..
     code, _, err = type_(*words, "timms")
     assert (code, err) == (4, ["error: --against timms/model.safetensors: no such file"])
     Path("dense.safetensors").rename("timms/model.safetensors")
-    assert type_(*words, "timms")[0] == 0
+    code, out, _ = type_(*words, "timms")
+    assert (code, " dense " in out) == (0, True)
+    Path("other.safetensors").write_bytes(packed.read_bytes())
+    code, out, _ = type_(*words, "other.safetensors")
+    assert (code, " other " in out, "dense" in out) == (0, True, False), "it is no dense file"
