@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -78,7 +78,7 @@ def unpack(file: Path, output: Path, force: bool, max_memory: int | None) -> Non
     with open_packed(file, max_memory) as packed:
         model, preprocessing = packed.model, dict(packed.preprocessing or {})
     if not is_folder:
-        _write_weights(_tensors(file, max_memory), output, force)
+        _write_weights(lambda: _tensors(file, max_memory), output, force)
         click.echo(_how_to_load(model, preprocessing, output))
         return
     if model is None:
@@ -95,10 +95,11 @@ def _write_folder(
     from compressor.models.local_dir import CONFIG, WEIGHTS, local_config
 
     config = json.dumps(local_config(*about), indent=2)
+    for name in (CONFIG, WEIGHTS) if folder.is_dir() else ():
+        check_writable(folder / name, force)
     tensors = _tensors(file, max_memory)  # before there is a folder, which a damaged file would leave empty
     make_folder(folder)
-    check_writable(folder / CONFIG, force)
-    _write_weights(tensors, folder / WEIGHTS, force)
+    _write_weights(lambda: tensors, folder / WEIGHTS, force)
     write_atomically(folder / CONFIG, config.encode(), force=force)
 
 
@@ -110,8 +111,8 @@ def _tensors(file: Path, max_memory: int | None) -> dict[str, Tensor]:
     return {name: tensor.clone().contiguous() for name, tensor in state.items()}
 
 
-def _write_weights(tensors: dict[str, Tensor], output: Path, force: bool) -> None:
-    """Writes tensors as an ordinary safetensors file."""
+def _write_weights(read: Callable[[], dict[str, Tensor]], output: Path, force: bool) -> None:
+    """Writes tensors as an ordinary safetensors file; they are read when no other command writes it."""
     from compressor.formats.io.atomic import check_writable, write_atomically
     from compressor.formats.io.locking import holding
 
@@ -119,6 +120,7 @@ def _write_weights(tensors: dict[str, Tensor], output: Path, force: bool) -> Non
     click.get_current_context().with_resource(holding(output))
     from safetensors.torch import save
 
+    tensors = read()
     data = save(tensors, {"format": "pt"})
     write_atomically(output, data, verify=lambda written: _verify(written, tensors), force=force)
     click.echo(f"{output}  {len(data):,} bytes, reopened and verified")

@@ -21,13 +21,21 @@ pytestmark = pytest.mark.usefixtures("own_folder")
 
 
 def test_the_reader_is_written_beside_nothing_of_the_zoo(type_: Callable[..., Ran]) -> None:
-    code, out, err = type_("export", "zoo:test_resnet-tiny", "--to", "reader")
+    code, out, err = type_("export", "zoo:test_resnet-balanced", "--to", "reader")
     assert (code, err) == (0, [])
     head, dense, packed, reader, limits, *_, how = out.splitlines()
     size = Path("packed_reader.py").stat().st_size
     assert head == f"packed_reader.py  {size:,} bytes, run and compared: equal bit for bit"
     assert dense.split() == ["dense", "1,509,152", "bytes", "100.0", "%", "of", "dense"]
-    assert packed.split() == ["packed", f"{checkpoint('test_resnet-tiny').bytes:,}", "bytes", "1.2", "%", "of", "dense"]
+    assert packed.split() == [
+        "packed",
+        f"{checkpoint('test_resnet-balanced').bytes:,}",
+        "bytes",
+        "3.3",
+        "%",
+        "of",
+        "dense",
+    ]
     assert reader.split()[:2] == ["reader", f"{size:,}"]
     assert limits.startswith("limits  goes with the packed file, and gives arrays")
     assert how.startswith("run it  python packed_reader.py ")
