@@ -2,13 +2,14 @@
 
     python benchmarks/results_page.py
 
-A test fails where the page or a figure is not what the rows say, so run it after ``rate_accuracy.py``,
+A test fails where the page or a figure is not what the rows say, so run it after ``zoo.py``, ``rate_accuracy.py``,
 ``post_training.py``, ``allowed_weights.py`` and ``peers.py``. Published numbers are those of ``literature.toml``.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ __all__ = ["FIGURES", "PAGE", "figures", "parts"]
 
 HERE = Path(__file__).parent
 PAGE = HERE.parent / "docs" / "results.md"
+README = HERE.parent / "README.md"
 FIGURES = HERE.parent / "docs" / "figures"
 LITERATURE = HERE / "literature.toml"
 
@@ -43,6 +45,7 @@ def parts() -> dict[str, str]:
     """Returns the generated parts of the page by the names of their markers."""
     allowed, peers, dense = rows_of("allowed_weights"), rows_of("peers"), dense_top1()
     made = {"sizes": sizes_page.table(rows_of("rate_accuracy"))}
+    made["zoo"] = zoo()
     made["post_training summary"] = post_training_page.tables(rows_of("post_training"))["summary"]
     made |= {"peers": peers_page.table(peers), "peers reading": peers_page.reading(peers), "literature": literature()}
     for net in allowed_weights_page.NETS:
@@ -50,6 +53,13 @@ def parts() -> dict[str, str]:
         made[f"allowed_weights {net} outcomes"] = allowed_weights_page.outcomes(allowed, net)
         made[f"allowed_weights {net} reading"] = allowed_weights_page.reading(allowed, net, dense[net])
     return made
+
+
+def zoo() -> str:
+    """Returns the table of the smallest checkpoints of the zoo, as ``zoo.py`` has written it into the README."""
+    found = re.search(r"<!-- zoo -->\n(.*?)\n<!-- end -->", README.read_text(encoding="utf-8"), re.DOTALL)
+    assert found is not None
+    return found[1]
 
 
 def figures() -> dict[str, Any]:
