@@ -125,7 +125,7 @@ def write_slice(data: Dataset) -> None:
 
 
 def dense_size(name: str) -> int:
-    """Returns the bytes of the dense tensors that a checkpoint of the zoo stands for, statistics of norms included."""
+    """Returns the bytes of the dense file that a checkpoint of the zoo stands for."""
     with PackedFile.open(ZOO / "checkpoints" / f"{name}.safetensors") as file:
         return Report.of(file).totals.dense
 

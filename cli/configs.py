@@ -169,7 +169,7 @@ class ExecutionConfig:
     calibration_images: int = config_field(
         1024, f"Training images to re-estimate BatchNorm on; at most {DEFAULT_IMAGES} serve a target.", ge=0
     )
-    seed: int = config_field(0, "Seed of everything random.", ge=0, le=2**32 - 1)
+    seed: int = config_field(0, "Seed of everything random.", ge=0, le=2**32 - 1)  # the most that numpy takes
 
 
 @dataclass(frozen=True)

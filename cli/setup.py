@@ -34,6 +34,7 @@ from compressor.formats.file.reader import PackedFile
 from compressor.formats.io.atomic import check_not_input, check_writable
 from compressor.formats.loader import build_model
 from compressor.lifecycle.norms import check_foldable
+from compressor.models.checkpoint import why_no_file
 from compressor.models.names import NamedModel, find_model
 from compressor.models.teacher import load_teacher
 from compressor.policy.policy import Policy, Rule
@@ -164,9 +165,7 @@ def _checked(request: Request, device: torch.device) -> Run:
     if writes:
         _check_output(output, request.output)
     if (path := request.model.checkpoint_path) is not None and not path.is_file():
-        raise MissingError(
-            f"--checkpoint-path {path}: {'a folder, expected a file' if path.is_dir() else 'no such file'}"
-        )
+        raise MissingError(f"--checkpoint-path {path}: {why_no_file(path)}")
     data = None if request.post_training else _load_data(request, named)
     source = model_source(request, named, data)
     sketch = build_model(named.architecture, source.args)

@@ -18,7 +18,7 @@ from compressor.formats.file.container import KEY
 from compressor.formats.file.reader import PackedFile
 from compressor.formats.loader import load_state_dict
 
-__all__ = ["Checkpoint", "load_checkpoint", "read_checkpoint", "stored_preprocessing"]
+__all__ = ["Checkpoint", "load_checkpoint", "read_checkpoint", "stored_preprocessing", "why_no_file"]
 
 PREFIXES = ("module.", "_orig_mod.", "model.", "backbone.", "timm_model.")
 """What modules that hold the model, wrappers of torch and of training frameworks, put before its names."""
@@ -58,7 +58,7 @@ def read_checkpoint(path: Path, pickles: bool) -> Checkpoint:
         FileError: a packed file that is damaged.
     """
     if not path.is_file():
-        raise MissingError(f"{path}: {'a folder, expected a file' if path.is_dir() else 'no such file'}")
+        raise MissingError(f"{path}: {why_no_file(path)}")
     try:
         with safetensors.safe_open(path, "pt") as file:
             packed = KEY in (file.metadata() or {})
@@ -77,6 +77,11 @@ def read_checkpoint(path: Path, pickles: bool) -> Checkpoint:
     with PackedFile.open(path) as opened:
         name, own = (opened.model or {}).get("name"), dict(opened.preprocessing or {})
     return Checkpoint(path, load_state_dict(path), name, own)
+
+
+def why_no_file(path: Path) -> str:
+    """Returns what a path is that is no file, for messages."""
+    return "a folder, expected a file" if path.is_dir() else "no such file"
 
 
 def stored_preprocessing(path: Path) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from compressor.formats.content import Codebook, SharedTensor, Table
 from compressor.formats.dtypes import ITEM_SIZES
 from compressor.formats.errors import printable
-from compressor.formats.file.entries import shown
+from compressor.formats.file.entries import RawEntry, SiteEntry, shown
 from compressor.formats.file.reader import PackedFile
 from compressor.report.origin import Origin
 from compressor.report.provenance import Provenance, read_provenance, rule_of
@@ -275,7 +275,11 @@ def _totals(file: PackedFile, provenance: Provenance, rows: Sequence[Row]) -> To
 
 def dense_size(file: PackedFile) -> int:
     """Returns the size in bytes of the plain ``.safetensors`` file that would hold the same tensors dense."""
-    tensors = [(name, e.dtype, e.shape) for entries in (file.sites, file.untouched) for name, e in entries.items()]
+    entries: dict[str, SiteEntry | RawEntry] = {**file.sites, **file.untouched}
+    tensors = []
+    for name, (entry, place) in file.slices.items():  # a stack holds tensors that have a header of their own there
+        held = entries[entry]
+        tensors.append((name, held.dtype, held.shape if place is None else held.shape[1:]))
     header, offset = {}, 0
     for name, dtype, shape in sorted(tensors, key=lambda t: (-DTYPE_ORDER.index(t[1]), t[0])):
         end = offset + math.prod(shape) * ITEM_SIZES[dtype]

@@ -20,7 +20,7 @@ def test_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
     monkeypatch.chdir(tmp_path)
     exec(compile(BLOCK, "deploy.md", "exec"), {})
     size = (tmp_path / "packed_reader.py").stat().st_size
-    assert capsys.readouterr().out == f"1509152 {checkpoint('test_resnet-balanced').bytes} {size} 0.0\n"
+    assert capsys.readouterr().out == f"1509760 {checkpoint('test_resnet-tiny').bytes} {size} 0.0\n"
 
 
 def test_every_target_and_refusal_is_described() -> None:

@@ -19,8 +19,10 @@ from compressor import Compressor, Policy, Rule
 from compressor.formats.errors import FormatError
 from compressor.formats.file.reader import PackedFile
 from compressor.formats.file.writer import pack
+from compressor.formats.loader import load_state_dict
 from compressor.lifecycle.packed import Packed
-from compressor.report.report import Report
+from compressor.model_zoo import list_checkpoints, packed_path
+from compressor.report.report import Report, dense_size
 from tests.helpers.forging import forged_from
 
 
@@ -159,6 +161,14 @@ def test_a_recipe_that_does_not_fit_is_passed_over(packed: tuple[Compressor, Pac
     forged = replace(packed[1].content, provenance={"rules": [99]}, recipe={"stage": []})
     with PackedFile.from_bytes(pack(forged)) as file:
         assert Report.of(file).rows[0].rule == ""
+
+
+@pytest.mark.parametrize("name", list_checkpoints())
+def test_dense_size_counts_each_tensor_of_a_stack(name: str) -> None:
+    path = packed_path(f"zoo:{name}")
+    with PackedFile.open(path) as file:
+        assert any(" " in entry for entry in (*file.sites, *file.untouched)), "a stack"
+        assert dense_size(file) == len(safetensors.torch.save(load_state_dict(path)))
 
 
 def test_all_that_stays_dense_is_listed_with_its_reason() -> None:
