@@ -34,13 +34,16 @@ HERE = Path(__file__).parent
 ZOO = HERE.parent / "model_zoo"
 SLICE = HERE.parent / "tests" / "data" / "fashion-mnist-200.safetensors"
 DATASET, SEED = "fashion-mnist", 0
+TEACHER = "--teacher resnet18 --teacher-checkpoint resnet18-fashion-mnist.safetensors"
 PLANS = {  # model, and how it is compressed
     "test_resnet-balanced": ("test_resnet", "--target-size 50KB --epochs 0"),
     "test_resnet-tiny": ("test_resnet", "--target-size 18KB --epochs 6"),
     "test_vit-balanced": ("test_vit", "--target-size 60KB --epochs 0"),
     "test_vit-tiny": ("test_vit", "--target-size 25KB --epochs 6"),
+    "test_vit-student": ("test_vit", f"--target-size 20KB --epochs 6 {TEACHER}"),
     "mobilenetv3_small_050-balanced": ("mobilenetv3_small_050", "--target-size 100KB --epochs 0"),
     "mobilenetv3_small_050-tiny": ("mobilenetv3_small_050", "--target-size 28KB --epochs 6"),
+    "mobilenetv3_small_050-student": ("mobilenetv3_small_050", f"--target-size 25KB --epochs 6 {TEACHER}"),
     "resnet18-balanced": ("resnet18", "--target-size 330KB --epochs 0"),
     "resnet18-tiny": ("resnet18", "--target-size 45KB --epochs 6"),
 }
@@ -60,12 +63,15 @@ def arguments(name: str, folder: Path | None, output: Path | str) -> list[str]:
 
     Args:
         name: of the checkpoint.
-        folder: of the dense weights; None: ``compress`` trains the dense network itself.
+        folder: of the dense weights; None: ``compress`` trains the dense networks, of model and teacher, itself.
         output: where it is written.
     """
     model, options = PLANS[name]
     start = [] if folder is None else ["--checkpoint-path", str(folder / weights_of(name))]
-    return [model, "--dataset", DATASET, *start, *options.split(), "--seed", str(SEED), "-o", str(output)]
+    if folder is None:
+        options = options.partition(" --teacher-checkpoint")[0]
+    rest = [str(folder / one) if folder and one.endswith(f"-{DATASET}.safetensors") else one for one in options.split()]
+    return [model, "--dataset", DATASET, *start, *rest, "--seed", str(SEED), "-o", str(output)]
 
 
 def command(name: str, dense: Path | None) -> str:

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 from torch import nn
 
-from compressor.lifecycle.size_control import BYTES_BY_STEP, SizeControl
+from compressor.lifecycle.size_control import BYTES_BY_STEP, SizeControl, interval
 from compressor.sharing.code_length import STEPS_BETWEEN_COUNTS
 from compressor.sharing.group import Group
 from compressor.training.evaluation import evaluate
@@ -24,7 +24,7 @@ LEAST_SHARE = 0.65  # of the bytes of indices that one epoch keeps at least
 SLACK = 0.1  # of the dense model's errors, by which a drop at the beginning of a training may be an over-estimate
 MOST_SLACK = 4.0  # times that, beyond which it is none
 CLOSE = 0.03  # a logarithm: bytes that the price is left to correct, and not the grid
-GLIDE = 3.0  # times, by which grids become coarser at most in the time of integration of the price
+GLIDE, GLIDE_TIME = 3.0, 0.05  # times, by which grids become coarser at most, in this part of the training
 COARSENED_UNTIL = 0.75  # of the training
 
 
@@ -130,16 +130,16 @@ class DropControl(SizeControl):
             self._rescale(max(missing ** (1 / BYTES_BY_STEP), 1 / GLIDE))
         self._note_error()
 
-    def _steer(self, progress: float, integral_steps: int, is_due: bool) -> None:
+    def _steer(self, steps: int, total_steps: int, is_due: bool) -> None:
         """Makes grids coarser where the file is far too large, and changes the price where it is nearly right."""
         rest = self.lengths[0].rest
         excess = math.log(max(self.predicted - rest, 1) / max(self.target - rest, 1))
-        if excess > CLOSE and progress <= COARSENED_UNTIL:
-            most = GLIDE ** (STEPS_BETWEEN_COUNTS / integral_steps)
+        if excess > CLOSE and steps <= COARSENED_UNTIL * total_steps:
+            most = GLIDE ** (STEPS_BETWEEN_COUNTS / interval(total_steps, GLIDE_TIME))
             self._rescale(min(math.exp(excess / BYTES_BY_STEP), most))
             self._note_error()
         else:
-            self._reprice(integral_steps)
+            self._reprice(total_steps)
 
     def _rescale(self, factor: float) -> None:
         """Multiplies the steps of all grids, and the price by the square: a step follows from the root of its price."""

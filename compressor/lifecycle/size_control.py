@@ -9,16 +9,17 @@ from functools import partial
 from typing import ClassVar
 
 from compressor.lifecycle.settling import settle
-from compressor.lifecycle.target import AIM, NEAR
+from compressor.lifecycle.target import NEAR
 from compressor.sharing.code_length import STEPS_BETWEEN_COUNTS, CodeLength, is_priced
 from compressor.sharing.group import Group
 from compressor.training.loop import OnEpoch
 
-__all__ = ["SizeControl", "coded_bytes"]
+__all__ = ["SizeControl", "coded_bytes", "interval"]
 
 _log = logging.getLogger(__name__)
 
-INTEGRAL_TIME = 0.05  # of the training: the time in which a lasting error changes the price as much as a new one does
+INTEGRAL_TIME = 0.02  # of the training: the time in which a lasting error changes the price as much as a new one does
+WANTED = 0.998  # of the target: predictions have a margin, and files become a little smaller as the learning rate falls
 GAIN = 8.0  # change of the price for a change of the size, both relative: bytes follow a price slowly, and by less
 MOST_CHANGE = 0.7  # of the logarithm of the price, between two counts
 LOWEST = 0.03  # times the first price
@@ -121,32 +122,32 @@ class SizeControl:
         self.has_ended = steps >= total_steps
         if steps % STEPS_BETWEEN_COUNTS or not steps or steps < self._pruned_by * total_steps:
             return
-        is_due = steps % _interval(total_steps, 1 / MEASURED) == 0 and not self.has_ended
+        is_due = steps % interval(total_steps, 1 / MEASURED) == 0 and not self.has_ended
         if is_due and self._measure is not None:
             self._note_rest(self._measure() - self._share * self._coded())
-        self._steer(steps / total_steps, _interval(total_steps, INTEGRAL_TIME), is_due)
+        self._steer(steps, total_steps, is_due)
 
-    def _steer(self, progress: float, integral_steps: int, is_due: bool) -> None:
+    def _steer(self, steps: int, total_steps: int, is_due: bool) -> None:
         """Changes price and grids by how far the file is from what is wanted.
 
         Args:
-            progress: of the training, 0 to 1.
-            integral_steps: in which a lasting error changes the price as much as a new one does.
+            steps: done.
+            total_steps: of the training.
             is_due: whether the file may have been made in this step.
         """
-        self._reprice(integral_steps)
-        if is_due and progress <= REFINED_UNTIL and self.price < LOOSE * self.first_price:
+        self._reprice(total_steps)
+        if is_due and steps <= REFINED_UNTIL * total_steps and self.price < LOOSE * self.first_price:
             self._refine()
 
     @property
     def _error(self) -> float:
         """How far the file is from what is wanted: a logarithm."""
-        return math.log(self.predicted / (AIM * self.target))
+        return math.log(self.predicted / (WANTED * self.target))
 
-    def _reprice(self, integral_steps: int) -> None:
-        """Changes the price by how far the file is from what is wanted."""
+    def _reprice(self, total_steps: int) -> None:
+        """Changes the price by how far the file is from what is wanted, in a training of so many steps."""
         error, before = self._error, self.lengths[0].error
-        change = GAIN * (error - before + STEPS_BETWEEN_COUNTS / integral_steps * error)
+        change = GAIN * (error - before + STEPS_BETWEEN_COUNTS / interval(total_steps, INTEGRAL_TIME) * error)
         price = self.price * math.exp(min(max(change, -MOST_CHANGE), MOST_CHANGE))
         price = min(max(price, LOWEST * self.first_price), self.highest * self.first_price)
         for length in self.lengths:
@@ -197,7 +198,7 @@ class SizeControl:
             )  # fmt: skip
 
 
-def _interval(total_steps: int, share: float) -> int:
+def interval(total_steps: int, share: float) -> int:
     """Returns about a share of the steps of a training, a multiple of those between two counts."""
     return max(round(share * total_steps / STEPS_BETWEEN_COUNTS), 1) * STEPS_BETWEEN_COUNTS
 

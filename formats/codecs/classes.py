@@ -119,7 +119,7 @@ class _Model:
         for start in range(0, stream.count, CHUNK):
             codes = indices[start : start + CHUNK]
             if classes.tables > 1:
-                codes = codes + classes.choices(start, start + len(codes)) * np.int64(stream.codewords)
+                codes = codes + classes.choices(start, start + len(codes)).astype(np.int64) * stream.codewords
             counts += np.bincount(codes, minlength=len(counts))
         axes = [np.bincount(axis, minlength=classes.tables)[None] for axis in _stored(classes)]
         return cls(classes, [_Part.of(each) for each in [*axes, counts.reshape(classes.tables, -1)]])
