@@ -212,14 +212,16 @@ def cell(row: dict[str, Any] | None) -> str:
 @click.option("--dense", type=click.Path(exists=True, file_okay=False, path_type=Path), help="Folder of dense weights.")
 @click.option("--minutes", default=float("inf"), help="Start no further row after this many minutes.")
 @click.option("--net", type=click.Choice(NETS), help="Only rows of this network.")
-def main(dense: Path | None, minutes: float, net: str | None) -> None:
+@click.option("--bits", type=click.Choice([f"{bits:g}" for bits in BITS]), help="Only this target.")
+def main(dense: Path | None, minutes: float, net: str | None, bits: str | None) -> None:
     """Measures the rows that are missing, and rewrites the table."""
     torch.set_num_threads(1)
     bench, end = Bench(dense, NNCodec(default_folder(), keep=True)), time.perf_counter() + 60 * minutes
     RESULTS.touch()
     for run in runs():
         done = [json.loads(line) for line in RESULTS.read_text().splitlines()]  # another process may append as well
-        if net not in (None, run.net) or any({**row, **asdict(run)} == row for row in done):
+        chosen = net in (None, run.net) and bits in (None, f"{run.bits:g}")
+        if not chosen or any({**row, **asdict(run)} == row for row in done):
             continue
         if time.perf_counter() > end:
             print("time is up: call again for the rest")

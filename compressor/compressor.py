@@ -352,7 +352,7 @@ class Compressor:
         if fold_norms:
             check_foldable(self.model, [site.name for site in self.sites])
         half, fold = self._options.chosen(self.target, half_untouched, fold_norms)
-        finishing = Finishing(calibration, self._in_eval, half, fold, self._measured, self.search)
+        finishing = Finishing(calibration, self._in_eval, half, fold, self._measured, self.search, self.steps > 0)
         packed = finishing(self._shared_model(*self._convert(half, fold)))
         self._converted = None
         return packed
@@ -362,7 +362,7 @@ class Compressor:
         if self._converted is None:
             self._check_prepared("finish()")
             if self.control is not None:
-                self.control.settle(half=half, fold=fold)
+                self.control.settle(half=half, fold=fold, trained=self.steps > 0)
             tensors, books, values = convert(self.groups, in_place=True)
             detach(self.model)
             for site, value in values.items():

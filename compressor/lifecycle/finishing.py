@@ -29,6 +29,7 @@ class Finishing:
         fold: whether norms and biases go on grids, with the statistics folded.
         measured: what was measured of the dense model; None: nothing.
         search: how the price was found; None: it was given, or there is none.
+        trained: whether the model has been trained with shared weights.
     """
 
     calibration: Batches | None
@@ -37,6 +38,7 @@ class Finishing:
     fold: bool
     measured: Measurement | None
     search: Search | None
+    trained: bool
 
     def __call__(self, shared: SharedModel) -> Packed:
         """Changes the model in place, so that it computes what the file will give, and packs it.
@@ -48,7 +50,7 @@ class Finishing:
             loss = None if self.measured is None else self.measured.reference.loss
             estimate_batch_norm(shared.model, self.calibration, self.in_eval, loss)
         if self.fold:
-            norms = fold_norms(shared.model, shared.plans, self._rate(shared), self.measured)
+            norms = fold_norms(shared.model, shared.plans, self._rate(shared), self.measured, trained=self.trained)
             set_state(shared.model, norms.values)
             tensors, books = norms.added_to(shared.tensors, shared.books)
             shared = replace(shared, tensors=tensors, books=books)

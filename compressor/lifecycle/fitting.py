@@ -158,10 +158,10 @@ class Fitting:
         return DropControl(groups, found.size, size_of, self._coded, measure, target.drop, self._drop.dense)
 
     def _size_of_copy(self, target: Target, groups: Sequence[Group], rate: float) -> int:
-        """Returns what ``size`` does, of a copy: training goes on with the groups and the hooks that it has."""
+        """Returns what ``size`` does in training, of a copy: it goes on with the groups and the hooks that it has."""
         kept = {id(one): one for one in (self.dense, self.measured, self.shared.original)}
         fitting, copies = deepcopy((replace(self), groups), kept)  # replaced: without modules that were found
-        return fitting.size(target, copies, rate)
+        return fitting.size(target, copies, rate, trained=True)
 
     @property
     def _weights(self) -> int:
@@ -205,6 +205,7 @@ class Fitting:
         rate: float,
         half: bool | None = None,
         fold: bool | None = None,
+        trained: bool = False,
     ) -> int:
         """Returns the bytes of the file, were the model packed with these groups as they are.
 
@@ -213,13 +214,14 @@ class Fitting:
             groups: of the model, whether or not they are attached.
             rate: the price of a bit that the file names.
             half, fold: as in ``FileOptions.chosen``.
+            trained: whether the model has been trained with these groups.
         """
         half, fold = self.options.chosen(target, half, fold)
         tensors, books, values = convert(groups)
         model, policy = self.shared.model, self.shared.policy.priced(rate)
         by_name = {site.name: value for site, value in values.items()}
         with without_groups(model, groups), holding_state(model, by_name):
-            self._norms = self._folded(rate) if fold else FoldedNorms()
+            self._norms = self._folded(rate, trained) if fold else FoldedNorms()
             tensors, books = self._norms.added_to(tensors, books)
             with holding_state(model, self._norms.values):  # the noise that is noted is that of the values
                 halved = halvable(model, tensors) if half else frozenset()
@@ -230,12 +232,12 @@ class Fitting:
         norms = sum(value.numel() for value in self._norms.values.values())
         return self._size_of(packed.content) + MARGIN + math.ceil(NORMS_MARGIN * norms)
 
-    def _folded(self, rate: float) -> FoldedNorms:
+    def _folded(self, rate: float, trained: bool) -> FoldedNorms:
         """Returns what folding makes of the norms; the convolutions before them are found once."""
         model = self.shared.model
         if self._sources is None and self.measured is not None:
             self._sources = norm_inputs(model, self.measured.calibrator.batches[0][:1])
-        return fold_norms(model, self.shared.plans, rate, self.measured, self._sources)
+        return fold_norms(model, self.shared.plans, rate, self.measured, self._sources, trained)
 
     def _size_of(self, content: Content) -> int:
         """Returns the bytes of a file; those of label names, which take long to deflate, are measured once."""

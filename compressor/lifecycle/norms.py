@@ -34,6 +34,7 @@ from compressor.training.modes import eval_mode
 __all__ = ["FoldedNorms", "check_foldable", "fold_norms", "minor_tensors", "norm_inputs"]
 
 FINER = 4.0  # times less is paid for a bit than of weights: an error of a norm moves a whole channel at once
+TRAINED = 4.0  # times less again after training, which has brought the loss down at the same bytes
 SPREAD_STEPS = 64.0  # steps in the standard deviation of a tensor where no curvature or price is known
 LEAST_STEPS = 2.0  # steps in the standard deviation at any price
 NEGLIGIBLE = 2.0**-20  # of the mean cost of losing a channel: channels that cost less are lost
@@ -154,6 +155,7 @@ def fold_norms(
     rate: float | None = None,
     measured: Measurement | None = None,
     sources: Mapping[str, nn.Module] | None = None,
+    trained: bool = False,
 ) -> FoldedNorms:
     """Returns what folding and rounding make of norms and biases; the model is not changed.
 
@@ -166,6 +168,7 @@ def fold_norms(
         measured: has the curvature of ``minor_tensors``, and images to find the convolution before each BatchNorm
             by: channels whose weights are all zero need no scale. None: as without a price.
         sources: these convolutions, where they are known: what ``norm_inputs`` returned.
+        trained: whether the model has been trained since its weights were compressed.
     """
     importance = None if measured is None else measured.calibrator.importance
     if sources is None:
@@ -175,7 +178,7 @@ def fold_norms(
     shared = {plan.site.name for plan in plans if plan.scheme}
     sites = {site.name: site for site in minor_tensors(model, plans)}
     norms = {name: norm for name, norm in _batch_norms(model).items() if not _fault(model, name, norm, shared)}
-    price = None if rate is None or importance is None else rate / FINER
+    price = None if rate is None or importance is None else rate / (FINER * TRAINED if trained else FINER)
     for name, norm in norms.items():
         if {f"{name}.weight", f"{name}.bias"} <= sites.keys():
             del sites[f"{name}.weight"], sites[f"{name}.bias"]
