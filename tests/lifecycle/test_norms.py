@@ -11,6 +11,7 @@ import pytest
 import timm
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 import compressor
 from compressor import Compressor, Policy, Rule
@@ -132,6 +133,30 @@ def test_a_price_makes_steps_coarser_and_costs_bits() -> None:
         used = [len(value.unique()) for name, value in norms.values.items() if name in ("4.weight", "4.bias", "3.bias")]
         assert min(used) >= 4  # no price takes all that a norm says
     assert sizes[0] > sizes[1] > sizes[2]
+
+
+def test_after_training_steps_are_half_as_long() -> None:
+    """A quarter of the price is paid, and steps follow from its root; they are powers of two."""
+    job = Compressor(network(), Policy([Rule("*", scheme="learnt", rate=1e-7)]), teacher=None)
+    job.prepare(calibration=images())
+    steps = []
+    for trained in (False, True):
+        norms = fold_norms(job.model, job.plans, 1e-7, job._measured, trained=trained)
+        values = norms.values["4.weight"].double()
+        steps.append(next(step for step in 2.0 ** -torch.arange(30.0) if not (values / step).frac().any()))
+    assert steps[1] == steps[0] / 2
+
+
+def test_a_training_makes_the_norms_of_the_file_finer() -> None:
+    counts = []
+    for epochs in (0, 1):
+        job = Compressor(network(), Policy([Rule("*", scheme="learnt", rate=1e-7)]), teacher=None)
+        job.prepare(calibration=images())
+        if epochs:
+            batches: Any = [(images(), torch.zeros(len(images()), dtype=torch.long))]
+            job.finetune(DataLoader(batches, batch_size=None), epochs=1, lr=1e-30)
+        counts.append(len(job.finish(fold_norms=True).to_bytes()))
+    assert counts[1] > counts[0]
 
 
 def test_images_without_a_price_make_no_steps_finer() -> None:
