@@ -43,7 +43,6 @@ PLANS = {  # model, and how it is compressed
     "test_vit-student": ("test_vit", f"--target-size 20KB --epochs 6 {TEACHER}"),
     "mobilenetv3_small_050-balanced": ("mobilenetv3_small_050", "--target-size 100KB --epochs 0"),
     "mobilenetv3_small_050-tiny": ("mobilenetv3_small_050", "--target-size 28KB --epochs 6"),
-    "mobilenetv3_small_050-student": ("mobilenetv3_small_050", f"--target-size 25KB --epochs 6 {TEACHER}"),
     "resnet18-balanced": ("resnet18", "--target-size 330KB --epochs 0"),
     "resnet18-tiny": ("resnet18", "--target-size 45KB --epochs 6"),
 }
