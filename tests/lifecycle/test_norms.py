@@ -11,7 +11,6 @@ import pytest
 import timm
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
 import compressor
 from compressor import Compressor, Policy, Rule
@@ -21,36 +20,9 @@ from compressor.formats.file.reader import PackedFile
 from compressor.formats.file.writer import pack
 from compressor.lifecycle.convert import set_state
 from compressor.lifecycle.norms import FoldedNorms, check_foldable, fold_norms, minor_tensors, norm_inputs
+from tests.helpers.norms import images, network, trained_norms
 
 LEARNT = Policy([Rule("*", scheme="learnt", rate=1e-6)])
-
-
-def trained_norms(model: nn.Module, seed: int = 0) -> nn.Module:
-    """Gives norms and biases the values that training would: all different, means far from zero."""
-    torch.manual_seed(seed)
-    with torch.no_grad():
-        for name, tensor in model.state_dict().items():
-            if name.endswith("running_var"):
-                tensor.uniform_(0.05, 4)
-            elif name.endswith("num_batches_tracked"):
-                tensor.fill_(100)
-            elif tensor.ndim == 1:
-                tensor.copy_(torch.randn_like(tensor) / 2 + (1.0 if name.endswith("weight") else 0.0))
-    return model.eval()
-
-
-def network() -> Any:
-    torch.manual_seed(0)
-    return trained_norms(
-        nn.Sequential(
-            nn.Conv2d(3, 16, 3, bias=False), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 32, 3), nn.BatchNorm2d(32),
-            nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.LayerNorm(32), nn.Linear(32, 10),
-        )
-    )  # fmt: skip
-
-
-def images(count: int = 32) -> Tensor:
-    return torch.randn(count, 3, 12, 12, generator=torch.Generator().manual_seed(1))
 
 
 def plans(model: nn.Module, policy: Policy = LEARNT) -> Any:
@@ -133,30 +105,6 @@ def test_a_price_makes_steps_coarser_and_costs_bits() -> None:
         used = [len(value.unique()) for name, value in norms.values.items() if name in ("4.weight", "4.bias", "3.bias")]
         assert min(used) >= 4  # no price takes all that a norm says
     assert sizes[0] > sizes[1] > sizes[2]
-
-
-def test_after_training_steps_are_half_as_long() -> None:
-    """A quarter of the price is paid, and steps follow from its root; they are powers of two."""
-    job = Compressor(network(), Policy([Rule("*", scheme="learnt", rate=1e-7)]), teacher=None)
-    job.prepare(calibration=images())
-    steps = []
-    for trained in (False, True):
-        norms = fold_norms(job.model, job.plans, 1e-7, job._measured, trained=trained)
-        values = norms.values["4.weight"].double()
-        steps.append(next(step for step in 2.0 ** -torch.arange(30.0) if not (values / step).frac().any()))
-    assert steps[1] == steps[0] / 2
-
-
-def test_a_training_makes_the_norms_of_the_file_finer() -> None:
-    counts = []
-    for epochs in (0, 1):
-        job = Compressor(network(), Policy([Rule("*", scheme="learnt", rate=1e-7)]), teacher=None)
-        job.prepare(calibration=images())
-        if epochs:
-            batches: Any = [(images(), torch.zeros(len(images()), dtype=torch.long))]
-            job.finetune(DataLoader(batches, batch_size=None), epochs=1, lr=1e-30)
-        counts.append(len(job.finish(fold_norms=True).to_bytes()))
-    assert counts[1] > counts[0]
 
 
 def test_images_without_a_price_make_no_steps_finer() -> None:
