@@ -14,10 +14,9 @@ it.
 from __future__ import annotations
 
 import copy
-import json
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +29,7 @@ from peer_environment import default_folder
 from post_training import PRICES, Bench, args, sizes
 from rate_curves import mean_ratio
 from safetensors.torch import save_file
+from slices import measure_missing, rows_of
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -101,6 +101,15 @@ def measure(bench: Bench, run: Run) -> dict[str, Any]:
     if run.target < 0:
         row |= {"after": compressed(bench, run, model)}
     return row | {"validation": evaluate(model, validation).top1} | bench.test(model)
+
+
+def reached(bench: Bench, run: Run) -> dict[str, Any] | None:
+    """Returns one row; None where its target is out of reach."""
+    try:
+        return measure(bench, run)
+    except UsageError as exc:  # less than names, norms and biases take
+        print(f"{run}: {exc}")
+        return None
 
 
 def trained(bench: Bench, run: Run, model: nn.Module) -> tuple[nn.Module, Packed, dict[str, Any]]:
@@ -188,27 +197,14 @@ def table(rows: list[dict[str, Any]]) -> str:
 def main(dense: Path | None, minutes: float, net: str | None, target: int | None, seed: int | None) -> None:
     """Measures the rows that are missing, and rewrites the table."""
     torch.set_num_threads(1)
-    bench, end = Bench(dense, NNCodec(default_folder(), keep=True)), time.perf_counter() + 60 * minutes
-    RESULTS.touch()
-    for run in runs():
-        rows = [json.loads(line) for line in RESULTS.read_text().splitlines()]  # another process may append as well
-        done = {tuple(row[name] for name in asdict(run)) for row in rows}
+    bench = Bench(dense, NNCodec(default_folder(), keep=True))
+
+    def is_wanted(run: Run) -> bool:
         chosen = net in (None, run.net) and seed in (None, run.seed) and target in (None, run.target)
-        wanted = chosen or not run.target  # whose top-1 the table has beside all others
-        if not wanted or tuple(asdict(run).values()) in done:
-            continue
-        if time.perf_counter() > end:
-            print("time is up: call again for the rest")
-            break
-        try:
-            row = {**asdict(run), **measure(bench, run)}
-        except UsageError as exc:  # less than names, norms and biases take
-            print(f"{run}: {exc}")
-            continue
-        with RESULTS.open("a") as file:
-            file.write(json.dumps(row) + "\n")
-        print(row, flush=True)
-    rows = [json.loads(line) for line in RESULTS.read_text().splitlines()]
+        return chosen or not run.target  # whose top-1 the table has beside all others
+
+    measure_missing(filter(is_wanted, runs()), RESULTS, minutes, lambda run: reached(bench, run))
+    rows = rows_of(RESULTS)
     put("rate_accuracy", table(rows))
     put("rate_accuracy ratios", ratios(rows))
 

@@ -10,10 +10,9 @@ it is measured and is not measured again. The table between the markers of ``REA
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from nncodec_peer import NNCodec
 from page import put
 from peer_environment import default_folder
 from post_training import Bench, args
+from slices import measure_missing, rows_of
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -171,6 +171,15 @@ def measure(bench: Bench, run: Run) -> dict[str, Any]:
     return row | {"cpu_seconds": round(time.process_time() - start)}
 
 
+def reached(bench: Bench, run: Run) -> dict[str, Any]:
+    """Returns one row, or that its target is out of reach."""
+    try:
+        return measure(bench, run)
+    except UsageError as exc:  # less than names, norms and biases take
+        print(f"{run}: {exc}")
+        return {"refused": "out of reach"}
+
+
 @torch.no_grad()
 def distance(model: nn.Module, dense: nn.Module, batches: Any) -> dict[str, float]:
     """Returns the mean divergence from the dense outputs, in nats, the cross entropy, and top-1 of both networks."""
@@ -216,25 +225,10 @@ def cell(row: dict[str, Any] | None) -> str:
 def main(dense: Path | None, minutes: float, net: str | None, bits: str | None) -> None:
     """Measures the rows that are missing, and rewrites the table."""
     torch.set_num_threads(1)
-    bench, end = Bench(dense, NNCodec(default_folder(), keep=True)), time.perf_counter() + 60 * minutes
-    RESULTS.touch()
-    for run in runs():
-        done = [json.loads(line) for line in RESULTS.read_text().splitlines()]  # another process may append as well
-        chosen = net in (None, run.net) and bits in (None, f"{run.bits:g}")
-        if not chosen or any({**row, **asdict(run)} == row for row in done):
-            continue
-        if time.perf_counter() > end:
-            print("time is up: call again for the rest")
-            break
-        try:
-            row = {**asdict(run), **measure(bench, run)}
-        except UsageError as exc:  # less than names, norms and biases take
-            row = {**asdict(run), "refused": "out of reach"}
-            print(f"{run}: {exc}")
-        with RESULTS.open("a") as file:
-            file.write(json.dumps(row) + "\n")
-        print(row, flush=True)
-    put("settling", table([json.loads(line) for line in RESULTS.read_text().splitlines()]))
+    bench = Bench(dense, NNCodec(default_folder(), keep=True))
+    chosen = (run for run in runs() if net in (None, run.net) and bits in (None, f"{run.bits:g}"))
+    measure_missing(chosen, RESULTS, minutes, lambda run: reached(bench, run))
+    put("settling", table(rows_of(RESULTS)))
 
 
 if __name__ == "__main__":
