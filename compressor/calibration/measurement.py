@@ -31,6 +31,11 @@ class Measurement:
     reference: Reference
     facts: Mapping[str, Any]
 
+    def diagonal(self, name: str) -> Tensor:
+        """Returns the diagonal of the curvature of a tensor by its name, float32[shape]."""
+        (site,) = (site for site in self.calibrator.sites if site.name == name)
+        return self.calibrator.diagonal(site)
+
     @classmethod
     def of(
         cls,

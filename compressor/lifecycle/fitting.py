@@ -152,7 +152,8 @@ class Fitting:
         size_of = partial(self.size, target, groups, found.rate)
         measure = None if self._coded is not None else partial(self._size_of_copy, target, groups, found.rate)
         if size is not None:
-            return SizeControl(groups, size, found.size, size_of, self._coded, measure)
+            curvature = None if self.measured is None else self.measured.diagonal
+            return SizeControl(groups, size, found.size, size_of, self._coded, measure, curvature)
         assert target.drop is not None
         assert self._drop is not None
         return DropControl(groups, found.size, size_of, self._coded, measure, target.drop, self._drop.dense)

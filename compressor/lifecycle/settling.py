@@ -1,4 +1,4 @@
-"""Settling: after training, weights are rounded to shorter codes until the file has the size that was asked for."""
+"""Settling: after training, weights get shorter codes until the file has the size that was asked for."""
 
 from __future__ import annotations
 
@@ -8,89 +8,103 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from compressor.lifecycle.target import AIM, NEAR
 from compressor.sharing.code_length import CodeLength, lengths_of
 
-__all__ = ["rounded_by_length", "settle"]
+__all__ = ["settle", "shorter"]
 
-FIRST_WEIGHT = math.log(2) / 6 * 4  # of a bit, in squared steps: four times that by which the steps were chosen
-MOST_WEIGHT = 1e7  # at which every weight has the shortest code
+TIGHT = 0.998  # of the target: what is cut beyond it costs accuracy
+AIM = 0.999  # of the target: what the search tries to reach
+LEAN = 0.1  # of how far a master weight is off its codeword, which tells between errors that cost the same
 PASSES = 24
-INTERPOLATED = 8  # of PASSES; bytes may jump from one weight to the next, so then the rest is halved
-LEAST_GROWTH, MOST_GROWTH = 2.0, 16.0  # times, from one weight to the next until the target is between two
-LEAST_SHARE = 0.05  # of what is between two weights, that the next one cuts off
+INTERPOLATED = 8  # of PASSES; bytes may jump from one price to the next, so then the rest is halved
+LEAST_STEP, MOST_STEP = 4.0, 64.0  # times, from one price to the next until the target is between two
+LEAST_CUT = 0.1  # bytes that a price is taken to cut, where it cuts none
+LEAST_SHARE = 0.05  # of what is between two prices, that the next one cuts off
 
 
-def settle(lengths: Sequence[CodeLength], target: int, size: int, size_of: Callable[[], int]) -> int:
-    """Moves master weights to codewords of shorter codes until the file is at most the target; returns its bytes.
+def settle(
+    lengths: Sequence[CodeLength],
+    target: int,
+    size: int,
+    size_of: Callable[[], int],
+    curvature: Callable[[str], Tensor] | None = None,
+) -> int:
+    """Moves weights to codewords of shorter codes until the file is at most the target; returns its bytes.
 
-    Weights are rounded anew by ``rounded_by_length``: as steps follow from curvature, an error of one step costs the
-    same in all tensors. The least weight of a bit that does is searched for, until the file is near the target.
+    Each is moved where that costs less than the bits it saves, by ``shorter``, at the least price of a bit at which
+    the file is small enough.
 
     Args:
         lengths: of the groups that may change.
         target: bytes of the file.
         size: bytes of the file as it is.
         size_of: returns the bytes of the file, were the model packed now.
+        curvature: returns that of a tensor by its name, float[shape]; None: squared errors cost alike everywhere.
     """
     if size <= target:
         return size
     masters = [length.master.clone() for length in lengths]
     codes = [lengths_of(length.counts()) for length in lengths]
 
-    def size_at(weight: float) -> int:
+    def size_at(price: float) -> int:
         for length, master, code in zip(lengths, masters, codes, strict=True):
-            least, step = length.grid
-            length.master.copy_(rounded_by_length(master.float() / step, code, least, weight).double() * step)
+            (site,), (least, step) = length.group.sites, length.grid
+            costs = torch.ones(()) if curvature is None else curvature(site.name)
+            numbers = shorter(master.float() / step, costs.to(master.device) * step**2 / 2, code, least, price)
+            length.master.copy_(numbers.double() * step)
         return size_of()
 
-    low, high, weight = (0.0, size), (math.inf, 0), FIRST_WEIGHT  # weights and bytes: too large, small enough
+    price, wanted = lengths[0].price, size - AIM * target
+    low, high = (0.0, 0.0), (math.inf, math.inf)  # prices, and bytes that they cut: too few, enough
     for passes in range(1, PASSES + 1):
-        found = size_at(weight)
-        if NEAR * target <= found <= target:
+        found = size_at(price)
+        if TIGHT * target <= found <= target:
             return found
-        low, high = (low, (weight, found)) if found <= target else ((weight, found), high)
-        # Bytes fall nearly in proportion to the weight of a bit.
-        if high[0] == math.inf:
-            growth = (size - AIM * target) / max(size - found, 1)
-            weight *= min(max(growth, LEAST_GROWTH), MOST_GROWTH)
-        else:
-            share = (low[1] - AIM * target) / (low[1] - high[1]) if passes < INTERPOLATED else 0.5
-            weight = low[0] + min(max(share, LEAST_SHARE), 1 - LEAST_SHARE) * (high[0] - low[0])
-        if weight > MOST_WEIGHT:
-            break
-    return size_at(min(high[0], MOST_WEIGHT))
+        cut = max(float(size - found), LEAST_CUT)
+        low, high = (low, (price, cut)) if found <= target else ((price, cut), high)
+        price = _between(low, high, wanted, halve=passes >= INTERPOLATED)
+    return size_at(min(high[0], price))  # where none was small enough, all codes are as short as they get
 
 
-def rounded_by_length(weights: Tensor, code: Tensor, least: int, weight: float) -> Tensor:
-    """Returns the whole number q for each weight u at which ``(u - q)^2 + weight * length(q)`` is least.
+def _between(low: tuple[float, float], high: tuple[float, float], wanted: float, halve: bool) -> float:
+    """Returns a price between two that cut too few bytes and enough, by a power law; beyond one where that is all."""
+    if high[0] == math.inf:
+        return low[0] * min(max(wanted / low[1], LEAST_STEP), MOST_STEP)
+    if low[0] == 0:
+        return high[0] / min(max(high[1] / wanted, LEAST_STEP), MOST_STEP)
+    share = 0.5 if halve else math.log(wanted / low[1]) / math.log(high[1] / low[1])
+    return low[0] * math.pow(high[0] / low[0], min(max(share, LEAST_SHARE), 1 - LEAST_SHARE))
 
-    That is the q at which ``q^2 + weight * length(q) - 2 u q`` is least: a corner of the lower convex hull of the
-    points (q, q^2 + weight * length(q)), between the two edges whose slopes have 2 u between them.
+
+def shorter(weights: Tensor, costs: Tensor, code: Tensor, least: int, price: float) -> Tensor:
+    """Returns for each weight that one of three codewords at which error and bits cost least.
+
+    They are the nearest one, q, the next one towards zero, and that of the shortest code, mostly zero. The network
+    computes with q, so errors are measured from there: training lets weights that matter rest just outside the border
+    to a shorter code, where the price has drawn them, so how near a master weight is to it says little. It decides
+    between equal costs.
 
     Args:
-        weights: float32[shape], in steps.
-        code: float64[K], the length of the code of each number from ``least`` on.
+        weights: float32[shape], master weights in steps of the grid.
+        costs: float[shape] or a scalar, of a squared error of one step.
+        code: float64[K], the length of the code of each number from ``least`` on, in bits.
         least: the first number of the grid.
-        weight: of a bit.
+        price: of a bit.
+
+    Returns:
+        Their numbers of steps, float32[shape].
 
     Example:
-        >>> code = torch.tensor([9.0, 2.0, 1.0, 2.0, 9.0])
-        >>> rounded_by_length(torch.tensor([0.5, 0.8, 1.9]), code, -2, 0.2).tolist()
-        [0, 1, 1]
+        >>> code = torch.tensor([9.0, 4.0, 1.0, 4.0, 9.0])
+        >>> shorter(torch.tensor([1.0, 1.0, 2.0]), torch.tensor([5.0, 1.0, 1.0]), code, -2, 0.4).tolist()
+        [1.0, 0.0, 1.0]
     """
-    numbers = range(least, least + len(code))
-    heights = [number**2 + weight * length for number, length in zip(numbers, code.tolist(), strict=True)]
-    corners: list[int] = []
-    slopes: list[float] = []  # of the edge before each corner but the first
-    for number, height in zip(numbers, heights, strict=True):
-        while corners:
-            slope = (height - heights[corners[-1] - least]) / (number - corners[-1])
-            if not slopes or slope > slopes[-1]:
-                slopes.append(slope)
-                break
-            corners.pop()
-            slopes.pop()
-        corners.append(number)
-    found = torch.bucketize(weights, torch.tensor(slopes, device=weights.device).to(weights) / 2)
-    return torch.tensor(corners, dtype=torch.int32, device=weights.device)[found]
+    shortest = torch.full_like(weights, least + int(code.argmin()))
+    code, nearest = code.to(weights), weights.round()
+    seen_at = nearest + LEAN * (weights - nearest)
+    best, least_cost = nearest, torch.full_like(weights, math.inf)
+    for number in (nearest, nearest - nearest.sign(), shortest):
+        bits = code[(number - least).long().clamp(0, len(code) - 1)]
+        cost = costs * (seen_at - number).square() + price * bits
+        best, least_cost = torch.where(cost < least_cost, number, best), torch.minimum(cost, least_cost)
+    return best

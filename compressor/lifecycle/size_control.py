@@ -8,6 +8,8 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import ClassVar
 
+from torch import Tensor
+
 from compressor.lifecycle.settling import settle
 from compressor.lifecycle.target import NEAR
 from compressor.sharing.code_length import STEPS_BETWEEN_COUNTS, CodeLength, is_priced
@@ -48,6 +50,7 @@ class SizeControl:
         coded: bytes by the entropy of the indices of that file; None: of the groups as they are.
         measure: returns the bytes of the file as ``size_of`` does, and leaves the model as it is; None: there is no
             telling before the training has ended.
+        curvature: of the weights of a tensor, by its name: what errors of a last rounding cost; None: it is not known.
 
     Example:
         >>> import torch
@@ -72,10 +75,12 @@ class SizeControl:
         size_of: Callable[..., int],
         coded: float | None = None,
         measure: Callable[[], int] | None = None,
+        curvature: Callable[[str], Tensor] | None = None,
     ) -> None:
         self._groups = [group for group in groups if is_priced(group) and not group.frozen]
         self.lengths = [CodeLength(group) for group in self._groups]
         self.first_price, self._size_of, self._measure = self.price, size_of, measure
+        self._curvature = curvature
         self._note_target(target)
         coded = self._coded() if coded is None else coded
         self._share = min(1.0, size / coded) if coded else 1.0  # of the entropy: a codec may need fewer bits
@@ -189,7 +194,7 @@ class SizeControl:
         if (before := size_of()) <= self.target:
             return
         free = [CodeLength(group) for group in self._groups if not group.frozen]  # some may have been frozen since
-        size = settle(free, self.target, before, size_of)
+        size = settle(free, self.target, before, size_of, self._curvature)
         if self.has_ended and before - self.target > UNSETTLED * self.target:
             _log.warning(
                 "training ended at %s bytes, and rounding to shorter codes has made it %s: the price of a bit had not "

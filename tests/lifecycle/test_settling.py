@@ -11,27 +11,42 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from compressor.lifecycle.settling import rounded_by_length, settle
+from compressor.lifecycle.settling import settle, shorter
 from compressor.schemes.learnt import Learnt
 from compressor.sharing.code_length import CodeLength
 from tests.helpers.groups import fitted
 
 steps = st.floats(-8, 8, width=32)
 bits = st.floats(0, 16, width=16)
+vectors = st.integers(0, 30).flatmap(
+    lambda n: st.tuples(
+        arrays(np.float32, n, elements=steps), arrays(np.float32, n, elements=st.floats(0, 9, width=16))
+    )
+)
 
 
-@given(arrays(np.float32, st.integers(0, 30), elements=steps), arrays(np.float64, 9, elements=bits), st.floats(-1, 1))
+@given(vectors, arrays(np.float64, 19, elements=bits), st.floats(0, 4))
 @settings(max_examples=200, deadline=None)
-def test_no_other_number_costs_less(weights: np.ndarray, code: np.ndarray, weight: float) -> None:
-    found = rounded_by_length(torch.from_numpy(weights), torch.from_numpy(code), -4, weight)
-    for value, number in zip(weights.tolist(), found.tolist(), strict=True):
-        costs = {n: (value - n) ** 2 + weight * code[n + 4] for n in range(-4, 5)}
-        assert costs[number] == pytest.approx(min(costs.values()), abs=1e-4)
+def test_neither_the_next_number_nor_that_of_the_shortest_code_costs_less(
+    pair: tuple[np.ndarray, np.ndarray], code: np.ndarray, price: float
+) -> None:
+    weights, costs = pair
+    found = shorter(torch.from_numpy(weights), torch.from_numpy(costs), torch.from_numpy(code), -9, price)
+    for weight, cost, number in zip(weights.tolist(), costs.tolist(), found.tolist(), strict=True):
+        nearest = round(weight)
+        seen_at = nearest + 0.1 * (weight - nearest)
+        options = {nearest, nearest - (nearest > 0) + (nearest < 0), int(code.argmin()) - 9}
+        totals = {n: cost * (seen_at - n) ** 2 + price * code[n + 9] for n in options}
+        assert totals[int(number)] == pytest.approx(min(totals.values()), abs=1e-3)
 
 
-def test_a_bit_of_no_weight_is_plain_rounding() -> None:
+def test_a_bit_of_no_price_is_plain_rounding() -> None:
     weights = torch.linspace(-3.4, 3.4, 1000)
-    assert torch.equal(rounded_by_length(weights, torch.rand(9) * 9, -4, 0.0), weights.round().int())
+    assert torch.equal(shorter(weights, torch.ones(()), torch.rand(9) * 9, -4, 0.0), weights.round())
+
+
+def random_curvature(_: str) -> torch.Tensor:
+    return torch.rand(100, 100, generator=torch.Generator().manual_seed(1)) ** 4
 
 
 def trained(rate: float = 1e-3) -> CodeLength:
@@ -56,7 +71,7 @@ def test_a_file_that_is_too_large_becomes_as_large_as_the_target(share: float) -
     target = round(share * size())
     found = settle([length], target, size(), size)
     assert found == size()
-    assert 0.98 * target <= found <= target
+    assert 0.995 * target <= found <= target
 
 
 @pytest.mark.parametrize("share", [0.9, 0.97, 0.999])
@@ -70,8 +85,8 @@ def test_few_files_are_packed_before_one_is_near_the_target(share: float) -> Non
         packed += 1
         return size()
 
-    settle([length], round(share * size()), size(), counted)
-    assert packed <= 3
+    settle([length], round(share * size()), size(), counted, random_curvature)
+    assert packed <= 8
 
 
 @pytest.mark.parametrize("factor", [1.0, 1.01, 1.5])
@@ -90,13 +105,25 @@ def test_below_what_one_value_takes_all_weights_have_one() -> None:
 
 
 def test_the_cheapest_errors_come_first() -> None:
-    """Weights that lie between two codewords are moved before those that lie on one, and towards zero."""
+    """Weights of little curvature are moved before others, wherever they lie between codewords, and towards zero."""
     length = trained(rate=0.3)
+    curvature = random_curvature("")
     before, size = length.master.clone(), size_of(length)
-    settle([length], round(0.95 * size()), size(), size)
+    settle([length], round(0.95 * size()), size(), size, random_curvature)
     old, new = ((weights / length.grid[1]).round() for weights in (before, length.master))
     changed = old != new
-    distance = (before / length.grid[1] - old).abs()
     assert 0 < changed.float().mean() < 0.05
-    assert distance[changed].min() > 0.4
     assert (new[changed].abs() < old[changed].abs()).all()
+    ones = old.abs() == 1
+    assert curvature[changed & ones].max() < curvature[~changed & ones].quantile(0.2)
+
+
+def test_of_errors_that_cost_the_same_the_nearest_to_a_border_come_first() -> None:
+    length = trained(rate=0.3)
+    before, size = length.master.clone(), size_of(length)
+    settle([length], round(0.97 * size()), size(), size)
+    old, new = ((weights / length.grid[1]).round() for weights in (before, length.master))
+    changed, ones = old != new, old == 1
+    reach = (before / length.grid[1]).abs()
+    assert changed.any()
+    assert reach[changed & ones].max() <= reach[~changed & ones].min()
