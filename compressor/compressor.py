@@ -96,6 +96,7 @@ class Compressor:
     """What holds the size, or ``max_drop``, in training; None where a price is given, and before ``prepare``."""
     steps, total_steps, _is_finished, _options = 0, 0, False, FileOptions()
     _measured: Measurement | None = None
+    _fitting: Fitting | None = None
     _converted: tuple[dict[str, SharedTensor], tuple[Codebook, ...]] | None = None
 
     def __init__(
@@ -178,21 +179,20 @@ class Compressor:
         if calibration is not None:
             minor = minor_tensors(self.model, self.plans)
             self._measured = Measurement.of(self.model, self.sites, calibration, self.dense, self.seed, memory, minor)
-        for plan in self.plans:
-            if virtual and plan.scheme and plan.scheme.generator():
-                self.dense.pop(plan.site.name, None)  # and from ``original``, which is the same dict by default
         shared, measured = self._shared_model({}, ()), self._measured
         fitting = Fitting(shared, self.dense, measured, self.preserve_sparsity, self.from_scratch, virtual, options)
-        if self.target.is_given:
-            self.groups, self.search = fitting.search(self.target, val)
-            self.policy = self.policy.priced(self.search.rate)
-            self.control = fitting.control(self.target, self.groups, self.search)
-        else:
-            self.groups = fitting.at(None)
+        self._share(fitting, *(fitting.search(self.target, val) if self.target.is_given else (fitting.at(None), None)))
+        return self
+
+    def _share(self, fitting: Fitting, groups: list[Group], found: Search | None) -> None:
+        """Makes the model compute with groups, and holds what was asked for by the price that was found."""
+        self._fitting, self.groups, self.search = fitting, groups, found
+        if found is not None:
+            self.policy = self.policy.priced(found.rate)
+            self.control = fitting.control(self.target, groups, found)
         if self.from_scratch:
             initialise(self.model)
-        attach(self.model, self.groups)
-        return self
+        attach(self.model, groups)
 
     def _shared_model(self, tensors: Mapping[str, SharedTensor], books: tuple[Codebook, ...]) -> SharedModel:
         return SharedModel(
@@ -202,11 +202,9 @@ class Compressor:
     def param_groups(self, lr: float, weight_decay: float = 0.0, layer_decay: float = 1.0) -> list[dict[str, Any]]:
         """Returns the parameter groups for an optimiser, without decay on shared weights, codebooks, norms and biases.
 
-        Weight decay would draw master weights off their codewords, and whole codebooks to zero.
-
         Args:
             lr: learning rate of the last layer.
-            weight_decay: of the other weights.
+            weight_decay: of the other weights: it would draw these off their codewords, and codebooks to zero.
             layer_decay: learning rate of a layer, relative to the next one's.
         """
         self._check_prepared("param_groups()")
@@ -304,13 +302,14 @@ class Compressor:
         self._check_prepared("finetune()")
         distill = None if self.teacher is None else self.distill
         config, mixup = resolve_options(self.model, config, overrides, distill, self.temperature)
-        if not any(parameter.requires_grad for parameter in self.model.parameters()):
-            raise UsageError("finetune(): nothing to train, all parameters are frozen (requires_grad is False)")
         train_loader = shard_loader(train_loader, device)
         updates = steps_per_epoch(train_loader, config.grad_accum)
         seed_all(self.seed % (1 << 32))
         facts = fingerprint(self.policy, config, mixup, self.seed, amp, self.original if checkpoints else None)
         checkpointer = TrainingCheckpointer(checkpoints, self, facts)
+        fitting = None if self.steps else self._fitting
+        if fitting and (finer := fitting.for_training(self.target, self.groups, self.search, config.epochs * updates)):
+            self._share(fitting, *finer)
         parameters = self.param_groups(config.lr, config.weight_decay, config.layer_decay)
         optimizer, schedule = make_optimizer(parameters, config.opt, config.lr, config.sched, config.epochs, updates)
         self.attach(optimizer, self.steps + config.epochs * updates, schedule.restart)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import reprlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -35,12 +35,14 @@ from compressor.lifecycle.target import (
 from compressor.policy.policy import Policy, Rule, TensorPlan
 from compressor.sharing.code_length import is_priced
 from compressor.sharing.group import Group
-from compressor.sharing.parametrization import attach, restore, without_groups
+from compressor.sharing.parametrization import attach, detach, restore, set_weight, without_groups
 
 __all__ = ["Fitting", "check_target", "policy_for"]
 
 ANY_RATE = 1e-7  # of a policy whose price is searched for
 UNKNOWN = 99_999_999  # stands for predicted bytes whose number of digits is not known yet
+FINER_PRICE = 0.5  # of the price that a size asks for, at which training to it begins: about 1.3 times the bytes
+LEAST_STEPS = 2_500  # of a training that brings the file down from there; one of 900 did not
 MARGIN = 12  # bytes by which facts that are not known yet may deflate worse than what stands for them
 NAMES_MARGIN = 24  # bytes by which names of labels may deflate worse beside other facts
 NORMS_MARGIN = 1 / 80  # of a byte, for each value of a norm that may change when statistics are estimated anew
@@ -85,7 +87,7 @@ class Fitting:
     """
 
     shared: SharedModel
-    dense: Mapping[str, Tensor]
+    dense: dict[str, Tensor]
     measured: Measurement | None = None
     preserve_sparsity: bool = False
     from_scratch: bool = False
@@ -96,6 +98,12 @@ class Fitting:
     _drop: TopOneDrop | None = field(default=None, init=False)  # where the target is one
     _sources: dict[str, nn.Module] | None = field(default=None, init=False)  # as ``norm_inputs`` returns them
     _coded: float | None = field(default=None, init=False)  # bytes of indices of the file found; None: as of the groups
+
+    def __post_init__(self) -> None:
+        """Forgets the dense weights that a virtual model does without."""
+        for plan in self.shared.plans if self.virtual else ():
+            if plan.scheme and plan.scheme.generator():
+                self.dense.pop(plan.site.name, None)  # and from ``original``, which is the same dict by default
 
     def at(self, rate: float | None, measured: bool = True) -> list[Group]:
         """Returns groups fitted at a price.
@@ -157,6 +165,35 @@ class Fitting:
         assert target.drop is not None
         assert self._drop is not None
         return DropControl(groups, found.size, size_of, self._coded, measure, target.drop, self._drop.dense)
+
+    def for_training(
+        self, target: Target, groups: Sequence[Group], found: Search | None, steps: int
+    ) -> tuple[list[Group], Search] | None:
+        """Returns groups of finer grids than a size asks for, and their price; None: training is to begin as it is.
+
+        Training takes them down to the size. It begins with a network that answers better, which matters most where
+        post-training to that size leaves none that answers at all: docs/decisions/0023.
+
+        Args:
+            target: what is asked for.
+            groups: that the search has found, on the model; they are taken off it where others are returned.
+            found: what the search has found; None: there was none.
+            steps: of the training.
+        """
+        size, suits = target.bytes(self._weights), not self.from_scratch and all(map(_is_driven_by_price, groups))
+        if size is None or found is None or found.size > size or steps < LEAST_STEPS or not suits:
+            return None
+        model, rate = self.shared.model, found.rate * FINER_PRICE
+        masters = {site: group.master_weight(site).detach().clone() for group in groups for site in group.sites}
+        detach(model)
+        try:
+            finer = self.at(rate)
+            return finer, replace(found, rate=rate, size=self.size(target, finer, rate))
+        except BaseException:  # such as Ctrl-C: the job stays as it was
+            for site, master in masters.items():
+                set_weight(site, master)
+            attach(model, groups)
+            raise
 
     def _size_of_copy(self, target: Target, groups: Sequence[Group], rate: float) -> int:
         """Returns what ``size`` does in training, of a copy: it goes on with the groups and the hooks that it has."""
@@ -260,6 +297,12 @@ class Fitting:
                 return drop(model)
         finally:
             restore(model, groups, masters)
+
+
+def _is_driven_by_price(group: Group) -> bool:
+    """Whether a price alone says how many bits a group takes in training: nothing is pruned and nothing frozen."""
+    is_trained = all(group.master_weight(site).requires_grad for site in group.sites)
+    return is_priced(group) and group.pruning is None and is_trained
 
 
 def plans_at(plans: Sequence[TensorPlan], rate: float) -> list[TensorPlan]:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from compressor.checkpointing.serialization import checksum
 from compressor.distributed.collectives import is_main_process
+from compressor.formats.errors import UsageError
 from compressor.policy.policy import Policy
 from compressor.training.config import TrainingConfig
 from compressor.training.history import History
@@ -38,8 +39,10 @@ def resolve_options(
         temperature: of the distillation, likewise.
 
     Raises:
-        UsageError: an option does not exist or has a value that cannot be.
+        UsageError: an option does not exist or has a value that cannot be, or all parameters are frozen.
     """
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise UsageError("finetune(): nothing to train, all parameters are frozen (requires_grad is False)")
     options, mixup = split_mixer(overrides)
     defaults = {"distill": distill or 0.0, "temperature": temperature}
     resolved = TrainingConfig.resolve(config, options, defaults=defaults, least_epochs=1)
