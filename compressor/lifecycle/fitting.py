@@ -42,6 +42,7 @@ __all__ = ["Fitting", "check_target", "policy_for"]
 ANY_RATE = 1e-7  # of a policy whose price is searched for
 UNKNOWN = 99_999_999  # stands for predicted bytes whose number of digits is not known yet
 FINER_PRICE = 0.5  # of the price that a size asks for, at which training to it begins: about 1.3 times the bytes
+FAR = 0.04  # nats, the divergence of post-training from which on that gains anything
 LEAST_STEPS = 2_500  # of a training that brings the file down from there; one of 900 did not
 MARGIN = 12  # bytes by which facts that are not known yet may deflate worse than what stands for them
 NAMES_MARGIN = 24  # bytes by which names of labels may deflate worse beside other facts
@@ -171,8 +172,8 @@ class Fitting:
     ) -> tuple[list[Group], Search] | None:
         """Returns groups of finer grids than a size asks for, and their price; None: training is to begin as it is.
 
-        Training takes them down to the size. It begins with a network that answers better, which matters most where
-        post-training to that size leaves none that answers at all: docs/decisions/0023.
+        Training takes them down to the size. It begins with a network that answers better, where post-training to that
+        size has taken the answers to the calibration images far from the dense ones: docs/decisions/0023.
 
         Args:
             target: what is asked for.
@@ -182,6 +183,8 @@ class Fitting:
         """
         size, suits = target.bytes(self._weights), not self.from_scratch and all(map(_is_driven_by_price, groups))
         if size is None or found is None or found.size > size or steps < LEAST_STEPS or not suits:
+            return None
+        if self.measured is None or self.measured.reference.loss(self.shared.model) < FAR:
             return None
         model, rate = self.shared.model, found.rate * FINER_PRICE
         masters = {site: group.master_weight(site).detach().clone() for group in groups for site in group.sites}

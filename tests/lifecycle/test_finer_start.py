@@ -17,12 +17,14 @@ from compressor.policy.policy import Policy, Rule
 from compressor.sharing.code_length import CodeLength
 
 TARGET, EPOCHS = 4_000, 5  # of 60 steps
+FAR = 1e-7  # the answers of a network of random weights hardly differ
 PRICED = Policy([Rule("*", "learnt", rate=1e-4)])
 
 
 @pytest.fixture(autouse=True)
 def a_long_training_is_short(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("compressor.lifecycle.fitting.LEAST_STEPS", EPOCHS * 60)
+    monkeypatch.setattr("compressor.lifecycle.fitting.FAR", FAR)
 
 
 def batches() -> DataLoader[Any]:
@@ -32,12 +34,11 @@ def batches() -> DataLoader[Any]:
     return DataLoader(pairs, batch_size=None)  # type: ignore[arg-type]
 
 
-def prepared(policy: Policy | None = None, **options: Any) -> Compressor:
+def prepared(policy: Policy | None = None, images: bool = True, **options: Any) -> Compressor:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(64, 96), nn.BatchNorm1d(96), nn.ReLU(), nn.Linear(96, 4))
     given = {"target_size": TARGET, "distill": 0.0, "teacher": None, **options}
-    images = next(iter(batches()))[0]
-    return Compressor(model, policy, **given).prepare(calibration=images)
+    return Compressor(model, policy, **given).prepare(calibration=next(iter(batches()))[0] if images else None)
 
 
 def steps_of(job: Compressor) -> list[float]:
@@ -112,6 +113,18 @@ def test_nothing_changes_where_the_training_is_short() -> None:
     job = prepared()
     groups = job.groups
     assert first_step(job, EPOCHS - 1).groups is groups
+
+
+def test_nothing_changes_where_the_answers_are_near_the_dense_ones() -> None:
+    job = prepared(target_size=10_000)
+    groups = job.groups
+    assert first_step(job).groups is groups
+
+
+def test_nothing_changes_without_images() -> None:
+    job = prepared(images=False)
+    groups = job.groups
+    assert first_step(job).groups is groups
 
 
 def test_a_tensor_that_was_frozen_keeps_its_values() -> None:
