@@ -276,7 +276,7 @@ class Compressor:
         progress: bool | None = None,
         **overrides: Any,
     ) -> Compressor:
-        """Trains shared weights and codebooks; to a size from finer grids, where it is long: ``search`` has their price.
+        """Trains shared weights and codebooks; to a size perhaps from finer grids, whose price ``search`` then has.
 
         Frozen weights, those with ``requires_grad_(False)``, have shared values since ``prepare()`` and keep them.
         Modules that were in eval mode while the model was in training mode, such as a BatchNorm, stay in eval mode.
