@@ -171,3 +171,19 @@ def test_packed_inference_gives_the_cpus_logits(scheme: str, device: torch.devic
     with torch.no_grad():
         logits = packed(training.inputs.to(device)).cpu()
         assert_close(logits, expected(training.inputs))
+
+
+def test_training_to_a_size_fits_finer_grids_wherever_the_model_is(
+    device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("compressor.lifecycle.fitting.LEAST_STEPS", STEPS)
+    monkeypatch.setattr("compressor.lifecycle.fitting.FAR", -1.0)
+    inputs, classes = images()
+    job = Compressor(network(), target_size=2_500, teacher=None).prepare(calibration=inputs)
+    assert job.search is not None
+    price = job.search.rate
+    job.model.to(device)  # as to evaluate it
+    job.finetune(DataLoader(TensorDataset(inputs, classes), 4), epochs=STEPS // 4, device=str(device))
+    assert job.search.rate == price / 2
+    assert next(job.model.parameters()).device.type == device.type
+    assert len(job.finish().to_bytes()) <= 2_500

@@ -188,11 +188,14 @@ class Fitting:
             return None
         model, rate = self.shared.model, found.rate * FINER_PRICE
         masters = {site: group.master_weight(site).detach().clone() for group in groups for site in group.sites}
+        device = next(model.parameters()).device
         detach(model)
         try:
+            model.to(self.measured.calibrator.batches[0].device)  # to evaluate it, it may have been moved from there
             finer = self.at(rate)
             return finer, replace(found, rate=rate, size=self.size(target, finer, rate))
         except BaseException:  # such as Ctrl-C: the job stays as it was
+            model.to(device)
             for site, master in masters.items():
                 set_weight(site, master)
             attach(model, groups)
