@@ -28,7 +28,7 @@ from compressor.lifecycle.fitting import Fitting, check_target, policy_for
 from compressor.lifecycle.norms import check_foldable, minor_tensors
 from compressor.lifecycle.packed import Packed, SharedModel, check_packable
 from compressor.lifecycle.param_groups import check_embeddings, check_optimizer, freeze_untrained, param_groups
-from compressor.lifecycle.prepare import OnRound, advance, check_zeros, not_shared, penalties
+from compressor.lifecycle.prepare import OnRound, advance, check_zeros, forget_generated, not_shared, penalties
 from compressor.lifecycle.rebuild import find_args
 from compressor.lifecycle.size_control import SizeControl
 from compressor.lifecycle.state import kept_weights, tensors_of
@@ -96,7 +96,7 @@ class Compressor:
     """What holds the size, or ``max_drop``, in training; None where a price is given, and before ``prepare``."""
     steps, total_steps, _is_finished, _options = 0, 0, False, FileOptions()
     _measured: Measurement | None = None
-    _fitting: Fitting | None = None
+    _fitting: Fitting  # since ``prepare``
     _converted: tuple[dict[str, SharedTensor], tuple[Codebook, ...]] | None = None
 
     def __init__(
@@ -179,20 +179,22 @@ class Compressor:
         if calibration is not None:
             minor = minor_tensors(self.model, self.plans)
             self._measured = Measurement.of(self.model, self.sites, calibration, self.dense, self.seed, memory, minor)
+        if virtual:
+            forget_generated(self.plans, self.dense)  # and from ``original``, which is the same dict by default
         shared, measured = self._shared_model({}, ()), self._measured
         fitting = Fitting(shared, self.dense, measured, self.preserve_sparsity, self.from_scratch, virtual, options)
-        self._share(fitting, *(fitting.search(self.target, val) if self.target.is_given else (fitting.at(None), None)))
+        self._fitting = fitting
+        self._share(*(fitting.search(self.target, val) if self.target.is_given else (fitting.at(None), None)))
         return self
 
-    def _share(self, fitting: Fitting, groups: list[Group], found: Search | None) -> None:
-        """Makes the model compute with groups, and holds what was asked for by the price that was found."""
-        self._fitting, self.groups, self.search = fitting, groups, found
+    def _share(self, new: list[Group], found: Search | None) -> None:
+        """Makes the model compute with new groups, and holds what was asked for by the price that was found."""
+        self.groups, self.search = new, found
         if found is not None:
-            self.policy = self.policy.priced(found.rate)
-            self.control = fitting.control(self.target, groups, found)
+            self.policy, self.control = self.policy.priced(found.rate), self._fitting.control(self.target, new, found)
         if self.from_scratch:
             initialise(self.model)
-        attach(self.model, groups)
+        attach(self.model, new)
 
     def _shared_model(self, tensors: Mapping[str, SharedTensor], books: tuple[Codebook, ...]) -> SharedModel:
         return SharedModel(
@@ -307,9 +309,8 @@ class Compressor:
         seed_all(self.seed % (1 << 32))
         facts = fingerprint(self.policy, config, mixup, self.seed, amp, self.original if checkpoints else None)
         checkpointer = TrainingCheckpointer(checkpoints, self, facts)
-        fitting = None if self.steps else self._fitting
-        if fitting and (finer := fitting.for_training(self.target, self.groups, self.search, config.epochs * updates)):
-            self._share(fitting, *finer)
+        if finer := self._fitting.finer(self.target, self.groups, self.search, config.epochs * updates, self.steps):
+            self._share(*finer)
         parameters = self.param_groups(config.lr, config.weight_decay, config.layer_decay)
         optimizer, schedule = make_optimizer(parameters, config.opt, config.lr, config.sched, config.epochs, updates)
         self.attach(optimizer, self.steps + config.epochs * updates, schedule.restart)

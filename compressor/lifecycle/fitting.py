@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import reprlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -88,7 +88,7 @@ class Fitting:
     """
 
     shared: SharedModel
-    dense: dict[str, Tensor]
+    dense: Mapping[str, Tensor]
     measured: Measurement | None = None
     preserve_sparsity: bool = False
     from_scratch: bool = False
@@ -99,12 +99,6 @@ class Fitting:
     _drop: TopOneDrop | None = field(default=None, init=False)  # where the target is one
     _sources: dict[str, nn.Module] | None = field(default=None, init=False)  # as ``norm_inputs`` returns them
     _coded: float | None = field(default=None, init=False)  # bytes of indices of the file found; None: as of the groups
-
-    def __post_init__(self) -> None:
-        """Forgets the dense weights that a virtual model does without."""
-        for plan in self.shared.plans if self.virtual else ():
-            if plan.scheme and plan.scheme.generator():
-                self.dense.pop(plan.site.name, None)  # and from ``original``, which is the same dict by default
 
     def at(self, rate: float | None, measured: bool = True) -> list[Group]:
         """Returns groups fitted at a price.
@@ -167,8 +161,8 @@ class Fitting:
         assert self._drop is not None
         return DropControl(groups, found.size, size_of, self._coded, measure, target.drop, self._drop.dense)
 
-    def for_training(
-        self, target: Target, groups: Sequence[Group], found: Search | None, steps: int
+    def finer(
+        self, target: Target, groups: Sequence[Group], found: Search | None, steps: int, done: int
     ) -> tuple[list[Group], Search] | None:
         """Returns groups of finer grids than a size asks for, and their price; None: training is to begin as it is.
 
@@ -180,9 +174,10 @@ class Fitting:
             groups: that the search has found, on the model; they are taken off it where others are returned.
             found: what the search has found; None: there was none.
             steps: of the training.
+            done: steps before it: a training that goes on keeps its grids.
         """
         size, suits = target.bytes(self._weights), not self.from_scratch and all(map(_is_driven_by_price, groups))
-        if size is None or found is None or found.size > size or steps < LEAST_STEPS or not suits:
+        if done or size is None or found is None or found.size > size or steps < LEAST_STEPS or not suits:
             return None
         if self.measured is None or self.measured.reference.loss(self.shared.model) < FAR:
             return None
@@ -192,8 +187,8 @@ class Fitting:
         detach(model)
         try:
             model.to(self.measured.calibrator.batches[0].device)  # to evaluate it, it may have been moved from there
-            finer = self.at(rate)
-            return finer, replace(found, rate=rate, size=self.size(target, finer, rate))
+            fitted = self.at(rate)
+            return fitted, replace(found, rate=rate, size=self.size(target, fitted, rate))
         except BaseException:  # such as Ctrl-C: the job stays as it was
             model.to(device)
             for site, master in masters.items():

@@ -18,13 +18,34 @@ from compressor.sharing.group import Group
 from compressor.sharing.initialization import initialise_site
 from compressor.sharing.sites import Site, padding_rows
 
-__all__ = ["OnRound", "advance", "check_zeros", "fit_groups", "not_shared", "penalties", "start_rounds"]
+__all__ = [
+    "OnRound",
+    "advance",
+    "check_zeros",
+    "fit_groups",
+    "forget_generated",
+    "not_shared",
+    "penalties",
+    "start_rounds",
+]
 
 OnRound = Callable[[list[Tensor], int], None]
 """Of the parameters that begin a round, and the steps that the round has."""
 
 
 _log = logging.getLogger(__name__)
+
+
+def forget_generated(plans: Sequence[TensorPlan], dense: dict[str, Tensor]) -> None:
+    """Drops the dense weights of tensors whose scheme generates its indices, which a virtual model does without.
+
+    Args:
+        plans: of a policy.
+        dense: the dense weights by name, changed in place.
+    """
+    for plan in plans:
+        if plan.scheme and plan.scheme.generator():
+            dense.pop(plan.site.name, None)
 
 
 def fit_groups(

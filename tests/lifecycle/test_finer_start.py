@@ -8,13 +8,12 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
-from torch.utils.data import DataLoader
 
 from compressor.checkpointing.manager import Checkpoints
 from compressor.compressor import Compressor
 from compressor.policy.policy import Policy, Rule
 from compressor.sharing.code_length import CodeLength
+from tests.helpers.sums import batches, net
 
 TARGET, EPOCHS = 4_000, 5  # of 60 steps
 FAR = 1e-7  # the answers of a network of random weights hardly differ
@@ -27,18 +26,9 @@ def a_long_training_is_short(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("compressor.lifecycle.fitting.FAR", FAR)
 
 
-def batches() -> DataLoader[Any]:
-    generator = torch.Generator().manual_seed(1)
-    inputs = [torch.randn(32, 64, generator=generator) for _ in range(60)]
-    pairs = [(one, one.view(32, 4, 16).sum(dim=2).argmax(dim=1)) for one in inputs]
-    return DataLoader(pairs, batch_size=None)  # type: ignore[arg-type]
-
-
 def prepared(policy: Policy | None = None, images: bool = True, **options: Any) -> Compressor:
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(64, 96), nn.BatchNorm1d(96), nn.ReLU(), nn.Linear(96, 4))
     given = {"target_size": TARGET, "distill": 0.0, "teacher": None, **options}
-    return Compressor(model, policy, **given).prepare(calibration=next(iter(batches()))[0] if images else None)
+    return Compressor(net(), policy, **given).prepare(calibration=next(iter(batches()))[0] if images else None)
 
 
 def steps_of(job: Compressor) -> list[float]:
