@@ -6,7 +6,7 @@ import itertools
 import math
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 import compressor
+from compressor.checkpointing.manager import Checkpoints
 from compressor.cli.configs import GateConfig, OutputConfig, Request
 from compressor.cli.data import look_at, say_images
 from compressor.cli.dry_run import dry_run
@@ -38,7 +39,7 @@ from compressor.cli.stopping import stoppable
 from compressor.cli.weights import dense_model, teacher_model
 from compressor.compressor import Compressor
 from compressor.distributed.collectives import broadcast_tensors, destroy, is_main_process, main_process_first
-from compressor.formats.errors import CompressorError
+from compressor.formats.errors import CompressorError, UsageError
 from compressor.formats.io.locking import holding
 from compressor.lifecycle.description import describe_plan
 from compressor.lifecycle.packed import Packed
@@ -138,10 +139,11 @@ def _run_stages(
             if work.trains(stage):
                 step("fine-tuning").done(f"stage {number} was done before")
         else:
-            job = _shared(
-                work, stage, model, teacher, output, step("codebooks"), original=original, preserve_sparsity=pruned,
-                from_scratch=number == 1 and not work.has_dense_model,
-            )  # fmt: skip
+            with _cleared_if_refused(checkpoints if number == 1 else None):
+                job = _shared(
+                    work, stage, model, teacher, output, step("codebooks"), original=original,
+                    preserve_sparsity=pruned, from_scratch=number == 1 and not work.has_dense_model,
+                )  # fmt: skip
             packed = _finetuned(work, stage, job, output, step)
             model, policy = job.model, job.policy
         pruned = pruned or any(stage.policy.prunings)
@@ -149,6 +151,17 @@ def _run_stages(
     facts = {"amp": work.execution.amp or None, "teacher": work.teacher_name}
     packed.note(recipe=with_rules(work.recipe, policy).to_dict(), **_without_none(facts))
     return packed, model
+
+
+@contextmanager
+def _cleared_if_refused(checkpoints: Checkpoints | None) -> Iterator[None]:
+    """Deletes the checkpoints of the dense baseline where the first stage is refused, as it would be once more."""
+    try:
+        yield
+    except UsageError:
+        if checkpoints is not None and checkpoints.found is None:
+            checkpoints.clear()
+        raise
 
 
 def _shared(

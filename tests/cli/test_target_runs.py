@@ -17,7 +17,7 @@ from compressor.compressor import Compressor
 from compressor.data.datasets import Dataset
 from compressor.formats.file.reader import PackedFile
 from compressor.rng import seeded
-from tests.helpers.runs import OUT, Runs, _here, killed, weights
+from tests.helpers.runs import FOLDER, OUT, Runs, _here, killed, weights
 from tests.helpers.tiny import few_digits
 
 __all__ = ["_here", "weights"]  # the fixtures
@@ -210,6 +210,16 @@ def test_a_target_that_no_price_reaches(runs: Runs) -> None:
     assert not OUT.exists()
     for words in (("--target-size", "300"), ("--target-bits", "0.001")):
         assert "with all weights zero the file takes" in runs.refused(2, *words, "--dry-run")
+
+
+def test_a_target_refused_after_the_baseline_leaves_nothing_to_resume(runs: Runs) -> None:
+    given = runs.words.index("--checkpoint-path")
+    runs.words = (*runs.words[:given], *runs.words[given + 2 :], "--baseline-epochs", "1")
+    assert "cannot be reached" in runs.refused(2, "--target-size", "450")
+    assert not FOLDER.exists()
+    said = runs(0, "--target-size", "700")  # neither --force nor another training of the baseline
+    assert "reused from" in said
+    assert OUT.stat().st_size <= 700
 
 
 def test_a_recipe_without_a_price_is_refused(runs: Runs) -> None:
