@@ -16,8 +16,9 @@ TIGHT = 0.998  # of the target: what is cut beyond it costs accuracy
 AIM = 0.999  # of the target: what the search tries to reach
 LEAN = 0.1  # of how far a master weight is off its codeword, which tells between errors that cost the same
 PASSES = 24
-INTERPOLATED = 8  # of PASSES; bytes may jump from one price to the next, so then the rest is halved
+INTERPOLATED = 8  # of PASSES; a power law may go on missing the target, so then the rest is halved
 LEAST_STEP, MOST_STEP = 4.0, 64.0  # times, from one price to the next until the target is between two
+ALIKE = 1.001  # times from a price that cuts too few bytes to one that cuts enough: bytes jump there
 LEAST_CUT = 0.1  # bytes that a price is taken to cut, where it cuts none
 LEAST_SHARE = 0.05  # of what is between two prices, that the next one cuts off
 
@@ -62,8 +63,10 @@ def settle(
             return found
         cut = max(float(size - found), LEAST_CUT)
         low, high = (low, (price, cut)) if found <= target else ((price, cut), high)
+        if high[0] <= ALIKE * low[0]:
+            break
         price = _between(low, high, wanted, halve=passes >= INTERPOLATED)
-    return size_at(min(high[0], price))  # where none was small enough, all codes are as short as they get
+    return size_at(price if high[0] == math.inf else high[0])  # if none was enough, codes are as short as they get
 
 
 def _between(low: tuple[float, float], high: tuple[float, float], wanted: float, halve: bool) -> float:

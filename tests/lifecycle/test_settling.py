@@ -89,6 +89,23 @@ def test_few_files_are_packed_before_one_is_within_a_500th_of_the_target(share: 
     assert packed <= most
 
 
+@pytest.mark.parametrize("share", [0.5, 0.9, 0.97])
+def test_where_bytes_jump_past_the_target_the_file_is_below_it(share: float) -> None:
+    """No price then has the last 500th, and none is looked for in vain until all passes are used."""
+    length, sizes = trained(), []
+    size = size_of(length)
+    target = round(share * size())
+
+    def jumping() -> int:
+        found = size()
+        sizes.append(found + 100 if found > 0.99 * target else found - 100)
+        return sizes[-1]
+
+    assert settle([length], target, jumping(), jumping) == sizes[-1]
+    assert sizes[-1] == max(one for one in sizes if one <= target)
+    assert len(sizes) <= 20
+
+
 @pytest.mark.parametrize("factor", [1.0, 1.01, 1.5])
 def test_a_file_that_is_small_enough_stays_as_it_is(factor: float) -> None:
     length = trained()
