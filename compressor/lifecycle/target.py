@@ -28,6 +28,7 @@ FAR, MOST_SLOPE = 3.0, 0.3  # bounds of how the logarithm of that ratio is extra
 LEAST_RATE, MOST_RATE = 1e-16, 1.0
 DROP_PASSES = 8
 PREDICTED_PASSES = 5  # of MOST_PASSES at a predicted price; predictions may creep, so then the rest is halved
+BEYOND, NEARLY = 1.05, 1.1  # times the last price, where predictions crept to a file of at most so many times the target
 WIDEST_DROP_STEP = 8.0  # times, from one price to the next until the drop is between two
 
 
@@ -209,11 +210,12 @@ def find_rate_for_size(target: int, floor: int, plain: PlainSizes, size_at: Call
             "ask for more, or share or halve what is untouched"
         )
     best: Search | None = None
+    size = 0  # of the last file
     low, high = LEAST_RATE, MOST_RATE  # the prices of files that were too large, and small enough
     for passes in range(1, MOST_PASSES + 1):
         rate = plain.rate_of(max(AIM * target, (floor + target) / 2) - floor)
         if not low < rate < high or passes > PREDICTED_PASSES:
-            rate = float(f"{math.sqrt(low * high):.4g}")
+            rate = _unpredicted(low, high, size, target)
         predicted = floor + round(plain.expected(rate))
         size = size_at(rate)
         _log.debug("rate %.4g: %d bytes, %d predicted", rate, size, predicted)
@@ -231,6 +233,23 @@ def find_rate_for_size(target: int, floor: int, plain: PlainSizes, size_at: Call
             raise UsageError(f"a target of {target:,} bytes cannot be reached: the file takes at least {least:,} bytes")
         return Search(MOST_RATE, floor, least, passes + 1)
     return replace(best, size=best.size if rate == best.rate else size_at(best.rate), passes=passes)
+
+
+def _unpredicted(low: float, high: float, size: int, target: int) -> float:
+    """Returns a price between two; a little beyond the only one that was tried, where its file is nearly the target.
+
+    Args:
+        low: the highest price of a file that was too large; ``LEAST_RATE``: there was none.
+        high: the lowest price of a file that was small enough; ``MOST_RATE``: there was none.
+        size: bytes of the last file.
+        target: bytes that are wanted.
+    """
+    rate = math.sqrt(low * high)
+    if target < size < NEARLY * target and high == MOST_RATE:
+        rate = min(low * BEYOND, rate)
+    elif target < NEARLY * size and low == LEAST_RATE:
+        rate = max(high / BEYOND, rate)
+    return float(f"{rate:.4g}")
 
 
 def find_rate_for_drop(allowed: float, size_at: Callable[[float], int], drop: Callable[[], float]) -> Search:

@@ -139,6 +139,14 @@ def test_sizes_that_do_not_follow_the_prediction_are_met_roughly(target: int) ->
     assert 0.8 * target <= found.size <= target
 
 
+def test_where_predictions_creep_to_the_target_the_next_price_is_near() -> None:
+    """From one side they come to none that is small enough; half way to the greatest price one is far too small."""
+    plain = plain_sizes()
+    found, files = search(2000, lambda rate: FLOOR + 2000 * plain.at(rate) / plain.at(1e-7) * (rate / 1e-7) ** 0.9)
+    assert sum(files.size(rate) > 2000 for rate in files.rates[:5]) == 5
+    assert 0.97 * 2000 <= found.size <= 2000
+
+
 def test_of_sizes_in_steps_the_largest_that_fits_is_found() -> None:
     found, files = search(5000, lambda rate: 8000 if rate < 3e-8 else 4000 if rate < 1e-5 else 2000)
     assert found.size == 4000
