@@ -28,7 +28,8 @@ FAR, MOST_SLOPE = 3.0, 0.3  # bounds of how the logarithm of that ratio is extra
 LEAST_RATE, MOST_RATE = 1e-16, 1.0
 DROP_PASSES = 8
 PREDICTED_PASSES = 5  # of MOST_PASSES at a predicted price; predictions may creep, so then the rest is halved
-BEYOND, NEARLY = 1.05, 1.1  # times the last price, where predictions crept to a file of at most so many times the target
+BEYOND = 1.05  # times, from a price that none was tried beyond to the next, where predictions crept
+NEARLY = 1.1  # times the target, of a file that predictions have crept to
 WIDEST_DROP_STEP = 8.0  # times, from one price to the next until the drop is between two
 
 
