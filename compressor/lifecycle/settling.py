@@ -15,6 +15,7 @@ __all__ = ["settle", "shorter"]
 TIGHT = 0.998  # of the target: what is cut beyond it costs accuracy
 AIM = 0.999  # of the target: what the search tries to reach
 LEAN = 0.1  # of how far a master weight is off its codeword, which tells between errors that cost the same
+LEAST_COST = 1e-6  # of the mean: weights that no image has reached would otherwise be moved all at once, or none
 PASSES = 24
 INTERPOLATED = 8  # of PASSES; a power law may go on missing the target, so then the rest is halved
 LEAST_STEP, MOST_STEP = 4.0, 64.0  # times, from one price to the next until the target is between two
@@ -46,12 +47,13 @@ def settle(
         return size
     masters = [length.master.clone() for length in lengths]
     codes = [lengths_of(length.counts()) for length in lengths]
+    costs = [_costs(length, curvature) for length in lengths]
+    floor = LEAST_COST * sum(float(cost.sum()) for cost in costs) / sum(cost.numel() for cost in costs) or 1.0
 
     def size_at(price: float) -> int:
-        for length, master, code in zip(lengths, masters, codes, strict=True):
-            (site,), (least, step) = length.group.sites, length.grid
-            costs = torch.ones(()) if curvature is None else curvature(site.name)
-            numbers = shorter(master.float() / step, costs.to(master.device) * step**2 / 2, code, least, price)
+        for length, master, code, cost in zip(lengths, masters, codes, costs, strict=True):
+            least, step = length.grid
+            numbers = shorter(master.float() / step, cost.clamp(min=floor), code, least, price)
             length.master.copy_(numbers.double() * step)
         return size_of()
 
@@ -67,6 +69,13 @@ def settle(
             break
         price = _between(low, high, wanted, halve=passes >= INTERPOLATED)
     return size_at(price if high[0] == math.inf else high[0])  # if none was enough, codes are as short as they get
+
+
+def _costs(length: CodeLength, curvature: Callable[[str], Tensor] | None) -> Tensor:
+    """Returns what an error of one step costs, float[shape] or a scalar."""
+    (site,), (_, step) = length.group.sites, length.grid
+    found = torch.ones(()) if curvature is None else curvature(site.name)
+    return found.to(length.master.device) * step**2 / 2
 
 
 def _between(low: tuple[float, float], high: tuple[float, float], wanted: float, halve: bool) -> float:
