@@ -205,7 +205,8 @@ def _finetuned(work: Run, stage: Stage, job: Compressor, output: OutputConfig, n
         return finish(job)
     step = new_step("fine-tuning")
     best = BestSoFar(work, stage, finish, output.codec)
-    _say_before(work, job, step, best.offer(job))
+    before = best.offer(job)
+    _say_before(work, job, step, before)
     with compiled_model(job.model, execution.torchcompile), best.told():
         job.finetune(
             data.train_loader(training.batch_size, execution.seed), data.eval_loader(EVAL_BATCH, "validation"),
@@ -221,6 +222,8 @@ def _finetuned(work: Run, stage: Stage, job: Compressor, output: OutputConfig, n
     best.clear()
     top1 = _evaluate(work, job.model, "validation").top1
     step.done(f"{counted(training.epochs, 'epoch')}  validation {percent(top1)}")
+    if before is not None and top1 < before and work.target.is_of_size and len(work.recipe.stages) == 1:
+        say(f"training has gained nothing: before it validation {percent(before)}, in the file that --epochs 0 writes")
     return packed
 
 

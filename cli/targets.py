@@ -58,6 +58,11 @@ class TargetConfig:
         return next(iter(self._flags()), None)
 
     @property
+    def is_of_size(self) -> bool:
+        """Whether it is the size of the file that is asked for."""
+        return self.target_size is not None or self.target_bits is not None
+
+    @property
     def is_searched(self) -> bool:
         """Whether the price is searched for, and not named."""
         return self.flag is not None and self.rate is None

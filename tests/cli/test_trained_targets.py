@@ -52,6 +52,16 @@ def test_the_file_keeps_to_the_target_and_the_summary_has_price_and_size(
     assert all(0.9 * TARGET < int(row["train_size"]) < 1.2 * TARGET for row in rows)
 
 
+@pytest.mark.parametrize("before", [0.0, 0.99])
+def test_where_training_gains_nothing_the_file_before_it_is_named(
+    runs: Runs, monkeypatch: pytest.MonkeyPatch, before: float
+) -> None:
+    monkeypatch.setattr("compressor.cli.so_far.evaluate", lambda *_: SimpleNamespace(top1=before))
+    lines = runs(0, "--epochs", "1").splitlines()
+    said = "training has gained nothing: before it validation 99.0 %, in the file that --epochs 0 writes"
+    assert (said in lines) == (before > 0.5)
+
+
 def test_without_epochs_nothing_is_trained_and_nothing_kept(runs: Runs) -> None:
     said = runs(0, "--epochs", "0")
     assert "fine-tuning" not in said
