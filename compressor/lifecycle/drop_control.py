@@ -25,6 +25,7 @@ SLACK = 0.1  # of the dense model's errors, by which a drop at the beginning of 
 MOST_SLACK = 4.0  # times that, beyond which it is none
 CLOSE = 0.03  # a logarithm: bytes that the price is left to correct, and not the grid
 GLIDE, GLIDE_TIME = 3.0, 0.05  # times, by which grids become coarser at most, in this part of the training
+MOST_COARSER = 1.15  # times, at once: in a training of a few counts the weights could not follow, and all be lost
 COARSENED_UNTIL = 0.75  # of the training
 
 
@@ -135,7 +136,7 @@ class DropControl(SizeControl):
         rest = self.lengths[0].rest
         excess = math.log(max(self.predicted - rest, 1) / max(self.target - rest, 1))
         if excess > CLOSE and steps <= COARSENED_UNTIL * total_steps:
-            most = GLIDE ** (STEPS_BETWEEN_COUNTS / interval(total_steps, GLIDE_TIME))
+            most = min(GLIDE ** (STEPS_BETWEEN_COUNTS / interval(total_steps, GLIDE_TIME)), MOST_COARSER)
             self._rescale(min(math.exp(excess / BYTES_BY_STEP), most))
             self._note_error()
         else:

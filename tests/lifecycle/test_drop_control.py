@@ -135,6 +135,14 @@ def test_grids_become_coarser_little_by_little_until_the_file_is_as_small_as_it_
     assert 0.2 < control.price / (price * coarser**2) < 5
 
 
+def test_in_a_training_of_few_counts_grids_become_coarser_by_a_few_per_cent_at_once() -> None:
+    control = control_of()
+    control.following(None, VAL, 1)
+    before = steps(control)
+    control.on_step(STEPS_BETWEEN_COUNTS, 3 * STEPS_BETWEEN_COUNTS)
+    assert 1.05 < steps(control)[0] / before[0] < 1.2
+
+
 def test_where_top1_has_fallen_too_far_grids_become_finer_at_once() -> None:
     control = control_of()
     after = control.following(None, VAL, 4)
