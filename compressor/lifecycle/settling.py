@@ -37,23 +37,22 @@ def settle(
     the file is small enough.
 
     Args:
-        lengths: of the groups that may change.
+        lengths: of the groups that may change; none may, where all are frozen.
         target: bytes of the file.
         size: bytes of the file as it is.
         size_of: returns the bytes of the file, were the model packed now.
         curvature: returns that of a tensor by its name, float[shape]; None: squared errors cost alike everywhere.
     """
-    if size <= target:
+    if size <= target or not lengths:
         return size
     masters = [length.master.clone() for length in lengths]
     codes = [lengths_of(length.counts()) for length in lengths]
-    costs = [_costs(length, curvature) for length in lengths]
-    floor = LEAST_COST * sum(float(cost.sum()) for cost in costs) / sum(cost.numel() for cost in costs) or 1.0
+    costs = _costs(lengths, curvature)
 
     def size_at(price: float) -> int:
         for length, master, code, cost in zip(lengths, masters, codes, costs, strict=True):
             least, step = length.grid
-            numbers = shorter(master.float() / step, cost.clamp(min=floor), code, least, price)
+            numbers = shorter(master.float() / step, cost, code, least, price)
             length.master.copy_(numbers.double() * step)
         return size_of()
 
@@ -71,11 +70,15 @@ def settle(
     return size_at(price if high[0] == math.inf else high[0])  # if none was enough, codes are as short as they get
 
 
-def _costs(length: CodeLength, curvature: Callable[[str], Tensor] | None) -> Tensor:
-    """Returns what an error of one step costs, float[shape] or a scalar."""
-    (site,), (_, step) = length.group.sites, length.grid
-    found = torch.ones(()) if curvature is None else curvature(site.name)
-    return found.to(length.master.device) * step**2 / 2
+def _costs(lengths: Sequence[CodeLength], curvature: Callable[[str], Tensor] | None) -> list[Tensor]:
+    """Returns what an error of one step costs in each group, float[shape] or a scalar, and nowhere nothing."""
+    found = []
+    for length in lengths:
+        (site,), (_, step) = length.group.sites, length.grid
+        known = torch.ones(()) if curvature is None else curvature(site.name)
+        found.append(known.to(length.master.device) * step**2 / 2)
+    mean = sum(float(cost.sum()) for cost in found) / sum(cost.numel() for cost in found)
+    return [cost.clamp(min=LEAST_COST * mean or 1.0) for cost in found]
 
 
 def _between(low: tuple[float, float], high: tuple[float, float], wanted: float, halve: bool) -> float:

@@ -127,6 +127,10 @@ def test_a_file_that_is_small_enough_stays_as_it_is(factor: float) -> None:
     assert torch.equal(length.master, before)
 
 
+def test_where_all_weights_are_frozen_the_file_stays_as_large_as_it_is() -> None:
+    assert settle([], 99, 100, lambda: 100) == 100
+
+
 def test_below_what_one_value_takes_all_weights_have_one() -> None:
     length = trained()
     size = size_of(length)
